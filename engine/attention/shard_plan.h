@@ -1,0 +1,76 @@
+// Which host computes which tokens of a prompt, as plain values: the pure half of every strategy.
+// The same on all ranks, because it depends on the request and the group size only. A "host" is a
+// share of the context group (0-based); a rank plays hosts [rank * hosts / ranks, (rank + 1) *
+// hosts / ranks).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace apb::attention {
+
+// The prompt: document tokens at positions [0, document_length), then the query.
+struct PromptLayout {
+  int64_t document_length = 0;
+  int64_t query_length = 0;           // at least 1
+  int64_t query_insert_position = 0;  // where the embedded query goes in the anchor
+  int64_t embedded_query_length = 0;
+};
+
+struct StrategyOptions {
+  int hosts = 1;
+  int64_t anchor_length = -1;  // -1: the authors' value for the length (docs/algorithms.md)
+  int64_t passing_length = -1;
+  bool balanced = false;  // block lengths by the cost model instead of equal ones
+};
+
+// Document tokens [begin, end); their positions are the same numbers.
+struct TokenSpan {
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t length() const { return end - begin; }
+  bool operator==(const TokenSpan&) const = default;
+};
+
+struct HostShard {
+  std::vector<TokenSpan> local;  // one span for block-wise splits, two for zigzag; may be empty
+  bool sees_anchor = false;      // local rows attend to the anchor
+  // Candidates for passing: local rows of this document span (document token numbers).
+  TokenSpan passing_candidates;
+  int64_t passing_length = 0;  // tokens that this host contributes per KV head (0 = none)
+  int64_t local_length() const {
+    int64_t n = 0;
+    for (const TokenSpan& span : local) n += span.length();
+    return n;
+  }
+  bool operator==(const HostShard&) const = default;
+};
+
+// One row of the anchor block: a document token (>= 0) or embedded query token i, written as -1 -
+// i.
+using AnchorSource = int32_t;
+
+struct ShardPlan {
+  std::vector<HostShard> hosts;
+  // Rows of the anchor, at positions 0, 1, 2, ...; empty = no anchor. The anchor's activations
+  // depend on nothing else (APB.md 5.4), so a rank computes it once for all the hosts that it
+  // plays.
+  std::vector<AnchorSource> anchor;
+  bool operator==(const ShardPlan&) const = default;
+
+  int64_t document_length() const;
+  // For logs and tests.
+  std::string DebugString() const;
+};
+
+// The hosts of one rank: [first, last).
+struct HostRange {
+  int first = 0;
+  int last = 0;
+};
+HostRange HostsOfRank(int hosts, int ranks, int rank);
+
+}  // namespace apb::attention

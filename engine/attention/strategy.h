@@ -1,0 +1,51 @@
+// A way of spreading the prefill of one document over the hosts. A new strategy is one plan
+// function, one class and one line in the registry (strategy_registry.cc).
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/attention/shard_plan.h"
+#include "engine/parallel/communicator.h"
+#include "kernels/backend.h"
+
+namespace apb::attention {
+
+// Local rows of one host within the rank's rows.
+struct HostRows {
+  int host = 0;
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+// One layer of one prefill on one rank. The rank's rows are [anchor ; local of its hosts in order];
+// the anchor rows [0, anchor_rows) are absent (0) on ranks that need none.
+struct LayerCall {
+  int layer = 0;
+  const ShardPlan& plan;
+  int64_t anchor_rows = 0;
+  std::span<const HostRows> hosts;
+  float scale = 0;
+  kernels::TensorView positions;  // [T] i32
+  kernels::TensorView q;          // [T, n_q, d], after RoPE
+  kernels::TensorView k;          // [T, n_kv, d], after RoPE
+  kernels::TensorView v;          // [T, n_kv, d]
+  kernels::TensorView out;        // [T, n_q, d]; every row must be written
+};
+
+class ContextParallelStrategy {
+ public:
+  virtual ~ContextParallelStrategy() = default;
+  virtual std::string_view name() const = 0;
+  // Whether BeforeRope is needed in this layer (it is not where nothing is passed on).
+  virtual bool WantsPreRope(int layer) const = 0;
+  // qkv as in LayerAttention::BeforeRope; `call` has q, k, v and out absent.
+  virtual absl::Status BeforeRope(const LayerCall& call, const kernels::TensorView& qkv,
+                                  kernels::Stream& stream) = 0;
+  virtual absl::Status Attend(const LayerCall& call, kernels::Stream& stream) = 0;
+};
+
+}  // namespace apb::attention

@@ -1,0 +1,29 @@
+// Ids of KV blocks of one rank: who has which. Holds no bytes. Owner: the step thread (or the
+// leader's scheduler, which keeps one pool a rank as its account).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace apb::cache {
+
+class BlockPool {
+ public:
+  explicit BlockPool(int32_t block_count);
+  // `count` blocks, or kResourceExhausted and none.
+  absl::StatusOr<std::vector<int32_t>> Allocate(int64_t count);
+  // Every id must be allocated (checked).
+  void Free(const std::vector<int32_t>& blocks);
+  int64_t free_count() const { return static_cast<int64_t>(free_.size()); }
+  int64_t total_count() const { return static_cast<int64_t>(allocated_.size()); }
+  int64_t used_count() const { return total_count() - free_count(); }
+
+ private:
+  std::vector<int32_t>
+      free_;  // a stack: the last freed is the next given, it may still be in a CPU cache
+  std::vector<bool> allocated_;
+};
+
+}  // namespace apb::cache

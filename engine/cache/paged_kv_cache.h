@@ -1,0 +1,63 @@
+// The bytes of a rank's KV cache and the block tables of its sequences. Keys are stored after RoPE,
+// so a slot needs its position only for masking. Owner: the step thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/cache/block_pool.h"
+#include "kernels/backend.h"
+
+namespace apb::cache {
+
+struct KvCacheShape {
+  int layers = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t block_size = 32;  // tokens
+  int64_t block_count = 0;
+  kernels::DType dtype = kernels::DType::kBF16;
+  int64_t bytes_per_block() const {
+    return 2 * layers * kv_heads * head_dim * block_size *
+           static_cast<int64_t>(kernels::SizeOf(dtype));
+  }
+};
+
+// One sequence's share of the KV on this rank. Slot i lies in block blocks[i / block_size].
+struct SequenceKv {
+  std::vector<int32_t> blocks;
+  std::vector<int32_t> positions;  // of the token in each used slot; size() = slots in use
+  int64_t slot_count() const { return static_cast<int64_t>(positions.size()); }
+};
+
+class PagedKvCache {
+ public:
+  // Allocates all blocks at once; kResourceExhausted if they do not fit.
+  static absl::StatusOr<std::unique_ptr<PagedKvCache>> Create(const KvCacheShape& shape,
+                                                              kernels::Backend& backend);
+  // Takes slots for tokens at these positions and returns the slot numbers (block * block_size +
+  // offset), or kResourceExhausted and changes nothing.
+  absl::StatusOr<std::vector<int64_t>> Reserve(SequenceKv& sequence,
+                                               std::span<const int32_t> positions);
+  // Gives all blocks back; the sequence is empty afterwards.
+  void Release(SequenceKv& sequence);
+
+  // [block_count, kv_heads, block_size, head_dim]
+  kernels::TensorView keys(int layer) const;
+  kernels::TensorView values(int layer) const;
+  const KvCacheShape& shape() const { return shape_; }
+  const BlockPool& pool() const { return pool_; }
+
+ private:
+  PagedKvCache(const KvCacheShape& shape, kernels::Buffer keys, kernels::Buffer values);
+  KvCacheShape shape_;
+  kernels::Buffer keys_;  // all layers, layer-major
+  kernels::Buffer values_;
+  BlockPool pool_;
+};
+
+}  // namespace apb::cache

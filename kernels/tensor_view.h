@@ -1,0 +1,97 @@
+// The one tensor type that crosses module borders: a pointer with a type, a shape and strides. It
+// owns nothing.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+namespace apb::kernels {
+
+enum class DType : uint8_t { kF32, kBF16, kI32, kI64 };
+
+constexpr size_t SizeOf(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+    case DType::kI32:
+      return 4;
+    case DType::kBF16:
+      return 2;
+    case DType::kI64:
+      return 8;
+  }
+  return 0;
+}
+
+// bf16 as stored; arithmetic happens in float.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// Where the bytes are. Ops want all operands in the place of their backend.
+enum class Place : uint8_t { kHost, kDevice };
+
+// Up to four dimensions; strides are in elements; the last dimension always has stride 1.
+// A default-constructed view means "absent" (an optional operand).
+struct TensorView {
+  void* data = nullptr;
+  DType dtype = DType::kF32;
+  int rank = 0;
+  std::array<int64_t, 4> shape{0, 0, 0, 0};
+  std::array<int64_t, 4> stride{0, 0, 0, 0};
+
+  // A contiguous row-major view.
+  static TensorView Contiguous(void* data, DType dtype, std::initializer_list<int64_t> shape) {
+    TensorView view;
+    view.data = data;
+    view.dtype = dtype;
+    view.rank = static_cast<int>(shape.size());
+    int i = 0;
+    for (int64_t extent : shape) view.shape[i++] = extent;
+    int64_t stride = 1;
+    for (int d = view.rank - 1; d >= 0; --d) {
+      view.stride[d] = stride;
+      stride *= view.shape[d];
+    }
+    return view;
+  }
+
+  bool present() const { return data != nullptr; }
+  int64_t rows() const { return shape[0]; }
+  int64_t numel() const {
+    int64_t n = 1;
+    for (int d = 0; d < rank; ++d) n *= shape[d];
+    return rank == 0 ? 0 : n;
+  }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+  // Rows [begin, end) of the first dimension.
+  TensorView Rows(int64_t begin, int64_t end) const {
+    TensorView view = *this;
+    view.data =
+        static_cast<std::byte*>(data) + begin * stride[0] * static_cast<int64_t>(SizeOf(dtype));
+    view.shape[0] = end - begin;
+    return view;
+  }
+  // Columns [begin, end) of the last dimension of a rank-2 view, e.g. the K slice of a packed [T,
+  // qkv] buffer.
+  TensorView Columns(int64_t begin, int64_t end) const {
+    TensorView view = *this;
+    view.data = static_cast<std::byte*>(data) + begin * static_cast<int64_t>(SizeOf(dtype));
+    view.shape[rank - 1] = end - begin;
+    return view;
+  }
+  // A [T, heads * d] view seen as [T, heads, d].
+  TensorView SplitHeads(int64_t head_dim) const {
+    TensorView view = *this;
+    view.rank = 3;
+    view.shape = {shape[0], shape[1] / head_dim, head_dim, 0};
+    view.stride = {stride[0], head_dim, 1, 0};
+    return view;
+  }
+};
+
+}  // namespace apb::kernels
