@@ -1,0 +1,111 @@
+"""Goal: the walls of the house stand. Method: read every source file and CMakeLists.txt and fail on include
+arrows that point the wrong way, vendor headers outside their room, source files that no target builds, and
+things at the top level that do not belong there. Long files are printed, not failed: they are a question."""
+
+import os
+import re
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# Folder -> folders whose headers it may include (itself always). docs/architecture.md draws this.
+ARROWS = {
+    "kernels": [],
+    "engine/base": [],
+    "engine/core": ["kernels", "engine/base"],
+    "engine/cache": ["kernels", "engine/base", "engine/core"],
+    "engine/parallel": ["kernels", "engine/base", "engine/core"],
+    "engine/sampling": ["kernels", "engine/base", "engine/core"],
+    "engine/attention": ["kernels", "engine/base", "engine/core", "engine/cache", "engine/parallel", "engine/model"],
+    "engine/model": ["kernels", "engine/base", "engine/core", "engine/attention/layer_attention.h"],
+    "engine/schedule": ["engine/base", "engine/sampling/sampling_params.h", "engine/cache/block_pool.h",
+                        "engine/attention/shard_plan.h", "engine/attention/strategy_plan.h"],
+    "engine/worker": ["kernels", "engine", "apb/cluster"],
+    "server/text": ["engine/base"],
+    "server/observability": ["engine/base"],
+    "server/frontend": ["engine/base", "server/text", "server/observability", "apb/cluster", "apb/inference"],
+    "server/grpc": ["engine/base", "server/text", "server/observability", "server/frontend", "apb"],
+    "server/http": ["engine/base", "server/text", "server/observability", "server/frontend"],
+    "server": ["engine/base", "server"],
+}
+# Vendor header -> the only places that may include it.
+VENDORS = {
+    r"mpi\.h": ["engine/parallel/mpi_"],
+    r"cuda.*|cublas.*|nccl\.h|cudnn.*": ["kernels/cuda/", "engine/parallel/nccl_"],
+    r"(oneapi/dnnl/.*|dnnl.*)": ["kernels/cpu/"],
+    r"prometheus/.*": ["server/observability/"],
+    r"boost/.*": ["server/http/"],
+}
+TOP_LEVEL = {"CMakeLists.txt", "CMakePresets.json", "LICENSE", "README.md", "server", "proto", "engine",
+             "kernels", "deploy", "docker", "tests", "docs"}
+SOURCE = (".cc", ".h", ".cu", ".cuh")
+OURS = ("kernels/", "engine/", "server/", "apb/", "tests/")
+
+
+def tracked_files():
+    out = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True)
+    if out.returncode == 0 and out.stdout:
+        return [f for f in out.stdout.splitlines() if os.path.exists(os.path.join(ROOT, f))]
+    found = []
+    for folder, dirs, files in os.walk(ROOT):  # an exported tree without git
+        dirs[:] = [d for d in dirs if d not in ("build", ".git")]
+        found += [os.path.relpath(os.path.join(folder, f), ROOT) for f in files]
+    return found
+
+
+def read(path):
+    with open(os.path.join(ROOT, path), encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def room_of(path):
+    folder = os.path.dirname(path)
+    while folder and folder not in ARROWS:
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def allowed(room, target):
+    if target.startswith(room + "/"):
+        return True
+    return any(target == a or target.startswith(a + "/") for a in ARROWS[room])
+
+
+def check_includes(path, text, errors):
+    room = room_of(path)
+    for quote, target in re.findall(r'^\s*#\s*include\s*(["<])([^">]+)', text, re.M):
+        if room and quote == '"' and target.startswith(OURS) and not allowed(room, target):
+            errors.append(f"{path}: {room} must not include {target}")
+        for pattern, places in VENDORS.items():
+            if re.fullmatch(pattern, target) and not path.startswith("tests/") \
+                    and not any(path.startswith(p) for p in places):
+                errors.append(f"{path}: {target} belongs to {', '.join(places)} only")
+
+
+def main():
+    errors, files = [], tracked_files()
+    cmake = "\n".join(read(f) for f in files if f.endswith("CMakeLists.txt"))
+    for path in files:
+        top = path.split("/")[0]
+        if top not in TOP_LEVEL and not top.startswith("."):
+            errors.append(f"{path}: not at the top level")
+        if not path.endswith(SOURCE):
+            continue
+        text = read(path)
+        check_includes(path, text, errors)
+        name = os.path.basename(path)
+        if path.endswith((".cc", ".cu")) and not re.search(r"(?<![\w.])" + re.escape(name), cmake) \
+                and not re.search(re.escape(os.path.splitext(name)[0]) + r"\b", cmake):
+            errors.append(f"{path}: no target builds it")
+        lines = text.count("\n")
+        if lines > (700 if path.startswith("tests/") else 600 if path.startswith("kernels/") else 500):
+            print(f"long file: {path} {lines} lines")
+    for error in errors:
+        print("error:", error)
+    print(f"{len(files)} files, {len(errors)} errors")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
