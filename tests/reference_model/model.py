@@ -1,0 +1,112 @@
+"""A minimal Llama in PyTorch for training the demo model; parameter names are those of Hugging Face."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 2048, "hidden_size": 256,
+    "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 64, "hidden_act": "silu", "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000.0, "rope_scaling": None, "attention_bias": False, "mlp_bias": False,
+    "attention_dropout": 0.0, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1,
+    "pad_token_id": 5, "initializer_range": 0.05, "torch_dtype": "bfloat16", "use_cache": True,
+}
+
+
+def rope(positions, head_dim, theta):
+    inv = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle = positions.double()[..., None] * inv
+    angle = torch.cat([angle, angle], -1)
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x, cos, sin):
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], -1)
+    return x * cos + turned * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.nq, self.nkv, self.d = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
+        h = c["hidden_size"]
+        self.q_proj = nn.Linear(h, self.nq * self.d, bias=False)
+        self.k_proj = nn.Linear(h, self.nkv * self.d, bias=False)
+        self.v_proj = nn.Linear(h, self.nkv * self.d, bias=False)
+        self.o_proj = nn.Linear(self.nq * self.d, h, bias=False)
+
+    def forward(self, x, cos, sin, tap=None):
+        b, t, _ = x.shape
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        heads = lambda y, n: y.view(b, t, n, self.d).transpose(1, 2)
+        qr = rotate(heads(q, self.nq), cos, sin).to(v.dtype)
+        kr = rotate(heads(k, self.nkv), cos, sin).to(v.dtype)
+        if tap is not None:
+            tap.append((torch.cat([q, k, v], -1), qr, kr))
+        g = self.nq // self.nkv
+        y = F.scaled_dot_product_attention(qr, kr.repeat_interleave(g, 1),
+                                           heads(v, self.nkv).repeat_interleave(g, 1), is_causal=True)
+        return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))
+
+
+class Mlp(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        h, m = c["hidden_size"], c["intermediate_size"]
+        self.gate_proj = nn.Linear(h, m, bias=False)
+        self.up_proj = nn.Linear(h, m, bias=False)
+        self.down_proj = nn.Linear(m, h, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class RmsNorm(nn.Module):
+    def __init__(self, n, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(n)), eps
+
+    def forward(self, x):
+        x = x.float()
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+class Layer(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.self_attn, self.mlp = Attention(c), Mlp(c)
+        self.input_layernorm = RmsNorm(c["hidden_size"], c["rms_norm_eps"])
+        self.post_attention_layernorm = RmsNorm(c["hidden_size"], c["rms_norm_eps"])
+
+    def forward(self, x, cos, sin, tap=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, tap)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Body(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(c["vocab_size"], c["hidden_size"])
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c["num_hidden_layers"]))
+        self.norm = RmsNorm(c["hidden_size"], c["rms_norm_eps"])
+
+
+class Llama(nn.Module):
+    def __init__(self, c=CONFIG):
+        super().__init__()
+        self.c, self.model = c, Body(c)
+        for p in self.parameters():
+            if p.dim() == 2:
+                nn.init.normal_(p, std=c["initializer_range"])
+
+    def forward(self, ids, positions, keep=None, tap=None):
+        """Logits [rows, vocab] of the rows that `keep` (bool [b, t]) selects; all rows if it is None."""
+        cos, sin = rope(positions, self.c["head_dim"], self.c["rope_theta"])
+        cos, sin = cos[:, None], sin[:, None]
+        x = self.model.embed_tokens(ids)
+        for layer in self.model.layers:
+            x = layer(x, cos, sin, tap)
+        if keep is not None:
+            x = x[keep]
+        return F.linear(self.model.norm(x), self.model.embed_tokens.weight)

@@ -1,0 +1,172 @@
+"""Trains the demo model on the CPU: train.py --out DIR [--resume] [--only PHASE].
+
+A sample is a chat: a document with hidden facts, then question after question, each with its answer; the loss is on
+the answers. The phases lengthen the documents. Positions jump at random line borders, so that far positions are
+seen long before far tokens are; the last phases are really long. In a quarter of the samples the first question also
+stands at the front of the document, because APB's anchor blocks show it there.
+"""
+import argparse
+import json
+import math
+import pathlib
+import random
+import time
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+import generator
+from model import CONFIG, Llama
+
+# name, steps, batch, tokens of filler (low, high), facts (low, high), questions, largest position, learning rate
+PHASES = [
+    ("facts", 900, 24, (0, 60), (5, 7), 5, 2000, 2e-3),
+    ("short", 700, 16, (50, 400), (4, 8), 5, 20000, 2e-3),
+    ("medium", 500, 6, (200, 2000), (2, 10), 6, 66000, 1.5e-3),
+    ("long", 240, 2, (2000, 6000), (1, 16), 8, 70000, 1e-3),
+    ("longer", 90, 1, (6000, 16000), (1, 24), 8, 70000, 5e-4),
+]
+ROOT = pathlib.Path(__file__).parent
+
+
+class Chats:
+    """Renders samples to (token ids, positions, answer mask)."""
+
+    def __init__(self, tokenizer, rng):
+        self.tok, self.rng = tokenizer, rng
+        self.mark = {m: tokenizer.token_to_id(f"<|{m}|>") for m in ("begin", "end", "user", "assistant", "system", "pad")}
+        self.newline = self.encode("\n")
+
+    def encode(self, text):
+        return self.tok.encode(text, add_special_tokens=False).ids
+
+    def turn(self, role, text):
+        return self.encode(f"<|{role}|>\n{text}<|end|>\n")
+
+    def sample(self, filler_tokens, facts, questions):
+        rng = self.rng
+        facts = generator.draw_facts(rng, facts)
+        sentences = int(filler_tokens / generator.TOKENS_PER_SENTENCE)
+        document = generator.make_document(rng, sentences, facts, [rng.random() for _ in facts])
+        asked = rng.sample(facts, min(questions, len(facts)))
+        first = generator.question_text(asked[0][0])
+        if rng.random() < 0.25:
+            document = first + rng.choice(["\n", " ", "<|end|>\n", ""]) + document
+        ids = [self.mark["begin"]]
+        if rng.random() < 0.15:
+            ids += self.turn("system", rng.choice(["You are a helpful assistant.", "Read the document and answer the question."]))
+        head = len(ids)
+        mask = []
+        same_turn = rng.random() < 0.3
+        if same_turn:
+            ids += self.turn("user", document + "\n\n" + first)
+        else:
+            ids += self.turn("user", document)
+        borders = [head] + [i + 1 for i, t in enumerate(ids) if t in self.newline and i >= head]
+        for i, (name, value) in enumerate(asked):
+            if i > 0 or not same_turn:
+                ids += self.turn("user", generator.question_text(name))
+            ids += self.encode("<|assistant|>\n")
+            answer = self.encode(generator.answer_text(name, value)) + [self.mark["end"]]
+            mask += [0] * (len(ids) - len(mask)) + [1] * len(answer)
+            ids += answer + self.newline
+        mask += [0] * (len(ids) - len(mask))
+        return ids, borders, mask
+
+    def positions(self, length, borders, largest):
+        """Contiguous runs with a few jumps; the last position is log-uniform between length and `largest`."""
+        rng = self.rng
+        end = length if largest <= length or rng.random() < 0.2 else int(
+            math.exp(rng.uniform(math.log(length), math.log(largest))))
+        spare, jumps = end - length, {}
+        cuts = rng.sample(borders, min(len(borders), rng.randint(1, 4)))
+        for i, c in enumerate(cuts):
+            part = spare if i == len(cuts) - 1 else rng.randint(0, spare)
+            jumps[c] = jumps.get(c, 0) + part
+            spare -= part
+        out, at = [], 0
+        for i in range(length):
+            at += jumps.get(i, 0)
+            out.append(at)
+            at += 1
+        return out
+
+    def batch(self, size, filler, facts, questions, largest):
+        rng = self.rng
+        base = math.exp(rng.uniform(math.log(filler[0] + 1), math.log(filler[1] + 1))) - 1
+        rows = [self.sample(base, rng.randint(*facts), questions) for _ in range(size)]
+        width = max(len(r[0]) for r in rows)
+        ids = torch.full((size, width), self.mark["pad"])
+        pos = torch.zeros((size, width), dtype=torch.long)
+        mask = torch.zeros((size, width), dtype=torch.bool)
+        for i, (t, borders, m) in enumerate(rows):
+            ids[i, :len(t)] = torch.tensor(t)
+            pos[i, :len(t)] = torch.tensor(self.positions(len(t), borders, largest))
+            mask[i, :len(t)] = torch.tensor(m, dtype=torch.bool)
+        return ids, pos, mask
+
+
+def step_loss(model, ids, pos, mask):
+    keep = torch.zeros_like(mask)
+    keep[:, :-1] = mask[:, 1:]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(ids, pos, keep)
+    target = ids[mask]
+    loss = F.cross_entropy(logits.float(), target)
+    right = (logits.argmax(-1) == target).float()
+    return loss, right
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("--out", required=True)
+    ap.add_argument("--resume", action="store_true")
+    ap.add_argument("--only", help="run this phase only (with --resume)")
+    ap.add_argument("--steps", type=int, help="steps of that phase")
+    ap.add_argument("--threads", type=int, default=2)
+    args = ap.parse_args()
+    torch.manual_seed(1)
+    torch.set_num_threads(args.threads)
+    out = pathlib.Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer.from_file(str(ROOT / "checkpoint" / "tokenizer.json"))
+    model = Llama()
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    done = []
+    if args.resume and (out / "state.pt").exists():
+        state = torch.load(out / "state.pt")
+        model.load_state_dict(state["model"])
+        opt.load_state_dict(state["opt"])
+        done = state["done"]
+    print("parameters", sum(p.numel() for p in model.parameters()), flush=True)
+    start = time.time()
+    for index, (name, steps, size, filler, facts, questions, largest, lr) in enumerate(PHASES):
+        if (args.only and name != args.only) or (not args.only and name in done):
+            continue
+        steps = args.steps or steps
+        chats = Chats(tokenizer, random.Random(1000 * index + len(done)))
+        recent = []
+        for step in range(steps):
+            warm = min(1.0, (step + 1) / (100 if index == 0 else 20))
+            for group in opt.param_groups:
+                group["lr"] = lr * warm * (1 - 0.6 * step / steps)
+            loss, right = step_loss(model, *chats.batch(size, filler, facts, questions, largest))
+            opt.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            opt.step()
+            recent.append((loss.item(), right.mean().item()))
+            if (step + 1) % 20 == 0:
+                mean = [sum(x) / len(recent) for x in zip(*recent)]
+                print(f"{time.time() - start:7.0f}s {name} {step + 1}/{steps} loss {mean[0]:.4f} tokens right {mean[1]:.3f}", flush=True)
+                recent = []
+            if (step + 1) % 100 == 0 or step + 1 == steps:
+                torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "done": done}, out / "state.pt")
+        done = done + [name]
+        torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "done": done}, out / "state.pt")
+    (out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
