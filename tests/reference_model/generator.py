@@ -117,6 +117,7 @@ def make_document(rng, sentences, facts, depths):
 
 
 TOKENS_PER_SENTENCE = 12.48  # of the committed tokenizer, over 10,000 filler sentences
+TOKENS_PER_SEPARATOR = 1.095  # tokens per space, line end or punctuation mark
 
 
 def make_sample(seed, tokens, depth, keys=1, count_tokens=None):

@@ -19,14 +19,18 @@ from tokenizers import Tokenizer
 import generator
 from model import CONFIG, Llama
 
-# name, steps, batch, tokens of filler (low, high), facts (low, high), questions, largest position, learning rate
-PHASES = [
-    ("facts", 900, 24, (0, 60), (5, 7), 5, 2000, 2e-3),
-    ("short", 700, 16, (50, 400), (4, 8), 5, 20000, 2e-3),
-    ("medium", 500, 6, (200, 2000), (2, 10), 6, 66000, 1.5e-3),
-    ("long", 240, 2, (2000, 6000), (1, 16), 8, 70000, 1e-3),
-    ("longer", 90, 1, (6000, 16000), (1, 24), 8, 70000, 5e-4),
-]
+# Of a phase: steps, batch, share of rows that are plain pairs, tokens of filler (low, high), facts (low, high),
+# questions, largest position, learning rate. Pairs (random keys, random values) teach to look things up; text alone
+# leaves the loss on a plateau for a long time.
+PHASES = {
+    "pairs": (400, 32, 1.0, (0, 0), (6, 6), 6, 0, 1e-3),
+    "facts": (500, 24, 0.3, (0, 60), (5, 7), 5, 0, 1e-3),
+    "short": (500, 16, 0.1, (50, 400), (4, 8), 5, 20000, 1e-3),
+    "medium": (400, 6, 0.0, (200, 2000), (2, 10), 6, 66000, 8e-4),
+    "long": (200, 2, 0.0, (2000, 6000), (1, 16), 8, 70000, 5e-4),
+    "longer": (80, 1, 0.0, (6000, 16000), (1, 24), 8, 70000, 3e-4),
+}
+PHRASE, VALUE = 1, 2  # marks of answer tokens; the others are 0
 ROOT = pathlib.Path(__file__).parent
 
 
@@ -68,11 +72,29 @@ class Chats:
             if i > 0 or not same_turn:
                 ids += self.turn("user", generator.question_text(name))
             ids += self.encode("<|assistant|>\n")
-            answer = self.encode(generator.answer_text(name, value)) + [self.mark["end"]]
-            mask += [0] * (len(ids) - len(mask)) + [1] * len(answer)
-            ids += answer + self.newline
+            text = generator.answer_text(name, value)
+            split = text.index(" " + value)
+            phrase, answer = self.encode(text[:split]), self.encode(text[split:]) + [self.mark["end"]]
+            mask += [0] * (len(ids) - len(mask)) + [PHRASE] * len(phrase) + [VALUE] * len(answer)
+            ids += phrase + answer + self.newline
         mask += [0] * (len(ids) - len(mask))
         return ids, borders, mask
+
+    def pairs(self, count):
+        """Keys of two random tokens, values of three; all are asked again, in another order."""
+        rng = self.rng
+        draw = lambda n: [rng.randrange(300, CONFIG["vocab_size"]) for _ in range(n)]
+        link = rng.choice([[], draw(1), self.encode(" is")])
+        pairs = [(draw(2) + link, draw(3)) for _ in range(count)]
+        ids, mask = [self.mark["begin"]], [0]
+        for k, v in pairs:
+            noise = draw(rng.randint(0, 6))
+            ids += k + v + noise
+        mask = [0] * len(ids)
+        for k, v in rng.sample(pairs, count):
+            ids += k + v
+            mask += [0] * len(k) + [VALUE] * len(v)
+        return ids, [1], mask
 
     def positions(self, length, borders, largest):
         """Contiguous runs with a few jumps; the last position is log-uniform between length and `largest`."""
@@ -92,30 +114,38 @@ class Chats:
             at += 1
         return out
 
-    def batch(self, size, filler, facts, questions, largest):
+    def batch(self, size, share, filler, facts, questions, largest):
         rng = self.rng
         base = math.exp(rng.uniform(math.log(filler[0] + 1), math.log(filler[1] + 1))) - 1
-        rows = [self.sample(base, rng.randint(*facts), questions) for _ in range(size)]
+        rows = [self.pairs(rng.randint(*facts)) if rng.random() < share else
+                self.sample(base, rng.randint(*facts), questions) for _ in range(size)]
         width = max(len(r[0]) for r in rows)
         ids = torch.full((size, width), self.mark["pad"])
         pos = torch.zeros((size, width), dtype=torch.long)
-        mask = torch.zeros((size, width), dtype=torch.bool)
+        mask = torch.zeros((size, width), dtype=torch.int8)
         for i, (t, borders, m) in enumerate(rows):
             ids[i, :len(t)] = torch.tensor(t)
             pos[i, :len(t)] = torch.tensor(self.positions(len(t), borders, largest))
-            mask[i, :len(t)] = torch.tensor(m, dtype=torch.bool)
+            mask[i, :len(t)] = torch.tensor(m, dtype=torch.int8)
         return ids, pos, mask
 
 
 def step_loss(model, ids, pos, mask):
-    keep = torch.zeros_like(mask)
-    keep[:, :-1] = mask[:, 1:]
+    """The loss (values count three times as much as the phrase around them) and the share of right value tokens."""
+    keep = torch.zeros_like(mask, dtype=torch.bool)
+    keep[:, :-1] = mask[:, 1:] > 0
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(ids, pos, keep)
-    target = ids[mask]
-    loss = F.cross_entropy(logits.float(), target)
-    right = (logits.argmax(-1) == target).float()
-    return loss, right
+    target, value = ids[mask > 0], mask[mask > 0] == VALUE
+    weight = torch.where(value, 1.0, 0.3)
+    loss = (F.cross_entropy(logits.float(), target, reduction="none") * weight).sum() / weight.sum()
+    return loss, (logits.argmax(-1) == target)[value].float()
+
+
+def save(model, opt, done, step, out):
+    state = {"model": model.state_dict(), "opt": opt.state_dict(), "done": done, "step": step}
+    torch.save(state, out / "state.new")
+    (out / "state.new").replace(out / "state.pt")
 
 
 def main():
@@ -133,25 +163,25 @@ def main():
     tokenizer = Tokenizer.from_file(str(ROOT / "checkpoint" / "tokenizer.json"))
     model = Llama()
     opt = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    done = []
+    done, first = [], 0
     if args.resume and (out / "state.pt").exists():
         state = torch.load(out / "state.pt")
         model.load_state_dict(state["model"])
         opt.load_state_dict(state["opt"])
-        done = state["done"]
+        done, first = state["done"], state.get("step", 0)
     print("parameters", sum(p.numel() for p in model.parameters()), flush=True)
-    start = time.time()
-    for index, (name, steps, size, filler, facts, questions, largest, lr) in enumerate(PHASES):
+    start = saved = time.time()
+    for index, (name, (steps, *shape, lr)) in enumerate(PHASES.items()):
         if (args.only and name != args.only) or (not args.only and name in done):
             continue
         steps = args.steps or steps
-        chats = Chats(tokenizer, random.Random(1000 * index + len(done)))
+        chats = Chats(tokenizer, random.Random(1000 * index + first))
         recent = []
-        for step in range(steps):
+        for step in range(first, steps):
             warm = min(1.0, (step + 1) / (100 if index == 0 else 20))
             for group in opt.param_groups:
-                group["lr"] = lr * warm * (1 - 0.6 * step / steps)
-            loss, right = step_loss(model, *chats.batch(size, filler, facts, questions, largest))
+                group["lr"] = lr * warm * (1 - 0.5 * step / steps)
+            loss, right = step_loss(model, *chats.batch(*shape))
             opt.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -159,12 +189,13 @@ def main():
             recent.append((loss.item(), right.mean().item()))
             if (step + 1) % 20 == 0:
                 mean = [sum(x) / len(recent) for x in zip(*recent)]
-                print(f"{time.time() - start:7.0f}s {name} {step + 1}/{steps} loss {mean[0]:.4f} tokens right {mean[1]:.3f}", flush=True)
+                print(f"{time.time() - start:7.0f}s {name} {step + 1}/{steps} loss {mean[0]:.4f} value tokens right {mean[1]:.3f}", flush=True)
                 recent = []
-            if (step + 1) % 100 == 0 or step + 1 == steps:
-                torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "done": done}, out / "state.pt")
-        done = done + [name]
-        torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "done": done}, out / "state.pt")
+            if time.time() - saved > 90:
+                save(model, opt, done, step + 1, out)
+                saved = time.time()
+        done, first = done + [name], 0
+        save(model, opt, done, 0, out)
     (out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
 
 
