@@ -1,0 +1,239 @@
+// Goal: segmented and paged attention of every CPU code path equal the float64 oracle.
+// Method: random shapes (0 and 1 rows, ragged, GQA 1..8, head_dim 64/80/96/128, odd ones), all
+// visibilities, strided views, guard bytes. Tolerance: inputs are exact in both; bf16 paths round
+// each probability once (2^-9 relative) and the output once, so |error| <= 2^-7 * max|v| with room;
+// float paths sum n terms, 2^-24 * n * max|v| with room.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "tests/reference/naive_ops.h"
+
+namespace apb::kernels {
+namespace {
+
+using reference::HostTensor;
+
+std::vector<std::unique_ptr<Backend>> Backends() {
+  std::vector<std::unique_ptr<Backend>> all;
+  for (std::string_view isa : {"amxbf16", "avx512bf16", "avx2", "portable"}) {
+    auto backend = CreateCpuBackend({.threads = 2, .force_isa = isa});
+    if (backend.ok()) all.push_back(*std::move(backend));
+  }
+  return all;
+}
+
+double Tolerance(DType dtype) { return dtype == DType::kBF16 ? 4.5 / 128 : 2e-5; }
+
+void ExpectClose(const std::vector<double>& want, const TensorView& got, double tolerance,
+                 const std::string& what) {
+  const std::vector<double> values = reference::ToDoubles(got);
+  ASSERT_EQ(want.size(), values.size());
+  double worst = 0, error = 0, power = 1e-30;
+  for (size_t i = 0; i < want.size(); ++i) {
+    if (std::isinf(want[i])) {
+      ASSERT_EQ(want[i], values[i]) << what << " element " << i;
+      continue;
+    }
+    ASSERT_FALSE(std::isnan(values[i])) << what << " element " << i;
+    worst = std::max(worst, std::abs(want[i] - values[i]));
+    error += (want[i] - values[i]) * (want[i] - values[i]);
+    power += want[i] * want[i];
+  }
+  EXPECT_LE(worst, tolerance) << what;
+  EXPECT_LE(error / power, tolerance * tolerance / 16 + 1e-12)
+      << what << " (normalised mean square)";
+}
+
+struct Shape {
+  DType dtype;
+  int64_t rows, split, kv_heads, group, head_dim;
+  std::vector<int64_t> segments;
+};
+
+void CheckAttention(Backend& backend, const Shape& s, std::mt19937& rng) {
+  const int64_t heads = s.kv_heads * s.group;
+  HostTensor q = HostTensor::Random(s.dtype, {s.rows, heads, s.head_dim}, rng, 1.5f);
+  std::vector<int32_t> positions(s.rows);
+  int64_t longest = 1;
+  for (int64_t n : s.segments) longest = std::max(longest, n);
+  for (int32_t& p : positions) p = static_cast<int32_t>(rng() % (longest + 3));
+  if (rng() % 2)
+    std::iota(positions.begin(), positions.end(), static_cast<int32_t>(longest - s.rows));
+  HostTensor q_positions = HostTensor::Integers(positions);
+  std::vector<HostTensor> store;
+  std::vector<KeySegment> segments;
+  for (int64_t n : s.segments) {
+    // A wider buffer, so that rows are strided.
+    HostTensor kv = HostTensor::Random(s.dtype, {n, 2 * s.kv_heads * s.head_dim + 5}, rng);
+    std::vector<int32_t> key_positions(n);
+    std::iota(key_positions.begin(), key_positions.end(), 0);
+    if (rng() % 3 == 0) std::shuffle(key_positions.begin(), key_positions.end(), rng);
+    HostTensor at = HostTensor::Integers(key_positions);
+    KeySegment segment;
+    segment.k = kv.view.Columns(0, s.kv_heads * s.head_dim).SplitHeads(s.head_dim);
+    segment.v = kv.view.Columns(s.kv_heads * s.head_dim, 2 * s.kv_heads * s.head_dim)
+                    .SplitHeads(s.head_dim);
+    segment.positions = at.view;
+    for (Visibility& v : segment.visible_to_group) v = static_cast<Visibility>(rng() % 3);
+    store.push_back(std::move(kv));
+    store.push_back(std::move(at));
+    segments.push_back(segment);
+  }
+  HostTensor out = HostTensor::Random(s.dtype, {s.rows + 1, heads, s.head_dim}, rng);
+  HostTensor lse = HostTensor::Zeros(DType::kF32, {s.rows, heads});
+  const std::vector<double> guard = reference::ToDoubles(out.view.Rows(s.rows, s.rows + 1));
+  AttentionArgs args{.q = q.view,
+                     .q_positions = q_positions.view,
+                     .group_split = s.split,
+                     .keys = segments,
+                     .scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim)),
+                     .out = out.view.Rows(0, s.rows),
+                     .lse = lse.view};
+  auto stream = *backend.NewStream();
+  backend.Attention(args, *stream);
+  ASSERT_TRUE(stream->Synchronize().ok()) << stream->Synchronize();
+  const auto want = reference::Attention(args);
+  const std::string what = std::string(backend.name()) + " rows=" + std::to_string(s.rows) +
+                           " kv=" + std::to_string(s.kv_heads) + " g=" + std::to_string(s.group) +
+                           " d=" + std::to_string(s.head_dim) +
+                           (s.dtype == DType::kBF16 ? " bf16" : " f32");
+  ExpectClose(want.out, args.out, Tolerance(s.dtype), what + " out");
+  ExpectClose(want.lse, args.lse, s.dtype == DType::kBF16 ? 2e-4 : 2e-5, what + " lse");
+  EXPECT_EQ(guard, reference::ToDoubles(out.view.Rows(s.rows, s.rows + 1))) << what;
+}
+
+TEST(Attention, EqualsOracleOverRandomShapes) {
+  for (auto& backend : Backends()) {
+    std::mt19937 rng(5);
+    for (int trial = 0; trial < 40; ++trial) {
+      const int64_t dims[] = {64, 80, 96, 128, 32, 20};
+      Shape s{.dtype = trial % 2 ? DType::kBF16 : DType::kF32,
+              .rows = trial == 0  ? 0
+                      : trial < 3 ? 1
+                                  : static_cast<int64_t>(rng() % 90),
+              .split = 0,
+              .kv_heads = 1 + static_cast<int64_t>(rng() % 3),
+              .group = 1 + static_cast<int64_t>(rng() % 8),
+              .head_dim = dims[rng() % 6],
+              .segments = {}};
+      s.split = s.rows == 0 ? 0 : static_cast<int64_t>(rng() % (s.rows + 1));
+      for (int64_t i = rng() % 4; i > 0; --i)
+        s.segments.push_back(rng() % 3 == 0 ? rng() % 2 : rng() % 330);
+      CheckAttention(*backend, s, rng);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(Attention, ManyUnitsOfRowsAndBlocksOfKeys) {
+  for (auto& backend : Backends()) {
+    std::mt19937 rng(6);
+    for (DType dtype : {DType::kBF16, DType::kF32}) {
+      CheckAttention(*backend, {dtype, 300, 40, 2, 3, 64, {40, 600, 257}}, rng);
+    }
+  }
+}
+
+TEST(PagedAttention, EqualsOracleOverRandomShapes) {
+  for (auto& backend : Backends()) {
+    std::mt19937 rng(7);
+    for (int trial = 0; trial < 16; ++trial) {
+      const DType dtype = trial % 2 ? DType::kBF16 : DType::kF32;
+      const int64_t dims[] = {64, 80, 96, 128};
+      const int64_t d = dims[rng() % 4], kv_heads = 1 + rng() % 3, group = 1 + rng() % 8,
+                    block = trial % 3 ? 32 : 16;
+      const int64_t heads = kv_heads * group;
+      std::vector<PagedSequence> sequences;
+      std::vector<std::vector<int32_t>> tables, slots;
+      int64_t rows = 0, blocks = 0;
+      const int count = 1 + static_cast<int>(rng() % 3);
+      for (int i = 0; i < count; ++i) {
+        PagedSequence sequence;
+        sequence.row_begin = rows;
+        sequence.row_count = trial == 4 ? 60 : 1 + rng() % 4;
+        sequence.slot_count = trial == 3 ? 2700 : rng() % 4 == 0 ? 0 : rng() % 700;
+        sequence.causal_begin = rng() % 2 ? rng() % (sequence.slot_count + 1) : 0;
+        rows += sequence.row_count;
+        std::vector<int32_t> table((sequence.slot_count + block - 1) / block),
+            at(sequence.slot_count);
+        for (int32_t& b : table) b = static_cast<int32_t>(blocks++);
+        std::shuffle(table.begin(), table.end(), rng);
+        for (int32_t& p : at) p = static_cast<int32_t>(rng() % 1000);
+        tables.push_back(table);
+        slots.push_back(at);
+        sequences.push_back(sequence);
+      }
+      for (int i = 0; i < count; ++i) {
+        sequences[i].block_table = tables[i].data();
+        sequences[i].slot_positions = slots[i].data();
+      }
+      HostTensor k = HostTensor::Random(dtype, {blocks + 1, kv_heads, block, d}, rng);
+      HostTensor v = HostTensor::Random(dtype, {blocks + 1, kv_heads, block, d}, rng);
+      HostTensor q = HostTensor::Random(dtype, {rows, heads, d}, rng);
+      std::vector<int32_t> positions(rows);
+      for (int32_t& p : positions) p = static_cast<int32_t>(rng() % 1000);
+      HostTensor at = HostTensor::Integers(positions);
+      HostTensor out = HostTensor::Zeros(DType::kF32, {rows, heads, d});
+      HostTensor lse = HostTensor::Zeros(DType::kF32, {rows, heads});
+      PagedAttentionArgs args{.q = q.view,
+                              .q_positions = at.view,
+                              .k_cache = k.view,
+                              .v_cache = v.view,
+                              .sequences = sequences,
+                              .scale = 0.2f,
+                              .out = out.view,
+                              .lse = lse.view};
+      auto stream = *backend->NewStream();
+      backend->PagedAttention(args, *stream);
+      ASSERT_TRUE(stream->Synchronize().ok()) << stream->Synchronize();
+      const auto want = reference::PagedAttention(args);
+      ExpectClose(want.out, out.view, Tolerance(dtype),
+                  std::string(backend->name()) + " trial " + std::to_string(trial));
+      ExpectClose(want.lse, lse.view, dtype == DType::kBF16 ? 2e-4 : 2e-5, "lse");
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(Attention, ResultsDoNotDependOnThreads) {
+  std::mt19937 rng(8);
+  HostTensor q = HostTensor::Random(DType::kBF16, {70, 6, 64}, rng),
+             k = HostTensor::Random(DType::kBF16, {2000, 2, 64}, rng);
+  std::vector<int32_t> positions(2000);
+  std::iota(positions.begin(), positions.end(), 0);
+  HostTensor at = HostTensor::Integers(positions);
+  std::vector<KeySegment> segments = {
+      {k.view, k.view, at.view, {Visibility::kCausal, Visibility::kCausal}}};
+  std::vector<std::vector<double>> results;
+  for (int threads : {1, 2, 3}) {
+    auto backend = *CreateCpuBackend({.threads = threads, .force_isa = ""});
+    auto stream = *backend->NewStream();
+    HostTensor out = HostTensor::Zeros(DType::kF32, {70, 6, 64});
+    backend->Attention({.q = q.view,
+                        .q_positions = at.view.Rows(1930, 2000),
+                        .keys = segments,
+                        .scale = 0.125f,
+                        .out = out.view},
+                       *stream);
+    results.push_back(reference::ToDoubles(out.view));
+  }
+  EXPECT_EQ(results[0], results[1]);
+  EXPECT_EQ(results[0], results[2]);
+}
+
+TEST(CpuBackend, RefusesUnknownPathAndBadShapes) {
+  EXPECT_EQ(CreateCpuBackend({.threads = 1, .force_isa = "mmx"}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  auto backend = *CreateCpuBackend({.threads = 1, .force_isa = ""});
+  auto stream = *backend->NewStream();
+  std::mt19937 rng(1);
+  HostTensor a = HostTensor::Random(DType::kF32, {3, 4}, rng),
+             b = HostTensor::Random(DType::kF32, {5, 5}, rng);
+  backend->Linear({.x = a.view, .weight = b.view, .bias = {}, .out = a.view}, *stream);
+  EXPECT_EQ(stream->Synchronize().code(), absl::StatusCode::kInternal);
+}
+
+}  // namespace
+}  // namespace apb::kernels

@@ -1,0 +1,207 @@
+// Goal: all operations but attention equal the float64 oracle on every CPU code path.
+// Method: random shapes with 0 and 1 rows, odd widths, strides. Tolerance: one rounding of the
+// output (2^-8 relative for bf16) plus float accumulation.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "tests/reference/naive_ops.h"
+
+namespace apb::kernels {
+namespace {
+
+using reference::HostTensor;
+using reference::ToDoubles;
+
+class Ops : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    auto backend = CreateCpuBackend({.threads = 2, .force_isa = GetParam()});
+    if (!backend.ok()) GTEST_SKIP() << "not on this machine";
+    backend_ = *std::move(backend);
+    stream_ = *backend_->NewStream();
+  }
+  void Expect(const std::vector<double>& want, const TensorView& got, DType dtype,
+              double scale = 1.0) {
+    ASSERT_TRUE(stream_->Synchronize().ok()) << stream_->Synchronize();
+    const std::vector<double> values = ToDoubles(got);
+    ASSERT_EQ(want.size(), values.size());
+    for (size_t i = 0; i < want.size(); ++i) {
+      const double tolerance =
+          dtype == DType::kBF16 ? std::abs(want[i]) / 200 + scale * 1e-3 : scale * 2e-5;
+      ASSERT_NEAR(want[i], values[i], tolerance) << "element " << i;
+    }
+  }
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Stream> stream_;
+  std::mt19937 rng_{3};
+};
+
+TEST_P(Ops, Linear) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    for (int64_t rows : {0, 1, 3, 4, 5, 33, 130}) {
+      for (auto [in, out] : {std::pair<int64_t, int64_t>{64, 48}, {100, 7}, {256, 300}}) {
+        HostTensor x = HostTensor::Random(dtype, {rows, in + 3}, rng_),
+                   w = HostTensor::Random(dtype, {out, in}, rng_, 0.1f);
+        HostTensor bias = HostTensor::Random(dtype, {out}, rng_);
+        for (DType out_type : {dtype, DType::kF32}) {
+          HostTensor y = HostTensor::Random(out_type, {rows, out + 2}, rng_);
+          LinearArgs args{.x = x.view.Columns(0, in),
+                          .weight = w.view,
+                          .bias = bias.view,
+                          .out = y.view.Columns(0, out)};
+          std::vector<double> want = reference::Linear(args);
+          backend_->Linear(args, *stream_);
+          Expect(want, args.out, out_type, dtype == DType::kBF16 ? 4 : 1);
+          args.bias = {};
+          args.accumulate = true;
+          want = reference::Linear(args);
+          const std::vector<double> before = ToDoubles(args.out);
+          for (size_t i = 0; i < want.size(); ++i) want[i] += before[i];
+          backend_->Linear(args, *stream_);
+          Expect(want, args.out, out_type, dtype == DType::kBF16 ? 4 : 1);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Ops, NormRopeSilu) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    for (int64_t rows : {0, 1, 17}) {
+      for (int64_t n : {64, 80, 100}) {
+        HostTensor x = HostTensor::Random(dtype, {rows, 3, n}, rng_),
+                   w = HostTensor::Random(dtype, {n}, rng_);
+        HostTensor y = HostTensor::Zeros(dtype, {rows, 3, n});
+        backend_->RmsNorm(x.view, w.view, 1e-5f, y.view, *stream_);
+        Expect(reference::RmsNorm(x.view, w.view, 1e-5), y.view, dtype);
+        std::vector<int32_t> positions(rows);
+        for (int32_t& p : positions) p = static_cast<int32_t>(rng_() % 100000);
+        HostTensor at = HostTensor::Integers(positions),
+                   freq = HostTensor::Zeros(DType::kF32, {n / 2});
+        for (int64_t i = 0; i < n / 2; ++i)
+          freq.view.as<float>()[i] = std::pow(10000.0f, -2.0f * i / n);
+        RopeArgs rope{
+            .x = x.view, .positions = at.view, .inv_freq = freq.view, .attention_factor = 1.1f};
+        const std::vector<double> want = reference::Rope(rope);
+        backend_->Rope(rope, *stream_);
+        Expect(want, x.view, dtype);
+        HostTensor gate = HostTensor::Random(dtype, {rows, n}, rng_, 4.0f),
+                   up = HostTensor::Random(dtype, {rows, n}, rng_);
+        HostTensor out = HostTensor::Zeros(dtype, {rows, n});
+        backend_->SiluMul(gate.view, up.view, out.view, *stream_);
+        Expect(reference::SiluMul(gate.view, up.view), out.view, dtype);
+        backend_->SiluMul(gate.view, {}, out.view, *stream_);
+        Expect(reference::SiluMul(gate.view, {}), out.view, dtype);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(Ops, MergePartials) {
+  for (int64_t parts : {1, 2, 5}) {
+    HostTensor outs = HostTensor::Random(DType::kF32, {parts, 9, 4, 80}, rng_);
+    HostTensor lses = HostTensor::Random(DType::kF32, {parts, 9, 4}, rng_, 50.0f);
+    float* sums = lses.view.as<float>();
+    for (int64_t p = 0; p < parts; ++p) sums[p * 36] = -INFINITY;  // nobody saw a key
+    sums[1] = -INFINITY;                                           // one part is empty
+    sums[2] = 1e4f;                                                // exp would overflow
+    HostTensor out = HostTensor::Zeros(DType::kF32, {9, 4, 80}),
+               lse = HostTensor::Zeros(DType::kF32, {9, 4});
+    backend_->MergePartials(outs.view, lses.view, out.view, lse.view, *stream_);
+    const auto want = reference::MergePartials(outs.view, lses.view);
+    Expect(want.out, out.view, DType::kF32);
+    const std::vector<double> got = ToDoubles(lse.view);
+    for (size_t i = 0; i < got.size(); ++i) {
+      if (std::isinf(want.lse[i])) {
+        EXPECT_EQ(got[i], want.lse[i]);
+      } else {
+        EXPECT_NEAR(got[i], want.lse[i], 1e-3);
+      }
+    }
+  }
+}
+
+TEST_P(Ops, SelectionAndCache) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    const int64_t rows = 200, heads = 2, d = 80;
+    HostTensor k = HostTensor::Random(dtype, {rows, heads, d}, rng_),
+               v = HostTensor::Random(dtype, {rows, heads, d}, rng_);
+    HostTensor query = HostTensor::Random(dtype, {7, 6, d}, rng_);
+    HostTensor scores = HostTensor::Zeros(DType::kF32, {rows, heads}),
+               pooled = HostTensor::Zeros(DType::kF32, {rows, heads});
+    KeyScoreArgs args{.k = k.view, .query = query.view, .scale = 0.1f, .scores = scores.view};
+    backend_->KeyScores(args, *stream_);
+    Expect(reference::KeyScores(args), scores.view, DType::kF32);
+    scores.view.as<float>()[20] = NAN;
+    backend_->MaxPoolRows(scores.view, 5, pooled.view, *stream_);
+    // Ties on purpose: the lower row must win; NaN is the lowest.
+    for (int64_t t = 0; t < rows; ++t)
+      scores.view.as<float>()[t * heads] = static_cast<float>((t * 7) % 10);
+    scores.view.as<float>()[11 * heads] = NAN;
+    HostTensor indices = HostTensor::Zeros(DType::kI32, {heads, 30});
+    backend_->TopKPerHead({.scores = scores.view,
+                           .eligible_begin = 10,
+                           .eligible_end = 190,
+                           .count = 30,
+                           .indices = indices.view},
+                          *stream_);
+    std::vector<int32_t> order;
+    for (int32_t t = 10; t < 190; ++t) {
+      if (t != 11) order.push_back(t);
+    }
+    std::stable_sort(order.begin(), order.end(),
+                     [](int32_t a, int32_t b) { return (a * 7) % 10 > (b * 7) % 10; });
+    order.resize(30);
+    std::sort(order.begin(), order.end());
+    EXPECT_EQ(order,
+              std::vector<int32_t>(indices.view.as<int32_t>(), indices.view.as<int32_t>() + 30));
+    HostTensor gathered = HostTensor::Zeros(dtype, {30, heads, d});
+    backend_->GatherRowsPerHead(k.view, indices.view, gathered.view, *stream_);
+    EXPECT_EQ(reference::At(gathered.view, 3, 1, 5),
+              reference::At(k.view, indices.view.as<int32_t>()[30 + 3], 1, 5));
+
+    HostTensor k_cache = HostTensor::Zeros(dtype, {20, heads, 16, d}),
+               v_cache = HostTensor::Zeros(dtype, {20, heads, 16, d});
+    HostTensor slots = HostTensor::Zeros(DType::kI64, {rows});
+    std::vector<int64_t> all(320);
+    std::iota(all.begin(), all.end(), 0);
+    std::shuffle(all.begin(), all.end(), rng_);
+    for (int64_t t = 0; t < rows; ++t) slots.view.as<int64_t>()[t] = t % 5 == 0 ? -1 : all[t];
+    backend_->AppendToCache(k.view, v.view, slots.view, k_cache.view, v_cache.view, *stream_);
+    ASSERT_TRUE(stream_->Synchronize().ok());
+    double sum = 0, want = 0;
+    for (double x : ToDoubles(k_cache.view)) sum += x;
+    for (int64_t t = 0; t < rows; ++t) {
+      if (t % 5 == 0) continue;
+      const int64_t slot = all[t];
+      EXPECT_EQ(reference::At(v_cache.view, slot / 16, 1, slot % 16, 9),
+                reference::At(v.view, t, 1, 9));
+      for (int64_t h = 0; h < heads; ++h) {
+        for (int64_t c = 0; c < d; ++c) want += reference::At(k.view, t, h, c);
+      }
+    }
+    EXPECT_NEAR(sum, want, 1e-6);  // skipped rows left no trace
+  }
+}
+
+TEST_P(Ops, EmbeddingChecksIds) {
+  HostTensor table = HostTensor::Random(DType::kF32, {10, 8}, rng_),
+             out = HostTensor::Zeros(DType::kF32, {2, 8});
+  HostTensor ids = HostTensor::Integers({3, 9});
+  backend_->Embedding(table.view, ids.view, out.view, *stream_);
+  EXPECT_EQ(reference::At(out.view, 1, 7), reference::At(table.view, 9, 7));
+  HostTensor bad = HostTensor::Integers({3, 10});
+  backend_->Embedding(table.view, bad.view, out.view, *stream_);
+  EXPECT_FALSE(stream_->Synchronize().ok());
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, Ops, testing::Values("amxbf16", "avx512bf16", "avx2", "portable"),
+                         [](const auto& test) { return std::string(test.param); });
+
+}  // namespace
+}  // namespace apb::kernels
