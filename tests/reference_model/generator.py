@@ -120,23 +120,28 @@ TOKENS_PER_SENTENCE = 12.48  # of the committed tokenizer, over 10,000 filler se
 TOKENS_PER_SEPARATOR = 1.095  # tokens per space, line end or punctuation mark
 
 
-def make_sample(seed, tokens, depth, keys=1, count_tokens=None):
-    """A dict with document, question, answer, value. The document has about `tokens` tokens: at most that many,
-    and within 1 % of it when `count_tokens` (text -> int) is given."""
+def make_asked(seed, tokens, depths, keys=1, count_tokens=None):
+    """A document of about `tokens` tokens with facts at `depths` (and at random ones up to `keys` facts in all), and
+    the facts at `depths`. It has at most `tokens` tokens, and at least 99 % of them, if `count_tokens` (text -> int)
+    is given."""
     rng = random.Random(seed)
-    facts = draw_facts(rng, keys)
-    depths = [depth] + [rng.random() for _ in range(keys - 1)]
-    sentences = max(0, int(tokens / TOKENS_PER_SENTENCE) - keys)
+    facts = draw_facts(rng, max(keys, len(depths)))
+    places = list(depths) + [rng.random() for _ in range(len(facts) - len(depths))]
+    sentences = max(0, int(tokens / TOKENS_PER_SENTENCE) - len(facts))
     state = rng.getstate()
     for _ in range(6):
         rng.setstate(state)
-        document = make_document(rng, sentences, facts, depths)
+        document = make_document(rng, sentences, facts, places)
         if count_tokens is None:
             break
         count = count_tokens(document)
         if 0.99 * tokens <= count <= tokens or sentences == 0:
             break
         sentences = max(0, int(sentences * (tokens * 0.995) / max(count, 1)))
-    name, value = facts[0]
-    return {"document": document, "question": question_text(name), "answer": answer_text(name, value),
-            "value": value, "facts": facts}
+    return document, facts[:len(depths)]
+
+
+def make_sample(seed, tokens, depth, keys=1, count_tokens=None):
+    """A dict with document, question, answer and value of one asked fact at `depth` among `keys` facts."""
+    document, ((name, value),) = make_asked(seed, tokens, [depth], keys, count_tokens)
+    return {"document": document, "question": question_text(name), "answer": answer_text(name, value), "value": value}

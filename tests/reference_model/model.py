@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(h, self.nkv * self.d, bias=False)
         self.o_proj = nn.Linear(self.nq * self.d, h, bias=False)
 
-    def forward(self, x, cos, sin, tap=None):
+    def forward(self, x, cos, sin, tap=None, past=None):
         b, t, _ = x.shape
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         heads = lambda y, n: y.view(b, t, n, self.d).transpose(1, 2)
@@ -46,9 +46,14 @@ class Attention(nn.Module):
         kr = rotate(heads(k, self.nkv), cos, sin).to(v.dtype)
         if tap is not None:
             tap.append((torch.cat([q, k, v], -1), qr, kr))
+        v, mask = heads(v, self.nkv), None
+        if past is not None:
+            seen = past[0].shape[2]
+            kr, v = torch.cat([past[0], kr], 2), torch.cat([past[1], v], 2)
+            mask = torch.ones(t, seen + t, dtype=torch.bool).tril(seen)
         g = self.nq // self.nkv
-        y = F.scaled_dot_product_attention(qr, kr.repeat_interleave(g, 1),
-                                           heads(v, self.nkv).repeat_interleave(g, 1), is_causal=True)
+        y = F.scaled_dot_product_attention(qr, kr.repeat_interleave(g, 1), v.repeat_interleave(g, 1), mask,
+                                           is_causal=past is None)
         return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))
 
 
@@ -81,8 +86,8 @@ class Layer(nn.Module):
         self.input_layernorm = RmsNorm(c["hidden_size"], c["rms_norm_eps"])
         self.post_attention_layernorm = RmsNorm(c["hidden_size"], c["rms_norm_eps"])
 
-    def forward(self, x, cos, sin, tap=None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, tap)
+    def forward(self, x, cos, sin, tap=None, past=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, tap, past)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -144,13 +149,17 @@ class Llama(nn.Module):
         self.c, self.model = c, Body(c)
         initialize(self, c)
 
-    def forward(self, ids, positions, keep=None, tap=None):
-        """Logits [rows, vocab] of the rows that `keep` (bool [b, t]) selects; all rows if it is None."""
+    def forward(self, ids, positions, keep=None, tap=None, past=None):
+        """Logits [rows, vocab] of the rows that `keep` (bool [b, t]) selects; all rows if it is None.
+
+        `tap` (a list) receives per layer q, k, v before the rotation [b, t, width] and q and k after it
+        [b, heads, t, d]. `past` gives per layer k (rotated) and v of earlier rows.
+        """
         cos, sin = rope(positions, self.c["head_dim"], self.c["rope_theta"])
         cos, sin = cos[:, None], sin[:, None]
         x = self.model.embed_tokens(ids)
-        for layer in self.model.layers:
-            x = layer(x, cos, sin, tap)
+        for i, layer in enumerate(self.model.layers):
+            x = layer(x, cos, sin, tap, past[i] if past else None)
         if keep is not None:
             x = x[keep]
         return F.linear(self.model.norm(x), self.model.embed_tokens.weight)

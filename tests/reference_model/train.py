@@ -24,11 +24,11 @@ from model import CONFIG, Llama
 # leaves the loss on a plateau for a long time.
 PHASES = {
     "pairs": (400, 32, 1.0, (0, 0), (6, 6), 6, 0, 1e-3),
-    "facts": (500, 24, 0.3, (0, 60), (5, 7), 5, 0, 1e-3),
-    "short": (500, 16, 0.1, (50, 400), (4, 8), 5, 20000, 1e-3),
-    "medium": (400, 6, 0.0, (200, 2000), (2, 10), 6, 66000, 8e-4),
-    "long": (200, 2, 0.0, (2000, 6000), (1, 16), 8, 70000, 5e-4),
-    "longer": (80, 1, 0.0, (6000, 16000), (1, 24), 8, 70000, 3e-4),
+    "facts": (160, 24, 0.3, (0, 60), (5, 7), 5, 0, 1e-3),
+    "short": (250, 16, 0.1, (50, 400), (4, 8), 5, 20000, 1e-3),
+    "medium": (400, 6, 0.0, (200, 2000), (2, 12), 12, 66000, 8e-4),
+    "long": (200, 2, 0.0, (2000, 6000), (1, 20), 16, 70000, 5e-4),
+    "longer": (80, 1, 0.0, (6000, 20000), (1, 30), 24, 70000, 3e-4),
 }
 PHRASE, VALUE = 1, 2  # marks of answer tokens; the others are 0
 ROOT = pathlib.Path(__file__).parent
@@ -55,9 +55,13 @@ class Chats:
         document = generator.make_document(rng, sentences, facts, [rng.random() for _ in facts])
         asked = rng.sample(facts, min(questions, len(facts)))
         first = generator.question_text(asked[0][0])
-        if rng.random() < 0.25:
-            document = first + rng.choice(["\n", " ", "<|end|>\n", ""]) + document
         ids = [self.mark["begin"]]
+        front = rng.random()  # an anchor block holds the question (with or without its header) near the begin
+        shown = rng.choice(["", "<|user|>\n"]) + first
+        if front < 0.25:
+            document = shown + rng.choice(["\n", " ", "<|end|>\n", ""]) + document
+        elif front < 0.3:
+            ids += self.encode(shown)
         if rng.random() < 0.15:
             ids += self.turn("system", rng.choice(["You are a helpful assistant.", "Read the document and answer the question."]))
         head = len(ids)
