@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/attention/layer_attention.h"
+#include "engine/core/tensor.h"
 #include "engine/model/model_config.h"
 #include "engine/model/weights.h"
 #include "kernels/backend.h"
@@ -49,13 +50,31 @@ class Decoder {
   absl::Status Logits(const kernels::TensorView& hidden, const kernels::TensorView& logits,
                       kernels::Stream& stream);
 
-  const ModelConfig& config() const;
+  // Gives back the memory that only long prompts need; call when a prefill has ended.
+  void Trim();
+
+  const ModelConfig& config() const { return weights_.config(); }
   const PhaseSeconds& phase_seconds() const { return phase_seconds_; }
 
  private:
   Decoder(const Weights& weights, kernels::Backend& backend);
+  // Rows that the row-wise parts take at a time: large enough for the matrix products, small enough
+  // for the cache.
+  static constexpr int64_t kRowChunk = 1024;
+
+  absl::Status Project(const LayerWeights& layer, const kernels::TensorView& hidden,
+                       const kernels::TensorView& qkv, bool only_kv, kernels::Stream& stream);
+  void Rotate(const kernels::TensorView& qkv, const kernels::TensorView& positions, bool only_kv,
+              kernels::Stream& stream);
+  absl::Status OutputAndMlp(const LayerWeights& layer, const kernels::TensorView& attended,
+                            const kernels::TensorView& hidden, kernels::Stream& stream);
+
   const Weights& weights_;
   kernels::Backend& backend_;
+  core::Tensor inv_freq_;
+  float attention_factor_ = 1.0f;
+  core::Workspace qkv_, attended_;            // as long as the call's rows
+  core::Workspace normed_, gate_, up_, ids_;  // one chunk of rows
   PhaseSeconds phase_seconds_;
 };
 

@@ -1,0 +1,40 @@
+// Owning tensors over Backend memory.
+#pragma once
+
+#include <initializer_list>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+
+namespace apb::core {
+
+// A contiguous tensor that owns its memory. The backend must outlive it.
+class Tensor {
+ public:
+  Tensor() = default;
+  static absl::StatusOr<Tensor> Create(kernels::Backend& backend, kernels::DType dtype,
+                                       std::initializer_list<int64_t> shape);
+  const kernels::TensorView& view() const { return view_; }
+
+ private:
+  kernels::Buffer buffer_;
+  kernels::TensorView view_;
+};
+
+// Memory that grows to the largest view asked for and is reused by the next one (one user at a
+// time).
+class Workspace {
+ public:
+  explicit Workspace(kernels::Backend& backend) : backend_(&backend) {}
+  // Contents are undefined; the view before becomes invalid.
+  absl::StatusOr<kernels::TensorView> Get(kernels::DType dtype,
+                                          std::initializer_list<int64_t> shape);
+  // Gives the memory back if it is larger than `bytes`.
+  void Trim(size_t bytes);
+
+ private:
+  kernels::Backend* backend_;
+  kernels::Buffer buffer_;
+};
+
+}  // namespace apb::core
