@@ -1,0 +1,90 @@
+// Text to token ids and back, as a checkpoint's tokenizer.json (Hugging Face format) defines it: BPE over bytes
+// (Llama 3, Qwen, GPT-2, Mistral tekken) or over characters with byte fallback (Llama 2, Mistral, Yi).
+// A component of the file that is not supported is an error when loading. Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/text/added_vocabulary.h"
+#include "server/text/bpe_model.h"
+#include "server/text/byte_range.h"
+#include "server/text/normalizer.h"
+#include "server/text/pre_tokenizer.h"
+#include "server/text/token_decoder.h"
+
+namespace apb::text {
+
+struct EncodeOptions {
+  // Begin and end tokens as the file's post-processor adds them. Text of a rendered chat has its own.
+  bool add_special_tokens = true;
+  // Whether "<|eot|>" written in the text is that special token. Off: it is nine plain characters, so that nobody
+  // can end a turn from within a message. Added tokens that are not special are recognised either way.
+  bool parse_special = false;
+  // With parse_special: byte ranges, ascending and disjoint, in which (even partly) no special token is recognised.
+  std::span<const ByteRange> plain_ranges;
+  // The text continues a text before it: no blank is put before its first word.
+  bool is_continuation = false;
+};
+
+class Tokenizer {
+ public:
+  // Reads tokenizer.json and, where it lies beside it, tokenizer_config.json.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& tokenizer_json_path);
+  // The same from the contents of the two files; the second may be empty.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> FromJson(std::string_view tokenizer_json,
+                                                             std::string_view tokenizer_config_json);
+
+  // InvalidArgument with the byte offset when the text is no valid UTF-8. Time is O(n log n) whatever the text.
+  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, const EncodeOptions& options) const;
+  // Broken UTF-8 becomes U+FFFD. InvalidArgument for an id outside the vocabulary.
+  absl::StatusOr<std::string> Decode(std::span<const int32_t> ids, bool skip_special) const;
+
+  // The bytes that a token stands for, maybe part of a character; a special token's own text. Empty: no such id.
+  std::string TokenBytes(int32_t id) const;
+  std::optional<int32_t> TokenId(std::string_view token) const;
+  // One more than the highest id.
+  int32_t vocab_size() const { return static_cast<int32_t>(tokens_.size()); }
+  bool IsSpecial(int32_t id) const;
+  // Whether the id is in range and stands for a token (vocabularies may have holes).
+  bool IsToken(int32_t id) const;
+  // From tokenizer_config.json.
+  std::optional<int32_t> bos_id() const { return SpecialTokenId("bos_token"); }
+  std::optional<int32_t> eos_id() const { return SpecialTokenId("eos_token"); }
+  // "bos_token" -> "<s>" and so on, as tokenizer_config.json has them; a chat template reads them.
+  const std::map<std::string, std::string>& special_tokens() const { return special_tokens_; }
+  // Whether Encode with add_special_tokens puts something before the text.
+  bool adds_prefix() const { return !prefix_ids_.empty(); }
+  // The longest TokenBytes: a text of n bytes has at least n / max_token_bytes tokens.
+  int64_t max_token_bytes() const { return max_token_bytes_; }
+
+  const TokenDecoder& decoder() const { return decoder_; }
+  // The token as the file spells it; empty for a hole.
+  const std::string& TokenText(int32_t id) const { return tokens_[id]; }
+
+ private:
+  Tokenizer() = default;
+  absl::Status ReadTokenizer(std::string_view json);
+  absl::Status ReadConfig(std::string_view json);
+  std::optional<int32_t> SpecialTokenId(const std::string& name) const;
+  absl::Status EncodeNormalized(std::string_view text, bool at_text_start, PieceEncoder& encoder) const;
+
+  Normalizer normalizer_;
+  PreTokenizer pre_tokenizer_;
+  BpeModel model_;
+  AddedVocabulary added_;
+  TokenDecoder decoder_;
+  std::vector<std::string> tokens_;  // by id
+  std::vector<int32_t> prefix_ids_, suffix_ids_;
+  std::map<std::string, std::string> special_tokens_;
+  int64_t max_token_bytes_ = 1;
+};
+
+}  // namespace apb::text
