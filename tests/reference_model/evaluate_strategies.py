@@ -1,0 +1,130 @@
+"""What APB and Star Attention cost in accuracy, simulated in PyTorch independently of the engine.
+
+evaluate_strategies.py [--tokens 16000] [--hosts 8] [--anchor 0] [--passing 0] [--documents 10] [--strategies ...]
+
+Strategies: full, apb (passing blocks chosen by the retaining heads), random (chosen by chance), none (no passing
+blocks), star (anchor = first block, without the question). 0 means a quarter of the block for the anchor and an
+eighth for the passing block.
+"""
+import argparse
+import pathlib
+import time
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+import generator
+from evaluate import ROOT, load
+from make_prompt import render
+from model import CONFIG, rope, rotate
+
+NQ, NKV, D = (CONFIG[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+
+
+def project(layer, x, positions):
+    """Packed q, k, v before the rotation, and q [n_q, t, d], k, v [n_kv, t, d]."""
+    a, y = layer.self_attn, layer.input_layernorm(x)
+    packed = torch.cat([a.q_proj(y), a.k_proj(y), a.v_proj(y)], -1)
+    q, k, v = (p.view(len(x), -1, D).transpose(0, 1) for p in packed.split([NQ * D, NKV * D, NKV * D], -1))
+    cos, sin = rope(positions, D, CONFIG["rope_theta"])
+    return packed, rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v
+
+
+def attend(q, segments):
+    """Rows q over columns of (k, v, causal?) segments; a causal segment comes last and has as many rows as q."""
+    k, v = (torch.cat([s[i] for s in segments], 1).repeat_interleave(NQ // NKV, 0) for i in (0, 1))
+    mask = None
+    if segments[-1][2]:
+        t, past = q.shape[1], k.shape[1] - q.shape[1]
+        mask = torch.ones(t, past + t, dtype=torch.bool).tril(past)
+    return F.scaled_dot_product_attention(q[None], k[None], v[None], mask)[0].transpose(0, 1).reshape(q.shape[1], -1)
+
+
+def finish(layer, x, attended):
+    x = x + layer.self_attn.o_proj(attended)
+    return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+def prefill(model, document, query, hosts, anchor, passing, strategy, heads):
+    """Per layer k and v of all document rows, computed the way `hosts` hosts do it."""
+    n = len(document)
+    block = -(-n // hosts)
+    if strategy == "star":
+        front, passing = document[:block], 0
+    else:
+        front = (document[:3] + query + document[3:])[:anchor]  # <|begin|><|user|>\n stay in front
+        passing = 0 if strategy == "none" else passing
+    embed = model.model.embed_tokens
+    xa, pa = embed(torch.tensor(front)), torch.arange(len(front))
+    parts = [(document[h * block:(h + 1) * block], torch.arange(h * block, min((h + 1) * block, n))) for h in range(hosts)]
+    xs, cache = [embed(torch.tensor(t)) for t, _ in parts], []
+    own = len(front) - (0 if strategy == "star" else len(query))  # document rows that are in the anchor
+    for i, layer in enumerate(model.model.layers):
+        _, qa, ka, va = project(layer, xa, pa)
+        kept, rows = [], []
+        for h, (x, (_, positions)) in enumerate(zip(xs, parts)):
+            packed, q, k, v = project(layer, x, positions)
+            segments = ([(ka, va, False)] if h else []) + kept + [(k, v, True)]
+            rows.append((k, v))
+            if passing and h < hosts - 1:
+                if strategy == "random":
+                    score = torch.rand(len(x), NKV)
+                else:
+                    fc1, fc2 = (heads[f"model.layers.{i}.self_attn.{f}.weight"] for f in ("fc1", "fc2"))
+                    score = F.silu(packed.float() @ fc1.T) @ fc2.T
+                    score = F.max_pool1d(score.T[None], 5, 1, 2)[0].T
+                if h == 0:
+                    score[:own] = -1e30
+                best = score.topk(min(passing, len(score)), 0).indices.T[..., None].expand(-1, -1, D)
+                kept = kept + [(k.gather(1, best), v.gather(1, best), False)]
+            xs[h] = finish(layer, x, attend(q, segments))
+        xa = finish(layer, xa, attend(qa, [(ka, va, True)]))
+        cache.append(tuple(torch.cat([r[j] for r in rows], 1)[None] for j in (0, 1)))
+    return cache
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "checkpoint")
+    parser.add_argument("--heads", type=pathlib.Path, default=ROOT / "checkpoint" / "retaining_heads.safetensors")
+    parser.add_argument("--strategies", nargs="+", default=["full", "apb", "random", "none", "star"])
+    parser.add_argument("--tokens", type=int, default=16000)
+    parser.add_argument("--hosts", type=int, default=8)
+    parser.add_argument("--anchor", type=int, default=0)
+    parser.add_argument("--passing", type=int, default=0)
+    parser.add_argument("--keys", type=int, default=4)
+    parser.add_argument("--documents", type=int, default=10)
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    model = load(args.model)
+    heads = {k: v.float() for k, v in load_file(str(args.heads)).items()} if "apb" in args.strategies else {}
+    tokenizer = Tokenizer.from_file(str(ROOT / "checkpoint" / "tokenizer.json"))
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+    anchor, passing = args.anchor or args.tokens // args.hosts // 4, args.passing or args.tokens // args.hosts // 8
+    start, right = time.time(), dict.fromkeys(args.strategies, 0)
+    for i in range(args.documents):
+        depth = (i + 0.5) / args.documents
+        text, ((name, value),) = generator.make_asked(2 * 10 ** 6 + i, args.tokens, [depth], args.keys,
+                                                      lambda t: len(encode(t)))
+        question = generator.question_text(name)
+        document = [CONFIG["bos_token_id"]] + encode(f"<|user|>\n{text}<|end|>\n")
+        query = encode(render([{"role": "user", "content": question}]))
+        answer = encode(generator.answer_text(name, value)) + [CONFIG["eos_token_id"]]
+        ids = torch.tensor([query + answer[:-1]])
+        at = torch.arange(len(document), len(document) + ids.shape[1])[None]
+        for strategy in args.strategies:
+            hosts = 1 if strategy == "full" else args.hosts
+            embedded = query[:query.index(CONFIG["eos_token_id"])]
+            past = prefill(model, document, embedded, hosts, anchor, passing, strategy, heads)
+            best = model(ids, at, past=past)[0, len(query) - 1:].argmax(-1).tolist()
+            right[strategy] += best == answer
+        print(f"{i + 1} documents of {args.tokens} tokens, {args.keys} keys, {args.hosts} hosts, anchor {anchor}, "
+              f"passing {passing}, {time.time() - start:.0f} s: "
+              + ", ".join(f"{s} {r}" for s, r in right.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
