@@ -24,7 +24,6 @@ struct StrategyOptions {
   int hosts = 1;
   int64_t anchor_length = -1;  // -1: the authors' value for the length (docs/algorithms.md)
   int64_t passing_length = -1;
-  bool balanced = false;  // block lengths by the cost model instead of equal ones
 };
 
 // Document tokens [begin, end); their positions are the same numbers.

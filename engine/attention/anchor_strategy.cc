@@ -1,0 +1,194 @@
+#include "engine/attention/anchor_strategy.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "engine/attention/strategy_plan.h"
+#include "engine/base/status_macros.h"
+
+namespace apb::attention {
+
+using kernels::DType;
+using kernels::KeySegment;
+using kernels::TensorView;
+using kernels::Visibility;
+
+namespace {
+constexpr int kPoolWindow = 5;
+constexpr int kPoolReach = kPoolWindow / 2;
+}  // namespace
+
+AnchorStrategy::AnchorStrategy(const ShardPlan& plan, int64_t kv_heads,
+                               std::unique_ptr<Compressor> compressor, kernels::Backend& backend,
+                               parallel::Communicator& communicator)
+    : plan_(plan),
+      kv_heads_(kv_heads),
+      compressor_(std::move(compressor)),
+      backend_(backend),
+      communicator_(communicator),
+      raw_(backend),
+      indices_(backend),
+      send_(backend),
+      passing_(backend) {
+  for (const HostShard& host : plan.hosts)
+    longest_passing_ = std::max(longest_passing_, host.passing_length);
+}
+
+bool AnchorStrategy::NeedsAnchor(const ShardPlan& plan, int ranks, int rank,
+                                 const Compressor* compressor) {
+  const HostRange range = HostsOfRank(static_cast<int>(plan.hosts.size()), ranks, rank);
+  for (int h = range.first; h < range.last; ++h) {
+    if (plan.hosts[h].sees_anchor) return true;
+    if (plan.hosts[h].passing_length > 0 && compressor != nullptr && compressor->UsesQuery())
+      return !plan.anchor.empty();
+  }
+  return false;
+}
+
+bool AnchorStrategy::WantsPreRope(int) const {
+  return longest_passing_ > 0 && compressor_->UsesPreRope();
+}
+
+absl::StatusOr<TensorView> AnchorStrategy::PooledScores(const LayerCall& call, const HostRows& rows,
+                                                        const TensorView& qkv,
+                                                        core::Workspace& keep,
+                                                        kernels::Stream& stream) {
+  const bool pre_rope = compressor_->UsesPreRope();
+  // The pool's window crosses the border between anchor and block (APB.md 3.2).
+  const int64_t tail = pre_rope && plan_.hosts[rows.host].sees_anchor
+                           ? std::min<int64_t>(kPoolReach, call.anchor_rows)
+                           : 0;
+  const int64_t local = rows.end - rows.begin;
+  APB_ASSIGN_OR_RETURN(const TensorView raw, raw_.Get(DType::kF32, {tail + local, kv_heads_}));
+  ScoreCall score{.layer = call.layer,
+                  .first_token = plan_.hosts[rows.host].local[0].begin,
+                  .scores = raw.Rows(tail, tail + local)};
+  if (pre_rope) {
+    score.qkv = qkv.Rows(rows.begin, rows.end);
+  } else {
+    score.k = call.k.Rows(rows.begin, rows.end);
+    const TokenSpan query = EmbeddedQueryRows(plan_);
+    score.query =
+        call.q.Rows(call.anchor_rows > 0 ? query.begin : 0, call.anchor_rows > 0 ? query.end : 0);
+  }
+  APB_RETURN_IF_ERROR(compressor_->Score(score, stream));
+  if (tail > 0) {
+    score.qkv = qkv.Rows(call.anchor_rows - tail, call.anchor_rows);
+    score.scores = raw.Rows(0, tail);
+    APB_RETURN_IF_ERROR(compressor_->Score(score, stream));
+  }
+  APB_ASSIGN_OR_RETURN(const TensorView pooled, keep.Get(DType::kF32, {tail + local, kv_heads_}));
+  if (compressor_->Pools()) {
+    backend_.MaxPoolRows(raw, kPoolWindow, pooled, stream);
+  } else {
+    backend_.Copy(raw, pooled, stream);
+  }
+  return pooled.Rows(tail, tail + local);
+}
+
+absl::Status AnchorStrategy::BeforeRope(const LayerCall& call, const TensorView& qkv,
+                                        kernels::Stream& stream) {
+  while (scores_.size() < call.hosts.size()) scores_.emplace_back(backend_);
+  score_views_.assign(call.hosts.size(), TensorView());
+  for (size_t i = 0; i < call.hosts.size(); ++i) {
+    if (plan_.hosts[call.hosts[i].host].passing_length == 0) continue;
+    APB_ASSIGN_OR_RETURN(score_views_[i],
+                         PooledScores(call, call.hosts[i], qkv, scores_[i], stream));
+  }
+  return absl::OkStatus();
+}
+
+TensorView AnchorStrategy::Contribution(int host, int part) const {
+  // Hosts of a rank lie together, ranks behind each other; hosts = ranks * (hosts of a rank), so
+  // this is host order.
+  const int64_t kv_heads = passing_view_.shape[2], d = passing_view_.shape[3];
+  TensorView view = passing_view_.Rows((host * 2 + part) * longest_passing_,
+                                       (host * 2 + part + 1) * longest_passing_);
+  view.rank = 3;
+  view.shape = {plan_.hosts[host].passing_length, kv_heads, d, 0};
+  view.stride = {kv_heads * d, d, 1, 0};
+  return view;
+}
+
+absl::Status AnchorStrategy::Exchange(const LayerCall& call, kernels::Stream& stream) {
+  const int64_t kv_heads = call.k.shape[1], d = call.k.shape[2];
+  const int ranks = communicator_.size();
+  const int64_t per_rank = static_cast<int64_t>(plan_.hosts.size()) / ranks;
+  if (!compressor_->UsesPreRope()) APB_RETURN_IF_ERROR(BeforeRope(call, {}, stream));
+  APB_ASSIGN_OR_RETURN(TensorView send,
+                       send_.Get(call.k.dtype, {per_rank * 2 * longest_passing_, 1, kv_heads, d}));
+  for (size_t i = 0; i < call.hosts.size(); ++i) {
+    const HostRows& rows = call.hosts[i];
+    const HostShard& host = plan_.hosts[rows.host];
+    const int64_t count = host.passing_length, slot = rows.host % per_rank;
+    if (count == 0) continue;
+    const int64_t first = host.local[0].begin;
+    APB_ASSIGN_OR_RETURN(const TensorView indices, indices_.Get(DType::kI32, {kv_heads, count}));
+    backend_.TopKPerHead({.scores = score_views_[i],
+                          .eligible_begin = host.passing_candidates.begin - first,
+                          .eligible_end = host.passing_candidates.end - first,
+                          .count = count,
+                          .indices = indices},
+                         stream);
+    for (int part = 0; part < 2; ++part) {
+      TensorView target = send.Rows((slot * 2 + part) * longest_passing_,
+                                    (slot * 2 + part) * longest_passing_ + count);
+      target.rank = 3;
+      target.shape = {count, kv_heads, d, 0};
+      target.stride = {kv_heads * d, d, 1, 0};
+      backend_.GatherRowsPerHead((part == 0 ? call.k : call.v).Rows(rows.begin, rows.end), indices,
+                                 target, stream);
+    }
+  }
+  if (ranks == 1) {
+    passing_view_ = send;
+    return absl::OkStatus();
+  }
+  APB_ASSIGN_OR_RETURN(
+      passing_view_,
+      passing_.Get(call.k.dtype, {ranks * per_rank * 2 * longest_passing_, 1, kv_heads, d}));
+  return communicator_.AllGather(send, passing_view_, stream);
+}
+
+absl::Status AnchorStrategy::Attend(const LayerCall& call, kernels::Stream& stream) {
+  // All ranks take part, also one without tokens.
+  if (longest_passing_ > 0) APB_RETURN_IF_ERROR(Exchange(call, stream));
+  const TensorView anchor_positions = call.positions.Rows(0, call.anchor_rows);
+  KeySegment anchor{.k = call.k.Rows(0, call.anchor_rows),
+                    .v = call.v.Rows(0, call.anchor_rows),
+                    .positions = anchor_positions};
+  if (call.anchor_rows > 0) {
+    // Anchor rows see the anchor causally and nothing else.
+    backend_.Attention({.q = call.q.Rows(0, call.anchor_rows),
+                        .q_positions = anchor_positions,
+                        .keys = {&anchor, 1},
+                        .scale = call.scale,
+                        .out = call.out.Rows(0, call.anchor_rows)},
+                       stream);
+  }
+  anchor.visible_to_group = {Visibility::kAll, Visibility::kAll};
+  for (const HostRows& rows : call.hosts) {
+    if (rows.end == rows.begin) continue;
+    std::vector<KeySegment> segments;
+    for (int earlier = 0; earlier < rows.host && longest_passing_ > 0; ++earlier) {
+      if (plan_.hosts[earlier].passing_length == 0) continue;
+      segments.push_back({.k = Contribution(earlier, 0),
+                          .v = Contribution(earlier, 1),
+                          .visible_to_group = {Visibility::kAll, Visibility::kAll}});
+    }
+    if (plan_.hosts[rows.host].sees_anchor) segments.push_back(anchor);
+    const TensorView positions = call.positions.Rows(rows.begin, rows.end);
+    segments.push_back({.k = call.k.Rows(rows.begin, rows.end),
+                        .v = call.v.Rows(rows.begin, rows.end),
+                        .positions = positions});
+    backend_.Attention({.q = call.q.Rows(rows.begin, rows.end),
+                        .q_positions = positions,
+                        .keys = segments,
+                        .scale = call.scale,
+                        .out = call.out.Rows(rows.begin, rows.end)},
+                       stream);
+  }
+  return stream.Synchronize();
+}
+
+}  // namespace apb::attention

@@ -1,0 +1,54 @@
+// The tensor half of full, star and apb: local attention, with an anchor block, with passing
+// blocks. Which of them a prefill has is said by its plan alone.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "engine/attention/compressor.h"
+#include "engine/attention/strategy.h"
+#include "engine/core/tensor.h"
+
+namespace apb::attention {
+
+// One object serves one prefill; the plan must outlive it. `compressor` may be null where the plan
+// passes nothing on.
+class AnchorStrategy : public ContextParallelStrategy {
+ public:
+  AnchorStrategy(const ShardPlan& plan, int64_t kv_heads, std::unique_ptr<Compressor> compressor,
+                 kernels::Backend& backend, parallel::Communicator& communicator);
+
+  std::string_view name() const override { return "anchor"; }
+  bool WantsPreRope(int layer) const override;
+  absl::Status BeforeRope(const LayerCall& call, const kernels::TensorView& qkv,
+                          kernels::Stream& stream) override;
+  absl::Status Attend(const LayerCall& call, kernels::Stream& stream) override;
+
+  // Whether this rank must compute the anchor rows: one of its hosts sees them or scores its tokens
+  // by them.
+  static bool NeedsAnchor(const ShardPlan& plan, int ranks, int rank, const Compressor* compressor);
+
+ private:
+  // Scores of one host's local rows, pooled: [local rows, n_kv] f32.
+  absl::StatusOr<kernels::TensorView> PooledScores(const LayerCall& call, const HostRows& rows,
+                                                   const kernels::TensorView& qkv,
+                                                   core::Workspace& keep, kernels::Stream& stream);
+  // Selects, gathers and exchanges; afterwards passing_ holds the contributions of all hosts.
+  absl::Status Exchange(const LayerCall& call, kernels::Stream& stream);
+  // Contribution of one host: keys or values [count, n_kv, d].
+  kernels::TensorView Contribution(int host, int part) const;
+
+  const ShardPlan& plan_;
+  const int64_t kv_heads_;
+  std::unique_ptr<Compressor> compressor_;
+  kernels::Backend& backend_;
+  parallel::Communicator& communicator_;
+  int64_t longest_passing_ = 0;  // largest passing_length of the plan; 0 = nothing is passed on
+  core::Workspace raw_, indices_, send_, passing_;
+  std::vector<core::Workspace> scores_;           // by local host
+  std::vector<kernels::TensorView> score_views_;  // by local host, from BeforeRope to Attend
+  kernels::TensorView
+      passing_view_;  // [hosts (ranks x hosts of a rank), 2, longest, n_kv, d] flattened
+};
+
+}  // namespace apb::attention

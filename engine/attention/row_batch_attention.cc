@@ -1,0 +1,100 @@
+#include "engine/attention/row_batch_attention.h"
+
+#include "engine/base/status_macros.h"
+
+namespace apb::attention {
+
+using kernels::DType;
+using kernels::TensorView;
+
+RowBatchAttention::RowBatchAttention(cache::PagedKvCache& cache, kernels::Backend& backend,
+                                     parallel::Communicator& communicator, float scale)
+    : cache_(cache),
+      backend_(backend),
+      communicator_(communicator),
+      scale_(scale),
+      positions_(backend),
+      slots_(backend),
+      partial_(backend),
+      gathered_(backend) {}
+
+absl::Status RowBatchAttention::Prepare(const std::vector<BatchRows>& batch,
+                                        kernels::Stream& stream) {
+  host_positions_.clear();
+  host_slots_.clear();
+  sequences_.clear();
+  const uint64_t ranks = communicator_.size(), rank = communicator_.rank();
+  for (const BatchRows& rows : batch) {
+    kernels::PagedSequence sequence;
+    sequence.row_begin = static_cast<int64_t>(host_positions_.size());
+    sequence.row_count = rows.count;
+    sequence.causal_begin = rows.document_slots;
+    std::vector<int32_t> kept;
+    for (int64_t p = rows.position; p < rows.position + rows.count; ++p) {
+      if ((p + rows.owner_offset) % ranks == rank) kept.push_back(static_cast<int32_t>(p));
+    }
+    APB_ASSIGN_OR_RETURN(const std::vector<int64_t> slots, cache_.Reserve(*rows.kv, kept));
+    size_t next = 0;
+    for (int64_t p = rows.position; p < rows.position + rows.count; ++p) {
+      host_positions_.push_back(static_cast<int32_t>(p));
+      host_slots_.push_back(next < kept.size() && kept[next] == p ? slots[next++] : -1);
+    }
+    sequence.slot_count = rows.kv->slot_count();
+    sequences_.push_back(sequence);
+  }
+  // Pointers last: reserving may move the tables. (A device backend would copy both to its memory
+  // here.)
+  for (size_t i = 0; i < batch.size(); ++i) {
+    sequences_[i].block_table = batch[i].kv->blocks.data();
+    sequences_[i].slot_positions = batch[i].kv->positions.data();
+  }
+  const int64_t rows = static_cast<int64_t>(host_positions_.size());
+  APB_ASSIGN_OR_RETURN(positions_view_, positions_.Get(DType::kI32, {rows}));
+  APB_ASSIGN_OR_RETURN(slots_view_, slots_.Get(DType::kI64, {rows}));
+  backend_.Copy(TensorView::Contiguous(host_positions_.data(), DType::kI32, {rows}),
+                positions_view_, stream);
+  backend_.Copy(TensorView::Contiguous(host_slots_.data(), DType::kI64, {rows}), slots_view_,
+                stream);
+  return absl::OkStatus();
+}
+
+absl::Status RowBatchAttention::BeforeRope(int, const TensorView&, kernels::Stream&) {
+  return absl::InternalError("RowBatchAttention does not read projections before RoPE");
+}
+
+absl::Status RowBatchAttention::Attend(int layer, const TensorView& q, const TensorView& k,
+                                       const TensorView& v, const TensorView& out,
+                                       kernels::Stream& stream) {
+  backend_.AppendToCache(k, v, slots_view_, cache_.keys(layer), cache_.values(layer), stream);
+  kernels::PagedAttentionArgs args{.q = q,
+                                   .q_positions = positions_view_,
+                                   .k_cache = cache_.keys(layer),
+                                   .v_cache = cache_.values(layer),
+                                   .sequences = sequences_,
+                                   .scale = scale_,
+                                   .out = out};
+  const int64_t ranks = communicator_.size();
+  if (ranks == 1) {
+    backend_.PagedAttention(args, stream);
+    return absl::OkStatus();
+  }
+  // One buffer a rank: outputs [T, n_q, d], then log-sums [T, n_q], so that one collective carries
+  // both.
+  const int64_t rows = q.shape[0], heads = q.shape[1], d = q.shape[2], outs = rows * heads * d,
+                each = outs + rows * heads;
+  APB_ASSIGN_OR_RETURN(const TensorView mine, partial_.Get(DType::kF32, {each}));
+  APB_ASSIGN_OR_RETURN(const TensorView all, gathered_.Get(DType::kF32, {ranks, each}));
+  args.out = TensorView::Contiguous(mine.data, DType::kF32, {rows, heads, d});
+  args.lse = TensorView::Contiguous(mine.as<float>() + outs, DType::kF32, {rows, heads});
+  backend_.PagedAttention(args, stream);
+  APB_RETURN_IF_ERROR(communicator_.AllGather(mine, all, stream));
+  TensorView parts = TensorView::Contiguous(all.data, DType::kF32, {ranks, rows, heads, d});
+  parts.stride[0] = each;
+  TensorView sums =
+      TensorView::Contiguous(all.as<float>() + outs, DType::kF32, {ranks, rows, heads});
+  sums.stride[0] = each;
+  backend_.MergePartials(parts, sums, out, {}, stream);
+  return absl::OkStatus();
+}
+
+}  // namespace apb::attention

@@ -1,0 +1,56 @@
+// Exact attention of new rows over KV that is spread over the ranks: query pass and decode, any
+// number of sequences in one batch. Every rank runs all rows; each attends to its own share of the
+// keys; partial results are exchanged by one collective a layer and merged in rank order, so hidden
+// states stay equal on all ranks.
+#pragma once
+
+#include <vector>
+
+#include "engine/attention/layer_attention.h"
+#include "engine/cache/paged_kv_cache.h"
+#include "engine/core/tensor.h"
+#include "engine/parallel/communicator.h"
+
+namespace apb::attention {
+
+// New rows of one sequence: positions [position, position + count).
+struct BatchRows {
+  cache::SequenceKv* kv = nullptr;
+  int64_t document_slots = 0;  // slots of this rank that hold document tokens: all rows see them
+  int64_t position = 0;
+  int64_t count = 0;
+  uint64_t owner_offset = 0;  // row at position p is kept by rank (p + owner_offset) % ranks
+};
+
+class RowBatchAttention : public LayerAttention {
+ public:
+  RowBatchAttention(cache::PagedKvCache& cache, kernels::Backend& backend,
+                    parallel::Communicator& communicator, float scale);
+
+  // Takes cache slots for the rows that this rank keeps. Rows of the batch are those of `batch` one
+  // after another. kResourceExhausted leaves the sequences before the failing one with reserved
+  // slots: the step has failed.
+  absl::Status Prepare(const std::vector<BatchRows>& batch, kernels::Stream& stream);
+  const kernels::TensorView& positions() const { return positions_view_; }
+
+  bool WantsPreRope(int) const override { return false; }
+  absl::Status BeforeRope(int layer, const kernels::TensorView& qkv,
+                          kernels::Stream& stream) override;
+  bool WantsOutput(int) const override { return true; }
+  absl::Status Attend(int layer, const kernels::TensorView& q, const kernels::TensorView& k,
+                      const kernels::TensorView& v, const kernels::TensorView& out,
+                      kernels::Stream& stream) override;
+
+ private:
+  cache::PagedKvCache& cache_;
+  kernels::Backend& backend_;
+  parallel::Communicator& communicator_;
+  const float scale_;
+  std::vector<int32_t> host_positions_;
+  std::vector<int64_t> host_slots_;
+  std::vector<kernels::PagedSequence> sequences_;
+  core::Workspace positions_, slots_, partial_, gathered_;
+  kernels::TensorView positions_view_, slots_view_;
+};
+
+}  // namespace apb::attention

@@ -1,0 +1,122 @@
+#include "engine/attention/strategy_plan.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace apb::attention {
+namespace {
+
+constexpr int kMaxHosts = 4096;
+constexpr int64_t kMaxDefaultLength = 8192;
+
+// Equal blocks of ceil(n / hosts); the last ones may be shorter or empty.
+ShardPlan EqualBlocks(int64_t n, int hosts, int64_t* block) {
+  ShardPlan plan;
+  *block = (n + hosts - 1) / hosts;
+  for (int h = 0; h < hosts; ++h) {
+    HostShard shard;
+    const TokenSpan span{std::min(n, h * *block), std::min(n, (h + 1) * *block)};
+    if (span.length() > 0) shard.local.push_back(span);
+    plan.hosts.push_back(shard);
+  }
+  return plan;
+}
+
+// Hosts after the first that have tokens see the anchor. Without such a host there is no anchor.
+void ShowAnchor(ShardPlan& plan) {
+  bool anyone = false;
+  for (size_t h = 1; h < plan.hosts.size(); ++h) {
+    plan.hosts[h].sees_anchor = !plan.anchor.empty() && plan.hosts[h].local_length() > 0;
+    anyone |= plan.hosts[h].sees_anchor;
+  }
+  if (!anyone) plan.anchor.clear();
+}
+
+ShardPlan ApbPlan(const PromptLayout& layout, const StrategyOptions& options) {
+  int64_t block = 0;
+  ShardPlan plan = EqualBlocks(layout.document_length, options.hosts, &block);
+  const int64_t head = std::min(layout.query_insert_position, block);
+  int64_t anchor = options.anchor_length;
+  if (anchor < 0) {
+    anchor = std::min(block / 4, kMaxDefaultLength);
+    anchor = std::max(anchor, std::min(head + layout.embedded_query_length, block / 2));
+  }
+  anchor = std::min(anchor, block);
+  const int64_t query = std::min(layout.embedded_query_length, std::max<int64_t>(0, anchor - head));
+  const int64_t document_tokens = anchor - query;
+  for (int64_t t = 0; t < std::min(head, document_tokens); ++t)
+    plan.anchor.push_back(static_cast<AnchorSource>(t));
+  for (int64_t i = layout.embedded_query_length - query; i < layout.embedded_query_length; ++i) {
+    plan.anchor.push_back(static_cast<AnchorSource>(-1 - i));
+  }
+  for (int64_t t = head; t < document_tokens; ++t)
+    plan.anchor.push_back(static_cast<AnchorSource>(t));
+  ShowAnchor(plan);
+
+  int64_t passing = options.passing_length;
+  if (passing < 0) passing = std::min(block / 8, kMaxDefaultLength);
+  // What the last host with tokens would pass on has no reader.
+  int last = options.hosts - 1;
+  while (last > 0 && plan.hosts[last].local_length() == 0) --last;
+  for (int h = 0; h < last; ++h) {
+    HostShard& host = plan.hosts[h];
+    host.passing_candidates = host.local[0];
+    // Everyone has these in the anchor already (the exact rule, APB.md 3.3).
+    if (h == 0 && !plan.anchor.empty())
+      host.passing_candidates.begin = std::min(document_tokens, host.local[0].end);
+    host.passing_length = std::min(passing, host.passing_candidates.length());
+  }
+  return plan;
+}
+
+ShardPlan StarPlan(const PromptLayout& layout, const StrategyOptions& options) {
+  int64_t block = 0;
+  ShardPlan plan = EqualBlocks(layout.document_length, options.hosts, &block);
+  for (int64_t t = 0; t < block; ++t) plan.anchor.push_back(static_cast<AnchorSource>(t));
+  ShowAnchor(plan);
+  return plan;
+}
+
+}  // namespace
+
+absl::StatusOr<ShardPlan> MakeShardPlan(std::string_view strategy, const PromptLayout& layout,
+                                        const StrategyOptions& options) {
+  if (options.hosts < 1 || options.hosts > kMaxHosts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("hosts=", options.hosts, ": must be from 1 to ", kMaxHosts));
+  }
+  if (layout.document_length < 0 || layout.document_length > INT32_MAX ||
+      layout.embedded_query_length < 0 || layout.query_insert_position < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("document of ", layout.document_length, " tokens with an embedded query of ",
+                     layout.embedded_query_length, " at ", layout.query_insert_position));
+  }
+  if (options.anchor_length < -1 || options.passing_length < -1) {
+    return absl::InvalidArgumentError("anchor_length and passing_length must not be negative");
+  }
+  if (strategy == "full") {
+    int64_t block = 0;
+    return EqualBlocks(layout.document_length, 1, &block);
+  }
+  if (strategy == "apb") return ApbPlan(layout, options);
+  if (strategy == "star") return StarPlan(layout, options);
+  return absl::InvalidArgumentError(absl::StrCat("strategy '", std::string(strategy),
+                                                 "' is unknown (full, apb and star are known)"));
+}
+
+TokenSpan EmbeddedQueryRows(const ShardPlan& plan) {
+  const auto is_query = [](AnchorSource source) { return source < 0; };
+  const auto begin = std::find_if(plan.anchor.begin(), plan.anchor.end(), is_query);
+  const auto end = std::find_if_not(begin, plan.anchor.end(), is_query);
+  return {begin - plan.anchor.begin(), end - plan.anchor.begin()};
+}
+
+int64_t DocumentTokensOfRank(const ShardPlan& plan, int ranks, int rank) {
+  const HostRange range = HostsOfRank(static_cast<int>(plan.hosts.size()), ranks, rank);
+  int64_t n = 0;
+  for (int h = range.first; h < range.last; ++h) n += plan.hosts[h].local_length();
+  return n;
+}
+
+}  // namespace apb::attention

@@ -1,0 +1,168 @@
+#include "engine/parallel/mpi_runtime.h"
+
+#include <sched.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "engine/base/status_macros.h"
+#include "engine/parallel/mpi_communicator.h"
+#include "engine/parallel/mpi_wait.h"
+
+namespace apb::parallel {
+namespace {
+
+enum Tag { kPlanTag = 1, kGatherTag = 2 };
+constexpr int64_t kChunkBytes = 1 << 30;  // counts are ints
+
+absl::Status MpiError(int code, absl::string_view what) {
+  char text[MPI_MAX_ERROR_STRING] = {};
+  int length = 0;
+  MPI_Error_string(code, text, &length);
+  return absl::UnavailableError(absl::StrCat("MPI ", what, ": ", std::string(text, length)));
+}
+
+}  // namespace
+
+absl::Status WaitAll(MPI_Request* requests, int count, absl::Duration deadline,
+                     const std::atomic<bool>* aborted, const std::string& what) {
+  absl::Time start;
+  for (int64_t round = 0;; ++round) {
+    int done = 0;
+    const int code = MPI_Testall(count, requests, &done, MPI_STATUSES_IGNORE);
+    if (code != MPI_SUCCESS) return MpiError(code, what);
+    if (done) return absl::OkStatus();
+    if (round < 200) continue;
+    if (aborted != nullptr && aborted->load())
+      return absl::UnavailableError(absl::StrCat(what, ": the group was aborted"));
+    // Ranks may share cores: give the peer its turn.
+    sched_yield();
+    if (round == 200) start = absl::Now();
+    if (round % 1024 == 0 && absl::Now() - start > deadline) {
+      return absl::UnavailableError(
+          absl::StrCat(what, ": a peer did not answer within ", absl::FormatDuration(deadline)));
+    }
+    if (round > 20000) {
+      const timespec nap = {0, 50'000};
+      nanosleep(&nap, nullptr);
+    }
+  }
+}
+
+struct MpiRuntime::Context {
+  MPI_Comm messages = MPI_COMM_NULL;
+};
+
+absl::StatusOr<std::unique_ptr<MpiRuntime>> MpiRuntime::Start(int* argc, char*** argv) {
+  int provided = 0;
+  if (MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided) != MPI_SUCCESS) {
+    return absl::UnavailableError("MPI_Init_thread failed");
+  }
+  if (provided < MPI_THREAD_SERIALIZED)
+    return absl::FailedPreconditionError("this MPI does not support MPI_THREAD_SERIALIZED");
+  auto runtime = std::unique_ptr<MpiRuntime>(new MpiRuntime());
+  runtime->context_ = std::make_unique<Context>();
+  MPI_Comm_rank(MPI_COMM_WORLD, &runtime->rank_);
+  MPI_Comm_size(MPI_COMM_WORLD, &runtime->size_);
+  MPI_Comm machine;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine);
+  MPI_Comm_rank(machine, &runtime->local_rank_);
+  MPI_Comm_size(machine, &runtime->local_size_);
+  MPI_Comm_free(&machine);
+  MPI_Comm_dup(MPI_COMM_WORLD, &runtime->context_->messages);
+  MPI_Comm_set_errhandler(runtime->context_->messages, MPI_ERRORS_RETURN);
+  return runtime;
+}
+
+MpiRuntime::~MpiRuntime() {
+  MPI_Comm_free(&context_->messages);
+  MPI_Finalize();
+}
+
+std::string MpiRuntime::host() const {
+  char name[256] = {};
+  gethostname(name, sizeof name - 1);
+  return name;
+}
+
+absl::StatusOr<std::unique_ptr<Communicator>> MpiRuntime::NewCommunicator(absl::Duration deadline) {
+  return MpiCommunicator::Create(deadline);
+}
+
+absl::Status MpiRuntime::SendPlan(const std::string& message, absl::Duration deadline) {
+  if (message.size() > kChunkBytes)
+    return absl::InvalidArgumentError("a step plan larger than 1 GiB");
+  std::vector<MPI_Request> requests(size_ - 1);
+  for (int r = 1; r < size_; ++r) {
+    const int code = MPI_Isend(message.data(), static_cast<int>(message.size()), MPI_BYTE, r,
+                               kPlanTag, context_->messages, &requests[r - 1]);
+    if (code != MPI_SUCCESS) return MpiError(code, "sending a step plan");
+  }
+  return WaitAll(requests.data(), size_ - 1, deadline, nullptr, "sending a step plan");
+}
+
+absl::StatusOr<std::string> MpiRuntime::ReceivePlan() {
+  const absl::Time start = absl::Now();
+  absl::Duration nap = absl::Microseconds(50);
+  MPI_Status status;
+  for (int found = 0;;) {
+    const int code = MPI_Iprobe(0, kPlanTag, context_->messages, &found, &status);
+    if (code != MPI_SUCCESS) return MpiError(code, "waiting for a step plan");
+    if (found) break;
+    if (absl::Now() - start < absl::Milliseconds(1)) {
+      sched_yield();
+      continue;
+    }
+    absl::SleepFor(nap);
+    nap = std::min(nap * 2, absl::Milliseconds(2));
+  }
+  int bytes = 0;
+  MPI_Get_count(&status, MPI_BYTE, &bytes);
+  std::string message(bytes, '\0');
+  const int code =
+      MPI_Recv(message.data(), bytes, MPI_BYTE, 0, kPlanTag, context_->messages, MPI_STATUS_IGNORE);
+  if (code != MPI_SUCCESS) return MpiError(code, "receiving a step plan");
+  return message;
+}
+
+absl::StatusOr<std::vector<std::string>> MpiRuntime::GatherToLeader(const std::string& message,
+                                                                    absl::Duration deadline) {
+  if (rank_ != 0) {
+    MPI_Request request;
+    MPI_Isend(message.data(), static_cast<int>(message.size()), MPI_BYTE, 0, kGatherTag,
+              context_->messages, &request);
+    APB_RETURN_IF_ERROR(WaitAll(&request, 1, deadline, nullptr, "sending statistics"));
+    return std::vector<std::string>();
+  }
+  std::vector<std::string> all(size_);
+  all[0] = message;
+  for (int r = 1; r < size_; ++r) {
+    const absl::Time start = absl::Now();
+    int found = 0;
+    MPI_Status status;
+    while (!found) {
+      const int code = MPI_Iprobe(r, kGatherTag, context_->messages, &found, &status);
+      if (code != MPI_SUCCESS) return MpiError(code, "gathering statistics");
+      if (absl::Now() - start > deadline)
+        return absl::UnavailableError(absl::StrCat("rank ", r, " sent no statistics"));
+      if (!found) sched_yield();
+    }
+    int bytes = 0;
+    MPI_Get_count(&status, MPI_BYTE, &bytes);
+    all[r].resize(bytes);
+    MPI_Recv(all[r].data(), bytes, MPI_BYTE, r, kGatherTag, context_->messages, MPI_STATUS_IGNORE);
+  }
+  return all;
+}
+
+void MpiRuntime::AbortGroup(int exit_code) {
+  int initialized = 0;
+  MPI_Initialized(&initialized);
+  if (initialized) MPI_Abort(MPI_COMM_WORLD, exit_code);
+  _exit(exit_code);
+}
+
+}  // namespace apb::parallel

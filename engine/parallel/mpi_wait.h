@@ -1,0 +1,19 @@
+// Internal to engine/parallel: completion of MPI requests with a deadline.
+#pragma once
+
+#include <mpi.h>
+
+#include <atomic>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace apb::parallel {
+
+// Tests the requests until all are done: first in a tight loop, then yielding, then with short
+// sleeps. kUnavailable after `deadline`, when `aborted` is set, or when MPI reports an error.
+absl::Status WaitAll(MPI_Request* requests, int count, absl::Duration deadline,
+                     const std::atomic<bool>* aborted, const std::string& what);
+
+}  // namespace apb::parallel
