@@ -1,0 +1,383 @@
+#include "engine/schedule/scheduler.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "engine/attention/strategy_plan.h"
+#include "engine/base/check.h"
+#include "engine/base/status_macros.h"
+
+namespace apb::schedule {
+
+using attention::ShardPlan;
+
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(options), used_blocks_(options.ranks, 0) {}
+
+// ---- admission ----
+
+absl::Status Scheduler::Resolve(Request& request, std::vector<int64_t>& document_tokens) const {
+  SequenceSpec& spec = request.spec;
+  const int64_t length = static_cast<int64_t>(spec.tokens.size());
+  if (spec.query_begin < 0 || spec.query_begin >= length) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("query begins at ", spec.query_begin, " of ", length, " prompt tokens"));
+  }
+  const int64_t room = options_.max_model_len - length;
+  if (room < (spec.sampling.max_tokens > 0 ? 1 : 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the prompt has ", length, " tokens, the context of this server ", options_.max_model_len));
+  }
+  if (spec.hosts == 0) spec.hosts = options_.default_hosts;
+  if (spec.strategy.empty() || spec.strategy == "auto") {
+    const bool full = request.exact || spec.hosts == 1 || spec.query_begin < options_.full_below;
+    spec.strategy = full ? "full" : "apb";
+  }
+  if (request.exact && spec.strategy != "full") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("exact=true contradicts strategy '", spec.strategy, "'"));
+  }
+  if (spec.strategy == "full") {
+    spec.hosts = 1;
+  } else if (spec.hosts < 1 || spec.hosts % options_.ranks != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "hosts=", spec.hosts, ": must be a multiple of the ", options_.ranks, " ranks"));
+  }
+  APB_ASSIGN_OR_RETURN(
+      const ShardPlan plan,
+      attention::MakeShardPlan(
+          spec.strategy,
+          {.document_length = spec.query_begin,
+           .query_length = length - spec.query_begin,
+           .query_insert_position = spec.query_insert_position,
+           .embedded_query_length = static_cast<int64_t>(spec.embedded_query.size())},
+          {.hosts = spec.hosts,
+           .anchor_length = spec.anchor_length,
+           .passing_length = spec.passing_length}));
+  const bool passes = std::any_of(plan.hosts.begin(), plan.hosts.end(),
+                                  [](const auto& h) { return h.passing_length > 0; });
+  if (!passes) {
+    spec.compressor.clear();
+  } else if (spec.compressor.empty()) {
+    spec.compressor = options_.has_retaining_heads ? "retaining_heads" : "query_aware";
+  }
+  if (spec.compressor == "retaining_heads" && !options_.has_retaining_heads) {
+    return absl::InvalidArgumentError(
+        "compressor 'retaining_heads': this model has none (use query_aware)");
+  }
+  if (!spec.compressor.empty() && spec.compressor != "retaining_heads" &&
+      spec.compressor != "query_aware" && spec.compressor != "random") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("compressor '", spec.compressor, "' is unknown"));
+  }
+  // New rows are dealt out evenly, so the fullest rank bounds what can be generated.
+  int64_t new_rows = options_.max_model_len;
+  for (int r = 0; r < options_.ranks; ++r) {
+    document_tokens.push_back(attention::DocumentTokensOfRank(plan, options_.ranks, r));
+    const int64_t left = options_.blocks_per_rank * options_.block_size - document_tokens.back();
+    new_rows = std::min(new_rows, left * options_.ranks);
+  }
+  const int64_t query = length - spec.query_begin;
+  if (new_rows < query + (spec.sampling.max_tokens > 0 ? 1 : 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the prompt has ", length, " tokens; with strategy '", spec.strategy,
+        "' a rank would keep ", *std::max_element(document_tokens.begin(), document_tokens.end()),
+        " of them, its KV cache holds ", options_.blocks_per_rank * options_.block_size));
+  }
+  // A completion ends with `length` where the context or the cache ends.
+  spec.sampling.max_tokens =
+      static_cast<int32_t>(std::min<int64_t>({spec.sampling.max_tokens, room, new_rows - query}));
+  return absl::OkStatus();
+}
+
+void Scheduler::Submit(Request request, absl::Time now) {
+  const SequenceId id = request.spec.id;
+  if (sequences_.contains(id))
+    return Reject(id, absl::InvalidArgumentError("this sequence id is in use"));
+  const int64_t tokens = static_cast<int64_t>(request.spec.tokens.size());
+  if (waiting() >= options_.max_waiting ||
+      (waiting() > 0 && waiting_tokens_ + tokens > options_.max_waiting_tokens)) {
+    return Reject(id, absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", waiting(),
+                                                                " requests with ", waiting_tokens_,
+                                                                " tokens wait")));
+  }
+  Sequence s;
+  s.request = std::move(request);
+  s.submitted = now;
+  if (absl::Status status = Resolve(s.request, s.document_tokens); !status.ok())
+    return Reject(id, std::move(status));
+  waiting_tokens_ += tokens;
+  waiting_.push_back(id);
+  sequences_.emplace(id, std::move(s));
+}
+
+void Scheduler::Reject(SequenceId id, absl::Status status) {
+  Event event{.kind = Event::Kind::kEnd, .id = id, .reason = EndReason::kRejected};
+  event.status = std::move(status);
+  events_.push_back(std::move(event));
+}
+
+int64_t Scheduler::BlocksFor(const Sequence& s, int rank, int64_t length) const {
+  // Rows at positions [document, length) with (position + id) % ranks == rank.
+  const int64_t begin = s.request.spec.query_begin, ranks = options_.ranks;
+  const int64_t offset = static_cast<int64_t>(static_cast<uint64_t>(s.request.spec.id) % ranks);
+  const auto below = [&](int64_t p) {
+    return (p + offset + ranks - 1 - rank) / ranks;
+  };  // such positions below p
+  const int64_t rows = length > begin ? below(length) - below(begin) : 0;
+  return (s.document_tokens[rank] + rows + options_.block_size - 1) / options_.block_size;
+}
+
+bool Scheduler::Grow(Sequence& s, int64_t length) {
+  std::vector<int64_t> wanted(options_.ranks);
+  for (int r = 0; r < options_.ranks; ++r) {
+    wanted[r] = BlocksFor(s, r, length);
+    const int64_t held = s.blocks.empty() ? 0 : s.blocks[r];
+    if (used_blocks_[r] + wanted[r] - held > options_.blocks_per_rank) return false;
+  }
+  for (int r = 0; r < options_.ranks; ++r)
+    used_blocks_[r] += wanted[r] - (s.blocks.empty() ? 0 : s.blocks[r]);
+  s.blocks = std::move(wanted);
+  return true;
+}
+
+void Scheduler::ReleaseBlocks(Sequence& s) {
+  if (s.blocks.empty()) return;
+  for (int r = 0; r < options_.ranks; ++r) used_blocks_[r] -= s.blocks[r];
+  s.blocks.clear();
+  releases_.push_back(s.request.spec.id);
+}
+
+void Scheduler::Admit(StepPlan& plan, absl::Time now) {
+  // First come, first served: a large request is not overtaken for ever by small ones.
+  while (!waiting_.empty()) {
+    Sequence& s = sequences_.at(waiting_.front());
+    const SequenceSpec& spec = s.request.spec;
+    if (!Grow(s, static_cast<int64_t>(spec.tokens.size()) + 1)) return;
+    waiting_.pop_front();
+    waiting_tokens_ -= static_cast<int64_t>(spec.tokens.size());
+    s.state = spec.query_begin > 0 ? State::kPrefill : State::kQuery;
+    s.layers_done = 0;
+    s.next_row = spec.query_begin;
+    s.admitted = next_admission_++;
+    if (s.queue_seconds < 0) {
+      s.queue_seconds = absl::ToDoubleSeconds(now - s.submitted);
+      s.prefill_begin = now;
+    }
+    plan.admissions.push_back(spec);
+  }
+}
+
+// ---- steps ----
+
+StepPlan Scheduler::NextStep(absl::Time now) {
+  StepPlan plan;
+  plan.step = next_step_++;
+  AddDecodeRows(plan, now);  // may preempt, so releases come after it
+  plan.releases.swap(releases_);
+  Admit(plan, now);
+  AddQueryRows(plan);
+  AddPrefillSlice(plan, now);
+  return plan;
+}
+
+Scheduler::Sequence* Scheduler::YoungestDecoding() {
+  Sequence* youngest = nullptr;
+  for (auto& [id, s] : sequences_) {
+    if (s.state == State::kDecode && (youngest == nullptr || s.admitted > youngest->admitted))
+      youngest = &s;
+  }
+  return youngest;
+}
+
+void Scheduler::AddDecodeRows(StepPlan& plan, absl::Time now) {
+  std::vector<Sequence*> decoding;
+  for (auto& [id, s] : sequences_) {
+    if (s.state == State::kDecode) decoding.push_back(&s);
+  }
+  std::sort(decoding.begin(), decoding.end(),
+            [](const Sequence* a, const Sequence* b) { return a->admitted < b->admitted; });
+  for (Sequence* s : decoding) {
+    if (s->state != State::kDecode ||
+        static_cast<int64_t>(plan.rows.size()) >= options_.max_batch_rows)
+      continue;
+    bool preempted_itself = false;
+    while (!Grow(*s, s->next_row + 1)) {
+      Sequence* victim = YoungestDecoding();
+      Preempt(*victim, now);
+      if (victim == s) {
+        preempted_itself = true;
+        break;
+      }
+    }
+    if (preempted_itself) continue;
+    plan.rows.push_back({.id = s->request.spec.id,
+                         .position = s->next_row,
+                         .tokens = {s->last_token},
+                         .sample = true});
+  }
+}
+
+void Scheduler::Preempt(Sequence& s, absl::Time) {
+  ++preemptions_;
+  ReleaseBlocks(s);
+  // The tokens so far (all but the last have rows) become part of what is computed again.
+  s.request.spec.tokens.push_back(s.last_token);
+  s.request.spec.generated_before = s.generated;
+  s.state = State::kWaiting;
+  waiting_.push_front(s.request.spec.id);
+  waiting_tokens_ += static_cast<int64_t>(s.request.spec.tokens.size());
+}
+
+void Scheduler::AddQueryRows(StepPlan& plan) {
+  int64_t room = options_.max_batch_rows - static_cast<int64_t>(plan.rows.size());
+  for (auto& [id, s] : sequences_) {
+    if (s.state != State::kQuery || room <= 0) continue;
+    const std::vector<int32_t>& tokens = s.request.spec.tokens;
+    const int64_t count = std::min(room, static_cast<int64_t>(tokens.size()) - s.next_row);
+    RowSpan span{.id = id, .position = s.next_row};
+    span.tokens.assign(tokens.begin() + s.next_row, tokens.begin() + s.next_row + count);
+    span.sample = s.next_row + count == static_cast<int64_t>(tokens.size()) &&
+                  s.request.spec.sampling.max_tokens > s.generated;
+    plan.rows.push_back(std::move(span));
+    room -= count;
+  }
+}
+
+void Scheduler::AddPrefillSlice(StepPlan& plan, absl::Time now) {
+  Sequence* chosen = nullptr;
+  double least = 0;
+  for (auto& [id, s] : sequences_) {
+    if (s.state != State::kPrefill) continue;
+    const double left = static_cast<double>(s.request.spec.query_begin) *
+                        (options_.layers - s.layers_done) / options_.layers;
+    const double work = left - kAgingTokensPerSecond * absl::ToDoubleSeconds(now - s.submitted);
+    if (chosen == nullptr || work < least) {
+      chosen = &s;
+      least = work;
+    }
+  }
+  if (chosen == nullptr) return;
+  const double target =
+      plan.rows.empty() ? options_.slice_seconds_idle : options_.slice_seconds_busy;
+  // Seconds of a layer: as measured for this prefill, else as earlier ones suggest, else unknown
+  // (one layer).
+  double layer_seconds =
+      chosen->layers_done > 0
+          ? chosen->prefill_seconds_spent / chosen->layers_done
+          : seconds_per_token_layer_ * static_cast<double>(chosen->request.spec.query_begin);
+  int32_t layers =
+      layer_seconds > 0
+          ? static_cast<int32_t>(std::min<double>(target / layer_seconds, options_.layers))
+          : 1;
+  layers = std::clamp(layers, 1, options_.layers - chosen->layers_done);
+  plan.prefill.push_back(
+      {chosen->request.spec.id, chosen->layers_done, chosen->layers_done + layers});
+}
+
+// ---- results ----
+
+void Scheduler::Complete(const StepPlan& plan, const StepResult& result, absl::Time now) {
+  for (const PrefillSlice& slice : plan.prefill) OnPrefillDone(slice, result.prefill_seconds, now);
+  for (const RowSpan& rows : plan.rows) {
+    auto found = sequences_.find(rows.id);
+    if (found == sequences_.end()) continue;  // cancelled meanwhile
+    Sequence& s = found->second;
+    s.next_row = rows.position + static_cast<int64_t>(rows.tokens.size());
+    if (s.state == State::kQuery)
+      prompt_tokens_computed_ += static_cast<int64_t>(rows.tokens.size());
+    const bool query_done = s.state == State::kQuery &&
+                            s.next_row == static_cast<int64_t>(s.request.spec.tokens.size());
+    if (query_done && !rows.sample)
+      End(s, EndReason::kLength, now);  // max_tokens 0: only the prompt was wanted
+  }
+  for (const SampledToken& token : result.tokens) {
+    auto found = sequences_.find(token.id);
+    if (found != sequences_.end()) OnToken(found->second, token, now);
+  }
+}
+
+void Scheduler::OnPrefillDone(const PrefillSlice& slice, double seconds, absl::Time now) {
+  auto found = sequences_.find(slice.id);
+  if (found == sequences_.end()) return;
+  Sequence& s = found->second;
+  const int32_t layers = slice.layer_end - slice.layer_begin;
+  s.layers_done = slice.layer_end;
+  s.prefill_seconds_spent += seconds;
+  const double document = static_cast<double>(s.request.spec.query_begin);
+  const double sample = seconds / (layers * document);
+  seconds_per_token_layer_ =
+      seconds_per_token_layer_ == 0 ? sample : 0.7 * seconds_per_token_layer_ + 0.3 * sample;
+  prompt_tokens_computed_ += static_cast<int64_t>(document * layers / options_.layers);
+  if (s.layers_done == options_.layers) s.state = State::kQuery;
+  if (s.request.report_progress) Progress(s, now);
+}
+
+void Scheduler::Progress(Sequence& s, absl::Time now) {
+  const bool done = s.layers_done == options_.layers;
+  if (!done && now - s.last_progress < absl::Milliseconds(250)) return;
+  s.last_progress = now;
+  const double share = static_cast<double>(s.layers_done) / options_.layers;
+  const double elapsed = absl::ToDoubleSeconds(now - s.prefill_begin);
+  events_.push_back({.kind = Event::Kind::kProgress,
+                     .id = s.request.spec.id,
+                     .processed_tokens = static_cast<int64_t>(
+                         share * static_cast<double>(s.request.spec.query_begin)),
+                     .total_tokens = static_cast<int64_t>(s.request.spec.tokens.size()),
+                     .elapsed_seconds = elapsed,
+                     .eta_seconds = share > 0 ? elapsed / share * (1 - share) : 0});
+}
+
+void Scheduler::OnToken(Sequence& s, const SampledToken& token, absl::Time now) {
+  const SequenceSpec& spec = s.request.spec;
+  if (s.state == State::kQuery) {
+    s.state = State::kDecode;
+    if (s.prefill_seconds < 0) {
+      s.prefill_seconds = absl::ToDoubleSeconds(now - s.prefill_begin);
+      s.first_token = now;
+    }
+  } else {
+    s.request.spec.tokens.push_back(s.last_token);
+  }
+  s.last_token = token.token;
+  ++s.generated;
+  const auto& stops = spec.sampling.stop_tokens;
+  const bool stop = std::find(stops.begin(), stops.end(), token.token) != stops.end();
+  events_.push_back({.kind = Event::Kind::kToken, .id = spec.id, .token = token});
+  if (stop) {
+    End(s, EndReason::kStopToken, now);
+  } else if (s.generated >= spec.sampling.max_tokens) {
+    End(s, EndReason::kLength, now);
+  }
+}
+
+void Scheduler::End(Sequence& s, EndReason reason, absl::Time now) {
+  const SequenceId id = s.request.spec.id;
+  Event event{.kind = Event::Kind::kEnd, .id = id, .reason = reason};
+  event.strategy = s.request.spec.strategy;
+  event.queue_seconds = std::max(
+      0.0, s.queue_seconds >= 0 ? s.queue_seconds : absl::ToDoubleSeconds(now - s.submitted));
+  if (s.prefill_seconds >= 0) {
+    event.prefill_seconds = s.prefill_seconds;
+    event.decode_seconds = absl::ToDoubleSeconds(now - s.first_token);
+  } else if (s.queue_seconds >= 0) {
+    event.prefill_seconds = absl::ToDoubleSeconds(now - s.prefill_begin);
+  }
+  events_.push_back(std::move(event));
+  if (s.state == State::kWaiting) {
+    waiting_.erase(std::find(waiting_.begin(), waiting_.end(), id));
+    waiting_tokens_ -= static_cast<int64_t>(s.request.spec.tokens.size());
+  }
+  ReleaseBlocks(s);
+  sequences_.erase(id);
+}
+
+void Scheduler::Cancel(SequenceId id, absl::Time now) {
+  auto found = sequences_.find(id);
+  if (found != sequences_.end()) End(found->second, EndReason::kCancelled, now);
+}
+
+std::vector<Event> Scheduler::TakeEvents() { return std::exchange(events_, {}); }
+
+}  // namespace apb::schedule

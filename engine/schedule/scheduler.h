@@ -1,0 +1,152 @@
+// What happens in the next step: pure logic over a clock that the caller gives, so that it can be
+// simulated.
+//
+//   state      enters when                      leaves when
+//   waiting    submitted, or preempted          its prompt fits the KV blocks of every rank (first
+//   come, first served) prefill    admitted with a document         all layers of the document are
+//   done query      prefill done, or no document     all query rows have run decode     the first
+//   token is drawn         stop token, length, KV cache full (gone)     ended, cancelled, rejected
+//   its blocks are released at the beginning of the next step
+//
+// A step is one batch of rows (query and decode rows of any number of sequences) and at most one
+// slice of layers of one document prefill. A slice takes about `slice_seconds_busy` while others
+// decode, so a long prefill delays a token by that much and no more. Of several prefills the one
+// with the least work left goes on first; waiting counts for it (kAgingTokensPerSecond), so a long
+// one is not starved. When decoding sequences run out of blocks, the youngest is preempted: its
+// blocks are released and it is computed again later, with the tokens it already has.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "engine/attention/shard_plan.h"
+#include "engine/schedule/step_plan.h"
+
+namespace apb::schedule {
+
+struct SchedulerOptions {
+  int ranks = 1;
+  int default_hosts = 1;    // ranks x virtual hosts
+  int64_t block_size = 32;  // tokens
+  int64_t blocks_per_rank = 0;
+  int32_t layers = 1;
+  int64_t max_model_len = 0;  // prompt + completion
+  bool has_retaining_heads = false;
+  int64_t full_below =
+      8192;  // `auto` computes shorter documents exactly: APB's anchors would cost what it saves
+  int64_t max_batch_rows = 512;
+  int64_t max_waiting = 256;  // sequences
+  int64_t max_waiting_tokens = 4 << 20;
+  double slice_seconds_busy = 0.05;
+  double slice_seconds_idle = 0.25;
+};
+
+struct Request {
+  SequenceSpec spec;   // strategy may be "auto" or ""; hosts 0 = default
+  bool exact = false;  // `auto` may choose exact strategies only
+  bool report_progress = false;
+};
+
+struct SampledToken {
+  SequenceId id{};
+  int32_t token = 0;
+  float logprob = 0;
+  std::vector<std::pair<int32_t, float>> top;
+};
+
+// What executing a plan gave.
+struct StepResult {
+  std::vector<SampledToken> tokens;
+  double prefill_seconds = 0;  // time of the plan's slice of layers
+};
+
+enum class EndReason { kStopToken, kLength, kCancelled, kRejected, kFailed };
+
+struct Event {
+  enum class Kind { kToken, kProgress, kEnd };
+  Kind kind = Kind::kToken;
+  SequenceId id{};
+  SampledToken token;                              // kToken
+  int64_t processed_tokens = 0, total_tokens = 0;  // kProgress
+  double elapsed_seconds = 0, eta_seconds = 0;     // kProgress
+  EndReason reason = EndReason::kLength;           // kEnd
+  absl::Status status;                             // kEnd: of rejected and failed ones
+  double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;  // kEnd
+  std::string strategy;                                               // kEnd
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerOptions& options);
+
+  // Errors become an end event (kRejected) of the sequence: kInvalidArgument when it can never run,
+  // kResourceExhausted when the queue is full.
+  void Submit(Request request, absl::Time now);
+  // Unknown and ended ids are ignored.
+  void Cancel(SequenceId id, absl::Time now);
+  // The next step; may be empty when there is nothing to do. The one before must be complete.
+  StepPlan NextStep(absl::Time now);
+  void Complete(const StepPlan& plan, const StepResult& result, absl::Time now);
+  std::vector<Event> TakeEvents();
+
+  bool idle() const { return sequences_.empty() && releases_.empty(); }
+  int64_t running() const { return static_cast<int64_t>(sequences_.size() - waiting_.size()); }
+  int64_t waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  int64_t used_blocks(int rank) const { return used_blocks_[rank]; }
+  int64_t prompt_tokens_computed() const { return prompt_tokens_computed_; }
+  int64_t preemptions() const { return preemptions_; }
+
+ private:
+  static constexpr double kAgingTokensPerSecond = 2000;
+  enum class State { kWaiting, kPrefill, kQuery, kDecode };
+  struct Sequence {
+    Request request;
+    State state = State::kWaiting;
+    std::vector<int64_t> document_tokens;  // by rank
+    std::vector<int64_t> blocks;           // held, by rank; empty while waiting
+    int32_t layers_done = 0;
+    int64_t next_row = 0;    // position of the next row to run (query or decode)
+    int32_t last_token = 0;  // the row at next_row while decoding
+    int64_t generated = 0;   // in total, over preemptions
+    double prefill_seconds_spent = 0;
+    uint64_t admitted = 0;  // order of admission
+    absl::Time submitted, prefill_begin, first_token, last_progress;
+    double queue_seconds = -1, prefill_seconds = -1;
+  };
+
+  absl::Status Resolve(Request& request, std::vector<int64_t>& document_tokens) const;
+  // Tokens on `rank` when rows [document, length) have run; blocks for them.
+  int64_t BlocksFor(const Sequence& s, int rank, int64_t length) const;
+  bool Grow(Sequence& s, int64_t length);
+  void ReleaseBlocks(Sequence& s);
+  void Admit(StepPlan& plan, absl::Time now);
+  void AddDecodeRows(StepPlan& plan, absl::Time now);
+  void AddQueryRows(StepPlan& plan);
+  void AddPrefillSlice(StepPlan& plan, absl::Time now);
+  void Preempt(Sequence& s, absl::Time now);
+  Sequence* YoungestDecoding();
+  void OnPrefillDone(const PrefillSlice& slice, double seconds, absl::Time now);
+  void OnToken(Sequence& s, const SampledToken& token, absl::Time now);
+  void End(Sequence& s, EndReason reason, absl::Time now);
+  void Reject(SequenceId id, absl::Status status);
+  void Progress(Sequence& s, absl::Time now);
+
+  const SchedulerOptions options_;
+  std::map<SequenceId, Sequence> sequences_;
+  std::deque<SequenceId> waiting_;
+  std::vector<SequenceId> releases_;
+  std::vector<int64_t> used_blocks_;
+  std::vector<Event> events_;
+  int64_t waiting_tokens_ = 0;
+  uint64_t next_step_ = 1, next_admission_ = 1;
+  double seconds_per_token_layer_ = 0;  // of document prefills, moving average
+  int64_t prompt_tokens_computed_ = 0, preemptions_ = 0;
+};
+
+}  // namespace apb::schedule

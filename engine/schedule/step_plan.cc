@@ -1,0 +1,121 @@
+#include "engine/schedule/step_plan.h"
+
+#include <cstring>
+#include <type_traits>
+
+#include "absl/strings/str_cat.h"
+
+namespace apb::schedule {
+namespace {
+
+// One description of the layout, used for writing and for reading. Little-endian hosts only, as MPI
+// groups are.
+struct Writer {
+  std::string bytes;
+  template <typename T>
+  requires std::is_arithmetic_v<T> || std::is_enum_v<T>
+  void operator()(T& value) { bytes.append(reinterpret_cast<const char*>(&value), sizeof value); }
+  void operator()(std::string& value) {
+    Size(value.size());
+    bytes += value;
+  }
+  template <typename T>
+  void operator()(std::vector<T>& values) {
+    Size(values.size());
+    if constexpr (std::is_trivially_copyable_v<T>) {
+      bytes.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
+    } else {
+      for (T& value : values) Visit(*this, value);
+    }
+  }
+  void Size(uint64_t size) { (*this)(size); }
+};
+
+struct Reader {
+  std::string_view bytes;
+  bool good = true;
+  template <typename T>
+  requires std::is_arithmetic_v<T> || std::is_enum_v<T>
+  void operator()(T& value) {
+    if (!good || bytes.size() < sizeof value) {
+      good = false;
+      return;
+    }
+    if constexpr (std::is_same_v<T, bool>) {
+      value = bytes[0] != 0;
+    } else {
+      std::memcpy(&value, bytes.data(), sizeof value);
+    }
+    bytes.remove_prefix(sizeof value);
+  }
+  void operator()(std::string& value) {
+    const uint64_t size = Size(1);
+    value.assign(bytes.substr(0, size));
+    bytes.remove_prefix(size);
+  }
+  template <typename T>
+  void operator()(std::vector<T>& values) {
+    if constexpr (std::is_trivially_copyable_v<T>) {
+      const uint64_t size = Size(sizeof(T));
+      values.resize(size);
+      if (size > 0) std::memcpy(values.data(), bytes.data(), size * sizeof(T));
+      bytes.remove_prefix(size * sizeof(T));
+    } else {
+      const uint64_t size = Size(1);  // an element has at least one byte
+      for (uint64_t i = 0; i < size && good; ++i) {
+        values.emplace_back();
+        Visit(*this, values.back());
+      }
+    }
+  }
+  // A count of elements of at least `least` bytes each; 0 and not good if they cannot be there.
+  uint64_t Size(uint64_t least) {
+    uint64_t size = 0;
+    (*this)(size);
+    if (size > bytes.size() / least) good = false;
+    return good ? size : 0;
+  }
+};
+
+template <typename A>
+void Visit(A& a, sampling::SamplingParams& p) {
+  a(p.max_tokens), a(p.temperature), a(p.top_p), a(p.top_k), a(p.min_p), a(p.seed),
+      a(p.presence_penalty), a(p.frequency_penalty), a(p.repetition_penalty), a(p.stop_tokens),
+      a(p.logprobs), a(p.min_tokens);
+}
+template <typename A>
+void Visit(A& a, SequenceSpec& s) {
+  a(s.id), a(s.tokens), a(s.query_begin), a(s.query_insert_position), a(s.embedded_query),
+      a(s.strategy), a(s.compressor), a(s.hosts), a(s.anchor_length), a(s.passing_length),
+      a(s.generated_before);
+  Visit(a, s.sampling);
+}
+template <typename A>
+void Visit(A& a, RowSpan& r) {
+  a(r.id), a(r.position), a(r.tokens), a(r.sample);
+}
+template <typename A>
+void Visit(A& a, StepPlan& p) {
+  a(p.step), a(p.releases), a(p.admissions), a(p.prefill), a(p.rows), a(p.collect_stats),
+      a(p.shutdown);
+}
+
+}  // namespace
+
+std::string EncodeStepPlan(const StepPlan& plan) {
+  Writer writer;
+  Visit(writer, const_cast<StepPlan&>(plan));  // a Writer does not change what it visits
+  return std::move(writer.bytes);
+}
+
+absl::StatusOr<StepPlan> DecodeStepPlan(std::string_view bytes) {
+  Reader reader{bytes};
+  StepPlan plan;
+  Visit(reader, plan);
+  if (!reader.good || !reader.bytes.empty()) {
+    return absl::DataLossError(absl::StrCat("step plan of ", bytes.size(), " bytes is damaged"));
+  }
+  return plan;
+}
+
+}  // namespace apb::schedule

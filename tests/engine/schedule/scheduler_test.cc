@@ -1,0 +1,248 @@
+// Goal: the scheduler's promises: every request ends exactly once, no block is lost, order,
+// fairness, cancellation within one step, preemption without repeated tokens. Method: single
+// scenarios, and a seeded simulation of 100,000 requests on a false clock with an executor that
+// checks every plan against its own account of blocks.
+#include "engine/schedule/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+#include <set>
+
+namespace apb::schedule {
+namespace {
+
+SchedulerOptions Options() {
+  return {.ranks = 2,
+          .default_hosts = 4,
+          .block_size = 4,
+          .blocks_per_rank = 64,
+          .layers = 4,
+          .max_model_len = 200,
+          .has_retaining_heads = true,
+          .full_below = 32,
+          .max_batch_rows = 16,
+          .max_waiting = 1000,
+          .max_waiting_tokens = 1 << 20};
+}
+
+Request Make(uint64_t id, int64_t document, int64_t query, int32_t max_tokens) {
+  Request r;
+  r.spec.id = SequenceId{id};
+  r.spec.hosts = 0;
+  r.spec.tokens.assign(document + query, 1);
+  r.spec.query_begin = document;
+  r.spec.embedded_query.assign(std::min<int64_t>(query, 3), 1);
+  r.spec.sampling.max_tokens = max_tokens;
+  return r;
+}
+
+// Executes plans like a rank would and checks them.
+class FakeExecutor {
+ public:
+  explicit FakeExecutor(Scheduler& scheduler) : scheduler_(scheduler) {}
+  // One step; tokens drawn count up per sequence, so repeats and gaps show.
+  StepPlan Step() {
+    StepPlan plan = scheduler_.NextStep(now_);
+    for (const SequenceId id : plan.releases) EXPECT_EQ(live_.erase(id), 1u);
+    for (const SequenceSpec& spec : plan.admissions)
+      EXPECT_TRUE(live_.emplace(spec.id, spec).second);
+    StepResult result;
+    for (const PrefillSlice& slice : plan.prefill) {
+      EXPECT_TRUE(live_.contains(slice.id));
+      EXPECT_LT(slice.layer_begin, slice.layer_end);
+      result.prefill_seconds = 0.01 * (slice.layer_end - slice.layer_begin);
+    }
+    int64_t rows = 0;
+    for (const RowSpan& span : plan.rows) {
+      EXPECT_TRUE(live_.contains(span.id));
+      rows += static_cast<int64_t>(span.tokens.size());
+      if (span.sample)
+        result.tokens.push_back(
+            {.id = span.id, .token = static_cast<int32_t>(span.position + span.tokens.size() - 1)});
+    }
+    EXPECT_LE(rows, 16);
+    now_ += absl::Milliseconds(10);
+    scheduler_.Complete(plan, result, now_);
+    for (Event& e : scheduler_.TakeEvents()) {
+      if (e.kind == Event::Kind::kToken) tokens[e.id].push_back(e.token.token);
+      if (e.kind == Event::Kind::kEnd) {
+        EXPECT_TRUE(ends.emplace(e.id, e).second) << "ended twice";
+      }
+    }
+    return plan;
+  }
+  void RunUntilIdle() {
+    for (int i = 0; i < 100000 && !scheduler_.idle(); ++i) Step();
+    EXPECT_TRUE(scheduler_.idle());
+    EXPECT_TRUE(live_.empty());
+    for (int r = 0; r < 2; ++r) EXPECT_EQ(scheduler_.used_blocks(r), 0);
+  }
+  absl::Time now() const { return now_; }
+  size_t live() const { return live_.size(); }
+  std::map<SequenceId, std::vector<int32_t>> tokens;
+  std::map<SequenceId, Event> ends;
+
+ private:
+  Scheduler& scheduler_;
+  absl::Time now_ = absl::UnixEpoch();
+  std::map<SequenceId, SequenceSpec> live_;
+};
+
+TEST(Scheduler, OneRequestFromStartToEnd) {
+  Scheduler scheduler(Options());
+  FakeExecutor run(scheduler);
+  scheduler.Submit(Make(1, 40, 5, 3), run.now());
+  run.RunUntilIdle();
+  EXPECT_EQ(run.tokens[SequenceId{1}],
+            (std::vector<int32_t>{44, 45, 46}));  // the rows that they were drawn from
+  const Event& end = run.ends.at(SequenceId{1});
+  EXPECT_EQ(end.reason, EndReason::kLength);
+  EXPECT_EQ(end.strategy, "apb");  // 40 >= full_below
+  EXPECT_GT(end.prefill_seconds, 0);
+}
+
+TEST(Scheduler, AutoChoosesByLengthAndExactness) {
+  for (auto [document, exact, strategy] :
+       {std::tuple<int64_t, bool, const char*>{20, false, "full"},
+        {100, false, "apb"},
+        {100, true, "full"}}) {
+    Scheduler scheduler(Options());
+    FakeExecutor run(scheduler);
+    Request r = Make(1, document, 3, 1);
+    r.exact = exact;
+    scheduler.Submit(r, run.now());
+    run.RunUntilIdle();
+    EXPECT_EQ(run.ends.at(SequenceId{1}).strategy, strategy);
+  }
+}
+
+TEST(Scheduler, RejectsWhatCannotRun) {
+  SchedulerOptions options = Options();
+  options.max_waiting = 2;
+  Scheduler scheduler(options);
+  FakeExecutor run(scheduler);
+  Request bad_hosts = Make(1, 100, 3, 1);
+  bad_hosts.spec.hosts = 3;
+  bad_hosts.spec.strategy = "apb";
+  Request unknown = Make(2, 100, 3, 1);
+  unknown.spec.strategy = "magic";
+  Request contradiction = Make(3, 100, 3, 1);
+  contradiction.spec.strategy = "apb";
+  contradiction.exact = true;
+  Request no_query = Make(4, 10, 0, 1);
+  for (const Request& r : {bad_hosts, unknown, contradiction, no_query, Make(5, 300, 3, 1)})
+    scheduler.Submit(r, run.now());
+  for (uint64_t id = 6; id < 9; ++id) scheduler.Submit(Make(id, 40, 3, 1), run.now());
+  run.RunUntilIdle();
+  for (uint64_t id = 1; id <= 5; ++id) {
+    EXPECT_EQ(run.ends.at(SequenceId{id}).reason, EndReason::kRejected) << id;
+    EXPECT_EQ(run.ends.at(SequenceId{id}).status.code(), absl::StatusCode::kInvalidArgument) << id;
+  }
+  EXPECT_EQ(run.ends.at(SequenceId{8}).status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(run.ends.at(SequenceId{7}).reason, EndReason::kLength);
+}
+
+TEST(Scheduler, MaxTokensZeroComputesThePromptOnly) {
+  Scheduler scheduler(Options());
+  FakeExecutor run(scheduler);
+  scheduler.Submit(Make(1, 40, 5, 0), run.now());
+  run.RunUntilIdle();
+  EXPECT_TRUE(run.tokens[SequenceId{1}].empty());
+  EXPECT_EQ(run.ends.at(SequenceId{1}).reason, EndReason::kLength);
+}
+
+TEST(Scheduler, StopTokenEnds) {
+  Scheduler scheduler(Options());
+  FakeExecutor run(scheduler);
+  Request r = Make(1, 10, 2, 50);
+  r.spec.sampling.stop_tokens = {14};  // the fake's token is the row's position
+  scheduler.Submit(r, run.now());
+  run.RunUntilIdle();
+  EXPECT_EQ(run.ends.at(SequenceId{1}).reason, EndReason::kStopToken);
+  EXPECT_EQ(run.tokens[SequenceId{1}].back(), 14);
+}
+
+TEST(Scheduler, CancelFreesWithinOneStep) {
+  Scheduler scheduler(Options());
+  FakeExecutor run(scheduler);
+  scheduler.Submit(Make(1, 100, 5, 50), run.now());
+  run.Step();  // in the middle of the prefill
+  EXPECT_GT(scheduler.used_blocks(0), 0);
+  scheduler.Cancel(SequenceId{1}, run.now());
+  scheduler.Cancel(SequenceId{1}, run.now());
+  EXPECT_EQ(scheduler.used_blocks(0), 0);
+  EXPECT_EQ(run.Step().releases, std::vector<SequenceId>{SequenceId{1}});
+  EXPECT_EQ(run.live(), 0u);
+  EXPECT_EQ(run.ends.at(SequenceId{1}).reason, EndReason::kCancelled);
+}
+
+TEST(Scheduler, DecodingGoesOnBesideALongPrefill) {
+  Scheduler scheduler(Options());
+  FakeExecutor run(scheduler);
+  scheduler.Submit(Make(1, 8, 2, 60), run.now());
+  while (run.tokens[SequenceId{1}].empty()) run.Step();
+  scheduler.Submit(Make(2, 150, 2, 1), run.now());
+  for (int slices = 0, i = 0; i < 2; ++i) {
+    const StepPlan plan = run.Step();
+    slices += static_cast<int>(plan.prefill.size());
+    ASSERT_EQ(plan.rows.size(), 1u);
+    ASSERT_GT(slices, 0);
+  }
+  run.RunUntilIdle();
+}
+
+TEST(Scheduler, ShortPrefillOvertakesALongOne) {
+  SchedulerOptions options = Options();
+  options.layers = 100;
+  options.max_model_len = 2000;
+  options.blocks_per_rank = 1000;
+  Scheduler scheduler(options);
+  FakeExecutor run(scheduler);
+  scheduler.Submit(Make(1, 1500, 2, 1), run.now());
+  run.Step();
+  scheduler.Submit(Make(2, 50, 2, 1), run.now());
+  EXPECT_EQ(run.Step().prefill[0].id, SequenceId{2});
+  run.RunUntilIdle();
+}
+
+TEST(Scheduler, PreemptionRepeatsNoToken) {
+  SchedulerOptions options = Options();
+  options.blocks_per_rank = 14;
+  Scheduler scheduler(options);
+  FakeExecutor run(scheduler);
+  for (uint64_t id = 1; id <= 3; ++id) scheduler.Submit(Make(id, 12, 3, 60), run.now());
+  run.RunUntilIdle();
+  EXPECT_GT(scheduler.preemptions(), 0);
+  for (uint64_t id = 1; id <= 3; ++id) {
+    const std::vector<int32_t>& tokens = run.tokens[SequenceId{id}];
+    ASSERT_EQ(tokens.size(), 60u);
+    // A token is the position that it was drawn at.
+    for (size_t i = 0; i < tokens.size(); ++i) EXPECT_EQ(tokens[i], 14 + static_cast<int32_t>(i));
+  }
+}
+
+TEST(Scheduler, HundredThousandRequestsWithCancels) {
+  Scheduler scheduler(Options());
+  FakeExecutor run(scheduler);
+  std::mt19937 rng(9);
+  uint64_t next = 1;
+  const uint64_t total = 100000;
+  while (next <= total || !scheduler.idle()) {
+    for (int i = static_cast<int>(rng() % 12); i > 0 && next <= total; --i) {
+      scheduler.Submit(
+          Make(next++, rng() % 3 == 0 ? rng() % 120 : rng() % 20, 1 + rng() % 20, rng() % 6),
+          run.now());
+    }
+    if (rng() % 3 == 0 && next > 1)
+      scheduler.Cancel(SequenceId{next - 1 - rng() % std::min<uint64_t>(next - 1, 30)}, run.now());
+    run.Step();
+    for (int r = 0; r < 2; ++r) ASSERT_LE(scheduler.used_blocks(r), 64);
+    if (HasFailure()) return;
+  }
+  run.RunUntilIdle();
+  EXPECT_EQ(run.ends.size(), total);
+}
+
+}  // namespace
+}  // namespace apb::schedule
