@@ -1,0 +1,263 @@
+// The life of a request.
+#include "server/frontend/active_request.h"
+
+#include <algorithm>
+
+#include "absl/random/random.h"
+#include "absl/strings/str_cat.h"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+#include "server/frontend/frontend.h"
+#include "server/frontend/status_map.h"
+
+namespace apb::frontend {
+namespace {
+
+// What the worker's own words mean for the client.
+absl::Status StatusOfEnd(const cluster::v1::SequenceEnd& end) {
+  auto code = static_cast<absl::StatusCode>(end.status_code());
+  std::string message = end.message();
+  if (end.reason() == cluster::v1::END_REASON_CANCELLED) {
+    code = absl::StatusCode::kUnavailable;
+    message = "the worker group is shutting down";
+  }
+  if (code == absl::StatusCode::kOk) code = absl::StatusCode::kInternal;
+  if (message.empty()) message = "the worker gave no reason";
+  absl::Status status(code, message);
+  const bool later = code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kResourceExhausted;
+  return later ? WithRetryAfter(std::move(status), 2) : status;
+}
+
+uint64_t RandomSeed() {
+  thread_local absl::BitGen generator;
+  return absl::Uniform<uint64_t>(generator);
+}
+
+}  // namespace
+
+ActiveRequest::ActiveRequest(Frontend& frontend, CanonicalRequest request,
+                             std::shared_ptr<EventSink> sink, int64_t waiting_ahead)
+    : frontend_(frontend),
+      request_(std::move(request)),
+      sink_(std::move(sink)),
+      waiting_ahead_(waiting_ahead) {}
+
+void ActiveRequest::Cancel() {
+  absl::MutexLock lock(&mutex_);
+  if (state_ == State::kDone) return;
+  Finish("cancelled", {}, "client");
+}
+
+void ActiveRequest::Fail(const absl::Status& status) {
+  absl::MutexLock lock(&mutex_);
+  if (state_ != State::kDone) FailLocked(status);
+}
+
+void ActiveRequest::Prepare() {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (state_ == State::kDone) return;  // cancelled while it waited for the pool
+  }
+  const absl::Time begin = absl::Now();
+  absl::StatusOr<text::PromptSplit> prompt = frontend_.text_model().Prepare(request_);
+  frontend_.metrics().TextWork(absl::ToDoubleSeconds(absl::Now() - begin));
+  absl::MutexLock lock(&mutex_);
+  if (state_ == State::kDone) return;
+  const absl::Status status = prompt.ok() ? Submit(*std::move(prompt)) : prompt.status();
+  if (!status.ok()) FailLocked(status);
+}
+
+cluster::v1::SamplingSpec ActiveRequest::MakeSampling(int64_t max_tokens) const {
+  const Sampling& s = request_.sampling;
+  cluster::v1::SamplingSpec spec;
+  spec.set_max_tokens(static_cast<int32_t>(std::min<int64_t>(max_tokens, INT32_MAX)));
+  spec.set_temperature(s.temperature.value_or(1));
+  spec.set_top_p(s.top_p.value_or(1));
+  spec.set_top_k(static_cast<int32_t>(std::max<int64_t>(s.top_k.value_or(0), 0)));
+  spec.set_min_p(s.min_p.value_or(0));
+  spec.set_seed(s.seed.has_value() ? *s.seed : RandomSeed());
+  spec.set_presence_penalty(s.presence_penalty.value_or(0));
+  spec.set_frequency_penalty(s.frequency_penalty.value_or(0));
+  spec.set_repetition_penalty(s.repetition_penalty.value_or(1));
+  spec.set_logprobs(static_cast<int32_t>(s.logprobs.value_or(-1)));
+  spec.set_min_tokens(static_cast<int32_t>(s.min_tokens.value_or(0)));
+  if (!s.ignore_eos) {
+    for (int32_t id : frontend_.text_model().stop_tokens()) spec.add_stop_tokens(id);
+  }
+  for (int64_t id : s.stop_token_ids) spec.add_stop_tokens(static_cast<int32_t>(id));
+  return spec;
+}
+
+absl::Status ActiveRequest::Submit(text::PromptSplit prompt) {
+  prompt_tokens_ = static_cast<int64_t>(prompt.tokens.size());
+  if (prompt_tokens_ == 0) return InvalidField("prompt", "has no tokens");
+  APB_ASSIGN_OR_RETURN(const int64_t budget,
+                       CompletionBudget(request_, prompt_tokens_, frontend_.max_model_len()));
+  APB_RETURN_IF_ERROR(frontend_.load_.AddTokens(prompt_tokens_));
+  waiting_tokens_ = prompt_tokens_;
+
+  cluster::v1::Submit submit;
+  *submit.mutable_sampling() = MakeSampling(budget);
+  TokenStreamOptions stream_options;
+  stream_options.stop_strings = request_.sampling.stop;
+  stream_options.stop_tokens.assign(submit.sampling().stop_tokens().begin(),
+                                    submit.sampling().stop_tokens().end());
+  stream_options.include_stop_string = request_.sampling.include_stop_string;
+  stream_options.skip_special_tokens = request_.sampling.skip_special_tokens;
+  stream_options.logprobs = request_.sampling.logprobs.has_value();
+  APB_ASSIGN_OR_RETURN(auto stream, TokenStream::Create(frontend_.text_model().tokenizer(),
+                                                        std::move(stream_options)));
+  stream_.emplace(std::move(stream));
+
+  submit.mutable_tokens()->Add(prompt.tokens.begin(), prompt.tokens.end());
+  submit.set_query_begin(std::clamp<int64_t>(prompt.query_begin, 0, prompt_tokens_ - 1));
+  submit.set_query_insert_position(prompt.query_insert_position);
+  submit.mutable_embedded_query()->Add(prompt.embedded_query.begin(), prompt.embedded_query.end());
+  const ApbOptions& apb = request_.apb;
+  submit.set_strategy(apb.strategy.empty() ? frontend_.options().default_strategy : apb.strategy);
+  submit.set_compressor(apb.compressor);
+  submit.set_anchor_length(static_cast<int32_t>(apb.anchor_length.value_or(-1)));
+  submit.set_passing_length(static_cast<int32_t>(apb.passing_length.value_or(-1)));
+  submit.set_hosts(static_cast<int32_t>(apb.hosts.value_or(0)));
+  submit.set_exact(apb.exact);
+  submit.set_report_progress(true);  // the first report ends the waiting, also where the client wants none
+
+  group_ = frontend_.groups_.Pick(prompt_tokens_ + budget);
+  if (group_ == nullptr) {
+    return WithRetryAfter(absl::UnavailableError("no worker group is ready"), 2);
+  }
+  state_ = State::kWaiting;
+  submitted_ = absl::Now();
+  sink_->OnEvent(Queued{.position = waiting_ahead_, .prompt_tokens = prompt_tokens_});
+  APB_ASSIGN_OR_RETURN(sequence_, group_->Submit(std::move(submit), shared_from_this()));
+  return absl::OkStatus();
+}
+
+void ActiveRequest::StartRunning() {
+  if (state_ != State::kWaiting) return;
+  state_ = State::kRunning;
+  frontend_.load_.StartRunning(waiting_tokens_);
+  waiting_tokens_ = 0;
+}
+
+void ActiveRequest::Emit(Event event) {
+  if (sink_->OnEvent(std::move(event))) return;
+  frontend_.metrics().SlowReader();
+  Finish("cancelled", {}, "slow reader");
+}
+
+void ActiveRequest::OnProgress(const cluster::v1::SequenceProgress& progress) {
+  absl::MutexLock lock(&mutex_);
+  if (state_ == State::kDone) return;
+  StartRunning();
+  if (!request_.report_progress) return;
+  Emit(Progress{.processed_tokens = progress.processed_tokens(),
+                .total_tokens = progress.total_tokens(),
+                .elapsed_seconds = progress.elapsed_seconds(),
+                .eta_seconds = progress.eta_seconds()});
+}
+
+void ActiveRequest::OnToken(const cluster::v1::TokenEvent& token) {
+  absl::MutexLock lock(&mutex_);
+  if (state_ == State::kDone) return;
+  StartRunning();
+  const absl::Time now = absl::Now();
+  if (first_token_ == absl::InfinitePast()) {
+    first_token_ = now;
+    frontend_.metrics().FirstToken(absl::ToDoubleSeconds(now - request_.arrival));
+  } else {
+    frontend_.metrics().InterToken(absl::ToDoubleSeconds(now - last_token_));
+  }
+  last_token_ = now;
+  TokenChunk chunk = stream_->Push(token);
+  const bool stopped = stream_->stopped();
+  if (!chunk.ids.empty()) Emit(std::move(chunk));
+  if (!stopped || state_ == State::kDone) return;
+  // The worker does not know of stop strings; Finish cancels the sequence there.
+  Complete({.reason = FinishReason::kStop,
+            .stop_string = stream_->stop_string(),
+            .prefill_seconds = absl::ToDoubleSeconds(first_token_ - submitted_),
+            .decode_seconds = absl::ToDoubleSeconds(now - first_token_)});
+}
+
+void ActiveRequest::OnEnd(const cluster::v1::SequenceEnd& end) {
+  absl::MutexLock lock(&mutex_);
+  if (state_ == State::kDone) return;
+  group_ = nullptr;  // there is nothing left to cancel
+  strategy_ = end.strategy();
+  const bool by_stop = end.reason() == cluster::v1::END_REASON_STOP_TOKEN;
+  if (!by_stop && end.reason() != cluster::v1::END_REASON_LENGTH) {
+    FailLocked(StatusOfEnd(end));
+    return;
+  }
+  if (std::string rest = stream_->Flush(); !rest.empty()) {
+    TokenChunk chunk;
+    chunk.text = std::move(rest);
+    Emit(std::move(chunk));
+    if (state_ == State::kDone) return;
+  }
+  Complete({.reason = by_stop ? FinishReason::kStop : FinishReason::kLength,
+            .stop_token = stream_->stop_token(),
+            .strategy = end.strategy(),
+            .queue_seconds = end.queue_seconds(),
+            .prefill_seconds = end.prefill_seconds(),
+            .decode_seconds = end.decode_seconds()});
+}
+
+void ActiveRequest::OnLost(const std::string& why) {
+  absl::MutexLock lock(&mutex_);
+  if (state_ == State::kDone) return;
+  group_ = nullptr;
+  const bool before_first_token = first_token_ == absl::InfinitePast();
+  const std::string message =
+      absl::StrCat("the worker group was lost (", why, "); try the request again");
+  FailLocked(WithRetryAfter(before_first_token ? absl::UnavailableError(message)
+                                               : absl::AbortedError(message),
+                            2));
+}
+
+void ActiveRequest::Complete(Completed completed) {
+  completed.prompt_tokens = prompt_tokens_;
+  completed.completion_tokens = stream_->token_count();
+  if (completed.strategy.empty()) completed.strategy = strategy_;
+  if (!sink_->OnEvent(completed)) frontend_.metrics().SlowReader();
+  Finish("ok", completed, completed.reason == FinishReason::kStop ? "stop" : "length");
+}
+
+void ActiveRequest::FailLocked(const absl::Status& status) {
+  sink_->OnEvent(Failed{status});
+  const bool refused = state_ == State::kText;
+  Finish(refused ? "rejected" : "error", {}, status.message());
+}
+
+void ActiveRequest::Finish(std::string_view outcome, const Completed& completed,
+                           std::string_view detail) {
+  if (group_ != nullptr && sequence_ != 0) group_->Cancel(sequence_);
+  group_ = nullptr;
+  if (state_ == State::kRunning) {
+    frontend_.load_.LeaveRunning();
+  } else {
+    frontend_.load_.LeaveWaiting(waiting_tokens_);
+  }
+  state_ = State::kDone;
+  const int64_t generated = stream_.has_value() ? stream_->token_count() : 0;
+  const double seconds = absl::ToDoubleSeconds(absl::Now() - request_.arrival);
+  frontend_.metrics().RequestFinished(
+      {.outcome = outcome,
+       .finish_reason = outcome == "ok" ? detail : std::string_view(),
+       .strategy = completed.strategy,
+       .prompt_tokens = prompt_tokens_,
+       .generated_tokens = generated,
+       .duration_seconds = seconds,
+       .queue_seconds = completed.queue_seconds,
+       .prefill_seconds = completed.prefill_seconds,
+       .decode_seconds = completed.decode_seconds});
+  APB_LOG(Info, "request id=", request_.id, " outcome=", outcome, " detail=\"", detail,
+          "\" prompt_tokens=", prompt_tokens_, " generated_tokens=", generated,
+          " strategy=", completed.strategy, " queue_s=", completed.queue_seconds,
+          " prefill_s=", completed.prefill_seconds, " decode_s=", completed.decode_seconds,
+          " total_s=", seconds);
+  frontend_.Forget(this);
+}
+
+}  // namespace apb::frontend

@@ -1,0 +1,74 @@
+// One request from its admission to its end. Thread-safe; the mutex orders its events. Held by the connection of
+// its client and, while they have work with it, by the text pool and the worker group.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "server/frontend/canonical_request.h"
+#include "server/frontend/events.h"
+#include "server/frontend/token_stream.h"
+#include "server/frontend/worker_group.h"
+
+namespace apb::frontend {
+
+class Frontend;
+
+class ActiveRequest : public SequenceListener, public std::enable_shared_from_this<ActiveRequest> {
+ public:
+  ActiveRequest(Frontend& frontend, CanonicalRequest request, std::shared_ptr<EventSink> sink,
+                int64_t waiting_ahead);
+
+  // The client is gone: no event follows, the worker stops at the next step border. Idempotent.
+  void Cancel() ABSL_LOCKS_EXCLUDED(mutex_);
+  // The server gives up: the sink gets Failed, unless the request is over.
+  void Fail(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Text work and submission; on the text pool.
+  void Prepare() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  void OnToken(const cluster::v1::TokenEvent& token) override ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnProgress(const cluster::v1::SequenceProgress& progress) override
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnEnd(const cluster::v1::SequenceEnd& end) override ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnLost(const std::string& why) override ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  // Text: on the pool. Waiting: at the worker. Running: the worker has reported work. Done.
+  enum class State { kText, kWaiting, kRunning, kDone };
+
+  absl::Status Submit(text::PromptSplit prompt) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  cluster::v1::SamplingSpec MakeSampling(int64_t max_tokens) const;
+  void StartRunning() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Emit(Event event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Complete(Completed completed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void FailLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Leaves the worker and the accounts; the last thing that happens.
+  void Finish(std::string_view outcome, const Completed& completed, std::string_view detail)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  Frontend& frontend_;
+  const CanonicalRequest request_;
+  const std::shared_ptr<EventSink> sink_;
+  const int64_t waiting_ahead_;
+
+  absl::Mutex mutex_;
+  State state_ ABSL_GUARDED_BY(mutex_) = State::kText;
+  std::shared_ptr<WorkerGroup> group_ ABSL_GUARDED_BY(mutex_);
+  uint64_t sequence_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::optional<TokenStream> stream_ ABSL_GUARDED_BY(mutex_);
+  int64_t prompt_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t waiting_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::string strategy_ ABSL_GUARDED_BY(mutex_);
+  absl::Time submitted_ ABSL_GUARDED_BY(mutex_);
+  absl::Time first_token_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
+  absl::Time last_token_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace apb::frontend

@@ -1,0 +1,21 @@
+// Who may use the server.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace apb::frontend {
+
+// Whether `given` is one of the keys; no keys: everybody may. Takes the same time for every wrong key of a length.
+inline bool IsAllowed(const std::vector<std::string>& keys, std::string_view given) {
+  bool allowed = keys.empty();
+  for (const std::string& key : keys) {
+    unsigned char difference = key.size() == given.size() ? 0 : 1;
+    for (size_t i = 0; i < key.size() && i < given.size(); ++i) difference |= key[i] ^ given[i];
+    allowed |= difference == 0;
+  }
+  return allowed;
+}
+
+}  // namespace apb::frontend

@@ -1,0 +1,141 @@
+// Admission and the set of requests in flight.
+#include "server/frontend/frontend.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "server/frontend/status_map.h"
+
+namespace apb::frontend {
+namespace {
+
+std::string_view RejectionReason(const absl::Status& status) {
+  if (ErrorCodeOf(status) == "context_length_exceeded") return "too_long";
+  switch (status.code()) {
+    case absl::StatusCode::kResourceExhausted:
+      return "queue_full";
+    case absl::StatusCode::kUnavailable:
+      return "unavailable";
+    default:
+      return "invalid";
+  }
+}
+
+}  // namespace
+
+Frontend::Frontend(FrontendOptions options, const TextModel& text_model, GroupRegistry& groups,
+                   observability::Metrics& metrics)
+    : options_(std::move(options)),
+      text_model_(text_model),
+      groups_(groups),
+      metrics_(metrics),
+      load_(options_.queue, metrics),
+      pool_(options_.text_threads, options_.max_text_tasks) {}
+
+Frontend::~Frontend() {
+  BeginDrain();
+  FailAll(absl::UnavailableError("the server is shutting down"));
+}
+
+int64_t Frontend::max_model_len() const {
+  int64_t length = text_model_.max_position_embeddings();
+  for (int64_t limit : {options_.max_model_len, groups_.max_model_len()}) {
+    if (limit > 0) length = length > 0 ? std::min(length, limit) : limit;
+  }
+  return length;
+}
+
+Limits Frontend::limits() const {
+  return {.model = options_.model,
+          .max_model_len = max_model_len(),
+          .max_token_bytes = text_model_.tokenizer().max_token_bytes(),
+          .max_input_bytes = options_.max_input_bytes,
+          .vocab_size = text_model_.vocab_size()};
+}
+
+absl::Status Frontend::Admit(const CanonicalRequest& request, int64_t* waiting_ahead) {
+  if (draining()) {
+    return WithRetryAfter(absl::UnavailableError("the server is shutting down"), 5);
+  }
+  APB_RETURN_IF_ERROR(CheckRequest(request, limits()));
+  if (!groups_.ready()) {
+    return WithRetryAfter(absl::UnavailableError("no worker group is ready; try again later"), 2);
+  }
+  return load_.Arrive(waiting_ahead);
+}
+
+absl::StatusOr<std::shared_ptr<ActiveRequest>> Frontend::Start(CanonicalRequest request,
+                                                               std::shared_ptr<EventSink> sink) {
+  int64_t waiting_ahead = 0;
+  if (absl::Status status = Admit(request, &waiting_ahead); !status.ok()) {
+    metrics_.RequestRejected(RejectionReason(status));
+    metrics_.RequestFinished({.outcome = "rejected"});
+    return status;
+  }
+  auto active = std::make_shared<ActiveRequest>(*this, std::move(request), std::move(sink),
+                                                waiting_ahead);
+  {
+    absl::MutexLock lock(&mutex_);
+    requests_[active.get()] = active;
+  }
+  if (!pool_.Schedule([active] { active->Prepare(); })) {
+    active->Cancel();
+    metrics_.RequestRejected("queue_full");
+    return WithRetryAfter(absl::ResourceExhaustedError("too many prompts wait for tokenization"), 1);
+  }
+  return active;
+}
+
+absl::StatusOr<std::vector<int32_t>> Frontend::Tokenize(const CanonicalRequest& request) const {
+  APB_RETURN_IF_ERROR(CheckRequest(request, limits()));
+  return text_model_.Encode(request);
+}
+
+absl::StatusOr<std::string> Frontend::Detokenize(const std::vector<int32_t>& ids) const {
+  auto text = text_model_.tokenizer().Decode(ids, /*skip_special=*/false);
+  if (!text.ok()) return InvalidField("tokens", text.status().message());
+  return text;
+}
+
+void Frontend::BeginDrain() {
+  absl::MutexLock lock(&mutex_);
+  draining_ = true;
+}
+
+bool Frontend::draining() const {
+  absl::MutexLock lock(&mutex_);
+  return draining_;
+}
+
+bool Frontend::ready() const { return !draining() && groups_.ready(); }
+
+size_t Frontend::in_flight() const {
+  absl::MutexLock lock(&mutex_);
+  return requests_.size();
+}
+
+bool Frontend::AwaitIdle(absl::Time deadline) const {
+  absl::MutexLock lock(&mutex_);
+  auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return requests_.empty(); };
+  return mutex_.AwaitWithDeadline(absl::Condition(&idle), deadline);
+}
+
+void Frontend::FailAll(const absl::Status& status) {
+  std::vector<std::shared_ptr<ActiveRequest>> all;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (auto& [key, weak] : requests_) {
+      if (auto request = weak.lock()) all.push_back(std::move(request));
+    }
+  }
+  for (const auto& request : all) request->Fail(status);
+}
+
+void Frontend::Forget(const ActiveRequest* request) {
+  absl::MutexLock lock(&mutex_);
+  requests_.erase(request);
+}
+
+}  // namespace apb::frontend

@@ -1,0 +1,95 @@
+// The way of a request through the server: admission, text work on the pool, a worker group, tokens back to the
+// client. Both APIs start requests here. Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "server/frontend/active_request.h"
+#include "server/frontend/admission.h"
+#include "server/frontend/canonical_request.h"
+#include "server/frontend/events.h"
+#include "server/frontend/group_registry.h"
+#include "server/frontend/load_account.h"
+#include "server/frontend/text_model.h"
+#include "server/frontend/text_pool.h"
+#include "server/observability/metrics.h"
+
+namespace apb::frontend {
+
+struct FrontendOptions {
+  std::string model;          // the served name
+  int64_t max_model_len = 0;  // 0: what the model and the groups allow
+  int64_t max_input_bytes = 64 << 20;
+  LoadAccount::Limits queue;
+  std::string default_strategy = "auto";
+  int text_threads = 2;
+  size_t max_text_tasks = 512;
+};
+
+class Frontend {
+ public:
+  // Everything but the options must outlive the frontend.
+  Frontend(FrontendOptions options, const TextModel& text_model, GroupRegistry& groups,
+           observability::Metrics& metrics);
+  // Fails what is still in flight.
+  ~Frontend();
+
+  // An error: the request is refused and the sink hears nothing. Else its events go to the sink (shared: the
+  // request and the client's connection may each be the last to let go of it).
+  absl::StatusOr<std::shared_ptr<ActiveRequest>> Start(CanonicalRequest request,
+                                                       std::shared_ptr<EventSink> sink);
+
+  // Checks and tokenizes. Slow: call it on the pool.
+  absl::StatusOr<std::vector<int32_t>> Tokenize(const CanonicalRequest& request) const;
+  absl::StatusOr<std::string> Detokenize(const std::vector<int32_t>& ids) const;
+  // Runs a task on the text pool; false when it is full.
+  bool Schedule(std::function<void()> task) { return pool_.Schedule(std::move(task)); }
+
+  // From now on every new request is refused with kUnavailable.
+  void BeginDrain();
+  bool draining() const;
+  // A request sent now would be computed.
+  bool ready() const;
+  size_t in_flight() const;
+  // False: some requests were still in flight at the deadline.
+  bool AwaitIdle(absl::Time deadline) const;
+  // Ends all that is in flight with this status.
+  void FailAll(const absl::Status& status);
+
+  // Tokens of prompt + completion that a request may have now.
+  int64_t max_model_len() const;
+  Limits limits() const;
+  const FrontendOptions& options() const { return options_; }
+  // When this server began, in seconds since the epoch: the `created` of its model.
+  int64_t start_seconds() const { return start_seconds_; }
+  const TextModel& text_model() const { return text_model_; }
+  const GroupRegistry& groups() const { return groups_; }
+  const LoadAccount& load() const { return load_; }
+  observability::Metrics& metrics() const { return metrics_; }
+
+ private:
+  friend class ActiveRequest;
+  absl::Status Admit(const CanonicalRequest& request, int64_t* waiting_ahead);
+  void Forget(const ActiveRequest* request);
+
+  const FrontendOptions options_;
+  const int64_t start_seconds_ = absl::ToUnixSeconds(absl::Now());
+  const TextModel& text_model_;
+  GroupRegistry& groups_;
+  observability::Metrics& metrics_;
+  LoadAccount load_;
+  mutable absl::Mutex mutex_;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::flat_hash_map<const ActiveRequest*, std::weak_ptr<ActiveRequest>> requests_
+      ABSL_GUARDED_BY(mutex_);
+  TextPool pool_;  // last: its threads use all of the above
+};
+
+}  // namespace apb::frontend

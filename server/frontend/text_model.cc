@@ -1,0 +1,138 @@
+// Loading and using the text half of a checkpoint.
+#include "server/frontend/text_model.h"
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/fingerprint.h"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+#include "server/frontend/status_map.h"
+
+namespace apb::frontend {
+namespace {
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened"));
+  return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+absl::StatusOr<nlohmann::json> ParseObject(const std::string& path, const std::string& text) {
+  nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, ": no JSON object"));
+  return json;
+}
+
+// "eos_token_id": a number, a list of numbers, or null.
+void AddTokenIds(const nlohmann::json& object, std::vector<int32_t>* ids) {
+  const auto found = object.find("eos_token_id");
+  if (found == object.end()) return;
+  const nlohmann::json list = found->is_array() ? *found : nlohmann::json::array({*found});
+  for (const auto& id : list) {
+    if (id.is_number_integer()) ids->push_back(id.get<int32_t>());
+  }
+}
+
+}  // namespace
+
+absl::Status TextModel::ReadConfig(const std::string& folder) {
+  const std::string path = folder + "/config.json";
+  APB_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  APB_ASSIGN_OR_RETURN(const nlohmann::json config, ParseObject(path, text));
+  fingerprint_ = base::Fingerprint(text);
+  auto integer = [&](const char* name) -> int64_t {
+    const auto found = config.find(name);
+    return found != config.end() && found->is_number_integer() ? found->get<int64_t>() : 0;
+  };
+  max_position_embeddings_ = integer("max_position_embeddings");
+  const int64_t vocab_size = integer("vocab_size");
+  if (vocab_size <= 0 || vocab_size > (1 << 24)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": vocab_size is missing or out of range"));
+  }
+  vocab_size_ = static_cast<int32_t>(vocab_size);
+  for (const char* name : {"dtype", "torch_dtype"}) {
+    if (auto found = config.find(name); found != config.end() && found->is_string()) {
+      dtype_ = found->get<std::string>();
+    }
+  }
+  AddTokenIds(config, &stop_tokens_);
+  const std::string generation_path = folder + "/generation_config.json";
+  if (auto generation_text = ReadFile(generation_path); generation_text.ok()) {
+    APB_ASSIGN_OR_RETURN(const nlohmann::json generation,
+                         ParseObject(generation_path, *generation_text));
+    AddTokenIds(generation, &stop_tokens_);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<TextModel>> TextModel::Load(const std::string& folder) {
+  std::unique_ptr<TextModel> model(new TextModel);
+  APB_RETURN_IF_ERROR(model->ReadConfig(folder));
+  APB_ASSIGN_OR_RETURN(model->tokenizer_, text::Tokenizer::Load(folder + "/tokenizer.json"));
+  auto chat_template = text::ChatTemplate::Load(folder);
+  if (chat_template.ok()) {
+    model->chat_template_ = *std::move(chat_template);
+  } else if (!absl::IsNotFound(chat_template.status())) {
+    return chat_template.status();
+  }
+  std::vector<int32_t>& stops = model->stop_tokens_;
+  if (auto eos = model->tokenizer_->eos_id()) stops.push_back(*eos);
+  std::sort(stops.begin(), stops.end());
+  stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
+  std::erase_if(stops, [&](int32_t id) { return id < 0 || id >= model->vocab_size_; });
+  if (stops.empty()) APB_LOG(Warning, "the checkpoint names no eos token: completions end by length");
+  return model;
+}
+
+absl::StatusOr<text::RenderedPrompt> TextModel::Render(const ChatInput& input) const {
+  if (chat_template_ == nullptr) {
+    return InvalidField("messages", "this model has no chat template; use /v1/completions");
+  }
+  text::Json messages = text::Json::array();
+  for (const ChatMessage& message : input.messages) {
+    // The name that OpenAI gives to system messages of newer models; templates do not know it.
+    const std::string role = message.role == "developer" ? "system" : message.role;
+    messages.push_back({{"role", role}, {"content", message.content}});
+  }
+  text::RenderOptions options;
+  options.add_generation_prompt = input.add_generation_prompt;
+  if (!input.template_arguments.empty()) options.kwargs = text::Json(input.template_arguments);
+  options.special_tokens = tokenizer_->special_tokens();
+  auto rendered = chat_template_->Render(messages, options);
+  if (!rendered.ok() && absl::IsInvalidArgument(rendered.status())) {
+    return InvalidField("messages", rendered.status().message());
+  }
+  return rendered;
+}
+
+absl::StatusOr<text::PromptSplit> TextModel::Prepare(const CanonicalRequest& request) const {
+  if (const auto* chat = std::get_if<ChatInput>(&request.input)) {
+    APB_ASSIGN_OR_RETURN(const text::RenderedPrompt rendered, Render(*chat));
+    return text::SplitChatPrompt(*tokenizer_, rendered, request.apb.query);
+  }
+  text::PlainPromptOptions options;
+  options.query = request.apb.query;
+  options.end_of_turn_ids = stop_tokens_;
+  if (const auto* tokens = std::get_if<TokenInput>(&request.input)) {
+    return text::SplitTokenPrompt(*tokenizer_, tokens->ids, options);
+  }
+  const auto& plain = std::get<TextInput>(request.input);
+  options.add_special_tokens = plain.add_special_tokens;
+  return text::SplitPlainPrompt(*tokenizer_, plain.text, options);
+}
+
+absl::StatusOr<std::vector<int32_t>> TextModel::Encode(const CanonicalRequest& request) const {
+  if (const auto* chat = std::get_if<ChatInput>(&request.input)) {
+    APB_ASSIGN_OR_RETURN(const text::RenderedPrompt rendered, Render(*chat));
+    return text::Tokenize(*tokenizer_, rendered);
+  }
+  if (const auto* tokens = std::get_if<TokenInput>(&request.input)) return tokens->ids;
+  const auto& plain = std::get<TextInput>(request.input);
+  return tokenizer_->Encode(
+      plain.text, {.add_special_tokens = plain.add_special_tokens, .parse_special = true});
+}
+
+}  // namespace apb::frontend

@@ -1,0 +1,295 @@
+// Calls of the public service.
+#include "server/grpc/inference_service.h"
+
+#include <deque>
+#include <memory>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+#include "server/frontend/api_keys.h"
+#include "server/frontend/status_map.h"
+#include "server/grpc/grpc_status.h"
+#include "server/grpc/request_codec.h"
+
+namespace apb::grpc_api {
+namespace {
+
+namespace pb = inference::v1;
+
+class GenerateReactor;
+
+// The events of one call. Outlives the call while the request still holds it; events are then dropped.
+class Sink final : public frontend::EventSink {
+ public:
+  Sink(GenerateReactor* reactor, std::string request_id, size_t max_bytes)
+      : reactor_(reactor), request_id_(std::move(request_id)), max_bytes_(max_bytes) {}
+
+  bool OnEvent(frontend::Event event) override;
+  void OnWriteDone(bool ok);
+  void Finish(const absl::Status& status);
+  void Detach();
+
+ private:
+  void FinishLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  absl::Mutex mutex_;
+  GenerateReactor* reactor_ ABSL_GUARDED_BY(mutex_);
+  const std::string request_id_;
+  const size_t max_bytes_;
+  std::deque<pb::GenerateResponse> queue_ ABSL_GUARDED_BY(mutex_);  // the first one is being written
+  size_t queued_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool over_ ABSL_GUARDED_BY(mutex_) = false;      // no event may follow
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;  // Finish was called
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+};
+
+class GenerateReactor final : public grpc::ServerWriteReactor<pb::GenerateResponse> {
+ public:
+  GenerateReactor(frontend::Frontend& frontend, std::string request_id, size_t max_bytes)
+      : frontend_(frontend), sink_(std::make_shared<Sink>(this, std::move(request_id), max_bytes)) {}
+
+  void Start(absl::StatusOr<frontend::CanonicalRequest> request) {
+    absl::Status status = request.status();
+    if (status.ok()) {
+      auto active = frontend_.Start(*std::move(request), sink_);
+      status = active.status();
+      absl::MutexLock lock(&mutex_);
+      if (active.ok()) active_ = *std::move(active);
+      if (cancelled_ && active_ != nullptr) active_->Cancel();
+    }
+    if (!status.ok()) sink_->Finish(status);
+  }
+
+  void OnWriteDone(bool ok) override { sink_->OnWriteDone(ok); }
+
+  // The client is gone or its deadline has passed.
+  void OnCancel() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      cancelled_ = true;
+      if (active_ != nullptr) active_->Cancel();
+    }
+    sink_->Finish(absl::CancelledError("cancelled by the client"));
+  }
+
+  void OnDone() override {
+    sink_->Detach();
+    delete this;
+  }
+
+  void CountStatus(const absl::Status& status) {
+    frontend_.metrics().GrpcRequest("Generate", frontend::CodeName(status.code()));
+  }
+
+ private:
+  frontend::Frontend& frontend_;
+  const std::shared_ptr<Sink> sink_;  // shared with the request
+  absl::Mutex mutex_;
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  std::shared_ptr<frontend::ActiveRequest> active_ ABSL_GUARDED_BY(mutex_);
+};
+
+bool Sink::OnEvent(frontend::Event event) {
+  absl::MutexLock lock(&mutex_);
+  if (reactor_ == nullptr || over_) return true;
+  if (const auto* failed = std::get_if<frontend::Failed>(&event)) {
+    FinishLocked(failed->status);
+    return true;
+  }
+  pb::GenerateResponse response = ToMessage(event, request_id_);
+  const size_t bytes = response.ByteSizeLong();
+  if (queued_bytes_ + bytes > max_bytes_) {
+    FinishLocked(absl::ResourceExhaustedError("the client reads too slowly"));
+    return false;
+  }
+  queued_bytes_ += bytes;
+  queue_.push_back(std::move(response));
+  if (queue_.size() == 1) reactor_->StartWrite(&queue_.front());
+  if (std::holds_alternative<frontend::Completed>(event)) FinishLocked(absl::OkStatus());
+  return true;
+}
+
+void Sink::OnWriteDone(bool ok) {
+  absl::MutexLock lock(&mutex_);
+  if (!ok) {
+    queue_.clear();  // the call is broken; OnCancel follows
+    queued_bytes_ = 0;
+  } else {
+    queued_bytes_ -= queue_.front().ByteSizeLong();
+    queue_.pop_front();
+  }
+  Advance();
+}
+
+void Sink::Finish(const absl::Status& status) {
+  absl::MutexLock lock(&mutex_);
+  FinishLocked(status);
+}
+
+void Sink::FinishLocked(const absl::Status& status) {
+  if (reactor_ == nullptr || over_) return;
+  over_ = true;
+  status_ = status;
+  // A slow or absent reader will not take what is queued; only the write under way is left.
+  const bool abandon = status.code() == absl::StatusCode::kCancelled ||
+                       status.code() == absl::StatusCode::kResourceExhausted;
+  if (abandon) {
+    finished_ = true;
+    reactor_->CountStatus(status_);
+    reactor_->Finish(ToGrpc(status_));
+  } else if (queue_.empty()) {
+    Advance();
+  }
+}
+
+void Sink::Advance() {
+  if (finished_ || reactor_ == nullptr) return;
+  if (!queue_.empty()) {
+    reactor_->StartWrite(&queue_.front());
+  } else if (over_) {
+    finished_ = true;
+    reactor_->CountStatus(status_);
+    reactor_->Finish(ToGrpc(status_));
+  }
+}
+
+void Sink::Detach() {
+  absl::MutexLock lock(&mutex_);
+  reactor_ = nullptr;
+}
+
+std::string BearerToken(const grpc::CallbackServerContext& context) {
+  const auto found = context.client_metadata().find("authorization");
+  if (found == context.client_metadata().end()) return "";
+  std::string_view value(found->second.data(), found->second.size());
+  if (!absl::StartsWithIgnoreCase(absl::string_view(value.data(), value.size()), "bearer ")) return "";
+  return std::string(value.substr(7));
+}
+
+}  // namespace
+
+InferenceService::InferenceService(Options options, frontend::Frontend& frontend)
+    : options_(std::move(options)), frontend_(frontend) {}
+
+absl::Status InferenceService::Authorize(const grpc::CallbackServerContext& context) const {
+  if (frontend::IsAllowed(options_.api_keys, BearerToken(context))) return absl::OkStatus();
+  return absl::UnauthenticatedError("metadata `authorization: Bearer KEY` with a valid key is needed");
+}
+
+absl::Status InferenceService::CheckModel(const std::string& model) const {
+  if (model.empty() || model == frontend_.options().model) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat("the model `", model.substr(0, 200), "` does not exist"));
+}
+
+grpc::ServerWriteReactor<pb::GenerateResponse>* InferenceService::Generate(
+    grpc::CallbackServerContext* context, const pb::GenerateRequest* message) {
+  const absl::Status authorized = Authorize(*context);
+  absl::StatusOr<frontend::CanonicalRequest> request =
+      authorized.ok() ? FromMessage(*message)
+                      : absl::StatusOr<frontend::CanonicalRequest>(authorized);
+  const std::string id = request.ok() ? request->id : std::string();
+  if (!id.empty()) context->AddInitialMetadata("x-request-id", id);
+  auto* reactor = new GenerateReactor(frontend_, id, options_.max_stream_bytes);
+  reactor->Start(std::move(request));
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::RunNow(grpc::CallbackServerContext* context,
+                                                   const char* method,
+                                                   const std::function<absl::Status()>& work) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  absl::Status status = Authorize(*context);
+  if (status.ok()) status = work();
+  frontend_.metrics().GrpcRequest(method, frontend::CodeName(status.code()));
+  reactor->Finish(ToGrpc(status));
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::RunOnPool(grpc::CallbackServerContext* context,
+                                                      const char* method,
+                                                      std::function<absl::Status()> work) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  absl::Status status = Authorize(*context);
+  if (status.ok()) {
+    const bool scheduled = frontend_.Schedule([this, reactor, method, work = std::move(work)] {
+      const absl::Status result = work();
+      frontend_.metrics().GrpcRequest(method, frontend::CodeName(result.code()));
+      reactor->Finish(ToGrpc(result));
+    });
+    if (scheduled) return reactor;
+    status = absl::ResourceExhaustedError("too many prompts wait for tokenization");
+  }
+  frontend_.metrics().GrpcRequest(method, frontend::CodeName(status.code()));
+  reactor->Finish(ToGrpc(status));
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
+                                                     const pb::TokenizeRequest* message,
+                                                     pb::TokenizeResponse* response) {
+  return RunOnPool(context, "Tokenize", [this, message, response]() -> absl::Status {
+    APB_ASSIGN_OR_RETURN(const frontend::CanonicalRequest request, FromMessage(*message));
+    APB_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, frontend_.Tokenize(request));
+    response->mutable_ids()->Add(ids.begin(), ids.end());
+    response->set_max_model_len(frontend_.max_model_len());
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
+                                                       const pb::DetokenizeRequest* message,
+                                                       pb::DetokenizeResponse* response) {
+  return RunOnPool(context, "Detokenize", [this, message, response]() -> absl::Status {
+    APB_RETURN_IF_ERROR(CheckModel(message->model()));
+    APB_ASSIGN_OR_RETURN(*response->mutable_text(),
+                         frontend_.Detokenize({message->ids().begin(), message->ids().end()}));
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerContext* context,
+                                                         const pb::GetModelInfoRequest* message,
+                                                         pb::GetModelInfoResponse* response) {
+  return RunNow(context, "GetModelInfo", [&]() -> absl::Status {
+    APB_RETURN_IF_ERROR(CheckModel(message->model()));
+    response->set_id(frontend_.options().model);
+    response->set_max_model_len(frontend_.max_model_len());
+    response->set_vocab_size(frontend_.text_model().vocab_size());
+    response->set_dtype(frontend_.text_model().dtype());
+    response->set_created(frontend_.start_seconds());
+    for (auto strategy : {pb::STRATEGY_AUTO, pb::STRATEGY_FULL, pb::STRATEGY_APB, pb::STRATEGY_STAR}) {
+      response->add_strategies(strategy);
+    }
+    for (const frontend::GroupInfo& group : frontend_.groups().Describe()) {
+      response->set_has_retaining_heads(group.has_retaining_heads);
+      if (!group.dtype.empty()) response->set_dtype(group.dtype);
+    }
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* InferenceService::GetServerInfo(grpc::CallbackServerContext* context,
+                                                          const pb::GetServerInfoRequest*,
+                                                          pb::GetServerInfoResponse* response) {
+  return RunNow(context, "GetServerInfo", [&]() -> absl::Status {
+    response->set_version(options_.version);
+    for (const frontend::GroupInfo& group : frontend_.groups().Describe()) {
+      pb::WorkerGroupInfo* info = response->add_groups();
+      info->set_id(group.id);
+      info->set_ranks(group.ranks);
+      info->set_ready(group.ready);
+      info->set_kv_tokens_total(group.kv_tokens_total);
+      info->set_kv_tokens_used(group.kv_tokens_used);
+    }
+    response->set_running_requests(static_cast<int32_t>(frontend_.load().running()));
+    response->set_waiting_requests(static_cast<int32_t>(frontend_.load().waiting()));
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace apb::grpc_api

@@ -1,0 +1,50 @@
+// The public gRPC service over the frontend. Callback API: no thread waits for a request.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "apb/inference/v1/inference_service.grpc.pb.h"
+#include "server/frontend/frontend.h"
+
+namespace apb::grpc_api {
+
+class InferenceService final : public inference::v1::InferenceService::CallbackService {
+ public:
+  struct Options {
+    std::vector<std::string> api_keys;  // empty: everybody may
+    std::string version;
+    size_t max_stream_bytes = 1 << 20;  // a client that is further behind is cut off
+  };
+  // `frontend` must outlive the service's server.
+  InferenceService(Options options, frontend::Frontend& frontend);
+
+  grpc::ServerWriteReactor<inference::v1::GenerateResponse>* Generate(
+      grpc::CallbackServerContext* context, const inference::v1::GenerateRequest* request) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
+                                     const inference::v1::TokenizeRequest* request,
+                                     inference::v1::TokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const inference::v1::DetokenizeRequest* request,
+                                       inference::v1::DetokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
+                                         const inference::v1::GetModelInfoRequest* request,
+                                         inference::v1::GetModelInfoResponse* response) override;
+  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
+                                          const inference::v1::GetServerInfoRequest* request,
+                                          inference::v1::GetServerInfoResponse* response) override;
+
+ private:
+  absl::Status Authorize(const grpc::CallbackServerContext& context) const;
+  absl::Status CheckModel(const std::string& model) const;
+  // Runs on the text pool what would hold up the threads of gRPC.
+  grpc::ServerUnaryReactor* RunOnPool(grpc::CallbackServerContext* context, const char* method,
+                                      std::function<absl::Status()> work);
+  grpc::ServerUnaryReactor* RunNow(grpc::CallbackServerContext* context, const char* method,
+                                   const std::function<absl::Status()>& work);
+
+  const Options options_;
+  frontend::Frontend& frontend_;
+};
+
+}  // namespace apb::grpc_api

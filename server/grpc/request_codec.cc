@@ -1,0 +1,175 @@
+// Translation of the public protocol.
+#include "server/grpc/request_codec.h"
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "server/frontend/admission.h"
+#include "server/frontend/status_map.h"
+
+namespace apb::grpc_api {
+namespace {
+
+namespace pb = inference::v1;
+using frontend::CanonicalRequest;
+
+frontend::ChatInput ToChat(const pb::ChatInput& chat) {
+  frontend::ChatInput input;
+  for (const pb::ChatMessage& message : chat.messages()) {
+    input.messages.push_back({message.role(), message.content()});
+  }
+  return input;
+}
+
+absl::Status ReadApb(const pb::ApbOptions& from, frontend::ApbOptions* to) {
+  static constexpr std::string_view kStrategies[] = {"", "auto", "full", "apb", "star"};
+  static constexpr std::string_view kCompressors[] = {"", "retaining_heads", "query_aware", "random"};
+  if (!pb::Strategy_IsValid(from.strategy())) {
+    return frontend::InvalidField("apb.strategy", absl::StrCat("unknown value ", from.strategy()));
+  }
+  if (!pb::Compressor_IsValid(from.compressor())) {
+    return frontend::InvalidField("apb.compressor", absl::StrCat("unknown value ", from.compressor()));
+  }
+  to->strategy = kStrategies[from.strategy()];
+  to->compressor = kCompressors[from.compressor()];
+  if (from.has_anchor_length()) to->anchor_length = from.anchor_length();
+  if (from.has_passing_length()) to->passing_length = from.passing_length();
+  if (from.has_hosts()) to->hosts = from.hosts();
+  if (from.has_query()) to->query = from.query();
+  to->exact = from.exact();
+  return absl::OkStatus();
+}
+
+void ReadSampling(const pb::SamplingParams& from, frontend::Sampling* to) {
+  if (from.has_max_tokens()) to->max_tokens = from.max_tokens();
+  if (from.has_temperature()) to->temperature = from.temperature();
+  if (from.has_top_p()) to->top_p = from.top_p();
+  if (from.has_top_k()) to->top_k = from.top_k();
+  if (from.has_min_p()) to->min_p = from.min_p();
+  if (from.has_seed()) to->seed = from.seed();
+  if (from.has_presence_penalty()) to->presence_penalty = from.presence_penalty();
+  if (from.has_frequency_penalty()) to->frequency_penalty = from.frequency_penalty();
+  if (from.has_repetition_penalty()) to->repetition_penalty = from.repetition_penalty();
+  if (from.has_logprobs()) to->logprobs = from.logprobs();
+  if (from.has_min_tokens()) to->min_tokens = from.min_tokens();
+  to->stop.assign(from.stop().begin(), from.stop().end());
+  to->ignore_eos = from.ignore_eos();
+}
+
+pb::Strategy StrategyOf(std::string_view name) {
+  if (name == "full") return pb::STRATEGY_FULL;
+  if (name == "apb") return pb::STRATEGY_APB;
+  if (name == "star") return pb::STRATEGY_STAR;
+  return pb::STRATEGY_UNSPECIFIED;
+}
+
+void FillAlternative(const frontend::TokenAlternative& from, pb::TokenLogprob* to) {
+  to->set_id(from.id);
+  to->set_token(from.bytes);
+  to->set_logprob(from.logprob);
+}
+
+struct EventWriter {
+  const std::string& request_id;
+  pb::GenerateResponse& to;
+
+  void operator()(const frontend::Queued& from) {
+    pb::Queued* queued = to.mutable_queued();
+    queued->set_request_id(request_id);
+    queued->set_position(static_cast<int32_t>(from.position));
+    queued->set_prompt_tokens(from.prompt_tokens);
+  }
+
+  void operator()(const frontend::Progress& from) {
+    pb::PrefillProgress* progress = to.mutable_progress();
+    progress->set_processed_tokens(from.processed_tokens);
+    progress->set_total_tokens(from.total_tokens);
+    progress->set_cached_tokens(from.cached_tokens);
+    progress->set_elapsed_seconds(from.elapsed_seconds);
+    progress->set_eta_seconds(from.eta_seconds);
+  }
+
+  void operator()(const frontend::TokenChunk& from) {
+    pb::TokenChunk* chunk = to.mutable_token();
+    chunk->mutable_ids()->Add(from.ids.begin(), from.ids.end());
+    chunk->set_text(from.text);
+    for (const frontend::TokenLogprob& logprob : from.logprobs) {
+      pb::LogprobEntry* entry = chunk->add_logprobs();
+      FillAlternative(logprob.chosen, entry->mutable_chosen());
+      for (const auto& top : logprob.top) FillAlternative(top, entry->add_top());
+    }
+  }
+
+  void operator()(const frontend::Completed& from) {
+    pb::Completed* completed = to.mutable_completed();
+    completed->set_finish_reason(from.reason == frontend::FinishReason::kStop
+                                     ? pb::FINISH_REASON_STOP
+                                     : pb::FINISH_REASON_LENGTH);
+    if (!from.stop_string.empty()) {
+      completed->set_stop_reason(from.stop_string);
+    } else if (from.stop_token >= 0) {
+      completed->set_stop_reason(absl::StrCat(from.stop_token));
+    }
+    completed->mutable_usage()->set_prompt_tokens(from.prompt_tokens);
+    completed->mutable_usage()->set_completion_tokens(from.completion_tokens);
+    completed->mutable_usage()->set_cached_tokens(from.cached_tokens);
+    completed->set_strategy(StrategyOf(from.strategy));
+    completed->set_queue_seconds(from.queue_seconds);
+    completed->set_prefill_seconds(from.prefill_seconds);
+    completed->set_decode_seconds(from.decode_seconds);
+  }
+
+  void operator()(const frontend::Failed&) {}
+};
+
+}  // namespace
+
+absl::StatusOr<CanonicalRequest> FromMessage(const pb::GenerateRequest& message) {
+  CanonicalRequest request;
+  request.api = frontend::Api::kChat;  // no max_tokens: what the context leaves
+  request.model = message.model();
+  request.id = message.request_id();
+  if (request.id.empty()) request.id = frontend::NewRequestId();
+  if (!frontend::IsValidRequestId(request.id)) {
+    return frontend::InvalidField("request_id", "must be at most 128 of [A-Za-z0-9._-]");
+  }
+  switch (message.input_case()) {
+    case pb::GenerateRequest::kText:
+      request.input = frontend::TextInput{message.text()};
+      break;
+    case pb::GenerateRequest::kTokens:
+      request.input = frontend::TokenInput{{message.tokens().ids().begin(), message.tokens().ids().end()}};
+      break;
+    case pb::GenerateRequest::kChat:
+      request.input = ToChat(message.chat());
+      break;
+    case pb::GenerateRequest::INPUT_NOT_SET:
+      return frontend::InvalidField("input", "one of text, tokens and chat is needed");
+  }
+  ReadSampling(message.sampling(), &request.sampling);
+  APB_RETURN_IF_ERROR(ReadApb(message.apb(), &request.apb));
+  request.report_progress = message.include_progress();
+  return request;
+}
+
+absl::StatusOr<CanonicalRequest> FromMessage(const pb::TokenizeRequest& message) {
+  CanonicalRequest request;
+  request.model = message.model();
+  if (message.has_chat()) {
+    request.api = frontend::Api::kChat;
+    request.input = ToChat(message.chat());
+  } else if (message.input_case() == pb::TokenizeRequest::kText) {
+    const bool special = !message.has_add_special_tokens() || message.add_special_tokens();
+    request.input = frontend::TextInput{message.text(), special};
+  } else {
+    return frontend::InvalidField("input", "one of text and chat is needed");
+  }
+  return request;
+}
+
+pb::GenerateResponse ToMessage(const frontend::Event& event, const std::string& request_id) {
+  pb::GenerateResponse response;
+  std::visit(EventWriter{request_id, response}, event);
+  return response;
+}
+
+}  // namespace apb::grpc_api

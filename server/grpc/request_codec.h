@@ -1,0 +1,18 @@
+// Messages of apb.inference.v1 to canonical requests, events to messages. Pure functions.
+#pragma once
+
+#include "absl/status/statusor.h"
+#include "apb/inference/v1/inference_service.pb.h"
+#include "server/frontend/canonical_request.h"
+#include "server/frontend/events.h"
+
+namespace apb::grpc_api {
+
+// kInvalidArgument for what the canonical request cannot say; ranges are left to admission.
+absl::StatusOr<frontend::CanonicalRequest> FromMessage(const inference::v1::GenerateRequest& message);
+absl::StatusOr<frontend::CanonicalRequest> FromMessage(const inference::v1::TokenizeRequest& message);
+
+// Not for Failed, which is the status of the call.
+inference::v1::GenerateResponse ToMessage(const frontend::Event& event, const std::string& request_id);
+
+}  // namespace apb::grpc_api

@@ -1,0 +1,79 @@
+// The server's metrics, by what happened rather than by counter: callers report events, this class knows
+// names, labels and buckets. Thread-safe; nothing here waits for anything slow.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace apb::observability {
+
+// A request that has ended.
+struct FinishedRequest {
+  std::string_view outcome;        // ok, error, cancelled, rejected
+  std::string_view finish_reason;  // stop, length, or empty
+  std::string_view strategy;       // what was used; empty when it never ran
+  int64_t prompt_tokens = 0;
+  int64_t generated_tokens = 0;
+  double duration_seconds = 0;
+  // As the worker measured them; ignored unless the outcome is ok.
+  double queue_seconds = 0;
+  double prefill_seconds = 0;
+  double decode_seconds = 0;
+};
+
+struct RankSample {
+  int rank = 0;
+  std::string host;
+  int64_t kv_blocks_used = 0;
+  int64_t kv_blocks_total = 0;
+  // Counters since the rank's start.
+  std::vector<std::pair<std::string, double>> phase_seconds;
+  std::vector<std::pair<std::string, double>> collective_bytes;
+};
+
+struct GroupSample {
+  std::string group;
+  int64_t prompt_tokens_computed = 0;  // counter since the group's start
+  std::vector<RankSample> ranks;
+};
+
+class Metrics {
+ public:
+  Metrics(std::string_view model, std::string_view version);
+  ~Metrics();
+  Metrics(const Metrics&) = delete;
+  Metrics& operator=(const Metrics&) = delete;
+
+  void RequestFinished(const FinishedRequest& request);
+  // Why a request was turned away: queue_full, tokens, too_long, invalid, unavailable, draining.
+  void RequestRejected(std::string_view reason);
+  void FirstToken(double seconds_since_arrival);
+  void InterToken(double seconds);
+  void TextWork(double seconds);  // template and tokenization of one prompt
+  void SlowReader();
+  void SetRequests(int64_t running, int64_t waiting, int64_t waiting_tokens);
+
+  void GroupConnected(std::string_view group, int ranks, std::string_view dtype,
+                      int64_t kv_block_size, int64_t kv_blocks, double load_seconds);
+  void GroupStats(const GroupSample& sample);
+  void GroupLost(std::string_view group);
+  void GroupRestarted();
+
+  // One of starting, ready, not_ready, draining.
+  void SetServerState(std::string_view state);
+  void HttpRequest(std::string_view route, std::string_view method, int code);
+  void GrpcRequest(std::string_view method, std::string_view code);
+  void SetHttpConnections(int64_t count);
+
+  // The Prometheus text format.
+  std::string Serialize() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace apb::observability
