@@ -54,6 +54,8 @@ class MpiCommunicator : public Communicator {
   // Synchronises the stream (its work must be done before the bytes leave) and refuses a broken
   // communicator.
   absl::Status Begin(kernels::Stream* stream, const char* operation);
+  // The status of an MPI call that started an operation; a failure breaks the communicator.
+  absl::Status Started(const char* operation, int code);
   absl::Status Finish(const char* operation, int64_t bytes_sent, MPI_Request* requests, int count);
 
   MPI_Comm comm_ = MPI_COMM_NULL;

@@ -15,8 +15,32 @@
 namespace apb::parallel {
 namespace {
 
-enum Tag { kPlanTag = 1, kGatherTag = 2 };
-constexpr int64_t kChunkBytes = 1 << 30;  // counts are ints
+constexpr size_t kMaxMessageBytes = 1 << 30;  // counts are ints
+
+absl::Status CheckMessage(const std::string& message, const char* what) {
+  if (message.size() <= kMaxMessageBytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(what, " of ", message.size(), " bytes, at most ", kMaxMessageBytes));
+}
+
+// Time between two looks at the network: none for a millisecond, then more and more, up to 2 ms.
+class Backoff {
+ public:
+  void Pause() {
+    if (absl::Now() - start_ < absl::Milliseconds(1)) {
+      sched_yield();
+      return;
+    }
+    absl::SleepFor(nap_);
+    nap_ = std::min(nap_ * 2, absl::Milliseconds(2));
+  }
+  absl::Duration waited() const { return absl::Now() - start_; }
+
+ private:
+  const absl::Time start_ = absl::Now();
+  absl::Duration nap_ = absl::Microseconds(50);
+};
+}  // namespace
 
 absl::Status MpiError(int code, absl::string_view what) {
   char text[MPI_MAX_ERROR_STRING] = {};
@@ -24,8 +48,6 @@ absl::Status MpiError(int code, absl::string_view what) {
   MPI_Error_string(code, text, &length);
   return absl::UnavailableError(absl::StrCat("MPI ", what, ": ", std::string(text, length)));
 }
-
-}  // namespace
 
 absl::Status WaitAll(MPI_Request* requests, int count, absl::Duration deadline,
                      const std::atomic<bool>* aborted, const std::string& what) {
@@ -93,8 +115,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> MpiRuntime::NewCommunicator(absl::
 }
 
 absl::Status MpiRuntime::SendPlan(const std::string& message, absl::Duration deadline) {
-  if (message.size() > kChunkBytes)
-    return absl::InvalidArgumentError("a step plan larger than 1 GiB");
+  APB_RETURN_IF_ERROR(CheckMessage(message, "a step plan"));
   std::vector<MPI_Request> requests(size_ - 1);
   for (int r = 1; r < size_; ++r) {
     const int code = MPI_Isend(message.data(), static_cast<int>(message.size()), MPI_BYTE, r,
@@ -105,19 +126,12 @@ absl::Status MpiRuntime::SendPlan(const std::string& message, absl::Duration dea
 }
 
 absl::StatusOr<std::string> MpiRuntime::ReceivePlan() {
-  const absl::Time start = absl::Now();
-  absl::Duration nap = absl::Microseconds(50);
+  Backoff backoff;
   MPI_Status status;
-  for (int found = 0;;) {
+  for (int found = 0; !found;) {
     const int code = MPI_Iprobe(0, kPlanTag, context_->messages, &found, &status);
     if (code != MPI_SUCCESS) return MpiError(code, "waiting for a step plan");
-    if (found) break;
-    if (absl::Now() - start < absl::Milliseconds(1)) {
-      sched_yield();
-      continue;
-    }
-    absl::SleepFor(nap);
-    nap = std::min(nap * 2, absl::Milliseconds(2));
+    if (!found) backoff.Pause();
   }
   int bytes = 0;
   MPI_Get_count(&status, MPI_BYTE, &bytes);
@@ -130,8 +144,9 @@ absl::StatusOr<std::string> MpiRuntime::ReceivePlan() {
 
 absl::StatusOr<std::vector<std::string>> MpiRuntime::GatherToLeader(const std::string& message,
                                                                     absl::Duration deadline) {
+  APB_RETURN_IF_ERROR(CheckMessage(message, "statistics"));
   if (rank_ != 0) {
-    MPI_Request request;
+    MPI_Request request = MPI_REQUEST_NULL;
     MPI_Isend(message.data(), static_cast<int>(message.size()), MPI_BYTE, 0, kGatherTag,
               context_->messages, &request);
     APB_RETURN_IF_ERROR(WaitAll(&request, 1, deadline, nullptr, "sending statistics"));
@@ -140,15 +155,15 @@ absl::StatusOr<std::vector<std::string>> MpiRuntime::GatherToLeader(const std::s
   std::vector<std::string> all(size_);
   all[0] = message;
   for (int r = 1; r < size_; ++r) {
-    const absl::Time start = absl::Now();
-    int found = 0;
+    Backoff backoff;
     MPI_Status status;
-    while (!found) {
+    for (int found = 0; !found;) {
       const int code = MPI_Iprobe(r, kGatherTag, context_->messages, &found, &status);
       if (code != MPI_SUCCESS) return MpiError(code, "gathering statistics");
-      if (absl::Now() - start > deadline)
-        return absl::UnavailableError(absl::StrCat("rank ", r, " sent no statistics"));
-      if (!found) sched_yield();
+      if (!found && backoff.waited() > deadline)
+        return absl::UnavailableError(absl::StrCat("rank ", r, " sent no statistics within ",
+                                                   absl::FormatDuration(deadline)));
+      if (!found) backoff.Pause();
     }
     int bytes = 0;
     MPI_Get_count(&status, MPI_BYTE, &bytes);

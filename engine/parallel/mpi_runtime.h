@@ -17,7 +17,7 @@ class MpiRuntime {
  public:
   // Initialises MPI; at most one at a time in a process.
   static absl::StatusOr<std::unique_ptr<MpiRuntime>> Start(int* argc, char*** argv);
-  // Finalises MPI (all ranks must get here).
+  // Finalises MPI (all ranks must get here; after an error call AbortGroup instead).
   ~MpiRuntime();
 
   int rank() const { return rank_; }
@@ -38,7 +38,8 @@ class MpiRuntime {
   absl::StatusOr<std::vector<std::string>> GatherToLeader(const std::string& message,
                                                           absl::Duration deadline);
 
-  // Ends all processes of the group at once, without finalising; the launcher sees `exit_code`.
+  // Ends all processes of the group at once by MPI_Abort, without finalising; the launcher sees
+  // `exit_code`. The way out after every error of a collective or a message: peers may be blocked.
   [[noreturn]] static void AbortGroup(int exit_code);
 
  private:

@@ -1,4 +1,4 @@
-// Internal to engine/parallel: completion of MPI requests with a deadline.
+// Internal to engine/parallel: tags, errors, completion of MPI requests with a deadline.
 #pragma once
 
 #include <mpi.h>
@@ -7,9 +7,15 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 
 namespace apb::parallel {
+
+// Every tag of this program.
+enum MpiTag { kSendRecvTag = 0, kPlanTag = 1, kGatherTag = 2 };
+
+absl::Status MpiError(int code, absl::string_view what);
 
 // Tests the requests until all are done: first in a tight loop, then yielding, then with short
 // sleeps. kUnavailable after `deadline`, when `aborted` is set, or when MPI reports an error.
