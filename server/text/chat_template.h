@@ -1,6 +1,6 @@
-// Renders a conversation with the checkpoint's own Jinja template, byte for byte as transformers does, and remembers
-// which bytes came from the caller. The Jinja subset is described in README.md; anything else is an error
-// when the template is loaded. Thread-safe.
+// Renders a conversation with the checkpoint's own Jinja template, byte for byte as transformers
+// does, and remembers which bytes came from the caller. The Jinja subset is described in README.md;
+// anything else is an error when the template is loaded. Thread-safe.
 #pragma once
 
 #include <map>
@@ -71,7 +71,8 @@ class ChatTemplate {
  public:
   // InvalidArgument or Unimplemented with the line for a template we cannot render.
   static absl::StatusOr<std::unique_ptr<ChatTemplate>> Parse(std::string_view source);
-  // chat_template.jinja or the "chat_template" of tokenizer_config.json in a checkpoint's folder; NotFound without.
+  // chat_template.jinja or the "chat_template" of tokenizer_config.json in a checkpoint's folder;
+  // NotFound without.
   static absl::StatusOr<std::unique_ptr<ChatTemplate>> Load(const std::string& checkpoint_folder);
   ~ChatTemplate();
 
@@ -86,6 +87,7 @@ class ChatTemplate {
 };
 
 // Tokens of a rendered prompt: special tokens only where the template itself wrote them.
-absl::StatusOr<std::vector<int32_t>> Tokenize(const Tokenizer& tokenizer, const RenderedPrompt& prompt);
+absl::StatusOr<std::vector<int32_t>> Tokenize(const Tokenizer& tokenizer,
+                                              const RenderedPrompt& prompt);
 
 }  // namespace apb::text

@@ -1,5 +1,5 @@
-// Where the query of a prompt begins, and what of it APB puts into the anchors. Document and query are tokenized
-// apart, so that no token lies across the border. Pure functions.
+// Where the query of a prompt begins, and what of it APB puts into the anchors. Document and query
+// are tokenized apart, so that no token lies across the border. Pure functions.
 #pragma once
 
 #include <cstdint>
@@ -18,21 +18,23 @@ struct PromptSplit {
   std::vector<int32_t> tokens;
   // tokens[query_begin ..) is the query with everything after it. 0: there is no document.
   int32_t query_begin = 0;
-  // Anchors put the embedded query after this many tokens of the document: at the beginning of the first user
-  // message's content (of the first system message's where that one is the document), or after BOS.
+  // Anchors put the embedded query after this many tokens of the document: at the beginning of the
+  // first user message's content (of the first system message's where that one is the document), or
+  // after BOS.
   int32_t query_insert_position = 0;
   // The text of the query without template tokens.
   std::vector<int32_t> embedded_query;
 };
 
-// Without an explicit query and without earlier messages that hold the document, the query is the last paragraph
-// or this many tokens, whichever is shorter.
+// Without an explicit query and without earlier messages that hold the document, the query is the
+// last paragraph or this many tokens, whichever is shorter.
 inline constexpr int32_t kDefaultQueryTokens = 256;
 
-// A rendered conversation. With `query`: the query begins at its last occurrence in what the caller wrote;
-// InvalidArgument when there is none. Without: at the turn of the last user message if the user and system messages
-// before it are longer than it; else at its last paragraph.
-absl::StatusOr<PromptSplit> SplitChatPrompt(const Tokenizer& tokenizer, const RenderedPrompt& prompt,
+// A rendered conversation. With `query`: the query begins at its last occurrence in what the caller
+// wrote; InvalidArgument when there is none. Without: at the turn of the last user message if the
+// user and system messages before it are longer than it; else at its last paragraph.
+absl::StatusOr<PromptSplit> SplitChatPrompt(const Tokenizer& tokenizer,
+                                            const RenderedPrompt& prompt,
                                             const std::optional<std::string>& query);
 
 struct PlainPromptOptions {
@@ -46,9 +48,11 @@ struct PlainPromptOptions {
 absl::StatusOr<PromptSplit> SplitPlainPrompt(const Tokenizer& tokenizer, std::string_view prompt,
                                              const PlainPromptOptions& options);
 
-// A prompt of token ids: the last kDefaultQueryTokens are the query, or, when the text of `query` is given, as many
-// ids at the end as hold its last occurrence. InvalidArgument for an id outside the vocabulary.
-absl::StatusOr<PromptSplit> SplitTokenPrompt(const Tokenizer& tokenizer, std::vector<int32_t> tokens,
+// A prompt of token ids: the last kDefaultQueryTokens are the query, or, when the text of `query`
+// is given, as many ids at the end as hold its last occurrence. InvalidArgument for an id outside
+// the vocabulary.
+absl::StatusOr<PromptSplit> SplitTokenPrompt(const Tokenizer& tokenizer,
+                                             std::vector<int32_t> tokens,
                                              const PlainPromptOptions& options);
 
 }  // namespace apb::text

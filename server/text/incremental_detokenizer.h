@@ -1,5 +1,6 @@
-// Token ids in, text out as soon as it is certain: never half a UTF-8 character. All pieces put together are
-// what Tokenizer::Decode makes of all ids. One per stream; owned by the thread that feeds it.
+// Token ids in, text out as soon as it is certain: never half a UTF-8 character. All pieces put
+// together are what Tokenizer::Decode makes of all ids. One per stream; owned by the thread that
+// feeds it.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +17,8 @@ class IncrementalDetokenizer {
   IncrementalDetokenizer(const Tokenizer& tokenizer, bool skip_special)
       : tokenizer_(tokenizer), skip_special_(skip_special) {}
 
-  // The text that this token completes; empty while a character is not whole. InvalidArgument for an unknown id,
-  // which then changes nothing.
+  // The text that this token completes; empty while a character is not whole. InvalidArgument for
+  // an unknown id, which then changes nothing.
   absl::StatusOr<std::string> Push(int32_t id);
   // What is held back at the end, as U+FFFD. Push may not follow.
   std::string Flush();

@@ -1,6 +1,7 @@
-// Text to token ids and back, as a checkpoint's tokenizer.json (Hugging Face format) defines it: BPE over bytes
-// (Llama 3, Qwen, GPT-2, Mistral tekken) or over characters with byte fallback (Llama 2, Mistral, Yi).
-// A component of the file that is not supported is an error when loading. Thread-safe.
+// Text to token ids and back, as a checkpoint's tokenizer.json (Hugging Face format) defines it:
+// BPE over bytes (Llama 3, Qwen, GPT-2, Mistral tekken) or over characters with byte fallback
+// (Llama 2, Mistral, Yi). A component of the file that is not supported is an error when loading.
+// Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -23,15 +24,18 @@
 namespace apb::text {
 
 struct EncodeOptions {
-  // Begin and end tokens as the file's post-processor adds them. Text of a rendered chat has its own.
+  // Begin and end tokens as the file's post-processor adds them. Text of a rendered chat has its
+  // own.
   bool add_special_tokens = true;
-  // Whether "<|eot|>" written in the text is that special token. Off: it is nine plain characters, so that nobody
-  // can end a turn from within a message. Added tokens that are not special are recognised either way.
+  // Whether "<|eot|>" written in the text is that special token. Off: it is nine plain characters,
+  // so that nobody can end a turn from within a message. Added tokens that are not special are
+  // recognised either way.
   bool parse_special = false;
-  // With parse_special: byte ranges, ascending and disjoint, in which (even partly) no special token is recognised.
+  // With parse_special: byte ranges, ascending and disjoint, in which (even partly) no special
+  // token is recognised.
   std::span<const ByteRange> plain_ranges;
-  // The text continues a text before it: no blank is put before its first word.
-  bool is_continuation = false;
+  // What stands before the text.
+  TextStart start = TextStart::kBegin;
 };
 
 class Tokenizer {
@@ -39,15 +43,18 @@ class Tokenizer {
   // Reads tokenizer.json and, where it lies beside it, tokenizer_config.json.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& tokenizer_json_path);
   // The same from the contents of the two files; the second may be empty.
-  static absl::StatusOr<std::unique_ptr<Tokenizer>> FromJson(std::string_view tokenizer_json,
-                                                             std::string_view tokenizer_config_json);
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> FromJson(
+      std::string_view tokenizer_json, std::string_view tokenizer_config_json);
 
-  // InvalidArgument with the byte offset when the text is no valid UTF-8. Time is O(n log n) whatever the text.
-  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, const EncodeOptions& options) const;
+  // InvalidArgument with the byte offset when the text is no valid UTF-8. Time is O(n log n)
+  // whatever the text.
+  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
+                                              const EncodeOptions& options) const;
   // Broken UTF-8 becomes U+FFFD. InvalidArgument for an id outside the vocabulary.
   absl::StatusOr<std::string> Decode(std::span<const int32_t> ids, bool skip_special) const;
 
-  // The bytes that a token stands for, maybe part of a character; a special token's own text. Empty: no such id.
+  // The bytes that a token stands for, maybe part of a character; a special token's own text.
+  // Empty: no such id.
   std::string TokenBytes(int32_t id) const;
   std::optional<int32_t> TokenId(std::string_view token) const;
   // One more than the highest id.
@@ -68,13 +75,17 @@ class Tokenizer {
   const TokenDecoder& decoder() const { return decoder_; }
   // The token as the file spells it; empty for a hole.
   const std::string& TokenText(int32_t id) const { return tokens_[id]; }
+  // Whether a text that continues one which ends with this token is a beginning of its own for the
+  // blank before words.
+  bool IsAdded(int32_t id) const { return added_.FindId(id) != nullptr; }
 
  private:
   Tokenizer() = default;
   absl::Status ReadTokenizer(std::string_view json);
   absl::Status ReadConfig(std::string_view json);
   std::optional<int32_t> SpecialTokenId(const std::string& name) const;
-  absl::Status EncodeNormalized(std::string_view text, bool at_text_start, PieceEncoder& encoder) const;
+  absl::Status EncodePiece(std::string_view text, ByteRange piece, const EncodeOptions& options,
+                           PieceEncoder& encoder) const;
 
   Normalizer normalizer_;
   PreTokenizer pre_tokenizer_;
@@ -82,6 +93,7 @@ class Tokenizer {
   AddedVocabulary added_;
   TokenDecoder decoder_;
   std::vector<std::string> tokens_;  // by id
+  std::vector<bool> is_token_;       // false: a hole in the ids
   std::vector<int32_t> prefix_ids_, suffix_ids_;
   std::map<std::string, std::string> special_tokens_;
   int64_t max_token_bytes_ = 1;

@@ -1,0 +1,51 @@
+// The "normalizer" of tokenizer.json: NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, Replace and
+// Sequences of them.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "nlohmann/json.hpp"
+#include "server/text/regex.h"
+
+namespace apb::text {
+
+// Text with the place each byte came from.
+struct NormalizedText {
+  std::string text;
+  // For each byte the offset in the source at which the piece it came from begins; ascending. Empty
+  // when not asked for.
+  std::vector<size_t> origins;
+};
+
+class Normalizer {
+ public:
+  Normalizer() = default;  // changes nothing
+  // `json` may be null.
+  static absl::StatusOr<Normalizer> FromJson(const nlohmann::json& json);
+
+  bool is_identity() const { return steps_.empty(); }
+  // `with_prefix`: whether Prepend steps apply.
+  absl::StatusOr<NormalizedText> Apply(std::string_view text, bool with_prefix,
+                                       bool want_origins) const;
+
+ private:
+  enum class Kind { kNfc, kNfd, kNfkc, kNfkd, kLowercase, kStrip, kPrepend, kReplace };
+  struct Step {
+    Kind kind;
+    std::string pattern, content;
+    std::shared_ptr<const Regex> regex;  // shared by copies of the normalizer
+    bool strip_left = true, strip_right = true;
+  };
+  static absl::Status Read(const nlohmann::json& json, const std::string& where, int depth,
+                           std::vector<Step>& steps);
+  static absl::Status Replace(const Step& step, NormalizedText& text);
+
+  std::vector<Step> steps_;
+};
+
+}  // namespace apb::text

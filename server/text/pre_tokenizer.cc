@@ -1,0 +1,249 @@
+// Each stage cuts the pieces of the stage before it; a piece goes through all stages before the
+// next one is cut.
+#include "server/text/pre_tokenizer.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "engine/base/status_macros.h"
+#include "server/text/json_fields.h"
+#include "server/text/utf8.h"
+
+namespace apb::text {
+namespace {
+
+// What ByteLevel splits with unless told not to.
+constexpr char kByteLevelPattern[] =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+
+template <typename Predicate>
+std::vector<ByteRange> MatchCharacters(std::string_view text, Predicate predicate) {
+  std::vector<ByteRange> matches;
+  for (size_t pos = 0; pos < text.size();) {
+    const size_t begin = pos;
+    if (predicate(NextCodePoint(text, pos))) matches.push_back({begin, pos});
+  }
+  return matches;
+}
+
+std::vector<ByteRange> MatchLiteral(std::string_view text, std::string_view literal) {
+  std::vector<ByteRange> matches;
+  for (size_t pos = text.find(literal); pos != std::string_view::npos;
+       pos = text.find(literal, pos + literal.size()))
+    matches.push_back({pos, pos + literal.size()});
+  return matches;
+}
+
+}  // namespace
+
+absl::StatusOr<PreTokenizer> PreTokenizer::FromJson(const nlohmann::json& json) {
+  PreTokenizer made;
+  if (!json.is_null()) APB_RETURN_IF_ERROR(made.Read(json, "pre_tokenizer", 0));
+  return made;
+}
+
+absl::Status PreTokenizer::Read(const nlohmann::json& json, const std::string& where, int depth) {
+  if (depth > kMaxComponentDepth)
+    return absl::InvalidArgumentError(absl::StrCat(where, ": nested too deep"));
+  auto type = ComponentType(json, where);
+  if (!type.ok()) return type.status();
+  if (*type == "Sequence") {
+    APB_ASSIGN_OR_RETURN(const nlohmann::json* list, ArrayField(json, "pretokenizers", where));
+    for (const nlohmann::json& item : *list)
+      APB_RETURN_IF_ERROR(Read(item, where + ".pretokenizers", depth + 1));
+    return absl::OkStatus();
+  }
+  if (maps_bytes_)
+    return absl::UnimplementedError(
+        absl::StrCat(where, ": ", *type, " after ByteLevel is not supported"));
+  if (*type == "Split") return ReadSplit(json, where);
+  if (*type == "ByteLevel") return ReadByteLevel(json, where);
+  if (*type == "Metaspace") return ReadMetaspace(json, where);
+  if (*type == "Digits") {
+    APB_ASSIGN_OR_RETURN(const bool individual,
+                         OptionalBool(json, "individual_digits", false, where));
+    stages_.push_back({.kind = Kind::kDigits,
+                       .behavior = individual ? Behavior::kIsolated : Behavior::kContiguous});
+    return absl::OkStatus();
+  }
+  if (*type == "WhitespaceSplit") {
+    stages_.push_back({.kind = Kind::kWhitespaceSplit, .behavior = Behavior::kRemoved});
+    return absl::OkStatus();
+  }
+  return absl::UnimplementedError(
+      absl::StrCat(where, ": pre-tokenizer type \"", *type, "\" is not supported"));
+}
+
+absl::Status PreTokenizer::ReadSplit(const nlohmann::json& json, const std::string& where) {
+  Stage stage{};
+  stage.kind = Kind::kPattern;
+  APB_ASSIGN_OR_RETURN(Pattern pattern, PatternField(json, where));
+  if (pattern.is_regex) {
+    APB_ASSIGN_OR_RETURN(Regex regex, Regex::Compile(pattern.text));
+    stage.regex = std::make_shared<const Regex>(std::move(regex));
+  } else {
+    stage.literal = pattern.text;
+  }
+  APB_ASSIGN_OR_RETURN(const std::string behavior, StringField(json, "behavior", where));
+  if (behavior == "Removed") {
+    stage.behavior = Behavior::kRemoved;
+  } else if (behavior == "Isolated") {
+    stage.behavior = Behavior::kIsolated;
+  } else if (behavior == "MergedWithPrevious") {
+    stage.behavior = Behavior::kMergedWithPrevious;
+  } else if (behavior == "MergedWithNext") {
+    stage.behavior = Behavior::kMergedWithNext;
+  } else if (behavior == "Contiguous") {
+    stage.behavior = Behavior::kContiguous;
+  } else {
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, ": behavior \"", behavior, "\" is not known"));
+  }
+  APB_ASSIGN_OR_RETURN(stage.invert, OptionalBool(json, "invert", false, where));
+  stages_.push_back(std::move(stage));
+  return absl::OkStatus();
+}
+
+absl::Status PreTokenizer::ReadByteLevel(const nlohmann::json& json, const std::string& where) {
+  APB_ASSIGN_OR_RETURN(const bool add_prefix_space,
+                       OptionalBool(json, "add_prefix_space", true, where));
+  APB_ASSIGN_OR_RETURN(const bool use_regex, OptionalBool(json, "use_regex", true, where));
+  if (add_prefix_space) {
+    Stage blank{};
+    blank.kind = Kind::kBlankBefore;
+    stages_.push_back(std::move(blank));
+  }
+  if (use_regex) {
+    Stage split{};
+    split.kind = Kind::kPattern;
+    APB_ASSIGN_OR_RETURN(Regex regex, Regex::Compile(kByteLevelPattern));
+    split.regex = std::make_shared<const Regex>(std::move(regex));
+    stages_.push_back(std::move(split));
+  }
+  maps_bytes_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status PreTokenizer::ReadMetaspace(const nlohmann::json& json, const std::string& where) {
+  Stage stage{};
+  stage.kind = Kind::kMetaspace;
+  APB_ASSIGN_OR_RETURN(stage.literal, OptionalString(json, "replacement", "\u2581", where));
+  if (stage.literal.empty())
+    return absl::InvalidArgumentError(absl::StrCat(where, ": replacement is empty"));
+  // Files of before prepend_scheme have add_prefix_space.
+  APB_ASSIGN_OR_RETURN(const bool add_prefix_space,
+                       OptionalBool(json, "add_prefix_space", true, where));
+  APB_ASSIGN_OR_RETURN(
+      const std::string scheme,
+      OptionalString(json, "prepend_scheme", add_prefix_space ? "always" : "never", where));
+  if (scheme == "always") {
+    stage.prepend = Prepend::kAlways;
+  } else if (scheme == "first") {
+    stage.prepend = Prepend::kFirst;
+  } else if (scheme == "never") {
+    stage.prepend = Prepend::kNever;
+  } else {
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, ": prepend_scheme \"", scheme, "\" is not known"));
+  }
+  APB_ASSIGN_OR_RETURN(stage.split, OptionalBool(json, "split", true, where));
+  stages_.push_back(std::move(stage));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<ByteRange>> PreTokenizer::Matches(const Stage& stage,
+                                                             std::string_view text) {
+  switch (stage.kind) {
+    case Kind::kDigits:
+      return MatchCharacters(text, IsNumeric);
+    case Kind::kWhitespaceSplit:
+      return MatchCharacters(text, IsWhitespace);
+    default:
+      if (stage.regex != nullptr) return stage.regex->FindAll(text);
+      return MatchLiteral(text, stage.literal);
+  }
+}
+
+std::vector<ByteRange> PreTokenizer::Pieces(const std::vector<ByteRange>& matches, size_t size,
+                                            Behavior behavior, bool invert) {
+  struct Part {
+    ByteRange range;
+    bool is_match;
+  };
+  std::vector<Part> parts;
+  parts.reserve(2 * matches.size() + 1);
+  size_t done = 0;
+  for (const ByteRange& match : matches) {
+    if (match.begin > done) parts.push_back({{done, match.begin}, invert});
+    parts.push_back({match, !invert});
+    done = match.end;
+  }
+  if (done < size) parts.push_back({{done, size}, invert});
+
+  std::vector<ByteRange> pieces;
+  pieces.reserve(parts.size());
+  bool previous_match = false;
+  const bool backwards = behavior == Behavior::kMergedWithNext;
+  if (backwards) std::reverse(parts.begin(), parts.end());
+  for (const Part& part : parts) {
+    bool join = false;
+    if (behavior == Behavior::kRemoved && part.is_match) continue;
+    if (behavior == Behavior::kContiguous) join = part.is_match == previous_match;
+    if (behavior == Behavior::kMergedWithPrevious || backwards)
+      join = part.is_match && !previous_match;
+    if (join && !pieces.empty()) {
+      pieces.back() = {std::min(pieces.back().begin, part.range.begin),
+                       std::max(pieces.back().end, part.range.end)};
+    } else {
+      pieces.push_back(part.range);
+    }
+    previous_match = part.is_match;
+  }
+  if (backwards) std::reverse(pieces.begin(), pieces.end());
+  return pieces;
+}
+
+absl::Status PreTokenizer::Split(std::string_view text, TextStart start,
+                                 absl::FunctionRef<void(std::string_view)> word) const {
+  return Run(0, text, start, word);
+}
+
+absl::Status PreTokenizer::Run(size_t stage_index, std::string_view text, TextStart start,
+                               absl::FunctionRef<void(std::string_view)> word) const {
+  if (text.empty()) return absl::OkStatus();
+  if (stage_index == stages_.size()) {
+    word(text);
+    return absl::OkStatus();
+  }
+  const Stage& stage = stages_[stage_index];
+  std::string changed;
+  if (stage.kind == Kind::kBlankBefore) {
+    if (start == TextStart::kMidText || text[0] == ' ')
+      return Run(stage_index + 1, text, start, word);
+    changed = " " + std::string(text);
+    return Run(stage_index + 1, changed, start, word);
+  }
+  if (stage.kind == Kind::kMetaspace) {
+    changed = absl::StrReplaceAll(std::string(text), {{" ", stage.literal}});
+    const bool wants = stage.prepend == Prepend::kAlways
+                           ? start != TextStart::kMidText
+                           : stage.prepend == Prepend::kFirst && start == TextStart::kBegin;
+    if (wants && !changed.starts_with(stage.literal)) changed.insert(0, stage.literal);
+    text = changed;
+    if (!stage.split) return Run(stage_index + 1, text, start, word);
+  }
+  const Behavior behavior =
+      stage.kind == Kind::kMetaspace ? Behavior::kMergedWithNext : stage.behavior;
+  APB_ASSIGN_OR_RETURN(const std::vector<ByteRange> matches, Matches(stage, text));
+  for (const ByteRange& piece : Pieces(matches, text.size(), behavior, stage.invert)) {
+    // Every later piece is in the middle of its text, but "always" schemes count it as a beginning
+    // of its own.
+    const TextStart piece_start = piece.begin == 0 ? start : TextStart::kAfterSpecialToken;
+    APB_RETURN_IF_ERROR(
+        Run(stage_index + 1, text.substr(piece.begin, piece.end - piece.begin), piece_start, word));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace apb::text

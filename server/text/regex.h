@@ -1,0 +1,32 @@
+// A regular expression of tokenizer.json. Those are written for Oniguruma; patterns that PCRE2
+// would read differently are rewritten, or refused. Thread-safe.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/text/byte_range.h"
+
+struct pcre2_real_code_8;
+
+namespace apb::text {
+
+class Regex {
+ public:
+  static absl::StatusOr<Regex> Compile(const std::string& pattern);
+
+  // All matches from left to right that are not empty. `text` must be valid UTF-8.
+  absl::StatusOr<std::vector<ByteRange>> FindAll(std::string_view text) const;
+
+ private:
+  struct FreeCode {
+    void operator()(pcre2_real_code_8* code) const;
+  };
+  std::unique_ptr<pcre2_real_code_8, FreeCode> code_;
+};
+
+}  // namespace apb::text

@@ -1,0 +1,119 @@
+// Bytes of ByteFallback tokens are put into the stream as they are; the original turns a whole run
+// of them into U+FFFD when a part of it is broken, which a stream cannot know.
+#include "server/text/token_decoder.h"
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "engine/base/status_macros.h"
+#include "server/text/bpe_model.h"
+#include "server/text/json_fields.h"
+
+namespace apb::text {
+namespace {
+
+// "<0x0A>" -> 10; -1 for other tokens.
+int FallbackByte(std::string_view token) {
+  if (token.size() != 6 || !token.starts_with("<0x") || token[5] != '>') return -1;
+  int value = 0;
+  for (const char c : token.substr(3, 2)) {
+    if (!absl::ascii_isxdigit(static_cast<unsigned char>(c))) return -1;
+    value = value * 16 + (c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
+  }
+  return value;
+}
+
+}  // namespace
+
+absl::StatusOr<TokenDecoder> TokenDecoder::FromJson(const nlohmann::json& json) {
+  TokenDecoder decoder;
+  if (json.is_null()) return decoder;
+  decoder.join_with_blanks_ = false;
+  APB_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, "decoder"));
+  if (type != "Sequence") {
+    APB_RETURN_IF_ERROR(decoder.ReadStep(json, "decoder"));
+    return decoder;
+  }
+  APB_ASSIGN_OR_RETURN(const nlohmann::json* list, ArrayField(json, "decoders", "decoder"));
+  for (const nlohmann::json& step : *list) {
+    if (decoder.byte_level_ || !decoder.metaspace_.empty())
+      return absl::UnimplementedError(
+          "decoder: a step after ByteLevel or Metaspace is not supported");
+    APB_RETURN_IF_ERROR(decoder.ReadStep(step, "decoder.decoders"));
+  }
+  return decoder;
+}
+
+absl::Status TokenDecoder::ReadStep(const nlohmann::json& json, const std::string& where) {
+  APB_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, where));
+  if (type == "ByteLevel") {
+    byte_level_ = true;
+  } else if (type == "ByteFallback") {
+    byte_fallback_ = true;
+  } else if (type == "Fuse") {
+    fused_ = true;
+  } else if (type == "Metaspace") {
+    APB_ASSIGN_OR_RETURN(metaspace_, OptionalString(json, "replacement", "\u2581", where));
+    APB_ASSIGN_OR_RETURN(const bool add_prefix_space,
+                         OptionalBool(json, "add_prefix_space", true, where));
+    APB_ASSIGN_OR_RETURN(
+        const std::string scheme,
+        OptionalString(json, "prepend_scheme", add_prefix_space ? "always" : "never", where));
+    metaspace_drops_first_ = scheme != "never";
+  } else if (type == "Replace") {
+    APB_ASSIGN_OR_RETURN(Pattern pattern, PatternField(json, where));
+    if (pattern.is_regex || byte_fallback_ || fused_)
+      return absl::UnimplementedError(absl::StrCat(where, ": this Replace is not supported"));
+    APB_ASSIGN_OR_RETURN(std::string content, StringField(json, "content", where));
+    replacements_.emplace_back(std::move(pattern.text), std::move(content));
+  } else if (type == "Strip") {
+    APB_ASSIGN_OR_RETURN(strip_content_, StringField(json, "content", where));
+    APB_ASSIGN_OR_RETURN(strip_count_, OptionalInt(json, "start", 0, where));
+    APB_ASSIGN_OR_RETURN(const int64_t stop, OptionalInt(json, "stop", 0, where));
+    if (stop != 0 || strip_count_ < 0 || strip_content_.empty())
+      return absl::UnimplementedError(
+          absl::StrCat(where, ": Strip is supported at the beginning only"));
+    strip_text_ = fused_;
+  } else {
+    return absl::UnimplementedError(
+        absl::StrCat(where, ": decoder type \"", type, "\" is not supported"));
+  }
+  return absl::OkStatus();
+}
+
+std::string TokenDecoder::TokenBytes(std::string_view token, bool is_first) const {
+  if (byte_level_) return ByteLevelBytes(token);
+  std::string bytes(token);
+  for (const auto& [pattern, content] : replacements_)
+    bytes = absl::StrReplaceAll(bytes, {{pattern, content}});
+  if (byte_fallback_) {
+    if (const int byte = FallbackByte(bytes); byte >= 0)
+      return std::string(1, static_cast<char>(byte));
+  }
+  if (!metaspace_.empty())
+    bytes =
+        absl::StrReplaceAll(bytes, {{metaspace_, is_first && metaspace_drops_first_ ? "" : " "}});
+  return bytes;
+}
+
+std::string TokenDecoder::Next(std::string_view token, DecodeState& state) const {
+  std::string bytes = TokenBytes(token, state.at_begin);
+  if (strip_count_ > 0) {
+    if (!strip_text_) state = {state.at_begin, true, 0};
+    std::string_view rest = bytes;
+    while (state.may_strip && state.stripped_count < strip_count_ &&
+           rest.starts_with(strip_content_)) {
+      rest.remove_prefix(strip_content_.size());
+      ++state.stripped_count;
+    }
+    if (!rest.empty()) state.may_strip = false;
+    bytes = std::string(rest);
+  }
+  if (join_with_blanks_ && !state.at_begin) bytes.insert(0, 1, ' ');
+  state.at_begin = false;
+  return bytes;
+}
+
+std::string TokenDecoder::Bytes(std::string_view token) const { return TokenBytes(token, false); }
+
+}  // namespace apb::text

@@ -1,0 +1,216 @@
+// Encoding: added tokens cut the text, the rest is normalized, cut into words and encoded word by
+// word.
+#include "server/text/tokenizer.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "server/text/file_contents.h"
+#include "server/text/json_fields.h"
+#include "server/text/post_processor.h"
+#include "server/text/utf8.h"
+
+namespace apb::text {
+namespace {
+
+// Null where the field is absent.
+const nlohmann::json& FieldOrNull(const nlohmann::json& object, const char* name) {
+  static const nlohmann::json* const null = new nlohmann::json();
+  auto it = object.find(name);
+  return it == object.end() ? *null : *it;
+}
+
+bool Overlaps(std::span<const ByteRange> ascending, const ByteRange& range) {
+  auto it = std::partition_point(ascending.begin(), ascending.end(),
+                                 [&](const ByteRange& plain) { return plain.end <= range.begin; });
+  return it != ascending.end() && it->begin < range.end;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& tokenizer_json_path) {
+  APB_ASSIGN_OR_RETURN(const std::string json, ReadFile(tokenizer_json_path));
+  const auto config_path =
+      std::filesystem::path(tokenizer_json_path).parent_path() / "tokenizer_config.json";
+  auto config = ReadFile(config_path.string());
+  if (!config.ok() && !absl::IsNotFound(config.status())) return config.status();
+  auto made = FromJson(json, config.ok() ? *config : "");
+  if (!made.ok())
+    return absl::Status(made.status().code(),
+                        absl::StrCat(tokenizer_json_path, ": ", made.status().message()));
+  return made;
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(
+    std::string_view tokenizer_json, std::string_view tokenizer_config_json) {
+  auto made = std::unique_ptr<Tokenizer>(new Tokenizer());
+  APB_RETURN_IF_ERROR(made->ReadTokenizer(tokenizer_json));
+  if (!tokenizer_config_json.empty()) APB_RETURN_IF_ERROR(made->ReadConfig(tokenizer_config_json));
+  return made;
+}
+
+absl::Status Tokenizer::ReadTokenizer(std::string_view text) {
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object())
+    return absl::InvalidArgumentError("the tokenizer file is not a JSON object");
+  APB_ASSIGN_OR_RETURN(normalizer_, Normalizer::FromJson(FieldOrNull(json, "normalizer")));
+  APB_ASSIGN_OR_RETURN(pre_tokenizer_, PreTokenizer::FromJson(FieldOrNull(json, "pre_tokenizer")));
+  const nlohmann::json& model = FieldOrNull(json, "model");
+  if (!model.is_object()) return absl::InvalidArgumentError("field \"model\" must be an object");
+  APB_ASSIGN_OR_RETURN(model_, BpeModel::FromJson(model, pre_tokenizer_.maps_bytes()));
+  APB_ASSIGN_OR_RETURN(
+      added_, AddedVocabulary::FromJson(FieldOrNull(json, "added_tokens"), model_, normalizer_));
+  APB_ASSIGN_OR_RETURN(decoder_, TokenDecoder::FromJson(FieldOrNull(json, "decoder")));
+
+  int32_t highest = -1;
+  for (const auto& [token, id] : model_.vocabulary()) highest = std::max(highest, id);
+  for (const AddedToken& token : added_.tokens()) highest = std::max(highest, token.id);
+  if (highest < 0) return absl::InvalidArgumentError("the vocabulary is empty");
+  tokens_.resize(highest + 1);
+  is_token_.resize(highest + 1);
+  for (const auto& [token, id] : model_.vocabulary()) {
+    if (is_token_[id])
+      return absl::InvalidArgumentError(absl::StrCat("model.vocab: id ", id, " is used by \"",
+                                                     tokens_[id], "\" and \"", token, "\""));
+    tokens_[id] = token;
+    is_token_[id] = true;
+  }
+  for (const AddedToken& token : added_.tokens()) {
+    tokens_[token.id] = token.content;
+    is_token_[token.id] = true;
+  }
+  for (int32_t id = 0; id < vocab_size(); ++id)
+    max_token_bytes_ = std::max(max_token_bytes_, static_cast<int64_t>(TokenBytes(id).size()));
+
+  APB_ASSIGN_OR_RETURN(TokensAround around, ReadPostProcessor(FieldOrNull(json, "post_processor")));
+  for (const std::vector<int32_t>& ids : {around.prefix, around.suffix}) {
+    for (const int32_t id : ids) {
+      if (!IsToken(id))
+        return absl::InvalidArgumentError(absl::StrCat("post_processor: id ", id, " is no token"));
+    }
+  }
+  prefix_ids_ = std::move(around.prefix);
+  suffix_ids_ = std::move(around.suffix);
+  return absl::OkStatus();
+}
+
+absl::Status Tokenizer::ReadConfig(std::string_view text) {
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object())
+    return absl::InvalidArgumentError("tokenizer_config.json is not a JSON object");
+  for (const char* name : {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
+                           "cls_token", "mask_token"}) {
+    const nlohmann::json& field = FieldOrNull(json, name);
+    if (field.is_null()) continue;
+    if (field.is_string()) {
+      special_tokens_[name] = field.get<std::string>();
+    } else {
+      APB_ASSIGN_OR_RETURN(
+          special_tokens_[name],
+          StringField(field, "content", absl::StrCat("tokenizer_config.json: ", name)));
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::optional<int32_t> Tokenizer::SpecialTokenId(const std::string& name) const {
+  auto it = special_tokens_.find(name);
+  return it == special_tokens_.end() ? std::nullopt : TokenId(it->second);
+}
+
+std::optional<int32_t> Tokenizer::TokenId(std::string_view token) const {
+  for (const AddedToken& added : added_.tokens()) {
+    if (added.content == token) return added.id;
+  }
+  return model_.TokenId(token);
+}
+
+bool Tokenizer::IsToken(int32_t id) const { return id >= 0 && id < vocab_size() && is_token_[id]; }
+
+bool Tokenizer::IsSpecial(int32_t id) const {
+  const AddedToken* added = added_.FindId(id);
+  return added != nullptr && added->special;
+}
+
+std::string Tokenizer::TokenBytes(int32_t id) const {
+  if (!IsToken(id)) return "";
+  if (IsSpecial(id)) return tokens_[id];
+  return decoder_.Bytes(tokens_[id]);
+}
+
+absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::string_view text,
+                                                       const EncodeOptions& options) const {
+  if (const size_t bad = FindInvalidUtf8(text); bad != std::string_view::npos)
+    return absl::InvalidArgumentError(absl::StrCat("the text is not valid UTF-8 at byte ", bad));
+  std::vector<int32_t> ids;
+  if (options.add_special_tokens) ids = prefix_ids_;
+  PieceEncoder encoder(model_, ids);
+  auto special_allowed = [&](const ByteRange& range) {
+    return options.parse_special && !Overlaps(options.plain_ranges, range);
+  };
+  size_t done = 0;
+  for (const AddedVocabulary::Match& match :
+       added_.Find(text, /*normalized=*/false, special_allowed)) {
+    APB_RETURN_IF_ERROR(EncodePiece(text, {done, match.range.begin}, options, encoder));
+    encoder.Add(match.id);
+    done = match.range.end;
+  }
+  APB_RETURN_IF_ERROR(EncodePiece(text, {done, text.size()}, options, encoder));
+  if (options.add_special_tokens) ids.insert(ids.end(), suffix_ids_.begin(), suffix_ids_.end());
+  return ids;
+}
+
+absl::Status Tokenizer::EncodePiece(std::string_view text, ByteRange piece,
+                                    const EncodeOptions& options, PieceEncoder& encoder) const {
+  if (piece.begin == piece.end) return absl::OkStatus();
+  const TextStart start = piece.begin == 0 ? options.start : TextStart::kAfterSpecialToken;
+  std::string_view source = text.substr(piece.begin, piece.end - piece.begin);
+  NormalizedText normalized;
+  const bool want_origins =
+      options.parse_special && added_.HasNormalized() && !options.plain_ranges.empty();
+  if (!normalizer_.is_identity()) {
+    APB_ASSIGN_OR_RETURN(normalized,
+                         normalizer_.Apply(source, start != TextStart::kMidText, want_origins));
+    source = normalized.text;
+  }
+  auto origin = [&](size_t pos) {  // of a byte of `source` in `text`
+    if (pos == source.size()) return piece.end;
+    return piece.begin + (normalized.origins.empty() ? pos : normalized.origins[pos]);
+  };
+  auto special_allowed = [&](const ByteRange& range) {
+    return options.parse_special &&
+           (!want_origins ||
+            !Overlaps(options.plain_ranges, {origin(range.begin), origin(range.end)}));
+  };
+  auto encode = [&](size_t begin, size_t end) {
+    return pre_tokenizer_.Split(source.substr(begin, end - begin),
+                                begin == 0 ? start : TextStart::kAfterSpecialToken,
+                                [&](std::string_view word) { encoder.Encode(word); });
+  };
+  size_t done = 0;
+  for (const AddedVocabulary::Match& match :
+       added_.Find(source, /*normalized=*/true, special_allowed)) {
+    APB_RETURN_IF_ERROR(encode(done, match.range.begin));
+    encoder.Add(match.id);
+    done = match.range.end;
+  }
+  return encode(done, source.size());
+}
+
+absl::StatusOr<std::string> Tokenizer::Decode(std::span<const int32_t> ids,
+                                              bool skip_special) const {
+  std::string bytes;
+  DecodeState state;
+  for (const int32_t id : ids) {
+    if (!IsToken(id))
+      return absl::InvalidArgumentError(
+          absl::StrCat("token id ", id, " is not in the vocabulary of ", vocab_size()));
+    if (skip_special && IsSpecial(id)) continue;
+    bytes += decoder_.Next(tokens_[id], state);
+  }
+  return TakeDecodable(bytes, /*final=*/true);
+}
+
+}  // namespace apb::text
