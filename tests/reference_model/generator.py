@@ -70,22 +70,37 @@ _TEMPLATES = (
 _COUNTS = "two three four five six seven eight nine ten eleven twelve".split()
 
 
-def filler_sentence(rng):
+class Pools:
+    """The words that documents are made of. Small pools make short documents as confusing as very long ones."""
+
+    def __init__(self, first=FIRST_NAMES, last=LAST_NAMES, adjectives=ADJECTIVES, nouns=NOUNS):
+        self.first, self.last, self.adjectives, self.nouns = first, last, adjectives, nouns
+
+
+ALL_WORDS = Pools()
+
+
+def small_pools(rng):
+    return Pools(rng.sample(FIRST_NAMES, 9), rng.sample(LAST_NAMES, 9), rng.sample(ADJECTIVES, rng.randint(10, 30)),
+                 rng.sample(NOUNS, rng.randint(20, 50)))
+
+
+def filler_sentence(rng, pools=ALL_WORDS):
     d = rng.choice(ADVERBS)
     return rng.choice(_TEMPLATES).format(
-        j=rng.choice(ADJECTIVES), k=rng.choice(ADJECTIVES), p=rng.choice(PEOPLE), q=rng.choice(PEOPLE),
-        n=rng.choice(NOUNS), m=rng.choice(NOUNS), v=rng.choice(VERBS), w=rng.choice(VERBS), d=d,
+        j=rng.choice(pools.adjectives), k=rng.choice(pools.adjectives), p=rng.choice(PEOPLE), q=rng.choice(PEOPLE),
+        n=rng.choice(pools.nouns), m=rng.choice(pools.nouns), v=rng.choice(VERBS), w=rng.choice(VERBS), d=d,
         D=d.capitalize(), c=rng.choice(_COUNTS))
 
 
-def draw_facts(rng, keys):
+def draw_facts(rng, keys, pools=ALL_WORDS):
     """[(name, value)] with distinct names; a first or a last name may well occur in several facts."""
     facts, seen = [], set()
     while len(facts) < keys:
-        name = f"{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}"
+        name = f"{rng.choice(pools.first)} {rng.choice(pools.last)}"
         if name not in seen:
             seen.add(name)
-            facts.append((name, f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"))
+            facts.append((name, f"{rng.choice(pools.adjectives)} {rng.choice(pools.nouns)}"))
     return facts
 
 
@@ -101,9 +116,9 @@ def answer_text(name, value):
     return fact_sentence(name, value)
 
 
-def make_document(rng, sentences, facts, depths):
+def make_document(rng, sentences, facts, depths, pools=ALL_WORDS):
     """Filler of `sentences` sentences in paragraphs, with each fact placed at its depth (0 = first, 1 = last)."""
-    lines = [filler_sentence(rng) for _ in range(sentences)]
+    lines = [filler_sentence(rng, pools) for _ in range(sentences)]
     places = sorted(((min(int(d * (len(lines) + 1)), len(lines)), f) for f, d in zip(facts, depths)),
                     key=lambda x: -x[0])
     for place, (name, value) in places:

@@ -19,16 +19,18 @@ from tokenizers import Tokenizer
 import generator
 from model import CONFIG, Llama
 
-# Of a phase: steps, batch, share of rows that are plain pairs, tokens of filler (low, high), facts (low, high),
-# questions, largest position, learning rate. Pairs (random keys, random values) teach to look things up; text alone
-# leaves the loss on a plateau for a long time.
+# Of a phase: steps, learning rate, batch, share of rows that are plain pairs, tokens of filler (low, high), facts (low,
+# high), questions, largest position, share of documents from small word pools. Pairs (random keys, random values) teach
+# to look things up; text alone leaves the loss on a plateau for a long time. Small pools repeat the words of facts as
+# often as a very long document does.
 PHASES = {
-    "pairs": (400, 32, 1.0, (0, 0), (6, 6), 6, 0, 1e-3),
-    "facts": (160, 24, 0.3, (0, 60), (5, 7), 5, 0, 1e-3),
-    "short": (250, 16, 0.1, (50, 400), (4, 8), 5, 20000, 1e-3),
-    "medium": (400, 6, 0.0, (200, 2000), (2, 12), 12, 66000, 8e-4),
-    "long": (200, 2, 0.0, (2000, 6000), (1, 20), 16, 70000, 5e-4),
-    "longer": (80, 1, 0.0, (6000, 20000), (1, 30), 24, 70000, 3e-4),
+    "pairs": (400, 1e-3, 32, 1.0, (0, 0), (6, 6), 6, 0),
+    "facts": (160, 1e-3, 24, 0.3, (0, 60), (5, 7), 5, 0),
+    "short": (250, 1e-3, 16, 0.1, (50, 400), (4, 8), 5, 20000),
+    "medium": (400, 8e-4, 6, 0.0, (200, 2000), (2, 12), 12, 66000),
+    "long": (200, 5e-4, 2, 0.0, (2000, 6000), (1, 20), 16, 70000),
+    "dense": (250, 5e-4, 2, 0.0, (1500, 5000), (4, 40), 32, 70000, 0.7),
+    "longer": (80, 3e-4, 1, 0.0, (6000, 20000), (1, 30), 24, 70000, 0.3),
 }
 PHRASE, VALUE = 1, 2  # marks of answer tokens; the others are 0
 ROOT = pathlib.Path(__file__).parent
@@ -48,11 +50,12 @@ class Chats:
     def turn(self, role, text):
         return self.encode(f"<|{role}|>\n{text}<|end|>\n")
 
-    def sample(self, filler_tokens, facts, questions):
+    def sample(self, filler_tokens, facts, questions, small):
         rng = self.rng
-        facts = generator.draw_facts(rng, facts)
+        pools = generator.small_pools(rng) if rng.random() < small else generator.ALL_WORDS
+        facts = generator.draw_facts(rng, facts, pools)
         sentences = int(filler_tokens / generator.TOKENS_PER_SENTENCE)
-        document = generator.make_document(rng, sentences, facts, [rng.random() for _ in facts])
+        document = generator.make_document(rng, sentences, facts, [rng.random() for _ in facts], pools)
         asked = rng.sample(facts, min(questions, len(facts)))
         first = generator.question_text(asked[0][0])
         ids = [self.mark["begin"]]
@@ -118,11 +121,11 @@ class Chats:
             at += 1
         return out
 
-    def batch(self, size, share, filler, facts, questions, largest):
+    def batch(self, size, share, filler, facts, questions, largest, small=0.0):
         rng = self.rng
         base = math.exp(rng.uniform(math.log(filler[0] + 1), math.log(filler[1] + 1))) - 1
         rows = [self.pairs(rng.randint(*facts)) if rng.random() < share else
-                self.sample(base, rng.randint(*facts), questions) for _ in range(size)]
+                self.sample(base, rng.randint(*facts), questions, small) for _ in range(size)]
         width = max(len(r[0]) for r in rows)
         ids = torch.full((size, width), self.mark["pad"])
         pos = torch.zeros((size, width), dtype=torch.long)
@@ -175,7 +178,7 @@ def main():
         done, first = state["done"], state.get("step", 0)
     print("parameters", sum(p.numel() for p in model.parameters()), flush=True)
     start = saved = time.time()
-    for index, (name, (steps, *shape, lr)) in enumerate(PHASES.items()):
+    for index, (name, (steps, lr, *shape)) in enumerate(PHASES.items()):
         if (args.only and name != args.only) or (not args.only and name in done):
             continue
         steps = args.steps or steps
