@@ -53,30 +53,28 @@ absl::StatusOr<TensorView> AnchorStrategy::PooledScores(const LayerCall& call, c
                                                         const TensorView& qkv,
                                                         core::Workspace& keep,
                                                         kernels::Stream& stream) {
-  const bool pre_rope = compressor_->UsesPreRope();
   // The pool's window crosses the border between anchor and block (APB.md 3.2).
-  const int64_t tail = pre_rope && plan_.hosts[rows.host].sees_anchor
+  const int64_t tail = compressor_->Pools() && plan_.hosts[rows.host].sees_anchor
                            ? std::min<int64_t>(kPoolReach, call.anchor_rows)
                            : 0;
   const int64_t local = rows.end - rows.begin;
   APB_ASSIGN_OR_RETURN(const TensorView raw, raw_.Get(DType::kF32, {tail + local, kv_heads_}));
-  ScoreCall score{.layer = call.layer,
-                  .first_token = plan_.hosts[rows.host].local[0].begin,
-                  .scores = raw.Rows(tail, tail + local)};
-  if (pre_rope) {
-    score.qkv = qkv.Rows(rows.begin, rows.end);
-  } else {
-    score.k = call.k.Rows(rows.begin, rows.end);
-    const TokenSpan query = EmbeddedQueryRows(plan_);
-    score.query =
-        call.q.Rows(call.anchor_rows > 0 ? query.begin : 0, call.anchor_rows > 0 ? query.end : 0);
-  }
-  APB_RETURN_IF_ERROR(compressor_->Score(score, stream));
+  const auto score = [&](int64_t begin, int64_t end, int64_t first_token, const TensorView& out) {
+    ScoreCall request{.layer = call.layer, .first_token = first_token, .scores = out};
+    if (compressor_->UsesPreRope()) {
+      request.qkv = qkv.Rows(begin, end);
+    } else {
+      request.k = call.k.Rows(begin, end);
+      const TokenSpan query = call.anchor_rows > 0 ? EmbeddedQueryRows(plan_) : TokenSpan();
+      request.query = call.q.Rows(query.begin, query.end);
+    }
+    return compressor_->Score(request, stream);
+  };
   if (tail > 0) {
-    score.qkv = qkv.Rows(call.anchor_rows - tail, call.anchor_rows);
-    score.scores = raw.Rows(0, tail);
-    APB_RETURN_IF_ERROR(compressor_->Score(score, stream));
+    APB_RETURN_IF_ERROR(score(call.anchor_rows - tail, call.anchor_rows, -1, raw.Rows(0, tail)));
   }
+  APB_RETURN_IF_ERROR(score(rows.begin, rows.end, plan_.hosts[rows.host].local[0].begin,
+                            raw.Rows(tail, tail + local)));
   APB_ASSIGN_OR_RETURN(const TensorView pooled, keep.Get(DType::kF32, {tail + local, kv_heads_}));
   if (compressor_->Pools()) {
     backend_.MaxPoolRows(raw, kPoolWindow, pooled, stream);

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
+#include "engine/attention/strategy_plan.h"
 #include "engine/base/status_macros.h"
 
 namespace apb::attention {
@@ -9,10 +11,37 @@ namespace apb::attention {
 using kernels::DType;
 using kernels::TensorView;
 
+namespace {
+
+// The parts must fit together: plan, tokens, group and compressor.
+absl::Status CheckParts(const ShardPlan& plan, int ranks, std::string_view compressor,
+                        std::span<const int32_t> document,
+                        std::span<const int32_t> embedded_query) {
+  APB_RETURN_IF_ERROR(CheckRanks(plan, ranks));
+  if (plan.document_length() != static_cast<int64_t>(document.size())) {
+    return absl::InvalidArgumentError(absl::StrCat("a plan for ", plan.document_length(),
+                                                   " document tokens, given ", document.size()));
+  }
+  for (const AnchorSource source : plan.anchor) {
+    const size_t length = source >= 0 ? document.size() : embedded_query.size();
+    if (static_cast<size_t>(source >= 0 ? source : -1 - source) >= length)
+      return absl::InvalidArgumentError("the plan's anchor has tokens that the prompt has not");
+  }
+  for (const HostShard& host : plan.hosts) {
+    if (host.passing_length > 0 && compressor.empty())
+      return absl::InvalidArgumentError("the plan passes tokens on: a compressor must be named");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
     const PrefillContext& context, ShardPlan plan, std::string_view compressor_name,
     std::span<const int32_t> document, std::span<const int32_t> embedded_query,
     cache::SequenceKv& kv, kernels::Stream& stream) {
+  APB_RETURN_IF_ERROR(
+      CheckParts(plan, context.communicator.size(), compressor_name, document, embedded_query));
   auto prefill = std::unique_ptr<DocumentPrefill>(new DocumentPrefill(context));
   prefill->plan_ = std::move(plan);
   const ShardPlan& p = prefill->plan_;

@@ -28,7 +28,9 @@ class DocumentPrefill : public LayerAttention {
  public:
   // `document` and `embedded_query` are token ids; `compressor` is empty where the plan passes
   // nothing on. Reserves cache slots for this rank's share in `kv` (kResourceExhausted if they are
-  // not there) and embeds its rows.
+  // not there) and embeds its rows. kInvalidArgument: plan, tokens and group do not fit together,
+  // or a token is outside the vocabulary; kFailedPrecondition: the checkpoint lacks retaining
+  // heads. After an error `kv` may hold slots: Release it.
   static absl::StatusOr<std::unique_ptr<DocumentPrefill>> Start(
       const PrefillContext& context, ShardPlan plan, std::string_view compressor,
       std::span<const int32_t> document, std::span<const int32_t> embedded_query,

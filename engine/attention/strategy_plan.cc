@@ -8,6 +8,7 @@ namespace apb::attention {
 namespace {
 
 constexpr int kMaxHosts = 4096;
+constexpr int64_t kMaxTokens = int64_t{1} << 30;  // positions are 32 bits wide
 constexpr int64_t kMaxDefaultLength = 8192;
 
 // Equal blocks of ceil(n / hosts); the last ones may be shorter or empty.
@@ -86,14 +87,17 @@ absl::StatusOr<ShardPlan> MakeShardPlan(std::string_view strategy, const PromptL
     return absl::InvalidArgumentError(
         absl::StrCat("hosts=", options.hosts, ": must be from 1 to ", kMaxHosts));
   }
-  if (layout.document_length < 0 || layout.document_length > INT32_MAX ||
-      layout.embedded_query_length < 0 || layout.query_insert_position < 0) {
+  if (layout.document_length < 0 || layout.document_length > kMaxTokens ||
+      layout.embedded_query_length < 0 || layout.embedded_query_length > kMaxTokens ||
+      layout.query_insert_position < 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("document of ", layout.document_length, " tokens with an embedded query of ",
                      layout.embedded_query_length, " at ", layout.query_insert_position));
   }
   if (options.anchor_length < -1 || options.passing_length < -1) {
-    return absl::InvalidArgumentError("anchor_length and passing_length must not be negative");
+    return absl::InvalidArgumentError(absl::StrCat("anchor_length=", options.anchor_length,
+                                                   " passing_length=", options.passing_length,
+                                                   ": must not be negative (-1 = default)"));
   }
   if (strategy == "full") {
     int64_t block = 0;
@@ -103,6 +107,13 @@ absl::StatusOr<ShardPlan> MakeShardPlan(std::string_view strategy, const PromptL
   if (strategy == "star") return StarPlan(layout, options);
   return absl::InvalidArgumentError(absl::StrCat("strategy '", std::string(strategy),
                                                  "' is unknown (full, apb and star are known)"));
+}
+
+absl::Status CheckRanks(const ShardPlan& plan, int ranks) {
+  if (plan.hosts.size() == 1 || plan.hosts.size() % ranks == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("hosts=", plan.hosts.size(),
+                                                 ": must be 1 or a multiple of the ", ranks,
+                                                 " ranks of the group"));
 }
 
 TokenSpan EmbeddedQueryRows(const ShardPlan& plan) {

@@ -23,6 +23,9 @@ namespace apb::attention {
 absl::StatusOr<ShardPlan> MakeShardPlan(std::string_view strategy, const PromptLayout& layout,
                                         const StrategyOptions& options);
 
+// The hosts of a plan can be played by this many ranks: one host, or the same number on each rank.
+absl::Status CheckRanks(const ShardPlan& plan, int ranks);
+
 // Rows of the embedded query within the plan's anchor: [begin, begin + length).
 TokenSpan EmbeddedQueryRows(const ShardPlan& plan);
 
