@@ -1,0 +1,16 @@
+// The loop of every rank but 0: wait for a plan, execute it.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "engine/worker/setup.h"
+
+namespace apb::worker {
+
+absl::Status RunFollower(const WorkerOptions& options, parallel::MpiRuntime& mpi, Engine& engine);
+
+// This rank's counters as a serialised cluster.v1.RankStats.
+std::string SerializedRankStats(const parallel::MpiRuntime& mpi, const StepExecutor& executor);
+
+}  // namespace apb::worker

@@ -1,0 +1,251 @@
+#include "engine/worker/leader.h"
+
+#include <atomic>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+#include "engine/worker/control_channel.h"
+#include "engine/worker/follower.h"
+
+namespace apb::worker {
+namespace {
+
+using schedule::EndReason;
+using schedule::Event;
+using schedule::SequenceId;
+
+constexpr absl::Duration kStatsWhileBusy = absl::Seconds(1);
+constexpr absl::Duration kStatsWhileIdle = absl::Seconds(5);
+
+schedule::Request ToRequest(const cluster::v1::Submit& submit) {
+  schedule::Request request;
+  schedule::SequenceSpec& spec = request.spec;
+  spec.id = SequenceId{submit.sequence()};
+  spec.tokens.assign(submit.tokens().begin(), submit.tokens().end());
+  spec.query_begin = submit.query_begin();
+  spec.query_insert_position = submit.query_insert_position();
+  spec.embedded_query.assign(submit.embedded_query().begin(), submit.embedded_query().end());
+  spec.strategy = submit.strategy();
+  spec.compressor = submit.compressor();
+  spec.hosts = submit.hosts();
+  spec.anchor_length = submit.anchor_length();
+  spec.passing_length = submit.passing_length();
+  const cluster::v1::SamplingSpec& s = submit.sampling();
+  spec.sampling = {.max_tokens = s.max_tokens(),
+                   .temperature = static_cast<float>(s.temperature()),
+                   .top_p = static_cast<float>(s.top_p()),
+                   .top_k = s.top_k(),
+                   .min_p = static_cast<float>(s.min_p()),
+                   .seed = s.seed(),
+                   .presence_penalty = static_cast<float>(s.presence_penalty()),
+                   .frequency_penalty = static_cast<float>(s.frequency_penalty()),
+                   .repetition_penalty = static_cast<float>(s.repetition_penalty()),
+                   .stop_tokens = {s.stop_tokens().begin(), s.stop_tokens().end()},
+                   .logprobs = s.logprobs(),
+                   .min_tokens = s.min_tokens()};
+  request.exact = submit.exact();
+  request.report_progress = submit.report_progress();
+  return request;
+}
+
+cluster::v1::EndReason ToProto(EndReason reason) {
+  switch (reason) {
+    case EndReason::kStopToken:
+      return cluster::v1::END_REASON_STOP_TOKEN;
+    case EndReason::kLength:
+      return cluster::v1::END_REASON_LENGTH;
+    case EndReason::kCancelled:
+      return cluster::v1::END_REASON_CANCELLED;
+    case EndReason::kRejected:
+      return cluster::v1::END_REASON_REJECTED;
+    case EndReason::kFailed:
+      return cluster::v1::END_REASON_FAILED;
+  }
+  return cluster::v1::END_REASON_UNSPECIFIED;
+}
+
+void FillToken(const schedule::SampledToken& token, cluster::v1::TokenEvent* out) {
+  out->set_sequence(static_cast<uint64_t>(token.id));
+  out->set_token(token.token);
+  out->set_logprob(token.logprob);
+  for (const auto& [id, logprob] : token.top) {
+    cluster::v1::TopLogprob* top = out->add_top();
+    top->set_id(id);
+    top->set_logprob(logprob);
+  }
+}
+
+void FillEnd(const Event& event, cluster::v1::SequenceEnd* out) {
+  out->set_sequence(static_cast<uint64_t>(event.id));
+  out->set_reason(ToProto(event.reason));
+  out->set_status_code(static_cast<int>(event.status.code()));
+  out->set_message(std::string(event.status.message()));
+  out->set_queue_seconds(event.queue_seconds);
+  out->set_prefill_seconds(event.prefill_seconds);
+  out->set_decode_seconds(event.decode_seconds);
+  out->set_strategy(event.strategy);
+}
+
+class Leader {
+ public:
+  Leader(const WorkerOptions& options, parallel::MpiRuntime& mpi, Engine& engine,
+         const std::atomic<bool>& stop)
+      : options_(options),
+        mpi_(mpi),
+        engine_(engine),
+        stop_(stop),
+        deadline_(absl::Seconds(options.collective_timeout_seconds)),
+        scheduler_({.ranks = mpi.size(),
+                    .default_hosts = mpi.size() * options.virtual_hosts,
+                    .block_size = engine.shape.block_size,
+                    .blocks_per_rank = engine.shape.block_count,
+                    .layers = engine.weights->config().layers,
+                    .max_model_len = engine.max_model_len,
+                    .has_retaining_heads = engine.weights->has_retaining_heads(),
+                    .full_below = options.full_below,
+                    .max_batch_rows = options.max_batch_rows,
+                    .max_waiting = options.max_queued_requests,
+                    .max_waiting_tokens = options.max_queued_tokens}) {}
+
+  absl::Status Run() {
+    APB_ASSIGN_OR_RETURN(channel_,
+                         ControlChannel::Connect(options_.server, MakeHello(), absl::Seconds(30)));
+    while (!channel_->closed()) {
+      TakeCommands();
+      if ((draining_ || stop_.load()) && scheduler_.idle()) break;
+      if (stop_.load() && !draining_)
+        APB_LOG(Info, "stopping when the running requests have ended");
+      draining_ |= stop_.load();
+      APB_RETURN_IF_ERROR(Step());
+    }
+    if (channel_->closed() && !draining_)
+      return absl::UnavailableError("the stream to apb-server has ended");
+    schedule::StepPlan last;
+    last.shutdown = true;
+    APB_RETURN_IF_ERROR(mpi_.SendPlan(schedule::EncodeStepPlan(last), deadline_));
+    return channel_->closed() ? absl::OkStatus() : channel_->Finish();
+  }
+
+ private:
+  cluster::v1::Hello MakeHello() const {
+    const model::ModelConfig& config = engine_.weights->config();
+    cluster::v1::Hello hello;
+    hello.set_group_id(options_.group_id);
+    hello.set_ranks(mpi_.size());
+    hello.set_model_fingerprint(config.fingerprint);
+    hello.set_max_model_len(engine_.max_model_len);
+    hello.set_kv_block_size(engine_.shape.block_size);
+    hello.set_kv_blocks_total(engine_.shape.block_count * mpi_.size());
+    hello.set_has_retaining_heads(engine_.weights->has_retaining_heads());
+    hello.set_default_hosts(mpi_.size() * options_.virtual_hosts);
+    hello.set_dtype(config.dtype == kernels::DType::kBF16 ? "bfloat16" : "float32");
+    hello.set_token(options_.token);
+    hello.set_load_seconds(engine_.load_seconds);
+    return hello;
+  }
+
+  // Sleeps on the queue when there is nothing to compute; a command wakes it at once.
+  void TakeCommands() {
+    if (scheduler_.idle()) {
+      const absl::Duration until_stats = last_stats_ + kStatsWhileIdle - absl::Now();
+      // Signals do not wake the queue, so look at `stop` now and then.
+      const absl::Duration wait =
+          std::clamp(until_stats, absl::ZeroDuration(), absl::Milliseconds(200));
+      if (auto command = channel_->Next(wait)) Apply(*command);
+    }
+    for (const cluster::v1::ToWorker& command : channel_->DrainNow()) Apply(command);
+  }
+
+  void Apply(const cluster::v1::ToWorker& command) {
+    const absl::Time now = absl::Now();
+    if (command.has_submit()) {
+      scheduler_.Submit(ToRequest(command.submit()), now);
+    } else if (command.has_cancel()) {
+      scheduler_.Cancel(SequenceId{command.cancel().sequence()}, now);
+    } else if (command.has_drain()) {
+      draining_ = true;
+    }
+  }
+
+  absl::Status Step() {
+    schedule::StepPlan plan = scheduler_.NextStep(absl::Now());
+    const bool busy = !plan.prefill.empty() || !plan.rows.empty();
+    // The one more report after the last request shows the KV cache empty again.
+    const bool due = absl::Now() - last_stats_ >= (busy ? kStatsWhileBusy : kStatsWhileIdle);
+    plan.collect_stats = due || (!busy && was_busy_);
+    was_busy_ = busy || (!plan.empty() && !plan.collect_stats);
+    if (!plan.empty()) {
+      if (mpi_.size() > 1)
+        APB_RETURN_IF_ERROR(mpi_.SendPlan(schedule::EncodeStepPlan(plan), deadline_));
+      APB_ASSIGN_OR_RETURN(const schedule::StepResult result, engine_.executor->Execute(plan));
+      scheduler_.Complete(plan, result, absl::Now());
+    }
+    SendEvents();
+    if (plan.collect_stats) APB_RETURN_IF_ERROR(SendStats());
+    return absl::OkStatus();
+  }
+
+  // Tokens of one step travel together; ends and progress follow in order.
+  void SendEvents() {
+    cluster::v1::FromWorker tokens;
+    std::vector<cluster::v1::FromWorker> others;
+    for (const Event& event : scheduler_.TakeEvents()) {
+      if (event.kind == Event::Kind::kToken) {
+        FillToken(event.token, tokens.add_tokens());
+        continue;
+      }
+      cluster::v1::FromWorker& message = others.emplace_back();
+      if (event.kind == Event::Kind::kEnd) {
+        FillEnd(event, message.mutable_end());
+      } else {
+        cluster::v1::SequenceProgress* progress = message.mutable_progress();
+        progress->set_sequence(static_cast<uint64_t>(event.id));
+        progress->set_processed_tokens(event.processed_tokens);
+        progress->set_total_tokens(event.total_tokens);
+        progress->set_elapsed_seconds(event.elapsed_seconds);
+        progress->set_eta_seconds(event.eta_seconds);
+      }
+    }
+    if (tokens.tokens_size() > 0) channel_->Send(tokens);
+    for (const cluster::v1::FromWorker& message : others) channel_->Send(message);
+  }
+
+  absl::Status SendStats() {
+    last_stats_ = absl::Now();
+    APB_ASSIGN_OR_RETURN(
+        const std::vector<std::string> all,
+        mpi_.GatherToLeader(SerializedRankStats(mpi_, *engine_.executor), deadline_));
+    cluster::v1::FromWorker message;
+    cluster::v1::GroupStats* stats = message.mutable_stats();
+    stats->set_running(static_cast<int>(scheduler_.running()));
+    stats->set_waiting(static_cast<int>(scheduler_.waiting()));
+    stats->set_prompt_tokens_computed(scheduler_.prompt_tokens_computed());
+    for (const std::string& rank : all) {
+      if (!stats->add_ranks()->ParseFromString(rank))
+        return absl::DataLossError("statistics of a rank are damaged");
+    }
+    channel_->Send(message);
+    return absl::OkStatus();
+  }
+
+  const WorkerOptions& options_;
+  parallel::MpiRuntime& mpi_;
+  Engine& engine_;
+  const std::atomic<bool>& stop_;
+  const absl::Duration deadline_;
+  schedule::Scheduler scheduler_;
+  std::unique_ptr<ControlChannel> channel_;
+  bool draining_ = false, was_busy_ = false;
+  absl::Time last_stats_ = absl::InfinitePast();
+};
+
+}  // namespace
+
+absl::Status RunLeader(const WorkerOptions& options, parallel::MpiRuntime& mpi, Engine& engine,
+                       const std::atomic<bool>& stop) {
+  return Leader(options, mpi, engine, stop).Run();
+}
+
+}  // namespace apb::worker

@@ -1,0 +1,14 @@
+// Rank 0's loop: commands in, step plans out to all ranks, events back to the server.
+#pragma once
+
+#include "absl/status/status.h"
+#include "engine/worker/setup.h"
+
+namespace apb::worker {
+
+// Runs until the server asks for the end (Drain), the process is told to stop (`stop` becomes
+// true), or something fails; sends the followers their last plan unless something failed.
+absl::Status RunLeader(const WorkerOptions& options, parallel::MpiRuntime& mpi, Engine& engine,
+                       const std::atomic<bool>& stop);
+
+}  // namespace apb::worker

@@ -1,0 +1,52 @@
+#include "engine/worker/options.h"
+
+#include <CLI/CLI.hpp>
+
+namespace apb::worker {
+
+bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
+  CLI::App app(
+      "apb-worker: one rank of a worker group. Start with mpirun; rank 0 connects to apb-server.");
+  app.add_option("--model", o->model, "Checkpoint directory (config.json, *.safetensors)")
+      ->required();
+  app.add_option("--server", o->server, "host:port of apb-server's cluster port")->required();
+  app.add_option("--group-id", o->group_id, "Name of this group in logs and metrics");
+  app.add_option("--token", o->token, "Secret that apb-server expects")->envname("APB_GROUP_TOKEN");
+  app.add_option("--threads", o->threads, "Threads of a rank; 0: cores / ranks of this machine")
+      ->check(CLI::Range(0, 1024));
+  app.add_option("--virtual-hosts", o->virtual_hosts, "APB hosts that a rank plays by default")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--kv-cache-tokens", o->kv_cache_tokens,
+                 "KV cache of the whole group, in tokens; 0: from free memory")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--kv-block-size", o->kv_block_size, "Tokens of a KV block")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--max-model-len", o->max_model_len,
+                 "Limit of prompt + completion; 0: the model's")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--max-batch-rows", o->max_batch_rows, "Rows (query and decode tokens) of a step")
+      ->check(CLI::Range(1, 65536));
+  app.add_option("--max-queued-requests", o->max_queued_requests,
+                 "Waiting requests before new ones are refused")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--max-queued-tokens", o->max_queued_tokens,
+                 "Waiting prompt tokens before new requests are refused")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--full-below", o->full_below,
+                 "Strategy auto computes documents shorter than this exactly")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--collective-timeout", o->collective_timeout_seconds,
+                 "Seconds until a silent peer ends the group")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--log-level", o->log_level, "debug, info, warning or error");
+  app.add_flag("--log-json", o->log_json, "Log JSON lines");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    *exit_code = app.exit(e) == 0 ? 0 : 2;
+    return false;
+  }
+  return true;
+}
+
+}  // namespace apb::worker

@@ -1,0 +1,32 @@
+// Command line of apb-worker.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace apb::worker {
+
+struct WorkerOptions {
+  std::string model;   // checkpoint directory
+  std::string server;  // host:port of apb-server's cluster port
+  std::string group_id = "group-0";
+  std::string token;            // shared secret of this start; APB_GROUP_TOKEN
+  int threads = 0;              // per rank; 0 = cores / ranks of this machine
+  int virtual_hosts = 4;        // hosts that a rank plays
+  int64_t kv_cache_tokens = 0;  // of the whole group; 0 = from free memory
+  int64_t kv_block_size = 32;
+  int64_t max_model_len = 0;  // 0 = the model's, as far as the KV cache goes
+  int64_t max_batch_rows = 512;
+  int64_t max_queued_requests = 256;
+  int64_t max_queued_tokens = 4 << 20;
+  int64_t full_below = 8192;  // `auto` computes shorter documents exactly
+  int collective_timeout_seconds = 300;
+  std::string log_level = "info";
+  bool log_json = false;
+};
+
+// False when the program should exit with `exit_code` (help, or a wrong option; the message has
+// been printed).
+bool ParseOptions(int argc, char** argv, WorkerOptions* options, int* exit_code);
+
+}  // namespace apb::worker

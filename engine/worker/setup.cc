@@ -1,0 +1,107 @@
+#include "engine/worker/setup.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+
+namespace apb::worker {
+namespace {
+
+int UsableCores() {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
+
+int64_t AvailableMemoryBytes() {
+  std::ifstream in("/proc/meminfo");
+  std::string key, unit;
+  int64_t kib = 0;
+  while (in >> key >> kib >> unit) {
+    if (key == "MemAvailable:") return kib * 1024;
+  }
+  return int64_t{4} << 30;
+}
+
+// The largest value over the ranks (an f32 is exact for the small numbers that are agreed on here).
+absl::StatusOr<float> LargestOverRanks(parallel::Communicator& communicator,
+                                       kernels::Backend& backend, float value) {
+  APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
+  APB_RETURN_IF_ERROR(
+      communicator.AllReduce(kernels::TensorView::Contiguous(&value, kernels::DType::kF32, {1}),
+                             parallel::ReduceOp::kMax, *stream));
+  return value;
+}
+
+absl::Status LoadOnThisRank(const WorkerOptions& options, Engine& engine) {
+  APB_ASSIGN_OR_RETURN(engine.weights, model::Weights::Load(options.model, *engine.backend));
+  return absl::OkStatus();
+}
+
+// Blocks of one rank: what was asked for, or half of the memory that is free now, shared by the
+// machine's ranks, but no more than twice the model's context for the whole group.
+int64_t BlocksPerRank(const WorkerOptions& options, const model::ModelConfig& config,
+                      const cache::KvCacheShape& shape, const parallel::MpiRuntime& mpi) {
+  int64_t tokens = options.kv_cache_tokens;
+  if (tokens == 0) {
+    const int64_t bytes_per_token =
+        std::max<int64_t>(1, shape.bytes_per_block() / shape.block_size);
+    const int64_t fits = AvailableMemoryBytes() / 2 / mpi.local_size() / bytes_per_token;
+    tokens =
+        std::min<int64_t>(fits * mpi.size(), std::max<int64_t>(2 * config.max_positions, 65536));
+  }
+  const int64_t per_rank = (tokens + mpi.size() - 1) / mpi.size();
+  return std::max<int64_t>(1, (per_rank + shape.block_size - 1) / shape.block_size);
+}
+
+}  // namespace
+
+absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime& mpi) {
+  const absl::Time start = absl::Now();
+  Engine engine;
+  const int threads =
+      options.threads > 0 ? options.threads : std::max(1, UsableCores() / mpi.local_size());
+  APB_ASSIGN_OR_RETURN(engine.backend,
+                       kernels::CreateCpuBackend({.threads = threads, .force_isa = ""}));
+  APB_ASSIGN_OR_RETURN(engine.communicator,
+                       mpi.NewCommunicator(absl::Seconds(options.collective_timeout_seconds)));
+  const absl::Status loaded = LoadOnThisRank(options, engine);
+  APB_ASSIGN_OR_RETURN(const float failed, LargestOverRanks(*engine.communicator, *engine.backend,
+                                                            loaded.ok() ? 0 : 1));
+  APB_RETURN_IF_ERROR(loaded);
+  if (failed != 0) return absl::FailedPreconditionError("another rank could not load the model");
+
+  const model::ModelConfig& config = engine.weights->config();
+  engine.shape = {.layers = config.layers,
+                  .kv_heads = config.kv_heads,
+                  .head_dim = config.head_dim,
+                  .block_size = options.kv_block_size,
+                  .block_count = 0,
+                  .dtype = config.dtype};
+  const int64_t mine = BlocksPerRank(options, config, engine.shape, mpi);
+  APB_ASSIGN_OR_RETURN(const float least,
+                       LargestOverRanks(*engine.communicator, *engine.backend,
+                                        -static_cast<float>(std::min<int64_t>(mine, 1 << 24))));
+  engine.shape.block_count = static_cast<int64_t>(-least);
+  APB_ASSIGN_OR_RETURN(
+      engine.executor,
+      StepExecutor::Create(*engine.weights, engine.shape, *engine.backend, *engine.communicator));
+
+  const int64_t pool_tokens = engine.shape.block_count * engine.shape.block_size * mpi.size();
+  engine.max_model_len = std::min(
+      pool_tokens, options.max_model_len > 0 ? options.max_model_len : config.max_positions);
+  engine.load_seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  APB_LOG(Info, "model ", options.model, " ", config.architecture, " layers=", config.layers,
+          " backend=", std::string(engine.backend->name()), " threads=", threads,
+          " kv_tokens=", engine.shape.block_count * engine.shape.block_size, " (",
+          engine.shape.bytes_per_block() * engine.shape.block_count >> 20,
+          " MiB) seconds=", engine.load_seconds);
+  return engine;
+}
+
+}  // namespace apb::worker

@@ -1,0 +1,27 @@
+// What every rank does before the first step: threads, weights, size of the KV cache.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "engine/parallel/mpi_runtime.h"
+#include "engine/worker/options.h"
+#include "engine/worker/step_executor.h"
+
+namespace apb::worker {
+
+struct Engine {
+  std::unique_ptr<kernels::Backend> backend;
+  std::unique_ptr<parallel::Communicator> communicator;
+  std::unique_ptr<model::Weights> weights;
+  std::unique_ptr<StepExecutor> executor;
+  cache::KvCacheShape shape;  // block_count is the same on every rank
+  int64_t max_model_len = 0;  // prompt + completion that fit this group
+  double load_seconds = 0;
+};
+
+// All ranks call it together; an error on one rank is an error on all of them (each with its own
+// message).
+absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime& mpi);
+
+}  // namespace apb::worker

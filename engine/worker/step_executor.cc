@@ -1,0 +1,182 @@
+#include "engine/worker/step_executor.h"
+
+#include <chrono>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "engine/attention/strategy_plan.h"
+#include "engine/base/status_macros.h"
+
+namespace apb::worker {
+
+using kernels::DType;
+using kernels::TensorView;
+using schedule::SequenceId;
+
+StepExecutor::StepExecutor(const model::Weights& weights, kernels::Backend& backend,
+                           parallel::Communicator& communicator)
+    : weights_(weights),
+      backend_(backend),
+      communicator_(communicator),
+      hidden_(backend),
+      sampled_(backend),
+      logits_(backend) {}
+
+absl::StatusOr<std::unique_ptr<StepExecutor>> StepExecutor::Create(
+    const model::Weights& weights, const cache::KvCacheShape& shape, kernels::Backend& backend,
+    parallel::Communicator& communicator) {
+  auto executor = std::unique_ptr<StepExecutor>(new StepExecutor(weights, backend, communicator));
+  APB_ASSIGN_OR_RETURN(executor->stream_, backend.NewStream());
+  APB_ASSIGN_OR_RETURN(executor->decoder_, model::Decoder::Create(weights, backend));
+  APB_ASSIGN_OR_RETURN(executor->cache_, cache::PagedKvCache::Create(shape, backend));
+  executor->row_attention_ = std::make_unique<attention::RowBatchAttention>(
+      *executor->cache_, backend, communicator,
+      1.0f / std::sqrt(static_cast<float>(weights.config().head_dim)));
+  return executor;
+}
+
+double StepExecutor::CommunicationSeconds() const {
+  double seconds = 0;
+  for (const auto& operation : communicator_.stats().operations) seconds += operation.seconds;
+  return seconds;
+}
+
+absl::StatusOr<schedule::StepResult> StepExecutor::Execute(const schedule::StepPlan& plan) {
+  schedule::StepResult result;
+  for (const SequenceId id : plan.releases) {
+    auto found = sequences_.find(id);
+    if (found == sequences_.end())
+      return absl::InternalError("the plan releases a sequence that is not here");
+    found->second.prefill.reset();
+    cache_->Release(found->second.kv);
+    sequences_.erase(found);
+  }
+  for (const schedule::SequenceSpec& spec : plan.admissions) APB_RETURN_IF_ERROR(Admit(spec));
+  const auto start = std::chrono::steady_clock::now();
+  for (const schedule::PrefillSlice& slice : plan.prefill) APB_RETURN_IF_ERROR(RunPrefill(slice));
+  result.prefill_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (!plan.rows.empty()) APB_RETURN_IF_ERROR(RunRows(plan.rows, result.tokens));
+  return result;
+}
+
+absl::Status StepExecutor::Admit(const schedule::SequenceSpec& spec) {
+  Sequence& s = sequences_[spec.id];
+  s.spec = spec;
+  const std::span<const int32_t> tokens = spec.tokens;
+  if (communicator_.rank() == 0) {
+    const size_t prompt = tokens.size() - spec.generated_before;
+    // Penalties are the only reader of the prompt's tokens.
+    if (spec.sampling.repetition_penalty != 1.0f) s.counts.AddPrompt(tokens.first(prompt));
+    for (const int32_t token : tokens.subspan(prompt)) s.counts.AddGenerated(token);
+  }
+  if (spec.query_begin == 0) return absl::OkStatus();
+  APB_ASSIGN_OR_RETURN(
+      attention::ShardPlan plan,
+      attention::MakeShardPlan(
+          spec.strategy,
+          {.document_length = spec.query_begin,
+           .query_length = static_cast<int64_t>(tokens.size()) - spec.query_begin,
+           .query_insert_position = spec.query_insert_position,
+           .embedded_query_length = static_cast<int64_t>(spec.embedded_query.size())},
+          {.hosts = spec.hosts,
+           .anchor_length = spec.anchor_length,
+           .passing_length = spec.passing_length}));
+  const attention::PrefillContext context{*decoder_, weights_, *cache_, backend_, communicator_};
+  APB_ASSIGN_OR_RETURN(s.prefill,
+                       attention::DocumentPrefill::Start(context, std::move(plan), spec.compressor,
+                                                         tokens.first(spec.query_begin),
+                                                         spec.embedded_query, s.kv, *stream_));
+  s.document_slots = s.kv.slot_count();
+  return absl::OkStatus();
+}
+
+absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
+  auto found = sequences_.find(slice.id);
+  if (found == sequences_.end() || found->second.prefill == nullptr)
+    return absl::InternalError("the plan computes layers of a sequence that has no prefill");
+  const model::PhaseSeconds before = decoder_->phase_seconds();
+  const double waited = CommunicationSeconds();
+  APB_RETURN_IF_ERROR(
+      found->second.prefill->RunLayers(slice.layer_begin, slice.layer_end, *stream_));
+  const model::PhaseSeconds& after = decoder_->phase_seconds();
+  const double communicate = CommunicationSeconds() - waited;
+  phases_.projection += after.projection - before.projection;
+  phases_.compress += after.compress - before.compress;
+  phases_.communicate += communicate;
+  phases_.attend += after.attend - before.attend - communicate;
+  phases_.mlp += after.mlp - before.mlp;
+  if (slice.layer_end == weights_.config().layers) {
+    found->second.prefill.reset();
+    decoder_->Trim();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StepExecutor::RunRows(const std::vector<schedule::RowSpan>& rows,
+                                   std::vector<schedule::SampledToken>& tokens) {
+  std::vector<attention::BatchRows> batch;
+  std::vector<int32_t> ids;
+  for (const schedule::RowSpan& span : rows) {
+    auto found = sequences_.find(span.id);
+    if (found == sequences_.end())
+      return absl::InternalError("the plan runs rows of a sequence that is not here");
+    batch.push_back({.kv = &found->second.kv,
+                     .document_slots = found->second.document_slots,
+                     .position = span.position,
+                     .count = static_cast<int64_t>(span.tokens.size()),
+                     .owner_offset = static_cast<uint64_t>(span.id)});
+    ids.insert(ids.end(), span.tokens.begin(), span.tokens.end());
+  }
+  const model::ModelConfig& config = weights_.config();
+  APB_ASSIGN_OR_RETURN(
+      const TensorView hidden,
+      hidden_.Get(config.dtype, {static_cast<int64_t>(ids.size()), config.hidden_size}));
+  APB_RETURN_IF_ERROR(row_attention_->Prepare(batch, *stream_));
+  APB_RETURN_IF_ERROR(decoder_->Embed(ids, hidden, *stream_));
+  APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, row_attention_->positions(),
+                                          *row_attention_, *stream_));
+  if (communicator_.rank() != 0) return absl::OkStatus();
+  return SampleRows(rows, hidden, tokens);
+}
+
+absl::Status StepExecutor::SampleRows(const std::vector<schedule::RowSpan>& rows,
+                                      const TensorView& hidden,
+                                      std::vector<schedule::SampledToken>& tokens) {
+  const model::ModelConfig& config = weights_.config();
+  std::vector<int64_t> last_rows;
+  std::vector<Sequence*> owners;
+  int64_t at = 0;
+  for (const schedule::RowSpan& span : rows) {
+    at += static_cast<int64_t>(span.tokens.size());
+    if (!span.sample) continue;
+    last_rows.push_back(at - 1);
+    owners.push_back(&sequences_.at(span.id));
+  }
+  const int64_t count = static_cast<int64_t>(owners.size()), vocab = config.vocab_size;
+  if (count == 0) return absl::OkStatus();
+  APB_ASSIGN_OR_RETURN(const TensorView chosen,
+                       sampled_.Get(config.dtype, {count, config.hidden_size}));
+  for (int64_t i = 0; i < count; ++i)
+    backend_.Copy(hidden.Rows(last_rows[i], last_rows[i] + 1), chosen.Rows(i, i + 1), *stream_);
+  APB_ASSIGN_OR_RETURN(const TensorView logits, logits_.Get(DType::kF32, {count, vocab}));
+  APB_RETURN_IF_ERROR(decoder_->Logits(chosen, logits, *stream_));
+  host_logits_.resize(count * vocab);
+  backend_.Copy(logits, TensorView::Contiguous(host_logits_.data(), DType::kF32, {count, vocab}),
+                *stream_);
+  APB_RETURN_IF_ERROR(stream_->Synchronize());
+  for (int64_t i = 0; i < count; ++i) {
+    Sequence& s = *owners[i];
+    APB_ASSIGN_OR_RETURN(sampling::SampleResult drawn,
+                         sampling::Sample(std::span<float>(host_logits_).subspan(i * vocab, vocab),
+                                          s.spec.sampling, s.counts));
+    s.counts.AddGenerated(drawn.token);
+    tokens.push_back({.id = s.spec.id,
+                      .token = drawn.token,
+                      .logprob = drawn.logprob,
+                      .top = std::move(drawn.top)});
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace apb::worker

@@ -1,0 +1,73 @@
+// Executes step plans on one rank: owns the KV cache, the sequences and their prefills. Rank 0 also
+// computes logits and draws tokens; the other ranks run the same rows for their share of the keys.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/attention/document_prefill.h"
+#include "engine/attention/row_batch_attention.h"
+#include "engine/sampling/sampler.h"
+#include "engine/schedule/scheduler.h"
+#include "engine/schedule/step_plan.h"
+
+namespace apb::worker {
+
+// Seconds of document prefills by phase since the start.
+struct PrefillPhases {
+  double projection = 0, compress = 0, communicate = 0, attend = 0, mlp = 0;
+};
+
+class StepExecutor {
+ public:
+  // Allocates the whole cache. References must outlive the executor.
+  static absl::StatusOr<std::unique_ptr<StepExecutor>> Create(const model::Weights& weights,
+                                                              const cache::KvCacheShape& shape,
+                                                              kernels::Backend& backend,
+                                                              parallel::Communicator& communicator);
+
+  // All ranks call it with the same plan. Tokens are filled on rank 0 only. Any error is fatal for
+  // the group.
+  absl::StatusOr<schedule::StepResult> Execute(const schedule::StepPlan& plan);
+
+  const PrefillPhases& phases() const { return phases_; }
+  const cache::BlockPool& pool() const { return cache_->pool(); }
+  const parallel::Communicator& communicator() const { return communicator_; }
+  size_t sequences() const { return sequences_.size(); }
+
+ private:
+  struct Sequence {
+    schedule::SequenceSpec spec;
+    cache::SequenceKv kv;
+    int64_t document_slots = 0;
+    std::unique_ptr<attention::DocumentPrefill> prefill;  // until the last layer is done
+    sampling::TokenCounts counts;                         // rank 0
+  };
+
+  StepExecutor(const model::Weights& weights, kernels::Backend& backend,
+               parallel::Communicator& communicator);
+  absl::Status Admit(const schedule::SequenceSpec& spec);
+  absl::Status RunPrefill(const schedule::PrefillSlice& slice);
+  absl::Status RunRows(const std::vector<schedule::RowSpan>& rows,
+                       std::vector<schedule::SampledToken>& tokens);
+  absl::Status SampleRows(const std::vector<schedule::RowSpan>& rows,
+                          const kernels::TensorView& hidden,
+                          std::vector<schedule::SampledToken>& tokens);
+  double CommunicationSeconds() const;
+
+  const model::Weights& weights_;
+  kernels::Backend& backend_;
+  parallel::Communicator& communicator_;
+  std::unique_ptr<kernels::Stream> stream_;
+  std::unique_ptr<model::Decoder> decoder_;
+  std::unique_ptr<cache::PagedKvCache> cache_;
+  std::unique_ptr<attention::RowBatchAttention> row_attention_;
+  std::map<schedule::SequenceId, Sequence> sequences_;
+  core::Workspace hidden_, sampled_, logits_;
+  std::vector<float> host_logits_;
+  PrefillPhases phases_;
+};
+
+}  // namespace apb::worker
