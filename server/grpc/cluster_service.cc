@@ -19,7 +19,8 @@ using Stream = grpc::ServerBidiReactor<FromWorker, ToWorker>;
 // The sending half. Outlives the RPC when a group is still referred to; sending is then a no-op.
 class Connection final : public frontend::GroupConnection {
  public:
-  explicit Connection(Stream* stream) : stream_(stream) {}
+  Connection(Stream* stream, grpc::CallbackServerContext* context)
+      : stream_(stream), context_(context) {}
 
   void Send(ToWorker message) override {
     absl::MutexLock lock(&mutex_);
@@ -32,13 +33,23 @@ class Connection final : public frontend::GroupConnection {
     absl::MutexLock lock(&mutex_);
     if (stream_ == nullptr || finishing_) return;
     finishing_ = true;
-    stream_->Finish(ToGrpc(why));
+    status_ = why;
+    if (queue_.empty()) {
+      stream_->Finish(ToGrpc(status_));
+    } else {
+      context_->TryCancel();  // ends the write under way, and then OnWriteDone finishes
+    }
   }
 
   void OnWriteDone(bool ok) {
     absl::MutexLock lock(&mutex_);
     queue_.pop_front();
-    if (ok && !finishing_ && !queue_.empty()) stream_->StartWrite(&queue_.front());
+    if (!ok || finishing_) queue_.clear();
+    if (finishing_) {
+      stream_->Finish(ToGrpc(status_));
+    } else if (!queue_.empty()) {
+      stream_->StartWrite(&queue_.front());
+    }
   }
 
   // The RPC is over; the stream dies.
@@ -50,6 +61,8 @@ class Connection final : public frontend::GroupConnection {
  private:
   absl::Mutex mutex_;
   Stream* stream_ ABSL_GUARDED_BY(mutex_);
+  grpc::CallbackServerContext* const context_;  // lives as long as stream_ is not null
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
   bool finishing_ ABSL_GUARDED_BY(mutex_) = false;
   std::deque<ToWorker> queue_ ABSL_GUARDED_BY(mutex_);  // the first one is being written
 };
@@ -57,8 +70,8 @@ class Connection final : public frontend::GroupConnection {
 // Reads run one after the other, so the members but the connection belong to the reading reactions.
 class Reactor final : public Stream {
  public:
-  explicit Reactor(frontend::GroupRegistry& registry)
-      : registry_(registry), connection_(std::make_shared<Connection>(this)) {
+  Reactor(frontend::GroupRegistry& registry, grpc::CallbackServerContext* context)
+      : registry_(registry), connection_(std::make_shared<Connection>(this, context)) {
     StartRead(&message_);
   }
 
@@ -112,8 +125,8 @@ class Reactor final : public Stream {
 }  // namespace
 
 grpc::ServerBidiReactor<FromWorker, ToWorker>* ClusterService::Connect(
-    grpc::CallbackServerContext*) {
-  return new Reactor(registry_);
+    grpc::CallbackServerContext* context) {
+  return new Reactor(registry_, context);
 }
 
 }  // namespace apb::grpc_api

@@ -1,6 +1,7 @@
 // Calls of the public service.
 #include "server/grpc/inference_service.h"
 
+#include <algorithm>
 #include <deque>
 #include <memory>
 
@@ -31,10 +32,13 @@ class Sink final : public frontend::EventSink {
   bool OnEvent(frontend::Event event) override;
   void OnWriteDone(bool ok);
   void Finish(const absl::Status& status);
+  void Abandon(const absl::Status& status);
   void Detach();
 
  private:
   void FinishLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Like Finish, but drops what is queued and breaks off the write under way.
+  void AbandonLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   absl::Mutex mutex_;
@@ -50,8 +54,11 @@ class Sink final : public frontend::EventSink {
 
 class GenerateReactor final : public grpc::ServerWriteReactor<pb::GenerateResponse> {
  public:
-  GenerateReactor(frontend::Frontend& frontend, std::string request_id, size_t max_bytes)
-      : frontend_(frontend), sink_(std::make_shared<Sink>(this, std::move(request_id), max_bytes)) {}
+  GenerateReactor(frontend::Frontend& frontend, grpc::CallbackServerContext* context,
+                  std::string request_id, size_t max_bytes)
+      : frontend_(frontend),
+        context_(context),
+        sink_(std::make_shared<Sink>(this, std::move(request_id), max_bytes)) {}
 
   void Start(absl::StatusOr<frontend::CanonicalRequest> request) {
     absl::Status status = request.status();
@@ -74,7 +81,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<pb::GenerateRespon
       cancelled_ = true;
       if (active_ != nullptr) active_->Cancel();
     }
-    sink_->Finish(absl::CancelledError("cancelled by the client"));
+    sink_->Abandon(absl::CancelledError("cancelled by the client"));
   }
 
   void OnDone() override {
@@ -82,12 +89,16 @@ class GenerateReactor final : public grpc::ServerWriteReactor<pb::GenerateRespon
     delete this;
   }
 
+  // The client may not be reading; without this a write could wait for ever.
+  void BreakOff() { context_->TryCancel(); }
+
   void CountStatus(const absl::Status& status) {
     frontend_.metrics().GrpcRequest("Generate", frontend::CodeName(status.code()));
   }
 
  private:
   frontend::Frontend& frontend_;
+  grpc::CallbackServerContext* const context_;  // of the call, so it outlives this
   const std::shared_ptr<Sink> sink_;  // shared with the request
   absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
@@ -104,7 +115,7 @@ bool Sink::OnEvent(frontend::Event event) {
   pb::GenerateResponse response = ToMessage(event, request_id_);
   const size_t bytes = response.ByteSizeLong();
   if (queued_bytes_ + bytes > max_bytes_) {
-    FinishLocked(absl::ResourceExhaustedError("the client reads too slowly"));
+    AbandonLocked(absl::ResourceExhaustedError("the client reads too slowly"));
     return false;
   }
   queued_bytes_ += bytes;
@@ -116,13 +127,9 @@ bool Sink::OnEvent(frontend::Event event) {
 
 void Sink::OnWriteDone(bool ok) {
   absl::MutexLock lock(&mutex_);
-  if (!ok) {
-    queue_.clear();  // the call is broken; OnCancel follows
-    queued_bytes_ = 0;
-  } else {
-    queued_bytes_ -= queue_.front().ByteSizeLong();
-    queue_.pop_front();
-  }
+  queued_bytes_ -= std::min(queued_bytes_, queue_.front().ByteSizeLong());
+  queue_.pop_front();
+  if (!ok) queue_.clear();  // the call is broken; OnCancel follows
   Advance();
 }
 
@@ -131,20 +138,23 @@ void Sink::Finish(const absl::Status& status) {
   FinishLocked(status);
 }
 
+void Sink::Abandon(const absl::Status& status) {
+  absl::MutexLock lock(&mutex_);
+  AbandonLocked(status);
+}
+
 void Sink::FinishLocked(const absl::Status& status) {
   if (reactor_ == nullptr || over_) return;
   over_ = true;
   status_ = status;
-  // A slow or absent reader will not take what is queued; only the write under way is left.
-  const bool abandon = status.code() == absl::StatusCode::kCancelled ||
-                       status.code() == absl::StatusCode::kResourceExhausted;
-  if (abandon) {
-    finished_ = true;
-    reactor_->CountStatus(status_);
-    reactor_->Finish(ToGrpc(status_));
-  } else if (queue_.empty()) {
-    Advance();
-  }
+  if (queue_.empty()) Advance();
+}
+
+void Sink::AbandonLocked(const absl::Status& status) {
+  if (reactor_ == nullptr || finished_) return;
+  if (queue_.size() > 1) queue_.erase(queue_.begin() + 1, queue_.end());
+  if (!queue_.empty()) reactor_->BreakOff();  // its OnWriteDone finishes
+  FinishLocked(status);
 }
 
 void Sink::Advance() {
@@ -194,7 +204,7 @@ grpc::ServerWriteReactor<pb::GenerateResponse>* InferenceService::Generate(
                       : absl::StatusOr<frontend::CanonicalRequest>(authorized);
   const std::string id = request.ok() ? request->id : std::string();
   if (!id.empty()) context->AddInitialMetadata("x-request-id", id);
-  auto* reactor = new GenerateReactor(frontend_, id, options_.max_stream_bytes);
+  auto* reactor = new GenerateReactor(frontend_, context, id, options_.max_stream_bytes);
   reactor->Start(std::move(request));
   return reactor;
 }

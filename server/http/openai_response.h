@@ -1,0 +1,58 @@
+// What OpenAI's clients read: chunks, whole responses, usage, errors. One writer per request; not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "nlohmann/json.hpp"
+#include "server/frontend/canonical_request.h"
+#include "server/frontend/events.h"
+
+namespace apb::http_api {
+
+// {"error": {"message", "type", "param", "code"}}
+std::string ErrorBody(const absl::Status& status);
+// The same with a type of its own, for errors of HTTP itself.
+std::string ErrorBody(std::string_view message, std::string_view type, std::string_view code);
+
+struct ResponseHeader {
+  std::string id;
+  std::string model;
+  std::string fingerprint;
+  int64_t created = 0;
+  frontend::Api api = frontend::Api::kCompletion;
+  bool include_usage = false;
+  bool logprobs = false;
+};
+
+class OpenAiResponse {
+ public:
+  explicit OpenAiResponse(ResponseHeader header);
+
+  // Frames of a stream, each "data: ...\n\n".
+  std::string TokenFrame(const frontend::TokenChunk& chunk);
+  std::string ProgressFrame(const frontend::Progress& progress) const;
+  // The last chunk, usage if it was asked for, [DONE].
+  std::string EndFrames(const frontend::Completed& completed);
+  static std::string ErrorFrames(const absl::Status& status);
+
+  // The parts of a response that is not streamed.
+  void Add(const frontend::TokenChunk& chunk);
+  std::string Whole(const frontend::Completed& completed) const;
+
+ private:
+  nlohmann::json Envelope(bool chunk) const;
+  nlohmann::json Choice(const nlohmann::json& logprobs) const;
+  nlohmann::json Logprobs(const std::vector<frontend::TokenLogprob>& logprobs);
+  std::string Frame(const nlohmann::json& body) const;
+
+  const ResponseHeader header_;
+  bool role_sent_ = false;
+  int64_t text_offset_ = 0;  // characters before the next token, for completions' logprobs
+  std::string text_;
+  std::vector<frontend::TokenLogprob> logprobs_;
+};
+
+}  // namespace apb::http_api
