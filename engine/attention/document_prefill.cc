@@ -13,14 +13,22 @@ using kernels::TensorView;
 
 namespace {
 
-// The parts must fit together: plan, tokens, group and compressor.
+// The parts must fit together: plan, tokens, model, group and compressor. All ranks check all
+// tokens, also those that another computes, so that they refuse alike and none waits for another.
 absl::Status CheckParts(const ShardPlan& plan, int ranks, std::string_view compressor,
-                        std::span<const int32_t> document,
+                        int64_t vocab_size, std::span<const int32_t> document,
                         std::span<const int32_t> embedded_query) {
   APB_RETURN_IF_ERROR(CheckRanks(plan, ranks));
   if (plan.document_length() != static_cast<int64_t>(document.size())) {
     return absl::InvalidArgumentError(absl::StrCat("a plan for ", plan.document_length(),
                                                    " document tokens, given ", document.size()));
+  }
+  for (const std::span<const int32_t>& tokens : {document, embedded_query}) {
+    for (const int32_t token : tokens) {
+      if (token < 0 || token >= vocab_size)
+        return absl::InvalidArgumentError(
+            absl::StrCat("token id ", token, " is outside the vocabulary of ", vocab_size));
+    }
   }
   for (const AnchorSource source : plan.anchor) {
     const size_t length = source >= 0 ? document.size() : embedded_query.size();
@@ -40,8 +48,8 @@ absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
     const PrefillContext& context, ShardPlan plan, std::string_view compressor_name,
     std::span<const int32_t> document, std::span<const int32_t> embedded_query,
     cache::SequenceKv& kv, kernels::Stream& stream) {
-  APB_RETURN_IF_ERROR(
-      CheckParts(plan, context.communicator.size(), compressor_name, document, embedded_query));
+  APB_RETURN_IF_ERROR(CheckParts(plan, context.communicator.size(), compressor_name,
+                                 context.weights.config().vocab_size, document, embedded_query));
   auto prefill = std::unique_ptr<DocumentPrefill>(new DocumentPrefill(context));
   prefill->plan_ = std::move(plan);
   const ShardPlan& p = prefill->plan_;

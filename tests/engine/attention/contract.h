@@ -1,0 +1,19 @@
+// The exactness contract of the strategies as checks that all ranks of a group run together: used
+// with ranks as threads and with ranks as MPI processes.
+#pragma once
+
+#include "engine/parallel/communicator.h"
+
+namespace apb::attention {
+
+// Failures are gtest failures of the calling thread.
+void CheckPassingEverythingIsFull(parallel::Communicator& communicator);
+void CheckHostZeroIsFull(parallel::Communicator& communicator);
+void CheckRanksDoNotMatter(parallel::Communicator& communicator);
+void CheckAnchorsAreEqual(parallel::Communicator& communicator);
+void CheckStarIsApbWithoutPassing(parallel::Communicator& communicator);
+void CheckKvIsWholeAndReleased(parallel::Communicator& communicator);
+void CheckNewRowsAreExact(parallel::Communicator& communicator);
+void CheckBatchesAreLikeAlone(parallel::Communicator& communicator);
+
+}  // namespace apb::attention

@@ -1,0 +1,27 @@
+// Goal: the exactness contract holds under real MPI. Method: the checks of strategy_test on 1 to 4
+// processes.
+#include <gtest/gtest.h>
+
+#include "tests/engine/attention/contract.h"
+#include "tests/engine/parallel/mpi_main.h"
+
+namespace apb::attention {
+namespace {
+
+void OnThisGroup(void (*check)(parallel::Communicator&)) {
+  auto communicator = parallel::TestRuntime().NewCommunicator(absl::Minutes(2));
+  ASSERT_TRUE(communicator.ok()) << communicator.status();
+  check(**communicator);
+}
+
+TEST(MpiContract, PassingEverythingIsFull) { OnThisGroup(CheckPassingEverythingIsFull); }
+TEST(MpiContract, HostZeroIsFull) { OnThisGroup(CheckHostZeroIsFull); }
+TEST(MpiContract, RanksDoNotMatter) { OnThisGroup(CheckRanksDoNotMatter); }
+TEST(MpiContract, AnchorsAreEqual) { OnThisGroup(CheckAnchorsAreEqual); }
+TEST(MpiContract, StarIsApbWithoutPassing) { OnThisGroup(CheckStarIsApbWithoutPassing); }
+TEST(MpiContract, KvIsWholeAndReleased) { OnThisGroup(CheckKvIsWholeAndReleased); }
+TEST(MpiContract, NewRowsAreExact) { OnThisGroup(CheckNewRowsAreExact); }
+TEST(MpiContract, BatchesAreLikeAlone) { OnThisGroup(CheckBatchesAreLikeAlone); }
+
+}  // namespace
+}  // namespace apb::attention

@@ -1,0 +1,194 @@
+#include "tests/engine/attention/tiny_engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "absl/strings/str_cat.h"
+#include "engine/parallel/local_communicator.h"
+
+namespace apb::attention {
+namespace {
+
+using kernels::DType;
+using kernels::TensorView;
+
+void Check(const absl::Status& status) {
+  if (!status.ok()) throw std::runtime_error(status.ToString());
+}
+template <typename T>
+T Check(absl::StatusOr<T> value) {
+  Check(value.status());
+  return *std::move(value);
+}
+
+// A prefill of this document; also with tokens of ours, not those of Text.
+absl::StatusOr<std::unique_ptr<DocumentPrefill>> StartPrefill(const PrefillContext& context,
+                                                              const PrefillCase& c,
+                                                              const std::vector<int32_t>& document,
+                                                              cache::SequenceKv& kv,
+                                                              kernels::Stream& stream) {
+  const PromptLayout layout{.document_length = c.document_length,
+                            .query_length = 1,
+                            .query_insert_position = c.query_insert_position,
+                            .embedded_query_length = static_cast<int64_t>(c.embedded_query.size())};
+  auto plan = MakeShardPlan(c.strategy, layout, c.options);
+  if (!plan.ok()) return plan.status();
+  return DocumentPrefill::Start(context, *std::move(plan), c.compressor, document, c.embedded_query,
+                                kv, stream);
+}
+
+Hidden CopyRows(const TensorView& view, int64_t begin, int64_t end) {
+  const float* first = view.as<float>() + begin * view.shape[1];
+  return {end - begin, std::vector<float>(first, first + (end - begin) * view.shape[1])};
+}
+
+}  // namespace
+
+const TinyModel& TinyModel::Get() {
+  static const TinyModel* const model = [] {
+    auto* tiny = new TinyModel;
+    model::ModelConfig& c = tiny->config;
+    c.architecture = "LlamaForCausalLM";
+    c.vocab_size = 101;
+    c.hidden_size = 48;
+    c.mlp_size = 64;
+    c.layers = 3;
+    c.query_heads = 4;
+    c.kv_heads = 2;
+    c.head_dim = 16;
+    c.max_positions = 4096;
+    c.dtype = DType::kF32;
+    tiny->backend = Check(kernels::CreateCpuBackend({.threads = 1, .force_isa = ""}));
+    tiny->weights = Check(model::Weights::Random(c, 17, 24, *tiny->backend));
+    return tiny;
+  }();
+  return *model;
+}
+
+std::vector<int32_t> Text(int64_t begin, int64_t end) {
+  std::vector<int32_t> tokens;
+  for (int64_t i = begin; i < end; ++i) {
+    const uint64_t mixed = (static_cast<uint64_t>(i) + 1) * 0x9e3779b97f4a7c15ull;
+    tokens.push_back(static_cast<int32_t>((mixed >> 33) % 101));
+  }
+  return tokens;
+}
+
+std::string PrefillCase::Name() const {
+  return absl::StrCat(strategy, " ", compressor, " hosts=", options.hosts, " n=", document_length,
+                      " l_a=", options.anchor_length, " l_p=", options.passing_length,
+                      " q=", embedded_query.size(), " s=", query_insert_position);
+}
+
+double Difference(const Hidden& a, const Hidden& b, int64_t begin, int64_t end) {
+  if (a.rows < end || b.rows < end) throw std::runtime_error("rows are missing");
+  if (begin == end) return 0;
+  const int64_t width = static_cast<int64_t>(a.values.size()) / a.rows;
+  double worst = 0;
+  for (int64_t i = begin * width; i < end * width; ++i) {
+    const double difference = std::abs(static_cast<double>(a.values[i]) - b.values[i]);
+    worst = difference <= worst ? worst : difference;  // a NaN is kept
+  }
+  return worst;
+}
+double Difference(const Hidden& a, const Hidden& b) {
+  if (a.rows != b.rows) throw std::runtime_error("not as many rows");
+  return Difference(a, b, 0, a.rows);
+}
+
+TinyEngine::TinyEngine(parallel::Communicator& communicator) : communicator_(communicator) {
+  const TinyModel& tiny = TinyModel::Get();
+  backend_ = Check(kernels::CreateCpuBackend({.threads = 1, .force_isa = ""}));
+  decoder_ = Check(model::Decoder::Create(*tiny.weights, *backend_));
+  stream_ = Check(backend_->NewStream());
+  cache_ = Check(cache::PagedKvCache::Create({.layers = tiny.config.layers,
+                                              .kv_heads = tiny.config.kv_heads,
+                                              .head_dim = tiny.config.head_dim,
+                                              .block_size = 8,
+                                              .block_count = 200,
+                                              .dtype = DType::kF32},
+                                             *backend_));
+  rows_ = std::make_unique<RowBatchAttention>(
+      *cache_, *backend_, communicator_,
+      1.0f / std::sqrt(static_cast<float>(tiny.config.head_dim)));
+}
+
+PrefillContext TinyEngine::Context() {
+  return {*decoder_, *TinyModel::Get().weights, *cache_, *backend_, communicator_};
+}
+
+TinyEngine::PrefillResult TinyEngine::Prefill(const PrefillCase& c, bool with_last_output) {
+  PrefillResult result;
+  const std::vector<int32_t> document = Text(0, c.document_length);
+  auto prefill = Check(StartPrefill(Context(), c, document, result.kv, *stream_));
+  if (with_last_output) prefill->ComputeLastOutput();
+  const int layers = TinyModel::Get().config.layers;
+  // In two slices, as a scheduler would.
+  Check(prefill->RunLayers(0, 1, *stream_));
+  Check(prefill->RunLayers(1, layers, *stream_));
+  result.plan = prefill->plan();
+  const TensorView& hidden = prefill->hidden();
+  result.anchor = CopyRows(hidden, 0, prefill->anchor_rows());
+  const int64_t width = TinyModel::Get().config.hidden_size;
+  std::vector<float> all(c.document_length * width, 0.0f);
+  for (const HostRows& rows : prefill->hosts()) {
+    int64_t at = rows.begin;
+    for (const TokenSpan& span : result.plan.hosts[rows.host].local) {
+      std::memcpy(all.data() + span.begin * width, hidden.as<float>() + at * width,
+                  span.length() * width * sizeof(float));
+      at += span.length();
+    }
+  }
+  // Every row has one owner, all others give 0.
+  result.document = {c.document_length, Reduced(std::move(all), parallel::ReduceOp::kSum)};
+  return result;
+}
+
+absl::Status TinyEngine::TryPrefill(const PrefillCase& c) {
+  cache::SequenceKv kv;
+  const std::vector<int32_t> document = Text(0, c.document_length);
+  auto prefill = StartPrefill(Context(), c, document, kv, *stream_);
+  cache_->Release(kv);
+  return prefill.status();
+}
+
+Hidden TinyEngine::RunRows(const std::vector<BatchRows>& spans,
+                           const std::vector<std::vector<int32_t>>& tokens) {
+  std::vector<int32_t> all;
+  for (const auto& part : tokens) all.insert(all.end(), part.begin(), part.end());
+  const int64_t rows = static_cast<int64_t>(all.size());
+  core::Tensor hidden = Check(
+      core::Tensor::Create(*backend_, DType::kF32, {rows, TinyModel::Get().config.hidden_size}));
+  Check(rows_->Prepare(spans, *stream_));
+  Check(decoder_->Embed(all, hidden.view(), *stream_));
+  Check(decoder_->RunLayers(0, TinyModel::Get().config.layers, hidden.view(), rows_->positions(),
+                            *rows_, *stream_));
+  return CopyRows(hidden.view(), 0, rows);
+}
+
+std::vector<float> TinyEngine::Reduced(std::vector<float> values, parallel::ReduceOp op) {
+  const int64_t count = static_cast<int64_t>(values.size());
+  Check(communicator_.AllReduce(TensorView::Contiguous(values.data(), DType::kF32, {count}), op,
+                                *stream_));
+  return values;
+}
+
+bool TinyEngine::EqualOnAllRanks(const std::vector<float>& values) {
+  std::vector<float> negated(values.size());
+  std::transform(values.begin(), values.end(), negated.begin(), std::negate<float>());
+  return Reduced(values, parallel::ReduceOp::kMax) == values &&
+         Reduced(negated, parallel::ReduceOp::kMax) == negated;
+}
+
+Hidden Dense(const std::vector<int32_t>& tokens) {
+  auto alone = parallel::CreateLocalGroup(1, absl::Minutes(1));
+  TinyEngine engine(*alone[0]);
+  cache::SequenceKv kv;
+  // All tokens as query rows of a sequence without a document.
+  return engine.RunRows({{.kv = &kv, .position = 0, .count = static_cast<int64_t>(tokens.size())}},
+                        {tokens});
+}
+
+}  // namespace apb::attention

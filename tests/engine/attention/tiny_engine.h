@@ -1,0 +1,93 @@
+// A tiny float32 model and one rank's engine around it, for tests of strategies: prefill of a
+// document by any plan, new rows over sharded KV, results collected on all ranks.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/attention/document_prefill.h"
+#include "engine/attention/row_batch_attention.h"
+#include "engine/attention/strategy_plan.h"
+#include "engine/cache/paged_kv_cache.h"
+#include "engine/model/decoder.h"
+#include "engine/model/weights.h"
+#include "engine/parallel/communicator.h"
+
+namespace apb::attention {
+
+// 3 layers, 4 query and 2 KV heads of 16, random weights with retaining heads of width 24.
+struct TinyModel {
+  static const TinyModel& Get();
+  model::ModelConfig config;
+  std::unique_ptr<kernels::Backend> backend;
+  std::unique_ptr<model::Weights> weights;
+};
+
+// Tokens [begin, end) of an endless random text.
+std::vector<int32_t> Text(int64_t begin, int64_t end);
+
+struct PrefillCase {
+  std::string strategy = "full";
+  std::string compressor;
+  StrategyOptions options;
+  int64_t document_length = 0;
+  std::vector<int32_t> embedded_query;
+  int64_t query_insert_position = 0;
+  std::string Name() const;
+};
+
+// Rows of hidden states, row-major.
+struct Hidden {
+  int64_t rows = 0;
+  std::vector<float> values;
+};
+// Largest |a - b| over rows [begin, end); the two must have as many rows.
+double Difference(const Hidden& a, const Hidden& b, int64_t begin, int64_t end);
+double Difference(const Hidden& a, const Hidden& b);
+
+// Checks throw std::runtime_error on a failed status: tests catch nothing, gtest reports.
+class TinyEngine {
+ public:
+  explicit TinyEngine(parallel::Communicator& communicator);
+
+  struct PrefillResult {
+    ShardPlan plan;
+    Hidden document;  // of all ranks, the last layer included
+    Hidden anchor;    // of this rank
+    cache::SequenceKv kv;
+  };
+  // `with_last_output`: the last layer's hidden states too, as tests want to see them; a server's
+  // prefill ends without them, and then `document` and `anchor` are meaningless.
+  PrefillResult Prefill(const PrefillCase& c, bool with_last_output = true);
+  absl::Status TryPrefill(const PrefillCase& c);
+
+  // One batch of new rows: hidden states behind the last layer. tokens[i] belong to spans[i].
+  Hidden RunRows(const std::vector<BatchRows>& spans,
+                 const std::vector<std::vector<int32_t>>& tokens);
+
+  // Elementwise over ranks.
+  std::vector<float> Reduced(std::vector<float> values, parallel::ReduceOp op);
+  // The same bits on every rank.
+  bool EqualOnAllRanks(const std::vector<float>& values);
+
+  parallel::Communicator& communicator() { return communicator_; }
+  cache::PagedKvCache& cache() { return *cache_; }
+  int rank() const { return communicator_.rank(); }
+  int ranks() const { return communicator_.size(); }
+
+ private:
+  PrefillContext Context();
+  parallel::Communicator& communicator_;
+  std::unique_ptr<kernels::Backend> backend_;
+  std::unique_ptr<model::Decoder> decoder_;
+  std::unique_ptr<kernels::Stream> stream_;
+  std::unique_ptr<cache::PagedKvCache> cache_;
+  std::unique_ptr<RowBatchAttention> rows_;
+};
+
+// Hidden states of plain causal attention over tokens, on one rank.
+Hidden Dense(const std::vector<int32_t>& tokens);
+
+}  // namespace apb::attention
