@@ -1,19 +1,19 @@
 #include "engine/model/model_config.h"
 
-#include <fstream>
-#include <sstream>
+#include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/strings/string_view.h"
+#include "engine/base/fingerprint.h"
 #include "engine/base/status_macros.h"
-#include "nlohmann/json.hpp"
+#include "engine/model/json_file.h"
 
 namespace apb::model {
 namespace {
 
 using nlohmann::json;
 constexpr size_t kMaxConfigBytes = 1 << 20;
+constexpr int64_t kMaxTokenId = 10'000'000;
 
 absl::Status Bad(absl::string_view field, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("config.json: ", field, ": ", what));
@@ -63,6 +63,15 @@ class Fields {
     }
     return object_[name].get<std::string>();
   }
+  // A list, if present, holds nothing but `value`.
+  void RequireAll(const char* name, const std::string& value) {
+    if (!Has(name)) return;
+    const json& list = object_[name];
+    const bool fine = list.is_array() && std::all_of(list.begin(), list.end(), [&](const json& v) {
+                        return v.is_string() && v.get<std::string>() == value;
+                      });
+    if (!fine) Fail(name, absl::StrCat("only ", value, " is supported"));
+  }
   void Fail(absl::string_view name, absl::string_view what) {
     if (status_.ok()) status_ = Bad(name, what);
   }
@@ -73,65 +82,87 @@ class Fields {
   absl::Status status_;
 };
 
-absl::Status ReadRope(const json& root, ModelConfig& config) {
-  RopeConfig& rope = config.rope;
-  Fields top(root);
-  rope.theta = top.Number("rope_theta", 1.0, 1e12, 10000.0);
-  const char* name = top.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
-  if (!top.Has(name)) return top.status();
-  const json& scaling = root[name];
-  if (!scaling.is_object()) return Bad(name, "must be an object");
-  Fields f(scaling);
-  rope.theta = f.Number("rope_theta", 1.0, 1e12, rope.theta);
+absl::StatusOr<RopeType> ReadRopeType(Fields& f, const std::string& name) {
   const std::string type = f.String("rope_type", f.String("type", "default"));
-  if (type == "default") {
-    rope.type = RopeType::kDefault;
-  } else if (type == "linear") {
-    rope.type = RopeType::kLinear;
-  } else if (type == "llama3") {
-    rope.type = RopeType::kLlama3;
-  } else if (type == "yarn") {
-    rope.type = RopeType::kYarn;
-  } else {
-    return Bad(
-        absl::StrCat(name, ".rope_type"),
-        absl::StrCat("'", type, "' is not supported (default, linear, llama3 and yarn are)"));
-  }
-  if (f.Number("partial_rotary_factor", 0, 1, 1) != 1 ||
-      top.Number("partial_rotary_factor", 0, 1, 1) != 1) {
-    return Bad("partial_rotary_factor", "only 1 is supported");
-  }
-  if (rope.type != RopeType::kDefault) {
-    if (!f.Has("factor")) return Bad(absl::StrCat(name, ".factor"), "is missing");
-    rope.factor = f.Number("factor", 1.0, 1e6, 1.0);
-  }
-  rope.original_max_positions = f.Number("original_max_position_embeddings", 1, 1e9,
-                                         static_cast<double>(config.max_positions));
-  rope.low_freq_factor = f.Number("low_freq_factor", 1e-6, 1e6, 1.0);
-  rope.high_freq_factor = f.Number("high_freq_factor", 1e-6, 1e6, 4.0);
-  if (rope.type == RopeType::kLlama3 && rope.high_freq_factor <= rope.low_freq_factor) {
-    return Bad(absl::StrCat(name, ".high_freq_factor"), "must be greater than low_freq_factor");
+  if (type == "default") return RopeType::kDefault;
+  if (type == "linear") return RopeType::kLinear;
+  if (type == "llama3") return RopeType::kLlama3;
+  if (type == "yarn") return RopeType::kYarn;
+  return Bad(absl::StrCat(name, ".rope_type"),
+             absl::StrCat("'", type, "' is not supported (default, linear, llama3 and yarn are)"));
+}
+
+// The numbers of one scaling type, as transformers reads them: a missing factor of yarn is the
+// ratio of the lengths, and a length outside of the scaling object wins.
+absl::Status ReadScaling(Fields& top, Fields& f, const std::string& name, ModelConfig& config) {
+  RopeConfig& rope = config.rope;
+  const double longest = static_cast<double>(config.max_positions);
+  const auto missing = [&](const char* field) {
+    return f.Has(field) ? absl::OkStatus() : Bad(absl::StrCat(name, ".", field), "is missing");
+  };
+  rope.original_max_positions =
+      top.Number("original_max_position_embeddings", 1, 1e9,
+                 f.Number("original_max_position_embeddings", 1, 1e9, longest));
+  if (rope.type != RopeType::kYarn) APB_RETURN_IF_ERROR(missing("factor"));
+  rope.factor = f.Number("factor", 1.0, 1e6, std::max(1.0, longest / rope.original_max_positions));
+  if (rope.type == RopeType::kLlama3) {
+    APB_RETURN_IF_ERROR(missing("low_freq_factor"));
+    APB_RETURN_IF_ERROR(missing("high_freq_factor"));
+    rope.low_freq_factor = f.Number("low_freq_factor", 1e-6, 1e6, 1.0);
+    rope.high_freq_factor = f.Number("high_freq_factor", 1e-6, 1e6, 4.0);
+    if (rope.high_freq_factor <= rope.low_freq_factor)
+      f.Fail(absl::StrCat(name, ".high_freq_factor"), "must be greater than low_freq_factor");
   }
   rope.beta_fast = f.Number("beta_fast", 1e-6, 1e6, 32.0);
   rope.beta_slow = f.Number("beta_slow", 1e-6, 1e6, 1.0);
-  rope.attention_factor = f.Number("attention_factor", 0.0, 1e3, 0.0);
+  if (f.Has("attention_factor"))
+    rope.attention_factor = f.Number("attention_factor", 1e-6, 1e3, 1.0);
   rope.mscale = f.Number("mscale", 0.0, 1e3, 0.0);
   rope.mscale_all_dim = f.Number("mscale_all_dim", 0.0, 1e3, 0.0);
   rope.truncate = f.Boolean("truncate", true);
+  return absl::OkStatus();
+}
+
+absl::Status ReadRope(const json& root, ModelConfig& config) {
+  Fields top(root);
+  // A base of 1 or less has no decreasing frequencies; yarn divides by its logarithm.
+  constexpr double kMinTheta = 1.001, kMaxTheta = 1e12;
+  config.rope.theta = top.Number("rope_theta", kMinTheta, kMaxTheta, 10000.0);
+  if (top.Number("partial_rotary_factor", 0, 1, 1) != 1)
+    top.Fail("partial_rotary_factor", "only 1 is supported");
+  APB_RETURN_IF_ERROR(top.status());
+  const std::string name = top.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  if (!top.Has(name.c_str())) return absl::OkStatus();
+  const json& scaling = root[name];
+  if (!scaling.is_object()) return Bad(name, "must be an object");
+  for (const auto& [key, value] : scaling.items()) {
+    if (value.is_object())
+      return Bad(absl::StrCat(name, ".", key), "parameters by kind of layer are not supported");
+  }
+  Fields f(scaling);
+  config.rope.theta = f.Number("rope_theta", kMinTheta, kMaxTheta, config.rope.theta);
+  if (f.Number("partial_rotary_factor", 0, 1, 1) != 1)
+    f.Fail("partial_rotary_factor", "only 1 is supported");
+  APB_ASSIGN_OR_RETURN(config.rope.type, ReadRopeType(f, name));
+  if (config.rope.type != RopeType::kDefault)
+    APB_RETURN_IF_ERROR(ReadScaling(top, f, name, config));
   APB_RETURN_IF_ERROR(top.status());
   return f.status();
 }
 
-absl::Status ReadTokenIds(const json& root, const char* name, std::vector<int32_t>& out) {
-  if (!root.contains(name) || root[name].is_null()) return absl::OkStatus();
-  const json& v = root[name];
+absl::Status ReadEosTokenIds(const json& root, absl::string_view file, std::vector<int32_t>& out) {
+  if (!root.contains("eos_token_id") || root["eos_token_id"].is_null()) return absl::OkStatus();
+  const json& v = root["eos_token_id"];
   const json list = v.is_array() ? v : json::array({v});
-  out.clear();
+  std::vector<int32_t> ids;
   for (const json& id : list) {
-    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > 10'000'000)
-      return Bad(name, "must be token ids");
-    out.push_back(id.get<int32_t>());
+    if (!id.is_number_unsigned() || id.get<uint64_t>() > uint64_t{kMaxTokenId}) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          file, ": eos_token_id: must be token ids, each a whole number from 0 to ", kMaxTokenId));
+    }
+    ids.push_back(id.get<int32_t>());
   }
+  out = std::move(ids);
   return absl::OkStatus();
 }
 
@@ -161,57 +192,16 @@ absl::Status ReadFamily(Fields& f, ModelConfig& config) {
                "' is not supported (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and "
                "Qwen3ForCausalLM are)"));
   }
+  f.RequireAll("layer_types", "full_attention");
   const std::string activation = f.String("hidden_act", "silu");
   if (activation != "silu" && activation != "swish") f.Fail("hidden_act", "only silu is supported");
   return f.status();
 }
 
-std::string Fingerprint(std::string_view bytes) {
-  uint64_t hash = 14695981039346656037ull;  // FNV-1a
-  for (const char c : bytes) hash = (hash ^ static_cast<uint8_t>(c)) * 1099511628211ull;
-  return absl::StrFormat("%016x", hash);
-}
-
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in)
-    return absl::NotFoundError(
-        absl::StrCat(path, ": cannot be opened (is --model a checkpoint directory?)"));
-  std::string text(kMaxConfigBytes + 1, '\0');
-  in.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(static_cast<size_t>(in.gcount()));
-  if (text.size() > kMaxConfigBytes)
-    return absl::InvalidArgumentError(absl::StrCat(path, ": larger than 1 MiB"));
-  return text;
-}
-
-// nlohmann parses recursively; config files nest a few levels only.
-bool NestsTooDeep(std::string_view text) {
-  int depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (in_string) {
-      if (text[i] == '\\')
-        ++i;
-      else if (text[i] == '"')
-        in_string = false;
-    } else if (text[i] == '"') {
-      in_string = true;
-    } else if (text[i] == '{' || text[i] == '[') {
-      if (++depth > 16) return true;
-    } else if (text[i] == '}' || text[i] == ']') {
-      --depth;
-    }
-  }
-  return false;
-}
-
 }  // namespace
 
 absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text) {
-  if (NestsTooDeep(text)) return absl::InvalidArgumentError("config.json: nested too deeply");
-  const json root = json::parse(text, nullptr, false);
-  if (!root.is_object()) return absl::InvalidArgumentError("config.json: not a JSON object");
+  APB_ASSIGN_OR_RETURN(const json root, ParseJsonObject(text, "config.json"));
   ModelConfig config;
   Fields f(root);
   if (!root.contains("architectures") || !root["architectures"].is_array() ||
@@ -251,23 +241,28 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text) {
   }
   if (root.contains("quantization_config") && !root["quantization_config"].is_null())
     f.Fail("quantization_config", "quantised checkpoints are not supported");
-  APB_RETURN_IF_ERROR(ReadTokenIds(root, "eos_token_id", config.eos_token_ids));
+  APB_RETURN_IF_ERROR(ReadEosTokenIds(root, "config.json", config.eos_token_ids));
   if (f.Has("bos_token_id"))
-    config.bos_token_id = static_cast<int32_t>(f.Integer("bos_token_id", 0, 10'000'000));
+    config.bos_token_id = static_cast<int32_t>(f.Integer("bos_token_id", 0, kMaxTokenId));
   APB_RETURN_IF_ERROR(f.status());
-  config.fingerprint = Fingerprint(text);
+  config.fingerprint = base::Fingerprint(text);
   return config;
 }
 
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& directory) {
-  APB_ASSIGN_OR_RETURN(const std::string text, ReadFile(directory + "/config.json"));
-  APB_ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(text));
-  absl::StatusOr<std::string> generation = ReadFile(directory + "/generation_config.json");
-  if (generation.ok() && !NestsTooDeep(*generation)) {
-    const json root = json::parse(*generation, nullptr, false);
-    if (root.is_object())
-      APB_RETURN_IF_ERROR(ReadTokenIds(root, "eos_token_id", config.eos_token_ids));
+  absl::StatusOr<std::string> text = ReadSmallFile(directory + "/config.json", kMaxConfigBytes);
+  if (absl::IsNotFound(text.status())) {
+    return absl::NotFoundError(
+        absl::StrCat(text.status().message(), " (is this a checkpoint directory?)"));
   }
+  APB_RETURN_IF_ERROR(text.status());
+  APB_ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(*text));
+  const std::string path = directory + "/generation_config.json";
+  text = ReadSmallFile(path, kMaxConfigBytes);
+  if (absl::IsNotFound(text.status())) return config;
+  APB_RETURN_IF_ERROR(text.status());
+  APB_ASSIGN_OR_RETURN(const json generation, ParseJsonObject(*text, path));
+  APB_RETURN_IF_ERROR(ReadEosTokenIds(generation, path, config.eos_token_ids));
   return config;
 }
 

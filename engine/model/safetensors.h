@@ -1,6 +1,7 @@
 // A memory-mapped safetensors file. The whole header is checked before any tensor is handed out:
 // sizes, types, bounds, overlaps, holes. A hostile file gives kInvalidArgument (with the file and
-// the tensor's name), never a crash.
+// the tensor's name), never a crash. The data of a tensor need not be aligned to its type. The file
+// must not be truncated while it is mapped: a page that has gone raises SIGBUS, as for a program.
 #pragma once
 
 #include <cstdint>

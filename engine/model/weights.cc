@@ -1,29 +1,161 @@
 #include "engine/model/weights.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <fstream>
 #include <map>
 #include <random>
-#include <sstream>
+#include <set>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/base/status_macros.h"
 #include "engine/core/tensor.h"
+#include "engine/model/json_file.h"
 #include "engine/model/safetensors.h"
-#include "nlohmann/json.hpp"
 
 namespace apb::model {
+
+// One tensor of the model: its name in a checkpoint, its shape (an extent of -1 takes any), where
+// its view goes, and what numbers a random model has there.
+struct WantedTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+  kernels::TensorView* out;
+  float deviation = 0;
+  float mean = 0;
+};
+
 namespace {
 
 using kernels::DType;
 using kernels::TensorView;
 
+constexpr size_t kMaxIndexBytes = 16 << 20;
+constexpr int64_t kMaxRetainingWidth = 1 << 16;
+
+WantedTensor Matrix(std::string name, int64_t out_features, int64_t in_features, TensorView* out) {
+  const float deviation = 1.0f / std::sqrt(static_cast<float>(std::max<int64_t>(in_features, 1)));
+  return {std::move(name), {out_features, in_features}, out, deviation, 0.0f};
+}
+WantedTensor Norm(std::string name, int64_t size, TensorView* out) {
+  return {std::move(name), {size}, out, 0.1f, 1.0f};
+}
+WantedTensor Bias(std::string name, int64_t size, TensorView* out) {
+  return {std::move(name), {size}, out, 0.3f, 0.0f};
+}
+
+std::vector<WantedTensor> TensorsOfLayer(const ModelConfig& c, int index, LayerWeights& layer) {
+  const std::string prefix = absl::StrCat("model.layers.", index, ".");
+  const std::string attn = prefix + "self_attn.", mlp = prefix + "mlp.";
+  const int64_t q = c.query_heads * c.head_dim, kv = c.kv_heads * c.head_dim, d = c.hidden_size;
+  std::vector<WantedTensor> all = {
+      Norm(prefix + "input_layernorm.weight", d, &layer.input_norm),
+      Matrix(attn + "q_proj.weight", q, d, &layer.q_proj),
+      Matrix(attn + "k_proj.weight", kv, d, &layer.k_proj),
+      Matrix(attn + "v_proj.weight", kv, d, &layer.v_proj),
+      Matrix(attn + "o_proj.weight", d, q, &layer.o_proj),
+      Norm(prefix + "post_attention_layernorm.weight", d, &layer.post_norm),
+      Matrix(mlp + "gate_proj.weight", c.mlp_size, d, &layer.gate_proj),
+      Matrix(mlp + "up_proj.weight", c.mlp_size, d, &layer.up_proj),
+      Matrix(mlp + "down_proj.weight", d, c.mlp_size, &layer.down_proj)};
+  // Random queries and keys are a little longer, so that attention is not flat.
+  all[1].deviation *= 1.5f;
+  all[2].deviation *= 1.5f;
+  if (c.qkv_bias) {
+    all.push_back(Bias(attn + "q_proj.bias", q, &layer.q_bias));
+    all.push_back(Bias(attn + "k_proj.bias", kv, &layer.k_bias));
+    all.push_back(Bias(attn + "v_proj.bias", kv, &layer.v_bias));
+  }
+  if (c.output_bias) all.push_back(Bias(attn + "o_proj.bias", d, &layer.o_bias));
+  if (c.qk_norm) {
+    all.push_back(Norm(attn + "q_norm.weight", c.head_dim, &layer.q_norm));
+    all.push_back(Norm(attn + "k_norm.weight", c.head_dim, &layer.k_norm));
+  }
+  return all;
+}
+
+// A retaining head of `width` features, -1 = as the file has it.
+std::vector<WantedTensor> TensorsOfRetainingHead(const ModelConfig& c, int index, int64_t width,
+                                                 LayerWeights& layer) {
+  const std::string attn = absl::StrCat("model.layers.", index, ".self_attn.");
+  return {Matrix(attn + "fc1.weight", width, c.qkv_width(), &layer.retaining_fc1),
+          Matrix(attn + "fc2.weight", c.kv_heads, width, &layer.retaining_fc2)};
+}
+
 std::string ShapeText(const std::vector<int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
+
+TensorView ViewOf(void* data, DType dtype, const std::vector<int64_t>& shape) {
+  return shape.size() == 1 ? TensorView::Contiguous(data, dtype, {shape[0]})
+                           : TensorView::Contiguous(data, dtype, {shape[0], shape[1]});
+}
+
+absl::StatusOr<core::Tensor> CopyToBackend(const TensorView& source, kernels::Backend& backend) {
+  APB_ASSIGN_OR_RETURN(
+      core::Tensor copy,
+      source.rank == 1
+          ? core::Tensor::Create(backend, source.dtype, {source.shape[0]})
+          : core::Tensor::Create(backend, source.dtype, {source.shape[0], source.shape[1]}));
+  APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
+  backend.Copy(source, copy.view(), *stream);
+  APB_RETURN_IF_ERROR(stream->Synchronize());
+  return copy;
+}
+
+// The shard of each tensor, as the index says. Names stay inside the checkpoint's directory.
+absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& path) {
+  APB_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kMaxIndexBytes));
+  APB_ASSIGN_OR_RETURN(const nlohmann::json index, ParseJsonObject(text, path));
+  if (!index.contains("weight_map") || !index["weight_map"].is_object())
+    return absl::InvalidArgumentError(absl::StrCat(path, ": has no weight_map"));
+  std::map<std::string, std::string> shards;
+  for (const auto& [tensor, file] : index["weight_map"].items()) {
+    if (!file.is_string())
+      return absl::InvalidArgumentError(absl::StrCat(path, ": '", tensor, "' names no file"));
+    const std::string name = file.get<std::string>();
+    if (name.empty() || absl::StrContains(name, "/") || absl::StrContains(name, "..") ||
+        name.find('\0') != std::string::npos) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": file name '", name, "' leaves the checkpoint's directory"));
+    }
+    shards[tensor] = name;
+  }
+  return shards;
+}
+
+// Normal numbers of a fixed seed: a table read from random places, fast enough for billions.
+class RandomFill {
+ public:
+  explicit RandomFill(uint64_t seed) : rng_(static_cast<uint32_t>(seed)), normals_(1 << 20) {
+    std::normal_distribution<float> normal;
+    for (float& x : normals_) x = normal(rng_);
+  }
+  std::vector<std::byte> Make(DType dtype, int64_t count, float deviation, float mean) {
+    constexpr int64_t kRun = 4096;
+    std::vector<std::byte> bytes(count * SizeOf(dtype));
+    uint32_t at = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      if (i % kRun == 0) at = static_cast<uint32_t>(rng_());
+      const float x = mean + deviation * normals_[(at + i) % normals_.size()];
+      if (dtype == DType::kF32) {
+        std::memcpy(&bytes[i * 4], &x, 4);
+      } else {
+        uint32_t bits;
+        std::memcpy(&bits, &x, 4);
+        const uint16_t rounded = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+        std::memcpy(&bytes[i * 2], &rounded, 2);
+      }
+    }
+    return bytes;
+  }
+
+ private:
+  std::mt19937 rng_;
+  std::vector<float> normals_;
+};
 
 }  // namespace
 
@@ -44,72 +176,98 @@ struct Weights::Storage {
     return absl::OkStatus();
   }
 
-  // The files of a checkpoint: one, or those that the index names.
+  // One file, or those that the index names.
   absl::Status AddCheckpoint(const std::string& directory) {
+    const absl::Status single = Add(directory + "/model.safetensors");
+    if (!absl::IsNotFound(single)) return single;
     const std::string index_path = directory + "/model.safetensors.index.json";
-    std::ifstream in(index_path, std::ios::binary);
-    if (!in) return Add(directory + "/model.safetensors");
-    std::stringstream text;
-    text << in.rdbuf();
-    const nlohmann::json index = nlohmann::json::parse(text.str(), nullptr, false);
-    if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
-      return absl::InvalidArgumentError(absl::StrCat(index_path, ": has no weight_map"));
+    auto shards = ReadIndex(index_path);
+    if (absl::IsNotFound(shards.status())) {
+      return absl::NotFoundError(absl::StrCat(
+          directory,
+          ": has neither model.safetensors nor model.safetensors.index.json (weights in "
+          "another format have to be converted to safetensors)"));
     }
-    std::map<std::string, bool> names;
-    for (const auto& [tensor, file] : index["weight_map"].items()) {
-      if (!file.is_string())
-        return absl::InvalidArgumentError(
-            absl::StrCat(index_path, ": '", tensor, "' names no file"));
-      const std::string name = file.get<std::string>();
-      if (absl::StrContains(name, "/") || absl::StrContains(name, "..") || name.empty()) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(index_path, ": file name '", name, "' leaves the checkpoint's directory"));
+    APB_RETURN_IF_ERROR(shards.status());
+    std::set<std::string> names;
+    for (const auto& [tensor, file] : *shards) names.insert(file);
+    for (const std::string& name : names) APB_RETURN_IF_ERROR(Add(directory + "/" + name));
+    for (const auto& [tensor, file] : *shards) {
+      if (tensors.count(tensor) == 0) {
+        return absl::InvalidArgumentError(absl::StrCat(index_path, ": tensor '", tensor,
+                                                       "' is not in ", file, " (damaged copy?)"));
       }
-      names[name] = true;
     }
-    for (const auto& [name, unused] : names) APB_RETURN_IF_ERROR(Add(directory + "/" + name));
     return absl::OkStatus();
   }
 
-  // A view of a tensor of exactly this type and shape (an extent of -1 takes any).
-  absl::StatusOr<TensorView> Get(const std::string& name, DType dtype, std::vector<int64_t> shape,
-                                 kernels::Backend& backend) {
-    auto found = tensors.find(name);
-    if (found == tensors.end())
-      return absl::InvalidArgumentError(absl::StrCat("checkpoint: tensor '", name, "' is missing"));
+  // Heads belong to one model: a file with more or fewer layers is of another one.
+  absl::StatusOr<bool> AddRetainingHeads(const std::string& path, const ModelConfig& config) {
+    const absl::Status added = Add(path);
+    if (absl::IsNotFound(added)) return false;
+    APB_RETURN_IF_ERROR(added);
+    const SafetensorsFile& file = *files.back();
+    if (file.tensors().size() != 2 * static_cast<size_t>(config.layers)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ": has ", file.tensors().size(), " tensors, fc1 and fc2 of the model's ",
+          config.layers, " layers are ", 2 * config.layers));
+    }
+    auto activation = file.metadata().find("activation");
+    if (activation != file.metadata().end() && activation->second != "silu") {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": activation '", activation->second, "' is not supported (silu is)"));
+    }
+    return true;
+  }
+
+  // A view of a tensor of exactly this type and shape.
+  absl::Status Get(WantedTensor wanted, DType dtype, kernels::Backend& backend) {
+    auto found = tensors.find(wanted.name);
+    if (found == tensors.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("checkpoint: tensor '", wanted.name, "' is missing"));
+    }
     const SafetensorsEntry& entry = *found->second;
-    const char* wanted = dtype == DType::kBF16 ? "BF16" : "F32";
-    if (entry.dtype != wanted) {
-      return absl::InvalidArgumentError(absl::StrCat("checkpoint: tensor '", name, "' is ",
-                                                     entry.dtype, ", config.json says ", wanted));
+    const char* type = dtype == DType::kBF16 ? "BF16" : "F32";
+    if (entry.dtype != type) {
+      return absl::InvalidArgumentError(absl::StrCat("checkpoint: tensor '", wanted.name, "' is ",
+                                                     entry.dtype, ", config.json says ", type));
     }
-    bool fits = entry.shape.size() == shape.size();
-    for (size_t i = 0; fits && i < shape.size(); ++i) {
-      if (shape[i] == -1) shape[i] = entry.shape[i];
-      fits = shape[i] == entry.shape[i];
-    }
+    bool fits = entry.shape.size() == wanted.shape.size();
+    for (size_t i = 0; fits && i < entry.shape.size(); ++i)
+      fits = wanted.shape[i] == -1 || wanted.shape[i] == entry.shape[i];
     if (!fits) {
-      return absl::InvalidArgumentError(absl::StrCat("checkpoint: tensor '", name, "' has shape ",
-                                                     ShapeText(entry.shape),
-                                                     ", config.json asks for ", ShapeText(shape)));
+      return absl::InvalidArgumentError(
+          absl::StrCat("checkpoint: tensor '", wanted.name, "' has shape ", ShapeText(entry.shape),
+                       ", config.json asks for ", ShapeText(wanted.shape)));
     }
-    TensorView view = shape.size() == 1 ? TensorView::Contiguous(const_cast<std::byte*>(entry.data),
-                                                                 dtype, {shape[0]})
-                                        : TensorView::Contiguous(const_cast<std::byte*>(entry.data),
-                                                                 dtype, {shape[0], shape[1]});
+    *wanted.out = ViewOf(const_cast<std::byte*>(entry.data), dtype, entry.shape);
     const bool aligned = reinterpret_cast<uintptr_t>(entry.data) % SizeOf(dtype) == 0;
-    if (aligned && backend.place() == kernels::Place::kHost) return view;
-    APB_ASSIGN_OR_RETURN(core::Tensor copy,
-                         shape.size() == 1
-                             ? core::Tensor::Create(backend, dtype, {shape[0]})
-                             : core::Tensor::Create(backend, dtype, {shape[0], shape[1]}));
-    APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
-    backend.Copy(view, copy.view(), *stream);
-    APB_RETURN_IF_ERROR(stream->Synchronize());
+    if (aligned && backend.place() == kernels::Place::kHost) return absl::OkStatus();
+    APB_ASSIGN_OR_RETURN(core::Tensor copy, CopyToBackend(*wanted.out, backend));
+    *wanted.out = copy.view();
     owned.push_back(std::move(copy));
-    return owned.back().view();
+    return absl::OkStatus();
   }
 };
+
+std::vector<WantedTensor> Weights::Tensors(int64_t retaining_width) {
+  const ModelConfig& c = config_;
+  std::vector<WantedTensor> all = {
+      Matrix("model.embed_tokens.weight", c.vocab_size, c.hidden_size, &embedding_),
+      Norm("model.norm.weight", c.hidden_size, &final_norm_)};
+  all[0].deviation = 1.0f;
+  if (!c.tied_embeddings)
+    all.push_back(Matrix("lm_head.weight", c.vocab_size, c.hidden_size, &output_));
+  layers_.resize(c.layers);
+  for (int i = 0; i < c.layers; ++i) {
+    for (WantedTensor& w : TensorsOfLayer(c, i, layers_[i])) all.push_back(std::move(w));
+    if (retaining_width == 0) continue;
+    for (WantedTensor& w : TensorsOfRetainingHead(c, i, retaining_width, layers_[i]))
+      all.push_back(std::move(w));
+  }
+  return all;
+}
 
 Weights::Weights() : storage_(std::make_unique<Storage>()) {}
 Weights::~Weights() = default;
@@ -122,63 +280,19 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& direct
   Storage& storage = *weights->storage_;
   APB_RETURN_IF_ERROR(storage.AddCheckpoint(directory));
   const std::string heads_path = directory + "/retaining_heads.safetensors";
-  const bool has_heads = std::ifstream(heads_path).good();
-  if (has_heads) APB_RETURN_IF_ERROR(storage.Add(heads_path));
+  APB_ASSIGN_OR_RETURN(const bool has_heads, storage.AddRetainingHeads(heads_path, c));
 
-  const auto get = [&](const std::string& name, std::vector<int64_t> shape,
-                       TensorView& out) -> absl::Status {
-    APB_ASSIGN_OR_RETURN(out, storage.Get(name, c.dtype, std::move(shape), backend));
-    return absl::OkStatus();
-  };
-  const int64_t q = c.query_heads * c.head_dim, kv = c.kv_heads * c.head_dim;
-  APB_RETURN_IF_ERROR(
-      get("model.embed_tokens.weight", {c.vocab_size, c.hidden_size}, weights->embedding_));
-  APB_RETURN_IF_ERROR(get("model.norm.weight", {c.hidden_size}, weights->final_norm_));
-  if (c.tied_embeddings) {
-    weights->output_ = weights->embedding_;
-  } else {
-    APB_RETURN_IF_ERROR(get("lm_head.weight", {c.vocab_size, c.hidden_size}, weights->output_));
-  }
-  for (int i = 0; i < c.layers; ++i) {
-    LayerWeights layer;
-    const std::string prefix = absl::StrCat("model.layers.", i, ".");
-    const std::string attn = prefix + "self_attn.";
-    struct Wanted {
-      std::string name;
-      std::vector<int64_t> shape;
-      TensorView* out;
-    };
-    std::vector<Wanted> wanted = {
-        {prefix + "input_layernorm.weight", {c.hidden_size}, &layer.input_norm},
-        {attn + "q_proj.weight", {q, c.hidden_size}, &layer.q_proj},
-        {attn + "k_proj.weight", {kv, c.hidden_size}, &layer.k_proj},
-        {attn + "v_proj.weight", {kv, c.hidden_size}, &layer.v_proj},
-        {attn + "o_proj.weight", {c.hidden_size, q}, &layer.o_proj},
-        {prefix + "post_attention_layernorm.weight", {c.hidden_size}, &layer.post_norm},
-        {prefix + "mlp.gate_proj.weight", {c.mlp_size, c.hidden_size}, &layer.gate_proj},
-        {prefix + "mlp.up_proj.weight", {c.mlp_size, c.hidden_size}, &layer.up_proj},
-        {prefix + "mlp.down_proj.weight", {c.hidden_size, c.mlp_size}, &layer.down_proj}};
-    if (c.qkv_bias) {
-      wanted.push_back({attn + "q_proj.bias", {q}, &layer.q_bias});
-      wanted.push_back({attn + "k_proj.bias", {kv}, &layer.k_bias});
-      wanted.push_back({attn + "v_proj.bias", {kv}, &layer.v_bias});
-    }
-    if (c.output_bias) wanted.push_back({attn + "o_proj.bias", {c.hidden_size}, &layer.o_bias});
-    if (c.qk_norm) {
-      wanted.push_back({attn + "q_norm.weight", {c.head_dim}, &layer.q_norm});
-      wanted.push_back({attn + "k_norm.weight", {c.head_dim}, &layer.k_norm});
-    }
-    if (has_heads) {
-      wanted.push_back({attn + "fc1.weight", {-1, c.qkv_width()}, &layer.retaining_fc1});
-      wanted.push_back({attn + "fc2.weight", {c.kv_heads, -1}, &layer.retaining_fc2});
-    }
-    for (Wanted& w : wanted) APB_RETURN_IF_ERROR(get(w.name, w.shape, *w.out));
-    if (has_heads && layer.retaining_fc1.shape[0] != layer.retaining_fc2.shape[1]) {
+  for (WantedTensor& w : weights->Tensors(has_heads ? -1 : 0))
+    APB_RETURN_IF_ERROR(storage.Get(std::move(w), c.dtype, backend));
+  if (c.tied_embeddings) weights->output_ = weights->embedding_;
+  for (int i = 0; has_heads && i < c.layers; ++i) {
+    const int64_t width = weights->layers_[i].retaining_fc1.shape[0];
+    const int64_t takes = weights->layers_[i].retaining_fc2.shape[1];
+    if (width != takes || width < 1 || width > kMaxRetainingWidth) {
       return absl::InvalidArgumentError(
-          absl::StrCat(heads_path, ": layer ", i, ": fc1 gives ", layer.retaining_fc1.shape[0],
-                       " features, fc2 takes ", layer.retaining_fc2.shape[1]));
+          absl::StrCat(heads_path, ": layer ", i, ": fc1 gives ", width, " features, fc2 takes ",
+                       takes, "; both must be the same, from 1 to ", kMaxRetainingWidth));
     }
-    weights->layers_.push_back(layer);
   }
   return weights;
 }
@@ -189,82 +303,16 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Random(const ModelConfig& conf
   auto weights = std::unique_ptr<Weights>(new Weights());
   weights->config_ = config;
   const ModelConfig& c = config;
-  std::mt19937 rng(static_cast<uint32_t>(seed));
-  APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
-  // A table of normal numbers read from a random place: fast enough for billions of weights.
-  std::vector<float> normals(1 << 20);
-  std::normal_distribution<float> normal;
-  for (float& x : normals) x = normal(rng);
-  const auto make = [&](std::vector<int64_t> shape, float deviation, float mean,
-                        TensorView& out) -> absl::Status {
-    const int64_t rows = shape[0], columns = shape.size() > 1 ? shape[1] : 1,
-                  count = rows * columns;
-    std::vector<std::byte> host(count * SizeOf(c.dtype));
-    uint32_t at = static_cast<uint32_t>(rng());
-    for (int64_t i = 0; i < count; ++i) {
-      if (i % 4096 == 0) at = static_cast<uint32_t>(rng());
-      const float x = mean + deviation * normals[(at + i) % normals.size()];
-      if (c.dtype == DType::kF32) {
-        std::memcpy(&host[i * 4], &x, 4);
-      } else {
-        uint32_t bits;
-        std::memcpy(&bits, &x, 4);
-        const uint16_t rounded = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-        std::memcpy(&host[i * 2], &rounded, 2);
-      }
-    }
-    const bool vector = shape.size() == 1;
+  RandomFill random(seed);
+  for (const WantedTensor& w : weights->Tensors(retaining_width)) {
+    const int64_t count = w.shape[0] * (w.shape.size() > 1 ? w.shape[1] : 1);
+    std::vector<std::byte> bytes = random.Make(c.dtype, count, w.deviation, w.mean);
     APB_ASSIGN_OR_RETURN(core::Tensor tensor,
-                         vector ? core::Tensor::Create(backend, c.dtype, {rows})
-                                : core::Tensor::Create(backend, c.dtype, {rows, columns}));
-    backend.Copy(vector ? TensorView::Contiguous(host.data(), c.dtype, {rows})
-                        : TensorView::Contiguous(host.data(), c.dtype, {rows, columns}),
-                 tensor.view(), *stream);
-    APB_RETURN_IF_ERROR(stream->Synchronize());
-    out = tensor.view();
+                         CopyToBackend(ViewOf(bytes.data(), c.dtype, w.shape), backend));
+    *w.out = tensor.view();
     weights->storage_->owned.push_back(std::move(tensor));
-    return absl::OkStatus();
-  };
-  const int64_t q = c.query_heads * c.head_dim, kv = c.kv_heads * c.head_dim;
-  const auto deviation = [](int64_t fan_in) {
-    return 1.0f / std::sqrt(static_cast<float>(fan_in));
-  };
-  APB_RETURN_IF_ERROR(make({c.vocab_size, c.hidden_size}, 1.0f, 0, weights->embedding_));
-  APB_RETURN_IF_ERROR(make({c.hidden_size}, 0.1f, 1, weights->final_norm_));
-  weights->output_ = weights->embedding_;
-  if (!c.tied_embeddings)
-    APB_RETURN_IF_ERROR(
-        make({c.vocab_size, c.hidden_size}, deviation(c.hidden_size), 0, weights->output_));
-  for (int i = 0; i < c.layers; ++i) {
-    LayerWeights l;
-    APB_RETURN_IF_ERROR(make({c.hidden_size}, 0.1f, 1, l.input_norm));
-    APB_RETURN_IF_ERROR(make({q, c.hidden_size}, 1.5f * deviation(c.hidden_size), 0, l.q_proj));
-    APB_RETURN_IF_ERROR(make({kv, c.hidden_size}, 1.5f * deviation(c.hidden_size), 0, l.k_proj));
-    APB_RETURN_IF_ERROR(make({kv, c.hidden_size}, deviation(c.hidden_size), 0, l.v_proj));
-    APB_RETURN_IF_ERROR(make({c.hidden_size, q}, deviation(q), 0, l.o_proj));
-    APB_RETURN_IF_ERROR(make({c.hidden_size}, 0.1f, 1, l.post_norm));
-    APB_RETURN_IF_ERROR(
-        make({c.mlp_size, c.hidden_size}, deviation(c.hidden_size), 0, l.gate_proj));
-    APB_RETURN_IF_ERROR(make({c.mlp_size, c.hidden_size}, deviation(c.hidden_size), 0, l.up_proj));
-    APB_RETURN_IF_ERROR(make({c.hidden_size, c.mlp_size}, deviation(c.mlp_size), 0, l.down_proj));
-    if (c.qkv_bias) {
-      APB_RETURN_IF_ERROR(make({q}, 0.3f, 0, l.q_bias));
-      APB_RETURN_IF_ERROR(make({kv}, 0.3f, 0, l.k_bias));
-      APB_RETURN_IF_ERROR(make({kv}, 0.3f, 0, l.v_bias));
-    }
-    if (c.output_bias) APB_RETURN_IF_ERROR(make({c.hidden_size}, 0.3f, 0, l.o_bias));
-    if (c.qk_norm) {
-      APB_RETURN_IF_ERROR(make({c.head_dim}, 0.1f, 1, l.q_norm));
-      APB_RETURN_IF_ERROR(make({c.head_dim}, 0.1f, 1, l.k_norm));
-    }
-    if (retaining_width > 0) {
-      APB_RETURN_IF_ERROR(
-          make({retaining_width, c.qkv_width()}, deviation(c.qkv_width()), 0, l.retaining_fc1));
-      APB_RETURN_IF_ERROR(
-          make({c.kv_heads, retaining_width}, deviation(retaining_width), 0, l.retaining_fc2));
-    }
-    weights->layers_.push_back(l);
   }
+  if (c.tied_embeddings) weights->output_ = weights->embedding_;
   return weights;
 }
 

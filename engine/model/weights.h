@@ -26,12 +26,14 @@ struct LayerWeights {
   kernels::TensorView retaining_fc1, retaining_fc2;
 };
 
+struct WantedTensor;
+
 class Weights {
  public:
-  // Maps `<directory>/model.safetensors` or the shards of model.safetensors.index.json, and
+  // Maps `<directory>/model.safetensors` or else the shards of model.safetensors.index.json, and
   // `retaining_heads.safetensors` if it is there. Names, types and shapes are checked against
-  // config.json; the error names the tensor. `backend` gets copies of the tensors where its place
-  // is not the host.
+  // config.json; the error names the tensor (f16 checkpoints are refused, not converted). `backend`
+  // gets copies of the tensors where its place is not the host.
   static absl::StatusOr<std::unique_ptr<Weights>> Load(const std::string& directory,
                                                        kernels::Backend& backend);
   // Gaussian weights with a fixed seed, for benchmarks and tests; with retaining heads of width
@@ -53,6 +55,9 @@ class Weights {
  private:
   struct Storage;  // mapped files or owned buffers
   Weights();
+  // All tensors that config_ asks for, pointing at the views here; with retaining heads of a width
+  // (0 = none, -1 = any).
+  std::vector<WantedTensor> Tensors(int64_t retaining_width);
   ModelConfig config_;
   std::vector<LayerWeights> layers_;
   kernels::TensorView embedding_, final_norm_, output_;
