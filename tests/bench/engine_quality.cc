@@ -1,0 +1,214 @@
+// Accuracy of strategies on prompts with known answers: reads prompts as JSON lines, generates
+// greedily with every configuration (scheduler and step executor in this process, one rank that
+// plays all hosts), and counts exact answers. tests/bench/quality.sh makes the prompts and the
+// table.
+//   engine_quality --model DIR --prompts FILE --configurations full,apb:retaining_heads:8,star::4
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "engine/base/status_macros.h"
+#include "engine/parallel/local_communicator.h"
+#include "engine/schedule/scheduler.h"
+#include "engine/worker/step_executor.h"
+
+namespace apb::bench {
+namespace {
+
+using nlohmann::json;
+using schedule::SequenceId;
+
+struct Options {
+  std::string model, prompts, json_file;
+  std::vector<std::string> configurations;
+  int threads = 0;
+};
+
+struct Configuration {
+  std::string strategy, compressor;
+  int hosts = 1;
+};
+
+struct Prompt {
+  schedule::SequenceSpec spec;
+  std::vector<int32_t> expected;
+  int64_t length = 0;  // nominal; the group in the table
+};
+
+struct Tally {
+  int64_t documents = 0, correct = 0;
+  double seconds = 0;  // to the first token, summed
+};
+
+absl::StatusOr<Configuration> ParseConfiguration(const std::string& text) {
+  const std::vector<std::string> parts = absl::StrSplit(text, ':');
+  Configuration c{.strategy = parts[0]};
+  if (parts.size() > 1) c.compressor = parts[1];
+  if (parts.size() > 3 || (parts.size() == 3 && !absl::SimpleAtoi(parts[2], &c.hosts))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--configurations: '", text, "' is not strategy[:compressor[:hosts]]"));
+  }
+  return c;
+}
+
+absl::StatusOr<std::vector<Prompt>> ReadPrompts(const std::string& file) {
+  std::ifstream in(file);
+  if (!in) return absl::NotFoundError(absl::StrCat("--prompts ", file, ": cannot be read"));
+  std::vector<Prompt> prompts;
+  std::string line;
+  while (std::getline(in, line)) {
+    const json j = json::parse(line, nullptr, false);
+    if (!j.is_object() || !j.contains("tokens") || !j.contains("expected")) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(file, ":", prompts.size() + 1, ": not a prompt"));
+    }
+    Prompt p;
+    p.spec.tokens = j["tokens"].get<std::vector<int32_t>>();
+    p.spec.query_begin = j.value("query_begin", int64_t{0});
+    p.spec.query_insert_position = j.value("query_insert_position", 0);
+    p.spec.embedded_query = j.value("embedded_query", std::vector<int32_t>());
+    p.expected = j["expected"].get<std::vector<int32_t>>();
+    p.length = j.value("length", static_cast<int64_t>(p.spec.tokens.size()));
+    prompts.push_back(std::move(p));
+  }
+  return prompts;
+}
+
+struct Engine {
+  std::unique_ptr<kernels::Backend> backend;
+  std::vector<std::unique_ptr<parallel::Communicator>> group;
+  std::unique_ptr<model::Weights> weights;
+  std::unique_ptr<worker::StepExecutor> executor;
+  std::unique_ptr<schedule::Scheduler> scheduler;
+};
+
+absl::StatusOr<Engine> MakeEngine(const Options& options, int64_t longest) {
+  Engine e;
+  APB_ASSIGN_OR_RETURN(e.backend, kernels::CreateCpuBackend({.threads = options.threads}));
+  e.group = parallel::CreateLocalGroup(1, absl::Minutes(1));
+  APB_ASSIGN_OR_RETURN(e.weights, model::Weights::Load(options.model, *e.backend));
+  const model::ModelConfig& config = e.weights->config();
+  constexpr int64_t kBlock = 32;
+  const cache::KvCacheShape shape{.layers = config.layers,
+                                  .kv_heads = config.kv_heads,
+                                  .head_dim = config.head_dim,
+                                  .block_size = kBlock,
+                                  .block_count = longest / kBlock + 2,
+                                  .dtype = config.dtype};
+  APB_ASSIGN_OR_RETURN(e.executor,
+                       worker::StepExecutor::Create(*e.weights, shape, *e.backend, *e.group[0]));
+  schedule::SchedulerOptions limits;
+  limits.block_size = kBlock;
+  limits.blocks_per_rank = shape.block_count;
+  limits.layers = config.layers;
+  limits.max_model_len = longest;
+  limits.has_retaining_heads = e.weights->has_retaining_heads();
+  e.scheduler = std::make_unique<schedule::Scheduler>(limits);
+  return e;
+}
+
+// The greedy answer to one prompt; `seconds` gets the time to its first token.
+absl::StatusOr<std::vector<int32_t>> Answer(Engine& e, const Prompt& prompt,
+                                            const Configuration& configuration, uint64_t id,
+                                            double* seconds) {
+  schedule::Request request;
+  request.spec = prompt.spec;
+  request.spec.id = SequenceId{id};
+  request.spec.strategy = configuration.strategy;
+  request.spec.compressor = configuration.compressor;
+  request.spec.hosts = configuration.hosts;
+  request.spec.sampling.temperature = 0;
+  request.spec.sampling.max_tokens = static_cast<int32_t>(prompt.expected.size());
+  const absl::Time start = absl::Now();
+  e.scheduler->Submit(std::move(request), start);
+  std::vector<int32_t> answer;
+  do {
+    const schedule::StepPlan plan = e.scheduler->NextStep(absl::Now());
+    APB_ASSIGN_OR_RETURN(const schedule::StepResult result, e.executor->Execute(plan));
+    e.scheduler->Complete(plan, result, absl::Now());
+    for (const schedule::Event& event : e.scheduler->TakeEvents()) {
+      if (event.kind == schedule::Event::Kind::kEnd) APB_RETURN_IF_ERROR(event.status);
+      if (event.kind != schedule::Event::Kind::kToken) continue;
+      if (answer.empty()) *seconds = absl::ToDoubleSeconds(absl::Now() - start);
+      answer.push_back(event.token.token);
+      if (answer.back() != prompt.expected[answer.size() - 1])  // wrong already
+        e.scheduler->Cancel(SequenceId{id}, absl::Now());
+    }
+  } while (!e.scheduler->idle());
+  return answer;
+}
+
+absl::Status Run(const Options& options) {
+  APB_ASSIGN_OR_RETURN(const std::vector<Prompt> prompts, ReadPrompts(options.prompts));
+  int64_t longest = 64;
+  for (const Prompt& p : prompts)
+    longest = std::max<int64_t>(longest, p.spec.tokens.size() + p.expected.size() + 1);
+  APB_ASSIGN_OR_RETURN(Engine engine, MakeEngine(options, longest));
+  json results = json::array();
+  uint64_t id = 1;
+  for (const std::string& text : options.configurations) {
+    APB_ASSIGN_OR_RETURN(const Configuration configuration, ParseConfiguration(text));
+    std::map<int64_t, Tally> tallies;
+    for (const Prompt& prompt : prompts) {
+      double seconds = 0;
+      APB_ASSIGN_OR_RETURN(const std::vector<int32_t> answer,
+                           Answer(engine, prompt, configuration, id++, &seconds));
+      Tally& tally = tallies[prompt.length];
+      ++tally.documents;
+      tally.correct += answer == prompt.expected;
+      tally.seconds += seconds;
+    }
+    for (const auto& [length, tally] : tallies) {
+      results.push_back(
+          {{"strategy", configuration.strategy},
+           {"compressor", configuration.compressor},
+           {"hosts", configuration.hosts},
+           {"length", length},
+           {"documents", tally.documents},
+           {"correct", tally.correct},
+           {"accuracy", static_cast<double>(tally.correct) / static_cast<double>(tally.documents)},
+           {"mean_ttft_seconds", tally.seconds / static_cast<double>(tally.documents)}});
+      std::fprintf(stderr, "%s\n", results.back().dump().c_str());
+    }
+  }
+  if (options.json_file.empty()) {
+    std::printf("%s\n", results.dump(1).c_str());
+  } else {
+    std::ofstream(options.json_file) << results.dump(1) << "\n";
+  }
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  CLI::App app("Accuracy of strategies on prompts with known answers");
+  app.add_option("--model", options.model, "checkpoint directory")->required();
+  app.add_option(
+         "--prompts", options.prompts,
+         "JSON lines: tokens, query_begin, query_insert_position, embedded_query, expected, "
+         "length")
+      ->required();
+  app.add_option("--configurations", options.configurations, "strategy[:compressor[:hosts]],...")
+      ->delimiter(',')
+      ->required();
+  app.add_option("--threads", options.threads, "0 = all cores");
+  app.add_option("--json", options.json_file, "writes the results there instead of stdout");
+  CLI11_PARSE(app, argc, argv);
+  if (options.threads == 0)
+    options.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const absl::Status status = Run(options);
+  if (!status.ok()) std::fprintf(stderr, "engine_quality: %s\n", status.ToString().c_str());
+  return status.ok() ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace apb::bench
+
+int main(int argc, char** argv) { return apb::bench::Main(argc, argv); }
