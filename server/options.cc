@@ -103,7 +103,7 @@ std::string NameOf(const std::string& directory) {
 std::vector<std::string> SplitWords(const std::vector<std::string>& texts) {
   std::vector<std::string> words;
   for (const std::string& text : texts) {
-    for (std::string_view word : absl::StrSplit(text, ' ', absl::SkipEmpty())) words.emplace_back(word);
+    for (absl::string_view word : absl::StrSplit(text, ' ', absl::SkipEmpty())) words.emplace_back(word);
   }
   return words;
 }

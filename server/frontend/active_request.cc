@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/string_view.h"
 #include "server/frontend/frontend.h"
 #include "server/frontend/status_map.h"
 
@@ -227,7 +228,7 @@ void ActiveRequest::Complete(Completed completed) {
 void ActiveRequest::FailLocked(const absl::Status& status) {
   sink_->OnEvent(Failed{status});
   const bool refused = state_ == State::kText;
-  Finish(refused ? "rejected" : "error", {}, status.message());
+  Finish(refused ? "rejected" : "error", {}, base::StdView(status.message()));
 }
 
 void ActiveRequest::Finish(std::string_view outcome, const Completed& completed,
@@ -252,7 +253,7 @@ void ActiveRequest::Finish(std::string_view outcome, const Completed& completed,
        .queue_seconds = completed.queue_seconds,
        .prefill_seconds = completed.prefill_seconds,
        .decode_seconds = completed.decode_seconds});
-  APB_LOG(Info, "request id=", request_.id, " outcome=", outcome, " detail=\"", detail,
+  APB_LOG(Info, "request id=", request_.id, " outcome=", base::AbslView(outcome), " detail=\"", base::AbslView(detail),
           "\" prompt_tokens=", prompt_tokens_, " generated_tokens=", generated,
           " strategy=", completed.strategy, " queue_s=", completed.queue_seconds,
           " prefill_s=", completed.prefill_seconds, " decode_s=", completed.decode_seconds,

@@ -15,6 +15,7 @@
 #include "server/frontend/events.h"
 #include "server/frontend/token_stream.h"
 #include "server/frontend/worker_group.h"
+#include "server/text/document_splitter.h"
 
 namespace apb::frontend {
 

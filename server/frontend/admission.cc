@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/string_view.h"
 #include "server/frontend/status_map.h"
 
 namespace apb::frontend {
@@ -32,7 +33,7 @@ absl::Status CheckOneOf(std::string_view field, const std::string& value,
   std::string all;
   for (std::string_view name : names) {
     if (value == name) return absl::OkStatus();
-    absl::StrAppend(&all, all.empty() ? "" : ", ", name);
+    absl::StrAppend(&all, all.empty() ? "" : ", ", base::AbslView(name));
   }
   return InvalidField(field, absl::StrCat("must be one of ", all));
 }

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/string_view.h"
 #include "server/frontend/status_map.h"
 
 namespace apb::frontend {
@@ -95,7 +96,7 @@ absl::StatusOr<std::vector<int32_t>> Frontend::Tokenize(const CanonicalRequest& 
 
 absl::StatusOr<std::string> Frontend::Detokenize(const std::vector<int32_t>& ids) const {
   auto text = text_model_.tokenizer().Decode(ids, /*skip_special=*/false);
-  if (!text.ok()) return InvalidField("tokens", text.status().message());
+  if (!text.ok()) return InvalidField("tokens", base::StdView(text.status().message()));
   return text;
 }
 

@@ -4,6 +4,7 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "engine/base/string_view.h"
 
 namespace apb::frontend {
 namespace {
@@ -47,7 +48,7 @@ const Row& RowOf(absl::StatusCode code) {
 }
 
 std::string Payload(const absl::Status& status, std::string_view key) {
-  const auto payload = status.GetPayload(absl::string_view(key.data(), key.size()));
+  const auto payload = status.GetPayload(base::AbslView(key));
   return payload.has_value() ? std::string(*payload) : std::string();
 }
 
@@ -61,13 +62,13 @@ HttpError HttpErrorOf(absl::StatusCode code) {
 std::string_view CodeName(absl::StatusCode code) { return RowOf(code).name; }
 
 absl::Status InvalidField(std::string_view field, std::string_view message) {
-  absl::Status status = absl::InvalidArgumentError(absl::StrCat(field, ": ", message));
-  status.SetPayload(kField, absl::Cord(field));
+  absl::Status status = absl::InvalidArgumentError(absl::StrCat(base::AbslView(field), ": ", base::AbslView(message)));
+  status.SetPayload(kField, absl::Cord(base::AbslView(field)));
   return status;
 }
 
 absl::Status WithErrorCode(absl::Status status, std::string_view code) {
-  status.SetPayload(kErrorCode, absl::Cord(code));
+  status.SetPayload(kErrorCode, absl::Cord(base::AbslView(code)));
   return status;
 }
 

@@ -9,6 +9,7 @@
 #include "engine/base/fingerprint.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/string_view.h"
 #include "server/frontend/status_map.h"
 
 namespace apb::frontend {
@@ -103,7 +104,7 @@ absl::StatusOr<text::RenderedPrompt> TextModel::Render(const ChatInput& input) c
   options.special_tokens = tokenizer_->special_tokens();
   auto rendered = chat_template_->Render(messages, options);
   if (!rendered.ok() && absl::IsInvalidArgument(rendered.status())) {
-    return InvalidField("messages", rendered.status().message());
+    return InvalidField("messages", base::StdView(rendered.status().message()));
   }
   return rendered;
 }

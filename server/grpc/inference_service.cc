@@ -11,6 +11,7 @@
 #include "absl/synchronization/mutex.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/string_view.h"
 #include "server/frontend/api_keys.h"
 #include "server/frontend/status_map.h"
 #include "server/grpc/grpc_status.h"
@@ -177,7 +178,7 @@ std::string BearerToken(const grpc::CallbackServerContext& context) {
   const auto found = context.client_metadata().find("authorization");
   if (found == context.client_metadata().end()) return "";
   std::string_view value(found->second.data(), found->second.size());
-  if (!absl::StartsWithIgnoreCase(absl::string_view(value.data(), value.size()), "bearer ")) return "";
+  if (!absl::StartsWithIgnoreCase(base::AbslView(value), "bearer ")) return "";
   return std::string(value.substr(7));
 }
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/string_view.h"
 #include "server/frontend/status_map.h"
 
 namespace apb::http_api {
@@ -72,7 +73,7 @@ FieldReader::FieldReader(const json& object, std::string prefix)
     : object_(object), prefix_(std::move(prefix)) {}
 
 void FieldReader::Fail(std::string_view name, std::string_view message) {
-  if (status_.ok()) status_ = frontend::InvalidField(absl::StrCat(prefix_, name), message);
+  if (status_.ok()) status_ = frontend::InvalidField(absl::StrCat(prefix_, base::AbslView(name)), message);
 }
 
 const json* FieldReader::Find(const char* name) const {

@@ -21,6 +21,7 @@
 #include "boost/beast/http/read.hpp"
 #include "boost/beast/http/string_body.hpp"
 #include "engine/base/log.h"
+#include "engine/base/string_view.h"
 #include "server/frontend/api_keys.h"
 #include "server/frontend/status_map.h"
 #include "server/http/json_body.h"
@@ -250,7 +251,7 @@ asio::awaitable<bool> Session::ReadRequest(Parser& parser) {
   }
   SetTimeout(options().header_timeout);
   auto [error, size] = co_await http::async_read_header(socket_, buffer_, parser, kAwait);
-  if (!error && absl::EqualsIgnoreCase(parser.get()[http::field::expect], "100-continue")) {
+  if (!error && boost::beast::iequals(parser.get()[http::field::expect], "100-continue")) {
     if (!co_await Write("HTTP/1.1 100 Continue\r\n\r\n")) co_return false;
   }
   while (!error && !parser.is_done()) {
@@ -296,7 +297,7 @@ asio::awaitable<void> Session::RefuseUnreadable(const Parser& parser, error_code
 
 Response Session::CheckKey(const Parser& parser) const {
   const std::string_view header = View(parser.get()[http::field::authorization]);
-  const bool bearer = absl::StartsWithIgnoreCase(absl::string_view(header.data(), header.size()), "bearer ");
+  const bool bearer = absl::StartsWithIgnoreCase(base::AbslView(header), "bearer ");
   if (frontend::IsAllowed(options().api_keys, bearer ? header.substr(7) : "")) return {};
   Response response = ErrorResponse(frontend::WithErrorCode(
       absl::UnauthenticatedError("a valid API key is needed: Authorization: Bearer KEY"), "invalid_api_key"));
@@ -321,7 +322,7 @@ asio::awaitable<bool> Session::Serve(Parser& parser) {
   }
   const bool get = request.method() == http::verb::get || request.method() == http::verb::head;
   if (route.route != Route::kUnknown && (route.is_post ? request.method() != http::verb::post : !get)) {
-    Response response = HttpErrorResponse(405, absl::StrCat(route.path, " takes ", route.is_post ? "POST" : "GET",
+    Response response = HttpErrorResponse(405, absl::StrCat(base::AbslView(route.path), " takes ", route.is_post ? "POST" : "GET",
                                                             ", not ", method_));
     response.headers.emplace_back("Allow", route.is_post ? "POST" : "GET, HEAD");
     co_return co_await Send(route, response);

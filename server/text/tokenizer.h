@@ -67,8 +67,9 @@ class Tokenizer {
   std::optional<int32_t> eos_id() const { return SpecialTokenId("eos_token"); }
   // "bos_token" -> "<s>" and so on, as tokenizer_config.json has them; a chat template reads them.
   const std::map<std::string, std::string>& special_tokens() const { return special_tokens_; }
-  // Whether Encode with add_special_tokens puts something before the text.
-  bool adds_prefix() const { return !prefix_ids_.empty(); }
+  // What Encode with add_special_tokens puts before and behind the text.
+  const std::vector<int32_t>& prefix_ids() const { return prefix_ids_; }
+  const std::vector<int32_t>& suffix_ids() const { return suffix_ids_; }
   // The longest TokenBytes: a text of n bytes has at least n / max_token_bytes tokens.
   int64_t max_token_bytes() const { return max_token_bytes_; }
 

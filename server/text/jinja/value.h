@@ -1,0 +1,130 @@
+// The values that templates compute with: Python's, as far as templates see them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "nlohmann/json.hpp"
+#include "server/text/jinja/text.h"
+#include "server/text/string_map.h"
+
+namespace apb::text::jinja {
+
+class Value;
+struct Statement;
+
+struct Undefined {
+  std::string name;  // for messages
+};
+struct None {};
+struct List {
+  std::vector<Value> items;
+  bool is_tuple = false;
+};
+// A dictionary in the order of insertion. Keys are strings.
+class Dict {
+ public:
+  Dict() = default;
+  const Value* Find(std::string_view key) const;
+  void Set(const std::string& key, Value value);
+  const std::vector<std::pair<std::string, Value>>& items() const { return items_; }
+  Value Key(size_t index) const;
+
+  // Where it came from, and so its keys; nothing: the template made it.
+  std::optional<Origin> origin;
+  // The message that it is; -1: none.
+  int message_index = -1;
+
+ private:
+  std::vector<std::pair<std::string, Value>> items_;
+  StringMap<size_t> index_;
+};
+struct Namespace {
+  Dict fields;
+};
+// A macro of the template, or one of our functions; `bound` is the object of a method.
+struct Function {
+  std::string name;
+  const Statement* macro = nullptr;
+};
+// The variable `loop`.
+struct Loop {
+  std::shared_ptr<List> list;
+  size_t index = 0;
+  int depth = 1;
+};
+
+class Value {
+ public:
+  using TextPointer = std::shared_ptr<const Text>;
+  // Lists and dictionaries are shared as in Python; templates cannot change them.
+  using Variant = std::variant<Undefined, None, bool, int64_t, double, TextPointer, std::shared_ptr<List>,
+                               std::shared_ptr<Dict>, std::shared_ptr<Namespace>, Function, std::shared_ptr<Loop>>;
+
+  Value() : variant_(Undefined{}) {}
+  Value(Variant variant) : variant_(std::move(variant)) {}  // NOLINT: values convert
+  static Value MakeNone() { return Value(Variant(None{})); }
+  static Value Bool(bool b) { return Value(Variant(b)); }
+  static Value Int(int64_t i) { return Value(Variant(i)); }
+  static Value Float(double d) { return Value(Variant(d)); }
+  static Value String(Text text) { return Value(Variant(std::make_shared<const Text>(std::move(text)))); }
+  static Value String(std::string bytes) { return String(Text(std::move(bytes))); }
+  static Value MakeList(std::vector<Value> items, bool is_tuple = false);
+  static Value MakeDict(Dict dict) { return Value(Variant(std::make_shared<Dict>(std::move(dict)))); }
+  static Value MissingAttribute(const std::string& name) { return Value(Variant(Undefined{name})); }
+
+  template <typename T>
+  bool Is() const {
+    return std::holds_alternative<T>(variant_);
+  }
+  bool IsUndefined() const { return Is<Undefined>(); }
+  bool IsNone() const { return Is<None>(); }
+  bool IsString() const { return Is<TextPointer>(); }
+  bool IsList() const { return Is<std::shared_ptr<List>>(); }
+  bool IsDict() const { return Is<std::shared_ptr<Dict>>(); }
+  // Python's numbers: bool counts.
+  bool IsInteger() const { return Is<int64_t>() || Is<bool>(); }
+  bool IsNumber() const { return IsInteger() || Is<double>(); }
+
+  // These need the type to be right.
+  const Text& text() const { return *std::get<TextPointer>(variant_); }
+  const std::string& bytes() const { return text().bytes(); }
+  const std::vector<Value>& list() const { return std::get<std::shared_ptr<List>>(variant_)->items; }
+  bool is_tuple() const { return std::get<std::shared_ptr<List>>(variant_)->is_tuple; }
+  const Dict& dict() const { return *std::get<std::shared_ptr<Dict>>(variant_); }
+  Namespace& name_space() const { return *std::get<std::shared_ptr<Namespace>>(variant_); }
+  const Function& function() const { return std::get<Function>(variant_); }
+  const Loop& loop() const { return *std::get<std::shared_ptr<Loop>>(variant_); }
+  const std::string& undefined_name() const { return std::get<Undefined>(variant_).name; }
+  int64_t integer() const { return Is<bool>() ? std::get<bool>(variant_) : std::get<int64_t>(variant_); }
+  double number() const { return Is<double>() ? std::get<double>(variant_) : static_cast<double>(integer()); }
+
+  bool Truth() const;
+  // Python's name of the type, for messages.
+  const char* TypeName() const;
+
+ private:
+  Variant variant_;
+};
+
+bool Equal(const Value& a, const Value& b);
+// a < b; fails for values that have no order.
+bool Less(const Value& a, const Value& b);
+// Python's `item in container`.
+bool Contains(const Value& container, const Value& item);
+// The items that a loop over the value visits; fails for what cannot be iterated.
+std::vector<Value> Iterate(const Value& value);
+// Where the value, or something within it, came from.
+std::optional<Origin> OriginOf(const Value& value);
+
+// JSON as values; `origin` is stamped on every string. Fails when nested deeper than kMaxJsonDepth.
+inline constexpr int kMaxJsonDepth = 100;
+Value FromJson(const nlohmann::ordered_json& json, const Origin& origin, int depth = 0);
+
+}  // namespace apb::text::jinja
