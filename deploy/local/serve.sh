@@ -13,8 +13,12 @@ if [[ ! -f "$build/build.ninja" ]]; then
 fi
 cmake --build "$build" --target apb-server apb-worker >&2
 
+if [[ -z "${MODEL:-}" ]]; then
+  MODEL="$root/tests/reference_model/checkpoint"
+  set -- --served-model-name demo "$@"
+fi
 exec "$build/server/apb-server" \
-  --model "${MODEL:-$root/tests/reference_model/checkpoint}" \
+  --model "$MODEL" \
   --http-port "${HTTP_PORT:-8000}" \
   --grpc-port "${GRPC_PORT:-50051}" \
   --local-ranks "${RANKS:-2}" \

@@ -22,7 +22,7 @@ def main():
         model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=dtype).eval()
         right = 0
         for i in range(5):
-            prompt = make_prompt(args.tokens, i / 4, 9000 + i, 3, "reference", count, one_message=i == 4)
+            prompt = make_prompt(args.tokens, i / 4, 9000 + i, 3, "demo", count, one_message=i == 4)
             text = tokenizer.apply_chat_template(prompt["messages"], tokenize=False, add_generation_prompt=True)
             assert text == tokenizer.bos_token + render(prompt["messages"])
             ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids

@@ -35,7 +35,7 @@ def render(messages):
     return turns + "<|assistant|>\n"
 
 
-def make_prompt(tokens, depth, seed, keys=1, model="reference", count=None, one_message=False):
+def make_prompt(tokens, depth, seed, keys=1, model="demo", count=None, one_message=False):
     sample = generator.make_sample(seed, max(tokens - OVERHEAD, 30), depth, keys, count)
     document, question = sample["document"], sample["question"]
     if one_message:
@@ -61,13 +61,17 @@ def main():
     parser.add_argument("--depth", type=float, default=0.5, help="place of the asked fact, 0 = first, 1 = last")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keys", type=int, default=1, help="facts hidden; the one at --depth is asked for")
-    parser.add_argument("--model", default="reference", help="model name in the request")
+    parser.add_argument("--model", default="demo", help="model name in the request")
     parser.add_argument("--one-message", action="store_true", help="document and question in the same message")
+    parser.add_argument("--only", metavar="KEY", help="print this part alone, for example request")
     args = parser.parse_args()
     if args.tokens < 64 or not 0 <= args.depth <= 1 or args.keys < 1 or args.keys * 16 > args.tokens:
         parser.error("--tokens is at least 64 and 16 per key, --depth in [0, 1], --keys at least 1")
     count = counter(HERE / "checkpoint")
-    print(json.dumps(make_prompt(args.tokens, args.depth, args.seed, args.keys, args.model, count, args.one_message)))
+    made = make_prompt(args.tokens, args.depth, args.seed, args.keys, args.model, count, args.one_message)
+    if args.only and args.only not in made:
+        parser.error(f"--only is one of {', '.join(made)}")
+    print(json.dumps(made[args.only] if args.only else made))
 
 
 if __name__ == "__main__":
