@@ -62,8 +62,8 @@ class Host:
 
     def project(self, w, m):
         y, d = rms_norm(self.x, w["input_norm"], m["epsilon"]), m["head_dim"]
-        q, k, v = y @ w["q"].T, y @ w["k"].T, y @ w["v"].T
-        self.qkv = np.concatenate([q, k, v], 1)  # before RoPE
+        q, k, v = (y @ w[name].T + w[name + "_bias"] for name in ("q", "k", "v"))
+        self.qkv = np.concatenate([q, k, v], 1)  # with biases, before RoPE
         self.q = rope(q.reshape(len(y), m["query_heads"], d), self.positions, m["theta"])
         self.k = rope(k.reshape(len(y), m["kv_heads"], d), self.positions, m["theta"])
         self.v = v.reshape(len(y), m["kv_heads"], d)

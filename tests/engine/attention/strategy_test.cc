@@ -163,6 +163,27 @@ TEST(Strategy, ALostRankIsAnError) {
                std::runtime_error);
 }
 
+// Outside of the rows there is nothing, not a zero: with negative scores a zero would win.
+TEST(Strategy, PoolingAtTheEdges) {
+  using reference::HostTensor;
+  auto backend = *kernels::CreateCpuBackend({.threads = 1, .force_isa = ""});
+  auto stream = *backend->NewStream();
+  for (const int64_t rows : {1, 2, 3, 9}) {
+    HostTensor scores = HostTensor::Zeros(kernels::DType::kF32, {rows, 2}),
+               pooled = HostTensor::Zeros(kernels::DType::kF32, {rows, 2});
+    for (int64_t t = 0; t < rows; ++t) {  // head 0 falls, head 1 rises
+      scores.view.as<float>()[t * 2] = static_cast<float>(-5 - t);
+      scores.view.as<float>()[t * 2 + 1] = static_cast<float>(-50 + t);
+    }
+    backend->MaxPoolRows(scores.view, 5, pooled.view, *stream);
+    ASSERT_TRUE(stream->Synchronize().ok());
+    for (int64_t t = 0; t < rows; ++t) {
+      EXPECT_EQ(reference::At(pooled.view, t, 0), -5 - std::max<int64_t>(0, t - 2));
+      EXPECT_EQ(reference::At(pooled.view, t, 1), -50 + std::min<int64_t>(rows - 1, t + 2));
+    }
+  }
+}
+
 // Keys of a passing block have no order.
 TEST(Strategy, PassingKeysMayBePermuted) {
   using reference::HostTensor;

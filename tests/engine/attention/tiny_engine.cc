@@ -11,6 +11,8 @@
 namespace apb::attention {
 namespace {
 
+constexpr int64_t kVocabSize = 1009;  // a prime number
+
 using kernels::DType;
 using kernels::TensorView;
 
@@ -23,7 +25,6 @@ T Check(absl::StatusOr<T> value) {
   return *std::move(value);
 }
 
-// A prefill of this document; also with tokens of ours, not those of Text.
 absl::StatusOr<std::unique_ptr<DocumentPrefill>> StartPrefill(const PrefillContext& context,
                                                               const PrefillCase& c,
                                                               const std::vector<int32_t>& document,
@@ -51,7 +52,7 @@ const TinyModel& TinyModel::Get() {
     auto* tiny = new TinyModel;
     model::ModelConfig& c = tiny->config;
     c.architecture = "LlamaForCausalLM";
-    c.vocab_size = 101;
+    c.vocab_size = kVocabSize;
     c.hidden_size = 48;
     c.mlp_size = 64;
     c.layers = 3;
@@ -59,6 +60,7 @@ const TinyModel& TinyModel::Get() {
     c.kv_heads = 2;
     c.head_dim = 16;
     c.max_positions = 4096;
+    c.qkv_bias = true;  // what a retaining head reads has the biases in it
     c.dtype = DType::kF32;
     tiny->backend = Check(kernels::CreateCpuBackend({.threads = 1, .force_isa = ""}));
     tiny->weights = Check(model::Weights::Random(c, 17, 24, *tiny->backend));
@@ -70,8 +72,7 @@ const TinyModel& TinyModel::Get() {
 std::vector<int32_t> Text(int64_t begin, int64_t end) {
   std::vector<int32_t> tokens;
   for (int64_t i = begin; i < end; ++i) {
-    const uint64_t mixed = (static_cast<uint64_t>(i) + 1) * 0x9e3779b97f4a7c15ull;
-    tokens.push_back(static_cast<int32_t>((mixed >> 33) % 101));
+    tokens.push_back(static_cast<int32_t>((i * 389 + 17) % kVocabSize));
   }
   return tokens;
 }

@@ -17,7 +17,8 @@
 
 namespace apb::attention {
 
-// 3 layers, 4 query and 2 KV heads of 16, random weights with retaining heads of width 24.
+// 3 layers, 4 query and 2 KV heads of 16, biases on q, k, v, random weights with retaining heads of
+// width 24.
 struct TinyModel {
   static const TinyModel& Get();
   model::ModelConfig config;
@@ -25,7 +26,8 @@ struct TinyModel {
   std::unique_ptr<model::Weights> weights;
 };
 
-// Tokens [begin, end) of an endless random text.
+// Tokens [begin, end) of an endless text without a repetition within 1000 tokens: equal tokens have
+// equal scores, and which of them is passed on would depend on the last bit.
 std::vector<int32_t> Text(int64_t begin, int64_t end);
 
 struct PrefillCase {

@@ -163,6 +163,17 @@ TEST(Scheduler, StopTokenEnds) {
   EXPECT_EQ(run.tokens[SequenceId{1}].back(), 14);
 }
 
+TEST(Scheduler, StopTokenEndsAlsoAsTheFirstToken) {
+  Scheduler scheduler(Options());
+  FakeExecutor run(scheduler);
+  Request r = Make(1, 10, 2, 50);
+  r.spec.sampling.stop_tokens = {11};
+  scheduler.Submit(r, run.now());
+  run.RunUntilIdle();
+  EXPECT_EQ(run.ends.at(SequenceId{1}).reason, EndReason::kStopToken);
+  EXPECT_EQ(run.tokens[SequenceId{1}], std::vector<int32_t>{11});
+}
+
 TEST(Scheduler, CancelFreesWithinOneStep) {
   Scheduler scheduler(Options());
   FakeExecutor run(scheduler);
