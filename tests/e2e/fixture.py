@@ -1,0 +1,242 @@
+"""What the end-to-end tests share: a server with its ranks on free ports, plain HTTP, metrics, processes, prompts.
+
+The binaries come from APB_SERVER_BINARY and APB_WORKER_BINARY (CTest sets them).
+"""
+import contextlib
+import ctypes
+import http.client
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODEL = ROOT / "tests" / "reference_model" / "checkpoint"
+MODEL_NAME = "demo"
+SERVER_BINARY = os.environ.get("APB_SERVER_BINARY", "")
+WORKER_BINARY = os.environ.get("APB_WORKER_BINARY", "")
+# Far more than anything takes; a test never fails because the machine is busy.
+PATIENCE = 120
+
+sys.path.insert(0, str(ROOT / "tests" / "reference_model"))
+import make_prompt as prompts  # noqa: E402
+
+COUNT_TOKENS = prompts.counter(MODEL)
+
+
+def make_prompt(tokens, depth=0.5, seed=1, **options):
+    """A request with a hidden fact and the expected answer; see tests/reference_model/make_prompt.py."""
+    return prompts.make_prompt(tokens, depth, seed, model=MODEL_NAME, count=COUNT_TOKENS, **options)
+
+
+def wait_until(condition, what, timeout=PATIENCE, pause=0.02):
+    """The first true value of condition(); fails after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout} s: {what}")
+        time.sleep(pause)
+
+
+def _die_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def process_table():
+    """pid -> (parent, name, state) of every process."""
+    table = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                text = pathlib.Path("/proc", entry, "stat").read_text()
+                name = text[text.index("(") + 1:text.rindex(")")]
+                state, parent = text[text.rindex(")") + 2:].split()[:2]
+                table[int(entry)] = (int(parent), name, state)
+    return table
+
+
+def descendants(pid):
+    table, found, ends = process_table(), [], [pid]
+    while ends:
+        parent = ends.pop()
+        children = [p for p, (its_parent, _, state) in table.items() if its_parent == parent and state != "Z"]
+        found += children
+        ends += children
+    return found
+
+
+def is_alive(pid):
+    return process_table().get(pid, (0, "", "Z"))[2] != "Z"
+
+
+def cpu_seconds(pid):
+    fields = pathlib.Path("/proc", str(pid), "stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def server_command(*flags, model=MODEL, ranks=2, virtual_hosts=4):
+    command = [SERVER_BINARY, "--model", str(model), "--served-model-name", MODEL_NAME, "--http-port", "0",
+               "--grpc-port", "0"]
+    if ranks:
+        command += ["--local-ranks", str(ranks), "--virtual-hosts", str(virtual_hosts), "--worker-binary",
+                    WORKER_BINARY]
+    return command + [str(flag) for flag in flags]
+
+
+class Server:
+    """A running apb-server. `with Server(...) as server:` stops it and asserts that nothing is left behind."""
+
+    def __init__(self, *flags, wait=True, **options):
+        self._log = tempfile.NamedTemporaryFile(prefix="apb-server-", suffix=".log")
+        self.process = subprocess.Popen(server_command(*flags, **options), stdin=subprocess.DEVNULL,
+                                        stdout=self._log, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent)
+        try:
+            self.http_port = int(self.await_log(r"http=127\.0\.0\.1:(\d+)"))
+            self.grpc_port = int(self.await_log(r"grpc=127\.0\.0\.1:(\d+)"))
+            self.cluster_port = int(self.await_log(r"workers dial 127\.0\.0\.1:(\d+)"))
+            if wait:
+                self.await_log(r"(?m)^ready (http://\S+)$")
+        except BaseException:
+            self.process.kill()
+            print(self.log(), file=sys.stderr)
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is not None:
+            print(f"--- log of the server\n{self.log()[-8000:]}", file=sys.stderr)
+        self.stop()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def grpc_address(self):
+        return f"127.0.0.1:{self.grpc_port}"
+
+    def log(self):
+        return pathlib.Path(self._log.name).read_text(errors="replace")
+
+    def await_log(self, pattern):
+        def found():
+            match = re.search(pattern, self.log())
+            if match is None and self.process.poll() is not None:
+                raise AssertionError(f"the server ended with {self.process.returncode}\n{self.log()}")
+            return match
+        return wait_until(found, f"{pattern} in the server's log").group(1)
+
+    def stop(self, signal_number=signal.SIGTERM):
+        """Stops the server; returns its exit code. No process of it may be left."""
+        if self.process.poll() is not None:
+            return self.process.returncode
+        children = descendants(self.process.pid)
+        self.process.send_signal(signal_number)
+        try:
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        left = [pid for pid in children if is_alive(pid)]
+        assert not left, f"processes {left} are left behind\n{self.log()}"
+        return code
+
+    def workers(self):
+        """Pids of the ranks."""
+        table = process_table()
+        return sorted(p for p in descendants(self.process.pid) if table.get(p, ("", ""))[1] == "apb-worker")
+
+    def request(self, method, path, body=None, headers=None, timeout=PATIENCE):
+        """(status, headers, body as text) of one request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=timeout)
+        try:
+            connection.request(method, path, body=body, headers=headers or {})
+            response = connection.getresponse()
+            return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read().decode()
+        finally:
+            connection.close()
+
+    def get(self, path):
+        status, _, text = self.request("GET", path)
+        return status, text
+
+    def post(self, path, body):
+        """(status, parsed answer)."""
+        status, _, text = self.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        return status, json.loads(text)
+
+    def metrics(self):
+        """`name{labels}` -> value, and `name` -> the sum over its label sets (the model's label left out)."""
+        values = {}
+        for line in self.get("/metrics")[1].splitlines():
+            if line and not line.startswith("#"):
+                series, value = line.rsplit(" ", 1)
+                name = series.split("{")[0]
+                values[series] = float(value)
+                if name != series:
+                    values[name] = values.get(name, 0) + float(value)
+        return values
+
+    def await_idle(self, timeout=PATIENCE):
+        """Until no request runs or waits and every KV block of every rank is free."""
+        def idle():
+            values = self.metrics()
+            return (values["apb_num_requests_running"] == 0 and values["apb_num_requests_waiting"] == 0
+                    and values["apb_kv_cache_usage_ratio"] == 0)
+        wait_until(idle, "no request in flight and an empty KV cache", timeout)
+
+
+class Stream:
+    """A streamed answer by plain HTTP: `events` are parsed data frames, `comments` counts keep-alives."""
+
+    def __init__(self, server, path, body):
+        self.connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE)
+        self.connection.request("POST", path, json.dumps({**body, "stream": True}),
+                                {"Content-Type": "application/json"})
+        self.response = self.connection.getresponse()  # returns when the headers are there
+        self.events = []
+        self.comments = 0
+        self.done = False
+
+    def read_event(self):
+        """The next data frame, or None after [DONE] or at the end of the response."""
+        while True:
+            line = self.response.readline()
+            if not line:
+                return None
+            if line.startswith(b":"):
+                self.comments += 1
+            elif line.startswith(b"data: [DONE]"):
+                self.done = True
+                return None
+            elif line.startswith(b"data: "):
+                self.events.append(json.loads(line[6:]))
+                return self.events[-1]
+
+    def read_all(self):
+        while self.read_event() is not None:
+            pass
+        return self.events
+
+    def close(self):
+        self.connection.sock.close()
+        self.connection.close()
+
+
+def text_of(events):
+    """The text of a stream, of chat or completions."""
+    text = ""
+    for event in events:
+        for choice in event.get("choices", []):
+            text += choice.get("text") or choice.get("delta", {}).get("content") or ""
+    return text
