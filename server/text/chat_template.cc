@@ -20,6 +20,15 @@ using jinja::Dict;
 using jinja::Origin;
 using jinja::Value;
 
+// Many templates write their special tokens as '<|' + role + '|>', so the roles that everybody uses
+// count as the template's own text; any other word stays the caller's.
+bool IsCommonRole(std::string_view role) {
+  for (const char* known : {"system", "developer", "user", "assistant", "tool", "function"}) {
+    if (role == known) return true;
+  }
+  return false;
+}
+
 Value MessagesValue(const Json& messages, std::vector<std::string>& roles) {
   if (!messages.is_array()) jinja::Fail("messages must be an array");
   std::vector<Value> values;
@@ -31,21 +40,26 @@ Value MessagesValue(const Json& messages, std::vector<std::string>& roles) {
     Dict dict;
     dict.origin = Origin{index, false};
     dict.message_index = index;
-    for (const auto& [key, value] : message.items())
-      dict.Set(key, jinja::FromJson(value, Origin{index, key == "content"}));
+    for (const auto& [key, value] : message.items()) {
+      const bool own_word = key == "role" && IsCommonRole(roles.back());
+      dict.Set(key, own_word ? Value::String(roles.back())
+                             : jinja::FromJson(value, Origin{index, key == "content"}));
+    }
     values.push_back(Value::MakeDict(std::move(dict)));
   }
   return Value::MakeList(std::move(values));
 }
 
-// The template's text from chat_template.jinja, or from tokenizer_config.json: a string, or a list of named ones.
+// The template's text from chat_template.jinja, or from tokenizer_config.json: a string, or a list
+// of named ones.
 absl::StatusOr<std::string> FindSource(const std::string& folder) {
   auto own = ReadFile(folder + "/chat_template.jinja");
   if (own.ok() || !absl::IsNotFound(own.status())) return own;
   const std::string path = folder + "/tokenizer_config.json";
   APB_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
   const Json config = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!config.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, ": no JSON object"));
+  if (!config.is_object())
+    return absl::InvalidArgumentError(absl::StrCat(path, ": no JSON object"));
   const auto found = config.find("chat_template");
   if (found == config.end() || found->is_null()) {
     return absl::NotFoundError(absl::StrCat(folder, ": has no chat template"));
@@ -53,13 +67,14 @@ absl::StatusOr<std::string> FindSource(const std::string& folder) {
   if (found->is_string()) return found->get<std::string>();
   if (found->is_array()) {
     for (const Json& entry : *found) {
-      if (entry.is_object() && entry.value("name", Json()) == "default" && entry.contains("template") &&
-          entry["template"].is_string()) {
+      if (entry.is_object() && entry.value("name", Json()) == "default" &&
+          entry.contains("template") && entry["template"].is_string()) {
         return entry["template"].get<std::string>();
       }
     }
   }
-  return absl::InvalidArgumentError(absl::StrCat(path, ": chat_template is no text and has none named \"default\""));
+  return absl::InvalidArgumentError(
+      absl::StrCat(path, ": chat_template is no text and has none named \"default\""));
 }
 
 }  // namespace
@@ -69,7 +84,8 @@ std::vector<PromptSegment> RenderedPrompt::Segments() const {
   const std::string_view all = text;
   size_t done = 0;
   for (const UserSpan& span : user_spans) {
-    if (span.range.begin > done) segments.push_back({.text = all.substr(done, span.range.begin - done)});
+    if (span.range.begin > done)
+      segments.push_back({.text = all.substr(done, span.range.begin - done)});
     segments.push_back({.text = all.substr(span.range.begin, span.range.end - span.range.begin),
                         .from_user = true,
                         .message_index = span.message_index,
@@ -99,41 +115,51 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Parse(std::string_vi
     impl->block = jinja::Parse(source);
     return std::unique_ptr<ChatTemplate>(new ChatTemplate(std::move(impl)));
   } catch (const jinja::TemplateError& error) {
-    return absl::Status(error.status().code(), absl::StrCat("chat template: ", error.status().message()));
+    return absl::Status(error.status().code(),
+                        absl::StrCat("chat template: ", error.status().message()));
   }
 }
 
-absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Load(const std::string& checkpoint_folder) {
+absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Load(
+    const std::string& checkpoint_folder) {
   APB_ASSIGN_OR_RETURN(const std::string source, FindSource(checkpoint_folder));
   return Parse(source);
 }
 
-absl::StatusOr<RenderedPrompt> ChatTemplate::Render(const Json& messages, const RenderOptions& options) const {
+absl::StatusOr<RenderedPrompt> ChatTemplate::Render(const Json& messages,
+                                                    const RenderOptions& options) const {
   RenderedPrompt prompt;
   try {
     Dict variables;
-    for (const auto& [name, token] : options.special_tokens) variables.Set(name, Value::String(token));
+    for (const auto& [name, token] : options.special_tokens)
+      variables.Set(name, Value::String(token));
     variables.Set("messages", MessagesValue(messages, prompt.roles));
     variables.Set("tools", jinja::FromJson(options.tools, Origin{}));
     variables.Set("documents", Value::MakeNone());
     variables.Set("add_generation_prompt", Value::Bool(options.add_generation_prompt));
     if (options.kwargs.is_object()) {
-      for (const auto& [name, value] : options.kwargs.items()) variables.Set(name, jinja::FromJson(value, Origin{}));
+      for (const auto& [name, value] : options.kwargs.items())
+        variables.Set(name, jinja::FromJson(value, Origin{}));
     }
-    jinja::Rendered rendered = jinja::Render(impl_->block, variables, options.now.value_or(absl::Now()));
+    jinja::Rendered rendered =
+        jinja::Render(impl_->block, variables, options.now.value_or(absl::Now()));
     prompt.text = rendered.text.bytes();
     for (const jinja::Text::Span& span : rendered.text.spans())
-      prompt.user_spans.push_back({{span.begin, span.end}, span.origin.message_index, span.origin.is_content});
-    for (const auto& turn : rendered.turns) prompt.turns.push_back({{turn.begin, turn.end}, turn.message_index});
+      prompt.user_spans.push_back(
+          {{span.begin, span.end}, span.origin.message_index, span.origin.is_content});
+    for (const auto& turn : rendered.turns)
+      prompt.turns.push_back({{turn.begin, turn.end}, turn.message_index});
   } catch (const jinja::TemplateError& error) {
     return error.status();
   }
   return prompt;
 }
 
-absl::StatusOr<std::vector<int32_t>> Tokenize(const Tokenizer& tokenizer, const RenderedPrompt& prompt) {
+absl::StatusOr<std::vector<int32_t>> Tokenize(const Tokenizer& tokenizer,
+                                              const RenderedPrompt& prompt) {
   const std::vector<ByteRange> plain = prompt.UserRanges();
-  return tokenizer.Encode(prompt.text, {.add_special_tokens = false, .parse_special = true, .plain_ranges = plain});
+  return tokenizer.Encode(
+      prompt.text, {.add_special_tokens = false, .parse_special = true, .plain_ranges = plain});
 }
 
 }  // namespace apb::text

@@ -51,9 +51,8 @@ class PartEncoder {
       const size_t from = std::max(range.begin, begin), to = std::min(range.end, end);
       if (from < to) plain.push_back({from - begin, to - begin});
     }
-    EncodeOptions options{.add_special_tokens = false,
-                          .parse_special = parse_special_,
-                          .plain_ranges = plain};
+    EncodeOptions options{
+        .add_special_tokens = false, .parse_special = parse_special_, .plain_ranges = plain};
     if (begin > 0) {
       const bool after_special = tokens.empty() || tokenizer_.IsAdded(tokens.back());
       options.start = after_special ? TextStart::kAfterSpecialToken : TextStart::kMidText;
@@ -114,17 +113,14 @@ absl::StatusOr<PromptSplit> SplitAt(const PartEncoder& encoder, size_t border,
 absl::StatusOr<PromptSplit> SplitByParagraph(const PartEncoder& encoder, ByteRange content,
                                              size_t border_of_all, std::vector<int32_t> prefix) {
   const std::string_view text = encoder.text();
-  const size_t paragraph =
-      LastParagraph(text.substr(content.begin, content.end - content.begin));
+  const size_t paragraph = LastParagraph(text.substr(content.begin, content.end - content.begin));
   const size_t begin = content.begin + paragraph;
   APB_ASSIGN_OR_RETURN(const int64_t length, encoder.Count(begin, content.end));
   if (length <= kDefaultQueryTokens) {
-    APB_ASSIGN_OR_RETURN(
-        PromptSplit split,
-        SplitAt(encoder, paragraph == 0 ? border_of_all : begin, std::move(prefix)));
-    APB_ASSIGN_OR_RETURN(
-        split.embedded_query,
-        EmbedText(encoder.tokenizer(), text.substr(begin, content.end - begin)));
+    APB_ASSIGN_OR_RETURN(PromptSplit split, SplitAt(encoder, paragraph == 0 ? border_of_all : begin,
+                                                    std::move(prefix)));
+    APB_ASSIGN_OR_RETURN(split.embedded_query,
+                         EmbedText(encoder.tokenizer(), text.substr(begin, content.end - begin)));
     return split;
   }
   PromptSplit split;
@@ -140,11 +136,11 @@ absl::StatusOr<PromptSplit> SplitByParagraph(const PartEncoder& encoder, ByteRan
 
 // What of a rendered chat the split needs to know.
 struct ChatLayout {
-  int last_user = -1;      // the last user message that was rendered
-  ByteRange content;       // of it, all of its content's pieces
-  size_t turn_begin = 0;   // of it
-  size_t bytes_before = 0; // of the content of user and system messages before it
-  size_t anchor_at = 0;    // begin of the first user content, else of the first system content
+  int last_user = -1;       // the last user message that was rendered
+  ByteRange content;        // of it, all of its content's pieces
+  size_t turn_begin = 0;    // of it
+  size_t bytes_before = 0;  // of the content of user and system messages before it
+  size_t anchor_at = 0;     // begin of the first user content, else of the first system content
 
   explicit ChatLayout(const RenderedPrompt& prompt) {
     size_t first_user = SIZE_MAX, first_system = SIZE_MAX;
@@ -193,9 +189,8 @@ absl::StatusOr<PromptSplit> SplitChatByQuery(const PartEncoder& encoder,
                                              std::string_view query) {
   for (auto span = prompt.user_spans.rbegin(); span != prompt.user_spans.rend(); ++span) {
     if (!span->is_content) continue;
-    const size_t at = encoder.text()
-                          .substr(span->range.begin, span->range.end - span->range.begin)
-                          .rfind(query);
+    const size_t at =
+        encoder.text().substr(span->range.begin, span->range.end - span->range.begin).rfind(query);
     if (at == std::string_view::npos) continue;
     size_t border = span->range.begin + at;
     // The header of a message that is nothing but the query belongs to it.
@@ -260,8 +255,7 @@ absl::StatusOr<PromptSplit> SplitChatPrompt(const Tokenizer& tokenizer,
     APB_ASSIGN_OR_RETURN(split, SplitByParagraph(encoder, layout.content, border, {}));
   }
   APB_ASSIGN_OR_RETURN(const int64_t head, encoder.Count(0, layout.anchor_at));
-  split.query_insert_position =
-      static_cast<int32_t>(std::min<int64_t>(head, split.query_begin));
+  split.query_insert_position = static_cast<int32_t>(std::min<int64_t>(head, split.query_begin));
   return split;
 }
 
@@ -279,11 +273,10 @@ absl::StatusOr<PromptSplit> SplitPlainPrompt(const Tokenizer& tokenizer, std::st
     APB_ASSIGN_OR_RETURN(split, SplitAt(encoder, at, std::move(prefix)));
     APB_ASSIGN_OR_RETURN(split.embedded_query, EmbedText(tokenizer, query));
   } else {
-    APB_ASSIGN_OR_RETURN(
-        split, SplitByParagraph(encoder, {0, prompt.size()}, 0, std::move(prefix)));
-    split.embedded_query =
-        UntilEndOfTurn(tokenizer, std::span(split.tokens).subspan(split.query_begin),
-                       options.end_of_turn_ids);
+    APB_ASSIGN_OR_RETURN(split,
+                         SplitByParagraph(encoder, {0, prompt.size()}, 0, std::move(prefix)));
+    split.embedded_query = UntilEndOfTurn(
+        tokenizer, std::span(split.tokens).subspan(split.query_begin), options.end_of_turn_ids);
   }
   if (options.add_special_tokens) {
     const auto& suffix = tokenizer.suffix_ids();
@@ -301,9 +294,9 @@ absl::StatusOr<PromptSplit> SplitTokenPrompt(const Tokenizer& tokenizer,
                                              const PlainPromptOptions& options) {
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (!tokenizer.IsToken(tokens[i])) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("token id ", tokens[i], " at index ", i, " is not in the vocabulary of ",
-                       tokenizer.vocab_size()));
+      return absl::InvalidArgumentError(absl::StrCat("token id ", tokens[i], " at index ", i,
+                                                     " is not in the vocabulary of ",
+                                                     tokenizer.vocab_size()));
     }
   }
   PromptSplit split;
@@ -314,8 +307,8 @@ absl::StatusOr<PromptSplit> SplitTokenPrompt(const Tokenizer& tokenizer,
   } else {
     split.query_begin =
         std::max<int32_t>(static_cast<int32_t>(tokens.size()) - kDefaultQueryTokens, 0);
-    split.embedded_query = UntilEndOfTurn(
-        tokenizer, std::span(tokens).subspan(split.query_begin), options.end_of_turn_ids);
+    split.embedded_query = UntilEndOfTurn(tokenizer, std::span(tokens).subspan(split.query_begin),
+                                          options.end_of_turn_ids);
   }
   const bool begins_with_bos = !tokens.empty() && tokens[0] == tokenizer.bos_id();
   split.query_insert_position = std::min<int32_t>(begins_with_bos ? 1 : 0, split.query_begin);

@@ -12,22 +12,22 @@ namespace apb::text::jinja {
 
 struct Expression {
   enum class Kind {
-    kLiteral,      // value
-    kName,         // name
-    kList,         // arguments
-    kTuple,        // arguments
-    kDict,         // arguments: key, value, key, value, ...
-    kAttribute,    // arguments[0].name
-    kItem,         // arguments[0][arguments[1]]
-    kSlice,        // arguments[0][arguments[1]:arguments[2]:arguments[3]], null where left out
-    kCall,         // arguments[0](arguments[1..], named)
-    kFilter,       // arguments[0] | name(arguments[1..], named)
-    kTest,         // arguments[0] is name(arguments[1..])
+    kLiteral,    // value
+    kName,       // name
+    kList,       // arguments
+    kTuple,      // arguments
+    kDict,       // arguments: key, value, key, value, ...
+    kAttribute,  // arguments[0].name
+    kItem,       // arguments[0][arguments[1]]
+    kSlice,      // arguments[0][arguments[1]:arguments[2]:arguments[3]], null where left out
+    kCall,       // arguments[0](arguments[1..], named)
+    kFilter,     // arguments[0] | name(arguments[1..], named)
+    kTest,       // arguments[0] is name(arguments[1..])
     kNot,
     kNegative,
     kPositive,
-    kBinary,       // name is the operator
-    kCompare,      // arguments[0] operators[0] arguments[1] operators[1] ...
+    kBinary,   // name is the operator
+    kCompare,  // arguments[0] operators[0] arguments[1] operators[1] ...
     kAnd,
     kOr,
     kConditional,  // arguments: then, condition, else (may be null)

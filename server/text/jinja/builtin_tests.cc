@@ -9,7 +9,9 @@
 namespace apb::text::jinja {
 namespace {
 
-const Value& Other(const Arguments& arguments) { return arguments.Need(0, "other", "a test that compares"); }
+const Value& Other(const Arguments& arguments) {
+  return arguments.Need(0, "other", "a test that compares");
+}
 
 int64_t Remainder(const Value& value, int64_t divisor) {
   if (!value.IsInteger()) Fail("a number is tested that is a ", value.TypeName());
@@ -68,7 +70,8 @@ constexpr auto kTests = std::to_array<Entry>({
     {"false", [](const Value& v, const Arguments&) { return v.Is<bool>() && !v.Truth(); }},
     {"odd", [](const Value& v, const Arguments&) { return Remainder(v, 2) != 0; }},
     {"even", [](const Value& v, const Arguments&) { return Remainder(v, 2) == 0; }},
-    {"divisibleby", [](const Value& v, const Arguments& a) { return Remainder(v, Divisor(a)) == 0; }},
+    {"divisibleby",
+     [](const Value& v, const Arguments& a) { return Remainder(v, Divisor(a)) == 0; }},
     {"lower", [](const Value& v, const Arguments&) { return IsCase(v, Case::kLower); }},
     {"upper", [](const Value& v, const Arguments&) { return IsCase(v, Case::kUpper); }},
     {"in", [](const Value& v, const Arguments& a) { return Contains(Other(a), v); }},
@@ -91,7 +94,8 @@ constexpr auto kTests = std::to_array<Entry>({
 });
 
 const Entry* FindTest(std::string_view name) {
-  const auto* found = std::find_if(kTests.begin(), kTests.end(), [&](const Entry& entry) { return entry.name == name; });
+  const auto* found = std::find_if(kTests.begin(), kTests.end(),
+                                   [&](const Entry& entry) { return entry.name == name; });
   return found == kTests.end() ? nullptr : found;
 }
 

@@ -1,4 +1,5 @@
-// The filters, tests, methods and functions that templates may use, with Python's and jinja2's meaning.
+// The filters, tests, methods and functions that templates may use, with Python's and jinja2's
+// meaning.
 #pragma once
 
 #include <string>

@@ -71,12 +71,14 @@ ExpressionPointer ExpressionParser::Make(Kind kind, std::string name) const {
 
 void ExpressionParser::Add(Expression& parent, ExpressionPointer argument) {
   if (argument != nullptr) parent.depth = std::max(parent.depth, argument->depth + 1);
-  if (parent.depth > kMaxDepth) Fail("line ", stream_.line(), ": an expression has more than ", kMaxDepth, " levels");
+  if (parent.depth > kMaxDepth)
+    Fail("line ", stream_.line(), ": an expression has more than ", kMaxDepth, " levels");
   parent.arguments.push_back(std::move(argument));
 }
 
 ExpressionPointer ExpressionParser::Parse(bool with_condition) {
-  if (++nesting_ > kMaxNesting) Fail("line ", stream_.line(), ": brackets nested deeper than ", kMaxNesting);
+  if (++nesting_ > kMaxNesting)
+    Fail("line ", stream_.line(), ": brackets nested deeper than ", kMaxNesting);
   ExpressionPointer expression = ParseOr();
   while (with_condition && stream_.TakeName("if")) {
     ExpressionPointer conditional = Make(Kind::kConditional);
@@ -96,7 +98,9 @@ ExpressionPointer ExpressionParser::ParseTuple(bool with_condition) {
   Add(*tuple, std::move(first));
   while (stream_.TakeOperator(",")) {
     const Token& token = stream_.current();
-    if (token.type == TokenType::kBlockEnd || token.type == TokenType::kVariableEnd || stream_.IsOperator(")")) break;
+    if (token.type == TokenType::kBlockEnd || token.type == TokenType::kVariableEnd ||
+        stream_.IsOperator(")"))
+      break;
     Add(*tuple, Parse(with_condition));
   }
   return tuple;
@@ -142,7 +146,8 @@ ExpressionPointer ExpressionParser::ParseCompare() {
       if (stream_.IsOperator(known)) op = known;
     }
     if (stream_.IsName("in")) op = "in";
-    if (stream_.IsName("not") && stream_.next().type == TokenType::kName && stream_.next().text == "in") {
+    if (stream_.IsName("not") && stream_.next().type == TokenType::kName &&
+        stream_.next().text == "in") {
       stream_.Take();
       op = "not in";
     }
@@ -157,7 +162,8 @@ ExpressionPointer ExpressionParser::ParseCompare() {
   }
 }
 
-ExpressionPointer ExpressionParser::ParseBinary(Rule operand, std::initializer_list<const char*> operators) {
+ExpressionPointer ExpressionParser::ParseBinary(Rule operand,
+                                                std::initializer_list<const char*> operators) {
   ExpressionPointer left = (this->*operand)();
   while (true) {
     const char* found = nullptr;
@@ -173,7 +179,9 @@ ExpressionPointer ExpressionParser::ParseBinary(Rule operand, std::initializer_l
   }
 }
 
-ExpressionPointer ExpressionParser::ParseSum() { return ParseBinary(&ExpressionParser::ParseConcat, {"+", "-"}); }
+ExpressionPointer ExpressionParser::ParseSum() {
+  return ParseBinary(&ExpressionParser::ParseConcat, {"+", "-"});
+}
 
 ExpressionPointer ExpressionParser::ParseConcat() {
   ExpressionPointer first = ParseProduct();
@@ -203,7 +211,8 @@ ExpressionPointer ExpressionParser::ParsePower() {
 ExpressionPointer ExpressionParser::ParseUnary(bool with_filters) {
   ExpressionPointer made;
   if (stream_.IsOperator("-") || stream_.IsOperator("+")) {
-    if (++nesting_ > kMaxNesting) Fail("line ", stream_.line(), ": nested deeper than ", kMaxNesting);
+    if (++nesting_ > kMaxNesting)
+      Fail("line ", stream_.line(), ": nested deeper than ", kMaxNesting);
     made = Make(stream_.IsOperator("-") ? Kind::kNegative : Kind::kPositive);
     stream_.Take();
     Add(*made, ParseUnary(false));
@@ -229,8 +238,10 @@ ExpressionPointer ExpressionParser::ParsePrimary() {
     }
     case TokenType::kInteger: {
       int64_t number = 0;
-      const auto [end, error] = std::from_chars(token.text.data(), token.text.data() + token.text.size(), number);
-      if (error != std::errc()) Fail("line ", token.line, ": the number ", token.text, " is too large");
+      const auto [end, error] =
+          std::from_chars(token.text.data(), token.text.data() + token.text.size(), number);
+      if (error != std::errc())
+        Fail("line ", token.line, ": the number ", token.text, " is too large");
       literal->value = Value::Int(number);
       stream_.Take();
       return literal;
@@ -311,7 +322,8 @@ ExpressionPointer ExpressionParser::ParsePostfix(ExpressionPointer input) {
         input = std::move(item);
         continue;
       }
-      ExpressionPointer attribute = Make(Kind::kAttribute, stream_.Expect(TokenType::kName, "an attribute").text);
+      ExpressionPointer attribute =
+          Make(Kind::kAttribute, stream_.Expect(TokenType::kName, "an attribute").text);
       Add(*attribute, std::move(input));
       input = std::move(attribute);
     } else if (stream_.IsOperator("[")) {
@@ -336,7 +348,8 @@ ExpressionPointer ExpressionParser::ParseSubscript(ExpressionPointer input) {
       Add(*made, stream_.IsOperator(":") || stream_.IsOperator("]") ? nullptr : Parse());
     while (made->arguments.size() < 4) Add(*made, nullptr);
   }
-  if (stream_.IsOperator(",")) FailUnsupported("line ", stream_.line(), ": an index of several values");
+  if (stream_.IsOperator(","))
+    FailUnsupported("line ", stream_.line(), ": an index of several values");
   stream_.ExpectOperator("]");
   return made;
 }
@@ -365,7 +378,8 @@ void ExpressionParser::ParseArguments(Expression& call) {
       call.depth = std::max(call.depth, value->depth + 1);
       call.named.emplace_back(std::move(name), std::move(value));
     } else {
-      if (!call.named.empty()) Fail("line ", stream_.line(), ": a positional argument after a named one");
+      if (!call.named.empty())
+        Fail("line ", stream_.line(), ": a positional argument after a named one");
       Add(call, Parse());
     }
     if (!stream_.IsOperator(")")) stream_.ExpectOperator(",");
@@ -386,7 +400,8 @@ ExpressionPointer ExpressionParser::ParseFilterSuffix(ExpressionPointer input) {
   }
 }
 
-ExpressionPointer ExpressionParser::ParseFilterChain(ExpressionPointer input, bool starts_with_name) {
+ExpressionPointer ExpressionParser::ParseFilterChain(ExpressionPointer input,
+                                                     bool starts_with_name) {
   if (starts_with_name) input = ParseFilter(std::move(input));
   while (stream_.TakeOperator("|")) input = ParseFilter(std::move(input));
   return input;
@@ -404,16 +419,18 @@ ExpressionPointer ExpressionParser::ParseFilter(ExpressionPointer input) {
 ExpressionPointer ExpressionParser::ParseTest(ExpressionPointer input) {
   const bool negated = stream_.TakeName("not");
   ExpressionPointer test = Make(Kind::kTest, stream_.Expect(TokenType::kName, "a test").text);
-  if (!IsKnownTest(test->name)) FailUnsupported("line ", test->line, ": test \"", test->name, "\" is not supported");
+  if (!IsKnownTest(test->name))
+    FailUnsupported("line ", test->line, ": test \"", test->name, "\" is not supported");
   Add(*test, std::move(input));
   const Token& token = stream_.current();
   if (stream_.IsOperator("(")) {
     ParseArguments(*test);
-  } else if (token.type == TokenType::kString || token.type == TokenType::kInteger || token.type == TokenType::kFloat ||
-             stream_.IsOperator("[") || stream_.IsOperator("{") ||
-             (token.type == TokenType::kName && token.text != "else" && token.text != "or" && token.text != "and" &&
-              token.text != "if" && token.text != "is" && token.text != "in" && token.text != "not" &&
-              token.text != "recursive")) {
+  } else if (token.type == TokenType::kString || token.type == TokenType::kInteger ||
+             token.type == TokenType::kFloat || stream_.IsOperator("[") ||
+             stream_.IsOperator("{") ||
+             (token.type == TokenType::kName && token.text != "else" && token.text != "or" &&
+              token.text != "and" && token.text != "if" && token.text != "is" &&
+              token.text != "in" && token.text != "not" && token.text != "recursive")) {
     Add(*test, ParsePostfix(ParsePrimary()));
   }
   if (!negated) return test;

@@ -24,8 +24,12 @@ class TokenStream {
   Token Expect(TokenType type, const char* what);
   void ExpectOperator(const char* text);
   void ExpectName(const char* text);
-  bool IsOperator(std::string_view text) const { return current().type == TokenType::kOperator && current().text == text; }
-  bool IsName(std::string_view text) const { return current().type == TokenType::kName && current().text == text; }
+  bool IsOperator(std::string_view text) const {
+    return current().type == TokenType::kOperator && current().text == text;
+  }
+  bool IsName(std::string_view text) const {
+    return current().type == TokenType::kName && current().text == text;
+  }
   bool TakeOperator(std::string_view text);
   bool TakeName(std::string_view text);
   std::string Describe() const;

@@ -1,4 +1,5 @@
-// jinja2's filters, with `tojson` as transformers has it. Text keeps its origin through all of them.
+// jinja2's filters, with `tojson` as transformers has it. Text keeps its origin through all of
+// them.
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -17,7 +18,8 @@ namespace {
 bool Passes(const Value& item, const Arguments& arguments, size_t test_at) {
   if (arguments.positional.size() <= test_at) return item.Truth();
   const Value& name = arguments.positional[test_at];
-  if (!name.IsString() || !IsKnownTest(name.bytes())) FailUnsupported("test '", ToText(name).bytes(), "'");
+  if (!name.IsString() || !IsKnownTest(name.bytes()))
+    FailUnsupported("test '", ToText(name).bytes(), "'");
   Arguments rest;
   rest.positional.assign(arguments.positional.begin() + test_at + 1, arguments.positional.end());
   return ApplyTest(name.bytes(), item, rest);
@@ -31,7 +33,8 @@ Value PathOf(const Value& item, const Value& path) {
   for (size_t begin = 0; begin <= names.size();) {
     const size_t end = std::min(names.find('.', begin), names.size());
     const std::string part = names.substr(begin, end - begin);
-    const bool number = !part.empty() && part.find_first_not_of("0123456789") == part.npos && part.size() < 10;
+    const bool number =
+        !part.empty() && part.find_first_not_of("0123456789") == part.npos && part.size() < 10;
     at = GetItem(at, number ? Value::Int(std::stoi(part)) : Value::String(part));
     begin = end + 1;
   }
@@ -41,7 +44,8 @@ Value PathOf(const Value& item, const Value& path) {
 Value Select(const Value& input, const Arguments& arguments, bool by_attribute, bool wanted) {
   std::vector<Value> kept;
   for (Value& item : Iterate(input)) {
-    const Value subject = by_attribute ? PathOf(item, arguments.Need(0, "attribute", "selectattr")) : item;
+    const Value subject =
+        by_attribute ? PathOf(item, arguments.Need(0, "attribute", "selectattr")) : item;
     if (Passes(subject, arguments, by_attribute ? 1 : 0) == wanted) kept.push_back(std::move(item));
   }
   return Value::MakeList(std::move(kept));
@@ -54,7 +58,8 @@ Value Map(const Value& input, const Arguments& arguments) {
   Arguments rest;
   if (attribute == nullptr) {
     const Value& name = arguments.Need(0, "filter", "map");
-    if (!name.IsString() || !IsKnownFilter(name.bytes())) FailUnsupported("filter '", ToText(name).bytes(), "'");
+    if (!name.IsString() || !IsKnownFilter(name.bytes()))
+      FailUnsupported("filter '", ToText(name).bytes(), "'");
     rest.positional.assign(arguments.positional.begin() + 1, arguments.positional.end());
     rest.named = arguments.named;
   }
@@ -88,8 +93,10 @@ Value ToJson(const Value& input, const Arguments& arguments) {
     style.indent = static_cast<int>(std::clamp<int64_t>(indent->integer(), 0, 64));
     style.item_separator = ",";
   }
-  if (const Value* separators = arguments.Find(2, "separators"); separators != nullptr && !separators->IsNone()) {
-    if (!separators->IsList() || separators->list().size() != 2) Fail("tojson: separators are two strings");
+  if (const Value* separators = arguments.Find(2, "separators");
+      separators != nullptr && !separators->IsNone()) {
+    if (!separators->IsList() || separators->list().size() != 2)
+      Fail("tojson: separators are two strings");
     style.item_separator = ToText(separators->list()[0]).bytes();
     style.key_separator = ToText(separators->list()[1]).bytes();
   }
@@ -102,7 +109,8 @@ Value Items(const Value& input) {
   if (input.IsUndefined()) return Value::MakeList({});
   if (!input.IsDict()) Fail("Can only get item pairs from a mapping.");
   for (size_t i = 0; i < input.dict().items().size(); ++i)
-    items.push_back(Value::MakeList({input.dict().Key(i), input.dict().items()[i].second}, /*is_tuple=*/true));
+    items.push_back(
+        Value::MakeList({input.dict().Key(i), input.dict().items()[i].second}, /*is_tuple=*/true));
   return Value::MakeList(std::move(items));
 }
 
@@ -115,8 +123,10 @@ Value SortKey(const Value& item, const Value* attribute, bool case_sensitive) {
 
 Value Sort(std::vector<Value> items, const Value* attribute, bool case_sensitive, bool reverse) {
   std::vector<std::pair<Value, Value>> keyed;
-  for (Value& item : items) keyed.emplace_back(SortKey(item, attribute, case_sensitive), std::move(item));
-  // An order that fails half way must not leave the sort with a broken comparison: it throws out of it.
+  for (Value& item : items)
+    keyed.emplace_back(SortKey(item, attribute, case_sensitive), std::move(item));
+  // An order that fails half way must not leave the sort with a broken comparison: it throws out of
+  // it.
   std::stable_sort(keyed.begin(), keyed.end(), [&](const auto& a, const auto& b) {
     return reverse ? Less(b.first, a.first) : Less(a.first, b.first);
   });
@@ -134,7 +144,8 @@ Value DictSort(const Value& input, const Arguments& arguments) {
   const Value* by = arguments.Find(1, "by");
   const bool by_value = by != nullptr && by->IsString() && by->bytes() == "value";
   const Value index = Value::Int(by_value ? 1 : 0);
-  return Sort(Items(input).list(), &index, IsTrue(arguments, 0, "case_sensitive"), IsTrue(arguments, 2, "reverse"));
+  return Sort(Items(input).list(), &index, IsTrue(arguments, 0, "case_sensitive"),
+              IsTrue(arguments, 2, "reverse"));
 }
 
 Value Unique(const Value& input, const Arguments& arguments) {
@@ -142,7 +153,8 @@ Value Unique(const Value& input, const Arguments& arguments) {
   std::vector<Value> kept, keys;
   for (Value& item : Iterate(input)) {
     Value key = SortKey(item, attribute, IsTrue(arguments, 0, "case_sensitive"));
-    if (std::any_of(keys.begin(), keys.end(), [&](const Value& k) { return Equal(k, key); })) continue;
+    if (std::any_of(keys.begin(), keys.end(), [&](const Value& k) { return Equal(k, key); }))
+      continue;
     keys.push_back(std::move(key));
     kept.push_back(std::move(item));
   }
@@ -156,7 +168,8 @@ Value Extreme(const Value& input, const Arguments& arguments, bool largest) {
   const bool sensitive = IsTrue(arguments, 0, "case_sensitive");
   size_t best = 0;
   for (size_t i = 1; i < items.size(); ++i) {
-    const Value a = SortKey(items[i], attribute, sensitive), b = SortKey(items[best], attribute, sensitive);
+    const Value a = SortKey(items[i], attribute, sensitive),
+                b = SortKey(items[best], attribute, sensitive);
     if (largest ? Less(b, a) : Less(a, b)) best = i;
   }
   return items[best];
@@ -167,7 +180,8 @@ Value Sum(const Value& input, const Arguments& arguments) {
   const Value* start = arguments.Find(1, "start");
   Value total = start != nullptr ? *start : Value::Int(0);
   for (const Value& item : Iterate(input))
-    total = Arithmetic("+", total, attribute != nullptr && !attribute->IsNone() ? PathOf(item, *attribute) : item);
+    total = Arithmetic(
+        "+", total, attribute != nullptr && !attribute->IsNone() ? PathOf(item, *attribute) : item);
   return total;
 }
 
@@ -208,10 +222,13 @@ Value Round(const Value& input, const Arguments& arguments) {
   if (!input.IsNumber()) Fail("round needs a number, not ", input.TypeName());
   const Value* precision = arguments.Find(0, "precision");
   const Value* method = arguments.Find(1, "method");
-  const double scale = precision != nullptr && precision->IsInteger() ? std::pow(10.0, precision->integer()) : 1.0;
+  const double scale =
+      precision != nullptr && precision->IsInteger() ? std::pow(10.0, precision->integer()) : 1.0;
   const double scaled = input.number() * scale;
   const std::string how = method != nullptr && method->IsString() ? method->bytes() : "common";
-  const double rounded = how == "ceil" ? std::ceil(scaled) : how == "floor" ? std::floor(scaled) : std::nearbyint(scaled);
+  const double rounded = how == "ceil"    ? std::ceil(scaled)
+                         : how == "floor" ? std::floor(scaled)
+                                          : std::nearbyint(scaled);
   return Value::Float(rounded / scale);
 }
 
@@ -269,7 +286,8 @@ Value End(const Value& input, bool last) {
 }
 
 Value Absolute(const Value& input) {
-  if (input.IsInteger() && input.integer() != INT64_MIN) return Value::Int(std::abs(input.integer()));
+  if (input.IsInteger() && input.integer() != INT64_MIN)
+    return Value::Int(std::abs(input.integer()));
   if (input.Is<double>()) return Value::Float(std::fabs(input.number()));
   Fail("bad operand type for abs(): '", input.TypeName(), "'");
 }
@@ -327,8 +345,8 @@ constexpr auto kFilters = std::to_array<Entry>({
 });
 
 const Entry* FindFilter(std::string_view name) {
-  const auto* found =
-      std::find_if(kFilters.begin(), kFilters.end(), [&](const Entry& entry) { return entry.name == name; });
+  const auto* found = std::find_if(kFilters.begin(), kFilters.end(),
+                                   [&](const Entry& entry) { return entry.name == name; });
   return found == kFilters.end() ? nullptr : found;
 }
 

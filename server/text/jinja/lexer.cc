@@ -79,7 +79,8 @@ class Lexer {
     } else if (kind == '{') {
       Emit(TokenType::kVariableBegin, "");
       Inside(/*is_block=*/false);
-    } else if (const size_t after = SkipSpace(pos_); IsWord(after, "raw") && IsTagEnd(SkipSpace(after + 3))) {
+    } else if (const size_t after = SkipSpace(pos_);
+               IsWord(after, "raw") && IsTagEnd(SkipSpace(after + 3))) {
       Raw(SkipSpace(after + 3));
     } else {
       Emit(TokenType::kBlockBegin, "");
@@ -138,7 +139,8 @@ class Lexer {
   void Raw(size_t tag_end) {
     const bool strips = source_[tag_end] == '-';
     CloseTag(tag_end, strips ? 3 : 2, strips, false);
-    for (size_t tag = source_.find("{%", pos_); tag != std::string::npos; tag = source_.find("{%", tag + 2)) {
+    for (size_t tag = source_.find("{%", pos_); tag != std::string::npos;
+         tag = source_.find("{%", tag + 2)) {
       const char sign = tag + 2 < source_.size() ? source_[tag + 2] : '\0';
       const size_t word = SkipSpace(tag + (sign == '-' || sign == '+' ? 3 : 2));
       if (!IsWord(word, "endraw")) continue;
@@ -184,7 +186,9 @@ class Lexer {
 
   void Name() {
     size_t end = pos_;
-    while (end < source_.size() && (std::isalnum(static_cast<unsigned char>(source_[end])) || source_[end] == '_')) ++end;
+    while (end < source_.size() &&
+           (std::isalnum(static_cast<unsigned char>(source_[end])) || source_[end] == '_'))
+      ++end;
     Emit(TokenType::kName, source_.substr(pos_, end - pos_));
     MoveTo(end);
   }
@@ -192,7 +196,9 @@ class Lexer {
   void Number() {
     size_t end = pos_;
     auto digits = [&] {
-      while (end < source_.size() && (std::isdigit(static_cast<unsigned char>(source_[end])) || source_[end] == '_')) ++end;
+      while (end < source_.size() &&
+             (std::isdigit(static_cast<unsigned char>(source_[end])) || source_[end] == '_'))
+        ++end;
     };
     auto digit_at = [&](size_t pos) {
       return pos < source_.size() && std::isdigit(static_cast<unsigned char>(source_[pos]));
@@ -205,7 +211,8 @@ class Lexer {
       digits();
     }
     if (end < source_.size() && (source_[end] | 0x20) == 'e') {
-      const size_t exponent = end + 1 < source_.size() && (source_[end + 1] == '+' || source_[end + 1] == '-') ? 2 : 1;
+      const size_t exponent =
+          end + 1 < source_.size() && (source_[end + 1] == '+' || source_[end + 1] == '-') ? 2 : 1;
       if (digit_at(end + exponent)) {
         is_float = true;
         end += exponent;
@@ -252,7 +259,8 @@ class Lexer {
     char32_t code_point = 0;
     for (size_t i = letter + 1; i <= letter + digits; ++i) {
       const char c = i < source_.size() ? source_[i] : '\0';
-      if (!std::isxdigit(static_cast<unsigned char>(c))) Fail("line ", line_, ": broken escape in a string");
+      if (!std::isxdigit(static_cast<unsigned char>(c)))
+        Fail("line ", line_, ": broken escape in a string");
       code_point = code_point * 16 + (c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
     }
     if (code_point > 0x10FFFF || (code_point >= 0xD800 && code_point < 0xE000))
@@ -262,7 +270,8 @@ class Lexer {
   }
 
   void Operator(std::string& open) {
-    static constexpr std::array<std::string_view, 7> kDouble = {"==", "!=", ">=", "<=", "//", "**", "&&"};
+    static constexpr std::array<std::string_view, 7> kDouble = {
+        "==", "!=", ">=", "<=", "//", "**", "&&"};
     std::string text(1, source_[pos_]);
     for (const std::string_view two : kDouble) {
       if (Rest().starts_with(two)) text = std::string(two);

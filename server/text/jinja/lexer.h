@@ -1,4 +1,5 @@
-// Template source to tokens, with the white space control of transformers' environment (trim_blocks, lstrip_blocks).
+// Template source to tokens, with the white space control of transformers' environment
+// (trim_blocks, lstrip_blocks).
 #pragma once
 
 #include <string>

@@ -14,19 +14,23 @@ namespace {
 
 constexpr int64_t kMaxRange = 1'000'000;
 
-const Text& NeedText(const Arguments& arguments, size_t index, std::string_view name, std::string_view what) {
+const Text& NeedText(const Arguments& arguments, size_t index, std::string_view name,
+                     std::string_view what) {
   const Value& value = arguments.Need(index, name, what);
-  if (!value.IsString()) Fail(std::string(what), ": argument '", std::string(name), "' must be a string");
+  if (!value.IsString())
+    Fail(std::string(what), ": argument '", std::string(name), "' must be a string");
   return value.text();
 }
 
-// Changes the characters between the borders of origins separately, so that each piece keeps its own.
+// Changes the characters between the borders of origins separately, so that each piece keeps its
+// own.
 template <typename Change>
 Text MapPieces(const Text& text, Change change) {
   Text out;
   size_t done = 0;
   auto add = [&](size_t end, const std::optional<Origin>& origin) {
-    if (end > done) out.Append(Text(change(std::string_view(text.bytes()).substr(done, end - done)), origin));
+    if (end > done)
+      out.Append(Text(change(std::string_view(text.bytes()).substr(done, end - done)), origin));
     done = end;
   };
   for (const Text::Span& span : text.spans()) {
@@ -57,7 +61,8 @@ Value ReplaceIn(const Text& text, const Arguments& arguments) {
   const Text& old = NeedText(arguments, 0, "old", "replace");
   const Text& with = NeedText(arguments, 1, "new", "replace");
   const Value* limit = arguments.Find(2, "count");
-  int64_t left = limit != nullptr && limit->IsInteger() && limit->integer() >= 0 ? limit->integer() : INT64_MAX;
+  int64_t left = limit != nullptr && limit->IsInteger() && limit->integer() >= 0 ? limit->integer()
+                                                                                 : INT64_MAX;
   const std::string& bytes = text.bytes();
   Text out;
   size_t done = 0;
@@ -69,7 +74,8 @@ Value ReplaceIn(const Text& text, const Arguments& arguments) {
     }
     return Value::String(std::move(out));
   }
-  for (size_t at = bytes.find(old.bytes()); at != std::string::npos && left-- > 0; at = bytes.find(old.bytes(), done)) {
+  for (size_t at = bytes.find(old.bytes()); at != std::string::npos && left-- > 0;
+       at = bytes.find(old.bytes(), done)) {
     out.Append(text.Substr(done, at));
     out.Append(with);
     done = at + old.bytes().size();
@@ -102,10 +108,12 @@ Value Split(const Text& text, const Arguments& arguments, bool from_right) {
   const Value* most = arguments.Find(1, "maxsplit");
   const int64_t limit = most != nullptr && most->IsInteger() ? most->integer() : -1;
   if (separator == nullptr || separator->IsNone()) {
-    if (from_right && limit >= 0) FailUnsupported("rsplit by white space with a limit is not supported");
+    if (from_right && limit >= 0)
+      FailUnsupported("rsplit by white space with a limit is not supported");
     return Value::MakeList(SplitSpace(text, limit));
   }
-  if (!separator->IsString() || separator->bytes().empty()) Fail("split: the separator must be a string, not empty");
+  if (!separator->IsString() || separator->bytes().empty())
+    Fail("split: the separator must be a string, not empty");
   const std::string &bytes = text.bytes(), &by = separator->bytes();
   std::vector<Value> parts;
   if (from_right && limit >= 0) {
@@ -134,7 +142,8 @@ Value Split(const Text& text, const Arguments& arguments, bool from_right) {
 Value StripMethod(const Text& text, const Arguments& arguments, bool left, bool right) {
   const Value* characters = arguments.Find(0, "chars");
   std::optional<std::string> wanted;
-  if (characters != nullptr && !characters->IsNone()) wanted = NeedText(arguments, 0, "chars", "strip").bytes();
+  if (characters != nullptr && !characters->IsNone())
+    wanted = NeedText(arguments, 0, "chars", "strip").bytes();
   return Value::String(Strip(text, wanted, left, right));
 }
 
@@ -143,7 +152,8 @@ Value HasAffix(const Text& text, const Arguments& arguments, bool prefix) {
   std::vector<Value> options = affix.IsList() ? affix.list() : std::vector<Value>{affix};
   return Value::Bool(std::any_of(options.begin(), options.end(), [&](const Value& option) {
     if (!option.IsString()) Fail("startswith and endswith need strings");
-    return prefix ? text.bytes().starts_with(option.bytes()) : text.bytes().ends_with(option.bytes());
+    return prefix ? text.bytes().starts_with(option.bytes())
+                  : text.bytes().ends_with(option.bytes());
   }));
 }
 
@@ -158,7 +168,8 @@ Value CountIn(const Text& text, const Arguments& arguments) {
   const std::string& wanted = NeedText(arguments, 0, "sub", "count").bytes();
   if (wanted.empty()) return Value::Int(CodePointOffsets(text.bytes()).size());
   int64_t count = 0;
-  for (size_t at = text.bytes().find(wanted); at != std::string::npos; at = text.bytes().find(wanted, at + wanted.size()))
+  for (size_t at = text.bytes().find(wanted); at != std::string::npos;
+       at = text.bytes().find(wanted, at + wanted.size()))
     ++count;
   return Value::Int(count);
 }
@@ -166,7 +177,8 @@ Value CountIn(const Text& text, const Arguments& arguments) {
 template <typename Predicate>
 Value All(const Text& text, Predicate predicate) {
   bool all = !text.bytes().empty();
-  for (size_t pos = 0; all && pos < text.bytes().size();) all = predicate(NextCodePoint(text.bytes(), pos));
+  for (size_t pos = 0; all && pos < text.bytes().size();)
+    all = predicate(NextCodePoint(text.bytes(), pos));
   return Value::Bool(all);
 }
 
@@ -201,11 +213,13 @@ constexpr auto kStringMethods = std::to_array<Entry>({
      }},
     {"upper",
      [](const Text& t, const Arguments&) {
-       return Value::String(MapPieces(t, [](std::string_view s) { return MapCase(s, Case::kUpper); }));
+       return Value::String(
+           MapPieces(t, [](std::string_view s) { return MapCase(s, Case::kUpper); }));
      }},
     {"lower",
      [](const Text& t, const Arguments&) {
-       return Value::String(MapPieces(t, [](std::string_view s) { return MapCase(s, Case::kLower); }));
+       return Value::String(
+           MapPieces(t, [](std::string_view s) { return MapCase(s, Case::kLower); }));
      }},
     {"title", [](const Text& t, const Arguments&) { return Value::String(Title(t, true)); }},
     {"capitalize", [](const Text& t, const Arguments&) { return Value::String(Title(t, false)); }},
@@ -216,7 +230,9 @@ constexpr auto kStringMethods = std::to_array<Entry>({
     {"rfind", [](const Text& t, const Arguments& a) { return FindIn(t, a, true); }},
     {"count", CountIn},
     {"join", JoinWith},
-    {"isdigit", [](const Text& t, const Arguments&) { return All(t, [](char32_t c) { return c >= '0' && c <= '9'; }); }},
+    {"isdigit",
+     [](const Text& t,
+        const Arguments&) { return All(t, [](char32_t c) { return c >= '0' && c <= '9'; }); }},
     {"isalpha", [](const Text& t, const Arguments&) { return All(t, IsLetter); }},
     {"isspace", [](const Text& t, const Arguments&) { return All(t, IsPythonSpace); }},
 });
@@ -224,8 +240,8 @@ constexpr auto kStringMethods = std::to_array<Entry>({
 constexpr std::string_view kDictMethods[] = {"items", "keys", "values", "get"};
 
 const Entry* FindStringMethod(std::string_view name) {
-  const auto* found =
-      std::find_if(kStringMethods.begin(), kStringMethods.end(), [&](const Entry& entry) { return entry.name == name; });
+  const auto* found = std::find_if(kStringMethods.begin(), kStringMethods.end(),
+                                   [&](const Entry& entry) { return entry.name == name; });
   return found == kStringMethods.end() ? nullptr : found;
 }
 
@@ -280,7 +296,8 @@ Value StrftimeNow(const Arguments& arguments, absl::Time now) {
 }  // namespace
 
 bool IsDictMethod(std::string_view name) {
-  return std::find(std::begin(kDictMethods), std::end(kDictMethods), name) != std::end(kDictMethods);
+  return std::find(std::begin(kDictMethods), std::end(kDictMethods), name) !=
+         std::end(kDictMethods);
 }
 
 bool IsKnownMethod(std::string_view name) {
@@ -292,13 +309,15 @@ Value CallMethod(std::string_view name, const Value& object, const Arguments& ar
     if (const Entry* method = FindStringMethod(name)) return method->call(object.text(), arguments);
   }
   if (object.IsDict() && IsDictMethod(name)) return CallDictMethod(name, object, arguments);
-  if (object.IsList() && (name == "index" || name == "count")) return CallListMethod(name, object, arguments);
+  if (object.IsList() && (name == "index" || name == "count"))
+    return CallListMethod(name, object, arguments);
   if (object.IsUndefined()) Fail("'", object.undefined_name(), "' is undefined");
   Fail("'", object.TypeName(), "' object has no method '", std::string(name), "'");
 }
 
 bool IsUnsupportedGlobal(std::string_view name) {
-  return name == "cycler" || name == "joiner" || name == "lipsum" || name == "caller" || name == "super";
+  return name == "cycler" || name == "joiner" || name == "lipsum" || name == "caller" ||
+         name == "super";
 }
 
 bool IsGlobalFunction(std::string_view name) {
@@ -311,10 +330,12 @@ bool IsGlobalFunction(std::string_view name) {
 Value CallGlobal(std::string_view name, const Arguments& arguments, absl::Time now) {
   if (name == "range") return Range(arguments);
   if (name == "strftime_now") return StrftimeNow(arguments, now);
-  if (name == "raise_exception") Fail(ToText(arguments.Need(0, "message", "raise_exception")).bytes());
+  if (name == "raise_exception")
+    Fail(ToText(arguments.Need(0, "message", "raise_exception")).bytes());
   Dict fields;
   if (!arguments.positional.empty()) {
-    if (!arguments.positional[0].IsDict()) FailUnsupported(std::string(name), " of something that is no mapping");
+    if (!arguments.positional[0].IsDict())
+      FailUnsupported(std::string(name), " of something that is no mapping");
     fields = arguments.positional[0].dict();
   }
   for (const auto& [key, value] : arguments.named) fields.Set(key, value);

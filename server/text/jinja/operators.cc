@@ -18,7 +18,8 @@ constexpr int64_t kMaxRepeatedBytes = 1 << 24;
   for (const Value* side : {&a, &b}) {
     if (side->IsUndefined()) Fail("'", side->undefined_name(), "' is undefined");
   }
-  Fail("unsupported operand types for ", std::string(op), ": '", a.TypeName(), "' and '", b.TypeName(), "'");
+  Fail("unsupported operand types for ", std::string(op), ": '", a.TypeName(), "' and '",
+       b.TypeName(), "'");
 }
 
 int64_t FloorDivide(int64_t a, int64_t b) {
@@ -73,7 +74,8 @@ Value Repeat(const Value& sequence, int64_t count) {
     return Value::String(std::move(text));
   }
   std::vector<Value> items;
-  for (int64_t i = 0; i < count; ++i) items.insert(items.end(), sequence.list().begin(), sequence.list().end());
+  for (int64_t i = 0; i < count; ++i)
+    items.insert(items.end(), sequence.list().begin(), sequence.list().end());
   return Value::MakeList(std::move(items), sequence.is_tuple());
 }
 
@@ -90,7 +92,8 @@ Value LoopField(const Loop& loop, std::string_view name) {
   if (name == "depth") return Value::Int(loop.depth);
   if (name == "depth0") return Value::Int(loop.depth - 1);
   if (name == "previtem") return at > 0 ? items[at - 1] : Value::MissingAttribute("previtem");
-  if (name == "nextitem") return at + 1 < size ? items[at + 1] : Value::MissingAttribute("nextitem");
+  if (name == "nextitem")
+    return at + 1 < size ? items[at + 1] : Value::MissingAttribute("nextitem");
   return Value::MissingAttribute(std::string(name));
 }
 
@@ -164,25 +167,30 @@ Value GetItem(const Value& object, const Value& key) {
 
 Value GetSlice(const Value& object, const Value* begin, const Value* end, const Value* step) {
   if (object.IsUndefined()) Fail("'", object.undefined_name(), "' is undefined");
-  if (!object.IsList() && !object.IsString()) Fail("'", object.TypeName(), "' object cannot be sliced");
+  if (!object.IsList() && !object.IsString())
+    Fail("'", object.TypeName(), "' object cannot be sliced");
   int64_t stride = 1;
   if (step != nullptr && !step->IsNone()) {
-    if (!step->IsInteger() || step->integer() == 0) Fail("a slice's step must be an integer other than zero");
+    if (!step->IsInteger() || step->integer() == 0)
+      Fail("a slice's step must be an integer other than zero");
     stride = step->integer();
   }
-  const std::vector<size_t> offsets = object.IsString() ? CodePointOffsets(object.bytes()) : std::vector<size_t>();
+  const std::vector<size_t> offsets =
+      object.IsString() ? CodePointOffsets(object.bytes()) : std::vector<size_t>();
   const int64_t size = object.IsString() ? offsets.size() - 1 : object.list().size();
   const int64_t from = SliceBound(begin, size, stride, stride > 0 ? 0 : size - 1);
   const int64_t to = SliceBound(end, size, stride, stride > 0 ? size : -1);
   if (object.IsString()) {
-    if (stride == 1) return Value::String(object.text().Substr(offsets[from], offsets[std::max(from, to)]));
+    if (stride == 1)
+      return Value::String(object.text().Substr(offsets[from], offsets[std::max(from, to)]));
     Text text;
     for (int64_t i = from; stride > 0 ? i < to : i > to; i += stride)
       text.Append(object.text().Substr(offsets[i], offsets[i + 1]));
     return Value::String(std::move(text));
   }
   std::vector<Value> items;
-  for (int64_t i = from; stride > 0 ? i < to : i > to; i += stride) items.push_back(object.list()[i]);
+  for (int64_t i = from; stride > 0 ? i < to : i > to; i += stride)
+    items.push_back(object.list()[i]);
   return Value::MakeList(std::move(items), object.is_tuple());
 }
 

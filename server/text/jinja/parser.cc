@@ -15,11 +15,13 @@ using Kind = Statement::Kind;
 
 class StatementParser {
  public:
-  explicit StatementParser(std::string_view source) : stream_(Tokenize(source)), expressions_(stream_) {}
+  explicit StatementParser(std::string_view source)
+      : stream_(Tokenize(source)), expressions_(stream_) {}
 
   Block Run() {
     Block block = ParseBlock({});
-    if (stream_.current().type != TokenType::kEnd) Fail("line ", stream_.line(), ": unexpected ", stream_.Describe());
+    if (stream_.current().type != TokenType::kEnd)
+      Fail("line ", stream_.line(), ": unexpected ", stream_.Describe());
     return block;
   }
 
@@ -32,14 +34,17 @@ class StatementParser {
     return false;
   }
 
-  // Up to one of the tags `ends`, which is left for the caller; without ends: to the end of the template.
+  // Up to one of the tags `ends`, which is left for the caller; without ends: to the end of the
+  // template.
   Block ParseBlock(std::initializer_list<const char*> ends) {
-    if (++nesting_ > kMaxNesting) Fail("line ", stream_.line(), ": nested deeper than ", kMaxNesting);
+    if (++nesting_ > kMaxNesting)
+      Fail("line ", stream_.line(), ": nested deeper than ", kMaxNesting);
     Block block;
     while (!AtBlockEnd(ends)) {
       const Token& token = stream_.current();
       if (token.type == TokenType::kEnd) {
-        if (ends.size() != 0) Fail("line ", token.line, ": the template ends before ", *ends.begin());
+        if (ends.size() != 0)
+          Fail("line ", token.line, ": the template ends before ", *ends.begin());
         break;
       }
       if (token.type == TokenType::kData) {
@@ -84,7 +89,8 @@ class StatementParser {
     if (name.text == "with") return ParseWith();
     if (name.text == "filter") {
       auto made = Make(Kind::kFilter);
-      made->expressions.push_back(expressions_.ParseFilterChain(BlockText(), /*starts_with_name=*/true));
+      made->expressions.push_back(
+          expressions_.ParseFilterChain(BlockText(), /*starts_with_name=*/true));
       EndTag();
       made->bodies.push_back(ParseBlock({"endfilter"}));
       CloseBlock("endfilter");
@@ -103,8 +109,10 @@ class StatementParser {
       EndTag();
       return made;
     }
-    for (const char* known : {"include", "import", "from", "extends", "block", "call", "autoescape", "do", "trans"}) {
-      if (name.text == known) FailUnsupported("line ", name.line, ": tag \"", name.text, "\" is not supported");
+    for (const char* known :
+         {"include", "import", "from", "extends", "block", "call", "autoescape", "do", "trans"}) {
+      if (name.text == known)
+        FailUnsupported("line ", name.line, ": tag \"", name.text, "\" is not supported");
     }
     Fail("line ", name.line, ": unexpected tag \"", name.text, "\"");
   }
@@ -151,7 +159,8 @@ class StatementParser {
     stream_.ExpectName("in");
     made->expressions.push_back(expressions_.ParseTuple(/*with_condition=*/false));
     made->expressions.push_back(stream_.TakeName("if") ? expressions_.Parse() : nullptr);
-    if (stream_.IsName("recursive")) FailUnsupported("line ", stream_.line(), ": recursive loops are not supported");
+    if (stream_.IsName("recursive"))
+      FailUnsupported("line ", stream_.line(), ": recursive loops are not supported");
     EndTag();
     ++loop_depth_;
     made->bodies.push_back(ParseBlock({"endfor", "else"}));
@@ -183,7 +192,8 @@ class StatementParser {
     }
     made->kind = Kind::kSetBlock;
     if (made->names.size() != 1) Fail("line ", made->line, ": a block is set to one variable");
-    made->expressions.push_back(expressions_.ParseFilterChain(BlockText(), /*starts_with_name=*/false));
+    made->expressions.push_back(
+        expressions_.ParseFilterChain(BlockText(), /*starts_with_name=*/false));
     EndTag();
     made->bodies.push_back(ParseBlock({"endset"}));
     CloseBlock("endset");
@@ -193,7 +203,8 @@ class StatementParser {
   std::unique_ptr<Statement> ParseMacro() {
     auto made = Make(Kind::kMacro);
     if (loop_depth_ > 0 || in_macro_ || in_with_)
-      FailUnsupported("line ", made->line, ": a macro within a loop, with or macro is not supported");
+      FailUnsupported("line ", made->line,
+                      ": a macro within a loop, with or macro is not supported");
     made->text = stream_.Expect(TokenType::kName, "the name of the macro").text;
     stream_.ExpectOperator("(");
     while (!stream_.TakeOperator(")")) {

@@ -108,7 +108,8 @@ void AppendJsonString(std::string_view text, bool ensure_ascii, std::string& out
     const char32_t c = NextCodePoint(text, pos);
     constexpr std::string_view kNamed = "\"\\\n\r\t\b\f";
     constexpr std::string_view kLetters = "\"\\nrtbf";
-    if (const size_t named = c < 0x80 ? kNamed.find(static_cast<char>(c)) : kNamed.npos; named != kNamed.npos) {
+    if (const size_t named = c < 0x80 ? kNamed.find(static_cast<char>(c)) : kNamed.npos;
+        named != kNamed.npos) {
       out += {'\\', kLetters[named]};
     } else if (c < 0x20 || (ensure_ascii && c > 0x7E && c < 0x10000)) {
       out += absl::StrFormat("\\u%04x", static_cast<uint32_t>(c));
@@ -149,7 +150,8 @@ void AppendJson(const Value& value, const JsonStyle& style, int level, std::stri
       for (const Value& item : value.list()) items.emplace_back(nullptr, &item);
     }
     if (is_dict && style.sort_keys)
-      std::sort(items.begin(), items.end(), [](const auto& a, const auto& b) { return *a.first < *b.first; });
+      std::sort(items.begin(), items.end(),
+                [](const auto& a, const auto& b) { return *a.first < *b.first; });
     out += is_dict ? '{' : '[';
     for (size_t i = 0; i < items.size(); ++i) {
       if (i > 0) out += style.item_separator;
@@ -173,11 +175,13 @@ std::string FloatText(double number) {
   if (std::isnan(number)) return "nan";
   if (std::isinf(number)) return number > 0 ? "inf" : "-inf";
   char buffer[64];
-  const auto shortest = std::to_chars(buffer, buffer + sizeof(buffer), number, std::chars_format::scientific);
+  const auto shortest =
+      std::to_chars(buffer, buffer + sizeof(buffer), number, std::chars_format::scientific);
   const std::string scientific(buffer, shortest.ptr);
   const int exponent = std::stoi(scientific.substr(scientific.find('e') + 1));
   if (number != 0 && (exponent < -4 || exponent >= 16)) return scientific;
-  const auto fixed = std::to_chars(buffer, buffer + sizeof(buffer), number, std::chars_format::fixed);
+  const auto fixed =
+      std::to_chars(buffer, buffer + sizeof(buffer), number, std::chars_format::fixed);
   std::string text(buffer, fixed.ptr);
   return text.find('.') == std::string::npos ? text + ".0" : text;
 }
@@ -241,7 +245,9 @@ std::string MapCase(std::string_view text, Case target) {
     } else if (target == Case::kLower && c == 0x130) {
       out += "i\xCC\x87";
     } else {
-      AppendUtf8(static_cast<char32_t>(target == Case::kUpper ? utf8proc_toupper(point) : utf8proc_tolower(point)), out);
+      AppendUtf8(static_cast<char32_t>(target == Case::kUpper ? utf8proc_toupper(point)
+                                                              : utf8proc_tolower(point)),
+                 out);
     }
   }
   return out;
@@ -254,7 +260,9 @@ std::vector<Text> SplitLines(const Text& text) {
   for (size_t pos = 0; pos < bytes.size();) {
     const size_t end = pos;
     const char32_t c = NextCodePoint(bytes, pos);
-    if (!((c >= 0x0A && c <= 0x0D) || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 || c == 0x2029)) continue;
+    if (!((c >= 0x0A && c <= 0x0D) || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 ||
+          c == 0x2029))
+      continue;
     lines.push_back(text.Substr(begin, end));
     if (c == '\r' && pos < bytes.size() && bytes[pos] == '\n') ++pos;
     begin = pos;

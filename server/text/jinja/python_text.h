@@ -1,4 +1,5 @@
-// How Python prints values: str(), repr(), json.dumps(), and the string functions that know code points.
+// How Python prints values: str(), repr(), json.dumps(), and the string functions that know code
+// points.
 #pragma once
 
 #include <optional>
@@ -10,7 +11,8 @@
 
 namespace apb::text::jinja {
 
-// str(value), as {{ value }} prints it; keeps the origin of strings and stamps it on what is printed of lists.
+// str(value), as {{ value }} prints it; keeps the origin of strings and stamps it on what is
+// printed of lists.
 Text ToText(const Value& value);
 std::string FloatText(double number);
 

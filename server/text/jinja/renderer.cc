@@ -1,4 +1,5 @@
-// A walk over the tree. Scopes are jinja2's: loops, macros and with have their own, if has not; namespaces cross them.
+// A walk over the tree. Scopes are jinja2's: loops, macros and with have their own, if has not;
+// namespaces cross them.
 #include "server/text/jinja/renderer.h"
 
 #include <algorithm>
@@ -16,8 +17,8 @@
 namespace apb::text::jinja {
 namespace {
 
-constexpr int kMaxCallDepth = 64;              // of macros
-constexpr int64_t kMaxSteps = 50'000'000;      // statements and expressions of one rendering
+constexpr int kMaxCallDepth = 64;          // of macros
+constexpr int64_t kMaxSteps = 50'000'000;  // statements and expressions of one rendering
 constexpr size_t kMaxOutputBytes = 256u << 20;
 
 struct Scope {
@@ -61,7 +62,9 @@ class Renderer {
   // What is printed while this lives.
   class Capture {
    public:
-    explicit Capture(Renderer& renderer) : renderer_(renderer), outer_(renderer.out_) { renderer.out_ = &text_; }
+    explicit Capture(Renderer& renderer) : renderer_(renderer), outer_(renderer.out_) {
+      renderer.out_ = &text_;
+    }
     ~Capture() { renderer_.out_ = outer_; }
     Value Take() { return Value::String(std::move(text_)); }
 
@@ -77,7 +80,8 @@ class Renderer {
   void Set(const std::string& name, Value value) { scope_->variables[name] = std::move(value); }
   Value Lookup(const std::string& name) const {
     for (const Scope* scope = scope_; scope != nullptr; scope = scope->parent) {
-      if (auto found = scope->variables.find(name); found != scope->variables.end()) return found->second;
+      if (auto found = scope->variables.find(name); found != scope->variables.end())
+        return found->second;
     }
     if (IsGlobalFunction(name)) return Value(Value::Variant(Function{name}));
     return Value::MissingAttribute(name);
@@ -97,8 +101,9 @@ class Renderer {
       return Execute(statement);
     } catch (const TemplateError& error) {
       if (std::exchange(has_line_, true)) throw;
-      throw TemplateError(absl::Status(error.status().code(), absl::StrCat("line ", statement.line, ": ",
-                                                                           error.status().message())));
+      throw TemplateError(
+          absl::Status(error.status().code(),
+                       absl::StrCat("line ", statement.line, ": ", error.status().message())));
     }
   }
 
@@ -143,20 +148,23 @@ class Renderer {
 
   void Print(const Value& value) {
     out_->Append(ToText(value));
-    if (out_->bytes().size() > kMaxOutputBytes) Fail("the rendered prompt is larger than ", kMaxOutputBytes, " bytes");
+    if (out_->bytes().size() > kMaxOutputBytes)
+      Fail("the rendered prompt is larger than ", kMaxOutputBytes, " bytes");
   }
 
   Flow ExecuteIf(const Statement& statement) {
     for (size_t i = 0; i < statement.expressions.size(); ++i) {
       if (Evaluate(*statement.expressions[i]).Truth()) return Execute(statement.bodies[i]);
     }
-    return statement.bodies.size() > statement.expressions.size() ? Execute(statement.bodies.back()) : Flow::kNext;
+    return statement.bodies.size() > statement.expressions.size() ? Execute(statement.bodies.back())
+                                                                  : Flow::kNext;
   }
 
   void Unpack(const std::vector<std::string>& names, const Value& value) {
     if (names.size() == 1) return Set(names[0], value);
     const std::vector<Value> parts = Iterate(value);
-    if (parts.size() != names.size()) Fail("expected ", names.size(), " values to unpack, got ", parts.size());
+    if (parts.size() != names.size())
+      Fail("expected ", names.size(), " values to unpack, got ", parts.size());
     for (size_t i = 0; i < names.size(); ++i) Set(names[i], parts[i]);
   }
 
@@ -194,20 +202,23 @@ class Renderer {
   // A pass over a message that prints to the prompt itself.
   size_t BeginTurn(const Value& item) {
     if (out_ != &rendered_.text || !item.IsDict() || item.dict().message_index < 0) return kNoTurn;
-    rendered_.turns.push_back({out_->bytes().size(), out_->bytes().size(), item.dict().message_index});
+    rendered_.turns.push_back(
+        {out_->bytes().size(), out_->bytes().size(), item.dict().message_index});
     return rendered_.turns.size() - 1;
   }
   void EndTurn(size_t turn, size_t begin) {
     if (turn == kNoTurn) return;
     rendered_.turns[turn].end = out_->bytes().size();
-    if (rendered_.turns[turn].end == begin) rendered_.turns.resize(turn);  // nothing printed, so no inner turns
+    if (rendered_.turns[turn].end == begin)
+      rendered_.turns.resize(turn);  // nothing printed, so no inner turns
   }
 
   void ExecuteSet(const Statement& statement) {
     Value value = Evaluate(*statement.expressions[0]);
     if (statement.attribute.empty()) return Unpack(statement.names, value);
     const Value target = Lookup(statement.names[0]);
-    if (!target.Is<std::shared_ptr<Namespace>>()) Fail("cannot assign attribute on non-namespace object");
+    if (!target.Is<std::shared_ptr<Namespace>>())
+      Fail("cannot assign attribute on non-namespace object");
     target.name_space().fields.Set(statement.attribute, std::move(value));
   }
 
@@ -239,8 +250,10 @@ class Renderer {
 
   Arguments EvaluateArguments(const Expression& call, size_t first) {
     Arguments arguments;
-    for (size_t i = first; i < call.arguments.size(); ++i) arguments.positional.push_back(Evaluate(*call.arguments[i]));
-    for (const auto& [name, value] : call.named) arguments.named.emplace_back(name, Evaluate(*value));
+    for (size_t i = first; i < call.arguments.size(); ++i)
+      arguments.positional.push_back(Evaluate(*call.arguments[i]));
+    for (const auto& [name, value] : call.named)
+      arguments.named.emplace_back(name, Evaluate(*value));
     return arguments;
   }
 
@@ -287,7 +300,8 @@ class Renderer {
         return EvaluateCompare(e);
       case Expression::Kind::kConditional:
         if (Evaluate(*e.arguments[1]).Truth()) return Evaluate(*e.arguments[0]);
-        return e.arguments[2] != nullptr ? Evaluate(*e.arguments[2]) : Value::MissingAttribute("the else of an if");
+        return e.arguments[2] != nullptr ? Evaluate(*e.arguments[2])
+                                         : Value::MissingAttribute("the else of an if");
       case Expression::Kind::kConcat: {
         Text text;
         for (const auto& part : e.arguments) text.Append(ToText(Evaluate(*part)));
@@ -356,9 +370,11 @@ class Renderer {
     const Value function = Evaluate(callee);
     if (function.IsUndefined()) Fail("'", function.undefined_name(), "' is undefined");
     if (!function.Is<Function>()) Fail("'", function.TypeName(), "' object is not callable");
-    if (function.function().macro != nullptr) return CallMacro(*function.function().macro, EvaluateArguments(e, 1));
+    if (function.function().macro != nullptr)
+      return CallMacro(*function.function().macro, EvaluateArguments(e, 1));
     const Arguments arguments = EvaluateArguments(e, 1);
-    if (function.function().name == "raise_exception") has_line_ = true;  // the message is the template's own
+    if (function.function().name == "raise_exception")
+      has_line_ = true;  // the message is the template's own
     return CallGlobal(function.function().name, arguments, now_);
   }
 
@@ -400,6 +416,8 @@ class Renderer {
 
 }  // namespace
 
-Rendered Render(const Block& block, const Dict& variables, absl::Time now) { return Renderer(variables, now).Run(block); }
+Rendered Render(const Block& block, const Dict& variables, absl::Time now) {
+  return Renderer(variables, now).Run(block);
+}
 
 }  // namespace apb::text::jinja

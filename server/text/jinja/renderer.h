@@ -17,11 +17,12 @@ struct Rendered {
     int message_index;
   };
   Text text;
-  std::vector<Turn> turns;  // in the order of their begin, those of inner loops behind their outer ones
+  std::vector<Turn>
+      turns;  // in the order of their begin, those of inner loops behind their outer ones
 };
 
-// `variables` are what the template sees. Fails (TemplateError) with the line, except for what the template itself
-// raises.
+// `variables` are what the template sees. Fails (TemplateError) with the line, except for what the
+// template itself raises.
 Rendered Render(const Block& block, const Dict& variables, absl::Time now);
 
 }  // namespace apb::text::jinja

@@ -26,7 +26,8 @@ void Text::AddSpan(const Span& span) {
 void Text::Append(const Text& other) {
   const size_t offset = bytes_.size();
   bytes_ += other.bytes_;
-  for (const Span& span : other.spans_) AddSpan({offset + span.begin, offset + span.end, span.origin});
+  for (const Span& span : other.spans_)
+    AddSpan({offset + span.begin, offset + span.end, span.origin});
 }
 
 Text Text::Substr(size_t begin, size_t end) const {

@@ -9,7 +9,8 @@
 
 namespace apb::text::jinja {
 
-// Where a byte came from: a message (-1: tools or template arguments), and whether it is that message's content.
+// Where a byte came from: a message (-1: tools or template arguments), and whether it is that
+// message's content.
 struct Origin {
   int message_index = -1;
   bool is_content = false;

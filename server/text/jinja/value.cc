@@ -87,9 +87,11 @@ bool Equal(const Value& a, const Value& b) {
 bool Less(const Value& a, const Value& b) {
   if (a.IsInteger() && b.IsInteger()) return a.integer() < b.integer();
   if (a.IsNumber() && b.IsNumber()) return a.number() < b.number();
-  if (a.IsString() && b.IsString()) return a.bytes() < b.bytes();  // UTF-8 keeps the order of code points
+  if (a.IsString() && b.IsString())
+    return a.bytes() < b.bytes();  // UTF-8 keeps the order of code points
   if (a.IsList() && b.IsList())
-    return std::lexicographical_compare(a.list().begin(), a.list().end(), b.list().begin(), b.list().end(), Less);
+    return std::lexicographical_compare(a.list().begin(), a.list().end(), b.list().begin(),
+                                        b.list().end(), Less);
   if (a.IsUndefined()) Fail("'", a.undefined_name(), "' is undefined");
   if (b.IsUndefined()) Fail("'", b.undefined_name(), "' is undefined");
   Fail("'<' not supported between instances of '", a.TypeName(), "' and '", b.TypeName(), "'");
@@ -97,7 +99,8 @@ bool Less(const Value& a, const Value& b) {
 
 bool Contains(const Value& container, const Value& item) {
   if (container.IsString()) {
-    if (!item.IsString()) Fail("'in <string>' requires string as left operand, not ", item.TypeName());
+    if (!item.IsString())
+      Fail("'in <string>' requires string as left operand, not ", item.TypeName());
     return container.bytes().find(item.bytes()) != std::string::npos;
   }
   if (container.IsDict()) return item.IsString() && container.dict().Find(item.bytes()) != nullptr;
@@ -118,7 +121,8 @@ std::vector<Value> Iterate(const Value& value) {
     for (size_t pos = 0; pos < value.bytes().size();) {
       const size_t begin = pos;
       NextCodePoint(value.bytes(), pos);
-      items.push_back(Value::String(Text(value.bytes().substr(begin, pos - begin), value.text().FirstOrigin())));
+      items.push_back(Value::String(
+          Text(value.bytes().substr(begin, pos - begin), value.text().FirstOrigin())));
     }
     return items;
   }
@@ -150,7 +154,8 @@ Value FromJson(const nlohmann::ordered_json& json, const Origin& origin, int dep
     case nlohmann::json::value_t::number_integer:
       return Value::Int(json.get<int64_t>());
     case nlohmann::json::value_t::number_unsigned:
-      if (json.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) return Value::Float(json.get<double>());
+      if (json.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX))
+        return Value::Float(json.get<double>());
       return Value::Int(json.get<int64_t>());
     case nlohmann::json::value_t::number_float:
       return Value::Float(json.get<double>());

@@ -64,8 +64,9 @@ class Value {
  public:
   using TextPointer = std::shared_ptr<const Text>;
   // Lists and dictionaries are shared as in Python; templates cannot change them.
-  using Variant = std::variant<Undefined, None, bool, int64_t, double, TextPointer, std::shared_ptr<List>,
-                               std::shared_ptr<Dict>, std::shared_ptr<Namespace>, Function, std::shared_ptr<Loop>>;
+  using Variant = std::variant<Undefined, None, bool, int64_t, double, TextPointer,
+                               std::shared_ptr<List>, std::shared_ptr<Dict>,
+                               std::shared_ptr<Namespace>, Function, std::shared_ptr<Loop>>;
 
   Value() : variant_(Undefined{}) {}
   Value(Variant variant) : variant_(std::move(variant)) {}  // NOLINT: values convert
@@ -73,10 +74,14 @@ class Value {
   static Value Bool(bool b) { return Value(Variant(b)); }
   static Value Int(int64_t i) { return Value(Variant(i)); }
   static Value Float(double d) { return Value(Variant(d)); }
-  static Value String(Text text) { return Value(Variant(std::make_shared<const Text>(std::move(text)))); }
+  static Value String(Text text) {
+    return Value(Variant(std::make_shared<const Text>(std::move(text))));
+  }
   static Value String(std::string bytes) { return String(Text(std::move(bytes))); }
   static Value MakeList(std::vector<Value> items, bool is_tuple = false);
-  static Value MakeDict(Dict dict) { return Value(Variant(std::make_shared<Dict>(std::move(dict)))); }
+  static Value MakeDict(Dict dict) {
+    return Value(Variant(std::make_shared<Dict>(std::move(dict))));
+  }
   static Value MissingAttribute(const std::string& name) { return Value(Variant(Undefined{name})); }
 
   template <typename T>
@@ -95,15 +100,21 @@ class Value {
   // These need the type to be right.
   const Text& text() const { return *std::get<TextPointer>(variant_); }
   const std::string& bytes() const { return text().bytes(); }
-  const std::vector<Value>& list() const { return std::get<std::shared_ptr<List>>(variant_)->items; }
+  const std::vector<Value>& list() const {
+    return std::get<std::shared_ptr<List>>(variant_)->items;
+  }
   bool is_tuple() const { return std::get<std::shared_ptr<List>>(variant_)->is_tuple; }
   const Dict& dict() const { return *std::get<std::shared_ptr<Dict>>(variant_); }
   Namespace& name_space() const { return *std::get<std::shared_ptr<Namespace>>(variant_); }
   const Function& function() const { return std::get<Function>(variant_); }
   const Loop& loop() const { return *std::get<std::shared_ptr<Loop>>(variant_); }
   const std::string& undefined_name() const { return std::get<Undefined>(variant_).name; }
-  int64_t integer() const { return Is<bool>() ? std::get<bool>(variant_) : std::get<int64_t>(variant_); }
-  double number() const { return Is<double>() ? std::get<double>(variant_) : static_cast<double>(integer()); }
+  int64_t integer() const {
+    return Is<bool>() ? std::get<bool>(variant_) : std::get<int64_t>(variant_);
+  }
+  double number() const {
+    return Is<double>() ? std::get<double>(variant_) : static_cast<double>(integer());
+  }
 
   bool Truth() const;
   // Python's name of the type, for messages.
