@@ -17,6 +17,37 @@ Scheduler::Scheduler(const SchedulerOptions& options)
 
 // ---- admission ----
 
+namespace {
+
+// What one request could do to a whole group: an executor error ends it.
+absl::Status CheckTokens(const SequenceSpec& spec, int64_t vocab_size) {
+  const auto check = [&](const std::vector<int32_t>& tokens, const char* what) {
+    for (const int32_t token : tokens) {
+      if (token < 0 || token >= vocab_size) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(what, ": token id ", token, " is outside the vocabulary of ", vocab_size));
+      }
+    }
+    return absl::OkStatus();
+  };
+  APB_RETURN_IF_ERROR(check(spec.tokens, "prompt"));
+  return check(spec.embedded_query, "embedded query");
+}
+
+absl::Status CheckSampling(const sampling::SamplingParams& p) {
+  for (const float number : {p.temperature, p.top_p, p.min_p, p.presence_penalty,
+                             p.frequency_penalty, p.repetition_penalty}) {
+    if (!std::isfinite(number))
+      return absl::InvalidArgumentError("sampling: every number must be finite");
+  }
+  if (p.repetition_penalty <= 0)
+    return absl::InvalidArgumentError("sampling: repetition_penalty must be above 0");
+  if (p.max_tokens < 0) return absl::InvalidArgumentError("sampling: max_tokens is negative");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status Scheduler::Resolve(Request& request, std::vector<int64_t>& document_tokens) const {
   SequenceSpec& spec = request.spec;
   const int64_t length = static_cast<int64_t>(spec.tokens.size());
@@ -24,6 +55,8 @@ absl::Status Scheduler::Resolve(Request& request, std::vector<int64_t>& document
     return absl::InvalidArgumentError(
         absl::StrCat("query begins at ", spec.query_begin, " of ", length, " prompt tokens"));
   }
+  APB_RETURN_IF_ERROR(CheckTokens(spec, options_.vocab_size));
+  APB_RETURN_IF_ERROR(CheckSampling(spec.sampling));
   const int64_t room = options_.max_model_len - length;
   if (room < (spec.sampling.max_tokens > 0 ? 1 : 0)) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -296,6 +329,10 @@ void Scheduler::Complete(const StepPlan& plan, const StepResult& result, absl::T
     auto found = sequences_.find(token.id);
     if (found != sequences_.end()) OnToken(found->second, token, now);
   }
+  for (const SequenceFailure& failure : result.failures) {
+    auto found = sequences_.find(failure.id);
+    if (found != sequences_.end()) End(found->second, EndReason::kFailed, now, failure.status);
+  }
 }
 
 void Scheduler::OnPrefillDone(const PrefillSlice& slice, double seconds, absl::Time now) {
@@ -352,9 +389,10 @@ void Scheduler::OnToken(Sequence& s, const SampledToken& token, absl::Time now) 
   }
 }
 
-void Scheduler::End(Sequence& s, EndReason reason, absl::Time now) {
+void Scheduler::End(Sequence& s, EndReason reason, absl::Time now, absl::Status status) {
   const SequenceId id = s.request.spec.id;
   Event event{.kind = Event::Kind::kEnd, .id = id, .reason = reason};
+  event.status = std::move(status);
   event.strategy = s.request.spec.strategy;
   event.queue_seconds = std::max(
       0.0, s.queue_seconds >= 0 ? s.queue_seconds : absl::ToDoubleSeconds(now - s.submitted));

@@ -37,6 +37,7 @@ struct SchedulerOptions {
   int64_t blocks_per_rank = 0;
   int32_t layers = 1;
   int64_t max_model_len = 0;  // prompt + completion
+  int64_t vocab_size = int64_t{1} << 31;
   bool has_retaining_heads = false;
   int64_t full_below =
       8192;  // `auto` computes shorter documents exactly: APB's anchors would cost what it saves
@@ -60,10 +61,17 @@ struct SampledToken {
   std::vector<std::pair<int32_t, float>> top;
 };
 
+// A sequence whose next token could not be drawn.
+struct SequenceFailure {
+  SequenceId id{};
+  absl::Status status;
+};
+
 // What executing a plan gave.
 struct StepResult {
   std::vector<SampledToken> tokens;
-  double prefill_seconds = 0;  // time of the plan's slice of layers
+  std::vector<SequenceFailure> failures;  // these sequences end, the others go on
+  double prefill_seconds = 0;             // time of the plan's slice of layers
 };
 
 enum class EndReason { kStopToken, kLength, kCancelled, kRejected, kFailed };
@@ -133,7 +141,7 @@ class Scheduler {
   Sequence* YoungestDecoding();
   void OnPrefillDone(const PrefillSlice& slice, double seconds, absl::Time now);
   void OnToken(Sequence& s, const SampledToken& token, absl::Time now);
-  void End(Sequence& s, EndReason reason, absl::Time now);
+  void End(Sequence& s, EndReason reason, absl::Time now, absl::Status status = {});
   void Reject(SequenceId id, absl::Status status);
   void Progress(Sequence& s, absl::Time now);
 

@@ -103,6 +103,7 @@ class Leader {
                     .blocks_per_rank = engine.shape.block_count,
                     .layers = engine.weights->config().layers,
                     .max_model_len = engine.max_model_len,
+                    .vocab_size = engine.weights->config().vocab_size,
                     .has_retaining_heads = engine.weights->has_retaining_heads(),
                     .full_below = options.full_below,
                     .max_batch_rows = options.max_batch_rows,

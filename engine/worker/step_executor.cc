@@ -56,7 +56,7 @@ absl::StatusOr<schedule::StepResult> StepExecutor::Execute(const schedule::StepP
   for (const schedule::PrefillSlice& slice : plan.prefill) APB_RETURN_IF_ERROR(RunPrefill(slice));
   result.prefill_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (!plan.rows.empty()) APB_RETURN_IF_ERROR(RunRows(plan.rows, result.tokens));
+  if (!plan.rows.empty()) APB_RETURN_IF_ERROR(RunRows(plan.rows, result));
   return result;
 }
 
@@ -114,7 +114,7 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
 }
 
 absl::Status StepExecutor::RunRows(const std::vector<schedule::RowSpan>& rows,
-                                   std::vector<schedule::SampledToken>& tokens) {
+                                   schedule::StepResult& result) {
   std::vector<attention::BatchRows> batch;
   std::vector<int32_t> ids;
   for (const schedule::RowSpan& span : rows) {
@@ -137,12 +137,11 @@ absl::Status StepExecutor::RunRows(const std::vector<schedule::RowSpan>& rows,
   APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, row_attention_->positions(),
                                           *row_attention_, *stream_));
   if (communicator_.rank() != 0) return absl::OkStatus();
-  return SampleRows(rows, hidden, tokens);
+  return SampleRows(rows, hidden, result);
 }
 
 absl::Status StepExecutor::SampleRows(const std::vector<schedule::RowSpan>& rows,
-                                      const TensorView& hidden,
-                                      std::vector<schedule::SampledToken>& tokens) {
+                                      const TensorView& hidden, schedule::StepResult& result) {
   const model::ModelConfig& config = weights_.config();
   std::vector<int64_t> last_rows;
   std::vector<Sequence*> owners;
@@ -167,14 +166,17 @@ absl::Status StepExecutor::SampleRows(const std::vector<schedule::RowSpan>& rows
   APB_RETURN_IF_ERROR(stream_->Synchronize());
   for (int64_t i = 0; i < count; ++i) {
     Sequence& s = *owners[i];
-    APB_ASSIGN_OR_RETURN(sampling::SampleResult drawn,
-                         sampling::Sample(std::span<float>(host_logits_).subspan(i * vocab, vocab),
-                                          s.spec.sampling, s.counts));
-    s.counts.AddGenerated(drawn.token);
-    tokens.push_back({.id = s.spec.id,
-                      .token = drawn.token,
-                      .logprob = drawn.logprob,
-                      .top = std::move(drawn.top)});
+    absl::StatusOr<sampling::SampleResult> drawn = sampling::Sample(
+        std::span<float>(host_logits_).subspan(i * vocab, vocab), s.spec.sampling, s.counts);
+    if (!drawn.ok()) {  // this sequence's logits; the batch is none the worse for it
+      result.failures.push_back({s.spec.id, drawn.status()});
+      continue;
+    }
+    s.counts.AddGenerated(drawn->token);
+    result.tokens.push_back({.id = s.spec.id,
+                             .token = drawn->token,
+                             .logprob = drawn->logprob,
+                             .top = std::move(drawn->top)});
   }
   return absl::OkStatus();
 }

@@ -28,8 +28,8 @@ class StepExecutor {
                                                               kernels::Backend& backend,
                                                               parallel::Communicator& communicator);
 
-  // All ranks call it with the same plan. Tokens are filled on rank 0 only. Any error is fatal for
-  // the group.
+  // All ranks call it with the same plan. Tokens and failures (of drawing a token) are filled on
+  // rank 0 only. Any error is fatal for the group.
   absl::StatusOr<schedule::StepResult> Execute(const schedule::StepPlan& plan);
 
   const PrefillPhases& phases() const { return phases_; }
@@ -50,11 +50,9 @@ class StepExecutor {
                parallel::Communicator& communicator);
   absl::Status Admit(const schedule::SequenceSpec& spec);
   absl::Status RunPrefill(const schedule::PrefillSlice& slice);
-  absl::Status RunRows(const std::vector<schedule::RowSpan>& rows,
-                       std::vector<schedule::SampledToken>& tokens);
+  absl::Status RunRows(const std::vector<schedule::RowSpan>& rows, schedule::StepResult& result);
   absl::Status SampleRows(const std::vector<schedule::RowSpan>& rows,
-                          const kernels::TensorView& hidden,
-                          std::vector<schedule::SampledToken>& tokens);
+                          const kernels::TensorView& hidden, schedule::StepResult& result);
   double CommunicationSeconds() const;
 
   const model::Weights& weights_;

@@ -109,6 +109,7 @@ absl::StatusOr<Engine> MakeEngine(const Options& options, int64_t longest) {
   limits.blocks_per_rank = shape.block_count;
   limits.layers = config.layers;
   limits.max_model_len = longest;
+  limits.vocab_size = config.vocab_size;
   limits.has_retaining_heads = e.weights->has_retaining_heads();
   e.scheduler = std::make_unique<schedule::Scheduler>(limits);
   return e;

@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <random>
 #include <set>
 
@@ -60,6 +61,10 @@ class FakeExecutor {
       if (span.sample)
         result.tokens.push_back(
             {.id = span.id, .token = static_cast<int32_t>(span.position + span.tokens.size() - 1)});
+      if (span.sample && span.id == undrawable) {
+        result.tokens.pop_back();
+        result.failures.push_back({span.id, absl::InternalError("NaN")});
+      }
     }
     EXPECT_LE(rows, 16);
     now_ += absl::Milliseconds(10);
@@ -82,6 +87,7 @@ class FakeExecutor {
   size_t live() const { return live_.size(); }
   std::map<SequenceId, std::vector<int32_t>> tokens;
   std::map<SequenceId, Event> ends;
+  SequenceId undrawable{};  // its logits are bad
 
  private:
   Scheduler& scheduler_;
@@ -141,6 +147,45 @@ TEST(Scheduler, RejectsWhatCannotRun) {
   }
   EXPECT_EQ(run.ends.at(SequenceId{8}).status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(run.ends.at(SequenceId{7}).reason, EndReason::kLength);
+}
+
+// These would be errors of the executor, which end the group for everyone.
+TEST(Scheduler, RejectsWhatWouldHarmOthers) {
+  SchedulerOptions options = Options();
+  options.vocab_size = 50;
+  Scheduler scheduler(options);
+  FakeExecutor run(scheduler);
+  std::vector<Request> bad(7, Make(0, 10, 3, 1));
+  bad[0].spec.tokens[4] = 50;
+  bad[1].spec.tokens[12] = -1;
+  bad[2].spec.embedded_query = {3, 1 << 30};
+  bad[3].spec.sampling.temperature = NAN;
+  bad[4].spec.sampling.presence_penalty = INFINITY;
+  bad[5].spec.sampling.repetition_penalty = 0;
+  bad[6].spec.sampling.max_tokens = -5;
+  for (size_t i = 0; i < bad.size(); ++i) {
+    bad[i].spec.id = SequenceId{i + 1};
+    scheduler.Submit(bad[i], run.now());
+  }
+  scheduler.Submit(Make(100, 10, 3, 1), run.now());
+  run.RunUntilIdle();
+  EXPECT_EQ(run.ends.at(SequenceId{100}).reason, EndReason::kLength);
+  for (size_t i = 0; i < bad.size(); ++i) {
+    EXPECT_EQ(run.ends.at(SequenceId{i + 1}).status.code(), absl::StatusCode::kInvalidArgument)
+        << i;
+  }
+}
+
+TEST(Scheduler, AFailedDrawEndsItsSequenceOnly) {
+  Scheduler scheduler(Options());
+  FakeExecutor run(scheduler);
+  run.undrawable = SequenceId{1};
+  for (uint64_t id = 1; id < 3; ++id) scheduler.Submit(Make(id, 20, 3, 4), run.now());
+  run.RunUntilIdle();
+  EXPECT_EQ(run.ends.at(SequenceId{1}).reason, EndReason::kFailed);
+  EXPECT_EQ(run.ends.at(SequenceId{1}).status.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(run.ends.at(SequenceId{2}).reason, EndReason::kLength);
+  EXPECT_EQ(run.tokens[SequenceId{2}].size(), 4u);
 }
 
 TEST(Scheduler, MaxTokensZeroComputesThePromptOnly) {
