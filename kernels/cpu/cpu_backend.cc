@@ -150,10 +150,7 @@ class CpuBackend : public Backend {
         a.out.shape[1] == a.weight.shape[0] &&
         (!a.bias.present() || (a.bias.shape[0] == a.weight.shape[0] && a.bias.dtype == a.x.dtype));
     if (!Check(stream, ok, "Linear", a.x, a.weight) || a.x.shape[0] == 0) return;
-    if (a.x.shape[0] <= kSkinnyRows) {
-      isa_.skinny_linear(a, threads_);
-      return;
-    }
+    if (isa_.linear(a, threads_, scratch_)) return;
     // oneDNN asks OpenMP for the number of threads; put the caller's setting back afterwards.
     const int before = omp_get_max_threads();
     omp_set_num_threads(threads_);
@@ -293,9 +290,6 @@ class CpuBackend : public Backend {
   }
 
  private:
-  // Products with at most this many rows are bound by reading the weights.
-  static constexpr int64_t kSkinnyRows = 4;
-
   static CpuStream& Of(Stream& stream) { return static_cast<CpuStream&>(stream); }
   static bool Check(Stream& stream, bool ok, const char* op, const TensorView& a,
                     const TensorView& b) {

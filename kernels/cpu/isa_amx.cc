@@ -11,13 +11,14 @@ namespace isa_amx {
 #include "kernels/cpu/isa/vector.inc"
 #include "kernels/cpu/isa/tile_math.inc"
 #include "kernels/cpu/isa/attention.inc"
+#include "kernels/cpu/isa/paged_attention.inc"
 #include "kernels/cpu/isa/elementwise.inc"
+#include "kernels/cpu/isa/linear_amx.inc"
 // clang-format on
 }  // namespace isa_amx
 
-const IsaKernels kAmxKernels = {
-    "amxbf16",         isa_amx::Attention, isa_amx::PagedAttention, isa_amx::SkinnyLinear,
-    isa_amx::RmsNorm,  isa_amx::Rope,      isa_amx::SiluMul,        isa_amx::MergePartials,
-    isa_amx::KeyScores};
+const IsaKernels kAmxKernels = {"amxbf16",        isa_amx::Attention,     isa_amx::PagedAttention,
+                                isa_amx::Linear,  isa_amx::RmsNorm,       isa_amx::Rope,
+                                isa_amx::SiluMul, isa_amx::MergePartials, isa_amx::KeyScores};
 
 }  // namespace apb::kernels

@@ -11,6 +11,7 @@ namespace isa_avx2 {
 #include "kernels/cpu/isa/vector.inc"
 #include "kernels/cpu/isa/tile_math.inc"
 #include "kernels/cpu/isa/attention.inc"
+#include "kernels/cpu/isa/paged_attention.inc"
 #include "kernels/cpu/isa/elementwise.inc"
 // clang-format on
 }  // namespace isa_avx2
@@ -18,7 +19,7 @@ namespace isa_avx2 {
 const IsaKernels kAvx2Kernels = {"avx2",
                                  isa_avx2::Attention,
                                  isa_avx2::PagedAttention,
-                                 isa_avx2::SkinnyLinear,
+                                 isa_avx2::Linear,
                                  isa_avx2::RmsNorm,
                                  isa_avx2::Rope,
                                  isa_avx2::SiluMul,

@@ -11,18 +11,14 @@ namespace isa_avx512 {
 #include "kernels/cpu/isa/vector.inc"
 #include "kernels/cpu/isa/tile_math.inc"
 #include "kernels/cpu/isa/attention.inc"
+#include "kernels/cpu/isa/paged_attention.inc"
 #include "kernels/cpu/isa/elementwise.inc"
 // clang-format on
 }  // namespace isa_avx512
 
-const IsaKernels kAvx512Kernels = {"avx512bf16",
-                                   isa_avx512::Attention,
-                                   isa_avx512::PagedAttention,
-                                   isa_avx512::SkinnyLinear,
-                                   isa_avx512::RmsNorm,
-                                   isa_avx512::Rope,
-                                   isa_avx512::SiluMul,
-                                   isa_avx512::MergePartials,
-                                   isa_avx512::KeyScores};
+const IsaKernels kAvx512Kernels = {
+    "avx512bf16",        isa_avx512::Attention,     isa_avx512::PagedAttention,
+    isa_avx512::Linear,  isa_avx512::RmsNorm,       isa_avx512::Rope,
+    isa_avx512::SiluMul, isa_avx512::MergePartials, isa_avx512::KeyScores};
 
 }  // namespace apb::kernels

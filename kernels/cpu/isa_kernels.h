@@ -32,8 +32,9 @@ struct IsaKernels {
   const char* name;
   bool (*attention)(const AttentionArgs& args, int threads, Scratch& scratch);
   bool (*paged_attention)(const PagedAttentionArgs& args, int threads, Scratch& scratch);
-  // Linear for few rows: streams the weights once, bound by memory bandwidth.
-  void (*skinny_linear)(const LinearArgs& args, int threads);
+  // False where the matrix library is the better choice (without AMX: for more than a few rows) or
+  // there is no memory for scratch.
+  bool (*linear)(const LinearArgs& args, int threads, Scratch& scratch);
   void (*rms_norm)(const TensorView& x, const TensorView& weight, float epsilon,
                    const TensorView& out, int threads);
   void (*rope)(const RopeArgs& args, int threads);

@@ -11,6 +11,7 @@ namespace isa_portable {
 #include "kernels/cpu/isa/vector.inc"
 #include "kernels/cpu/isa/tile_math.inc"
 #include "kernels/cpu/isa/attention.inc"
+#include "kernels/cpu/isa/paged_attention.inc"
 #include "kernels/cpu/isa/elementwise.inc"
 // clang-format on
 }  // namespace isa_portable
@@ -18,7 +19,7 @@ namespace isa_portable {
 const IsaKernels kPortableKernels = {"portable",
                                      isa_portable::Attention,
                                      isa_portable::PagedAttention,
-                                     isa_portable::SkinnyLinear,
+                                     isa_portable::Linear,
                                      isa_portable::RmsNorm,
                                      isa_portable::Rope,
                                      isa_portable::SiluMul,
