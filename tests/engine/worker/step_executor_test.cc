@@ -1,0 +1,250 @@
+// Goal: a group of ranks executes plans as the scheduler means them: the answers of one rank,
+// blocks back within one step of a cancellation, none lost over 10,000 requests. Method: scheduler
+// and executor on rank 0, executors on the others, plans sent by MPI as in apb-worker; a tiny
+// model.
+#include "engine/worker/step_executor.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <numeric>
+#include <random>
+
+#include "engine/parallel/local_communicator.h"
+#include "tests/engine/attention/tiny_engine.h"
+#include "tests/engine/parallel/mpi_main.h"
+
+namespace apb::worker {
+namespace {
+
+using attention::Text;
+using attention::TinyModel;
+using schedule::EndReason;
+using schedule::Event;
+using schedule::Request;
+using schedule::SequenceId;
+using schedule::StepPlan;
+
+constexpr int64_t kBlockSize = 4;
+const absl::Duration kDeadline = absl::Minutes(1);
+
+std::unique_ptr<StepExecutor> MakeExecutor(parallel::Communicator& communicator, int64_t blocks) {
+  static kernels::Backend& backend =
+      *[] { return kernels::CreateCpuBackend({.threads = 1, .force_isa = ""})->release(); }();
+  const TinyModel& tiny = TinyModel::Get();
+  auto executor = StepExecutor::Create(*tiny.weights,
+                                       {.layers = tiny.config.layers,
+                                        .kv_heads = tiny.config.kv_heads,
+                                        .head_dim = tiny.config.head_dim,
+                                        .block_size = kBlockSize,
+                                        .block_count = blocks,
+                                        .dtype = tiny.config.dtype},
+                                       backend, communicator);
+  EXPECT_TRUE(executor.ok()) << executor.status();
+  return *std::move(executor);
+}
+
+// Rank 0's view of a group: over MPI, or of one rank without it.
+class Group {
+ public:
+  Group(parallel::Communicator& communicator, bool mpi, int64_t blocks)
+      : mpi_(mpi && communicator.size() > 1),
+        executor_(MakeExecutor(communicator, blocks)),
+        scheduler_({.ranks = communicator.size(),
+                    .default_hosts = 4,
+                    .block_size = kBlockSize,
+                    .blocks_per_rank = blocks,
+                    .layers = TinyModel::Get().config.layers,
+                    .max_model_len = 300,
+                    .vocab_size = TinyModel::Get().config.vocab_size,
+                    .has_retaining_heads = true,
+                    .max_batch_rows = 24,
+                    .max_waiting = 100000,
+                    // A slice is one layer where a prefill is alone: room for a cancellation.
+                    .slice_seconds_idle = 1e-9}) {}
+
+  StepPlan Step() {
+    StepPlan plan = scheduler_.NextStep(absl::Now());
+    plan.collect_stats = true;
+    Send(plan);
+    auto result = executor_->Execute(plan);
+    EXPECT_TRUE(result.ok()) << result.status();
+    if (!result.ok()) parallel::MpiRuntime::AbortGroup(1);  // the others wait for us
+    used_ = {executor_->pool().used_count()};
+    if (mpi_) {
+      const auto all = parallel::TestRuntime().GatherToLeader("", kDeadline);
+      for (size_t r = 1; r < all->size(); ++r) used_.push_back(std::stoll((*all)[r]));
+    }
+    // What the scheduler counts is enough: an executor never runs out of blocks in a step.
+    for (size_t r = 0; r < used_.size(); ++r) EXPECT_LE(used_[r], scheduler_.used_blocks(r));
+    scheduler_.Complete(plan, *result, absl::Now());
+    for (Event& event : scheduler_.TakeEvents()) {
+      if (event.kind == Event::Kind::kToken) tokens[event.id].push_back(event.token.token);
+      if (event.kind == Event::Kind::kEnd) {
+        EXPECT_TRUE(ends.emplace(event.id, event).second) << "ended twice";
+      }
+    }
+    return plan;
+  }
+  void RunUntilIdle() {
+    while (!scheduler_.idle()) Step();
+    ExpectEmpty();
+  }
+  void ExpectEmpty() const {
+    EXPECT_EQ(std::accumulate(used_.begin(), used_.end(), int64_t{0}), 0);
+    EXPECT_EQ(executor_->sequences(), 0u);
+  }
+  void Submit(Request request) { scheduler_.Submit(std::move(request), absl::Now()); }
+  void Cancel(uint64_t id) { scheduler_.Cancel(SequenceId{id}, absl::Now()); }
+  void Shutdown() {
+    StepPlan last;
+    last.shutdown = true;
+    Send(last);
+  }
+  const schedule::Scheduler& scheduler() const { return scheduler_; }
+  const std::vector<int64_t>& used() const { return used_; }  // blocks by rank, after the last step
+
+  std::map<SequenceId, std::vector<int32_t>> tokens;
+  std::map<SequenceId, Event> ends;
+
+ private:
+  void Send(const StepPlan& plan) {
+    if (!mpi_) return;
+    const absl::Status sent =
+        parallel::TestRuntime().SendPlan(schedule::EncodeStepPlan(plan), kDeadline);
+    EXPECT_TRUE(sent.ok()) << sent;
+  }
+  const bool mpi_;
+  std::unique_ptr<StepExecutor> executor_;
+  schedule::Scheduler scheduler_;
+  std::vector<int64_t> used_;
+};
+
+void Follow(parallel::Communicator& communicator, int64_t blocks) {
+  auto executor = MakeExecutor(communicator, blocks);
+  while (true) {
+    auto bytes = parallel::TestRuntime().ReceivePlan();
+    ASSERT_TRUE(bytes.ok()) << bytes.status();
+    auto plan = schedule::DecodeStepPlan(*bytes);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    auto result = executor->Execute(*plan);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(result->tokens.empty());
+    if (plan->shutdown) break;
+    const std::string used = std::to_string(executor->pool().used_count());
+    ASSERT_TRUE(parallel::TestRuntime().GatherToLeader(used, kDeadline).ok());
+  }
+  EXPECT_EQ(executor->sequences(), 0u);
+  EXPECT_EQ(executor->pool().used_count(), 0);
+}
+
+// Every rank calls it; `lead` runs on rank 0.
+void RunGroup(int64_t blocks, const std::function<void(Group&)>& lead) {
+  auto communicator = parallel::TestRuntime().NewCommunicator(kDeadline);
+  ASSERT_TRUE(communicator.ok()) << communicator.status();
+  if (parallel::TestRuntime().rank() > 0) return Follow(**communicator, blocks);
+  Group group(**communicator, /*mpi=*/true, blocks);
+  lead(group);
+  group.Shutdown();
+}
+
+Request Make(uint64_t id, int64_t document, int64_t query, int32_t max_tokens) {
+  Request request;
+  schedule::SequenceSpec& spec = request.spec;
+  spec.id = SequenceId{id};
+  spec.tokens = Text(1000 * id, 1000 * id + document + query);
+  spec.query_begin = document;
+  spec.embedded_query.assign(spec.tokens.begin() + document, spec.tokens.end());
+  spec.strategy = id % 3 == 0 ? "full" : id % 3 == 1 ? "apb" : "star";
+  spec.compressor = id % 2 == 0 ? "retaining_heads" : "query_aware";
+  spec.hosts = spec.strategy == "full" ? 1 : 4;
+  spec.sampling.temperature = 0;
+  spec.sampling.max_tokens = max_tokens;
+  return request;
+}
+
+TEST(StepExecutor, AnswersAsOneRank) {
+  constexpr int64_t kBlocks = 200;
+  const auto submit = [](Group& group) {
+    uint64_t id = 1;
+    for (const int64_t document : {0, 1, 30, 61, 90, 127})
+      for (const int64_t query : {1, 7, 30}) group.Submit(Make(id++, document, query, 6));
+    group.RunUntilIdle();
+  };
+  RunGroup(kBlocks, [&](Group& group) {
+    submit(group);
+    auto alone = parallel::CreateLocalGroup(1, kDeadline);
+    Group single(*alone[0], /*mpi=*/false, 2 * kBlocks);
+    submit(single);
+    EXPECT_EQ(group.tokens.size(), 18u);
+    EXPECT_EQ(group.tokens, single.tokens);
+    for (const auto& [id, end] : group.ends) EXPECT_EQ(end.reason, EndReason::kLength);
+  });
+}
+
+TEST(StepExecutor, CancelFreesBlocksWithinOneStep) {
+  RunGroup(100, [](Group& group) {
+    for (uint64_t id = 1; id <= 3; ++id) {  // apb, star, full
+      group.Submit(Make(id, 100, 5, 50));
+      const StepPlan first = group.Step();
+      ASSERT_EQ(first.prefill.size(), 1u);
+      EXPECT_LT(first.prefill[0].layer_end, TinyModel::Get().config.layers);  // in the middle
+      EXPECT_GT(group.used()[0], 0);
+      group.Cancel(id);
+      group.Step();
+      group.ExpectEmpty();
+      EXPECT_EQ(group.ends.at(SequenceId{id}).reason, EndReason::kCancelled);
+    }
+    // While it decodes, beside another.
+    group.Submit(Make(4, 40, 5, 50));
+    group.Submit(Make(5, 0, 9, 50));
+    while (group.tokens[SequenceId{4}].empty() || group.tokens[SequenceId{5}].empty()) group.Step();
+    group.Cancel(4);
+    group.Cancel(5);
+    group.Step();
+    group.ExpectEmpty();
+  });
+}
+
+TEST(StepExecutor, AFailedDrawEndsItsSequenceOnly) {
+  RunGroup(100, [](Group& group) {
+    Request barred = Make(1, 20, 3, 5);
+    barred.spec.sampling.min_tokens = 2;
+    barred.spec.sampling.stop_tokens.resize(TinyModel::Get().config.vocab_size);
+    std::iota(barred.spec.sampling.stop_tokens.begin(), barred.spec.sampling.stop_tokens.end(), 0);
+    group.Submit(barred);
+    group.Submit(Make(2, 20, 3, 5));
+    group.RunUntilIdle();
+    EXPECT_EQ(group.ends.at(SequenceId{1}).reason, EndReason::kFailed);
+    EXPECT_EQ(group.ends.at(SequenceId{2}).reason, EndReason::kLength);
+    EXPECT_EQ(group.tokens[SequenceId{2}].size(), 5u);
+  });
+}
+
+TEST(StepExecutor, TenThousandRequestsLeakNothing) {
+  static constexpr uint64_t kRequests = 10000;
+  RunGroup(60, [](Group& group) {  // few blocks: decoding requests are preempted
+    std::mt19937 rng(11);
+    const auto below = [&](uint64_t n) { return static_cast<int64_t>(rng() % n); };
+    uint64_t next = 1;
+    int64_t cancelled = 0;
+    while (group.ends.size() < kRequests) {
+      while (next <= kRequests && group.scheduler().running() + group.scheduler().waiting() < 40) {
+        Request request = Make(next++, below(5) == 0 ? below(60) : 0, 1 + below(5), below(8));
+        if (below(4) == 0) request.spec.sampling.stop_tokens = {request.spec.tokens[0]};
+        group.Submit(std::move(request));
+      }
+      if (below(4) == 0) group.Cancel(next - 1 - below(std::min<uint64_t>(next - 1, 40)));
+      group.Step();
+      if (testing::Test::HasFailure()) break;
+    }
+    group.RunUntilIdle();
+    for (const auto& [id, end] : group.ends) cancelled += end.reason == EndReason::kCancelled;
+    EXPECT_EQ(group.ends.size(), kRequests);
+    EXPECT_GT(cancelled, 200);
+    EXPECT_GT(group.scheduler().preemptions(), 0);
+  });
+}
+
+}  // namespace
+}  // namespace apb::worker
