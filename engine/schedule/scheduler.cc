@@ -152,12 +152,9 @@ void Scheduler::Reject(SequenceId id, absl::Status status) {
 }
 
 int64_t Scheduler::BlocksFor(const Sequence& s, int rank, int64_t length) const {
-  // Rows at positions [document, length) with (position + id) % ranks == rank.
+  // Rows at positions [document, length) with position % ranks == rank.
   const int64_t begin = s.request.spec.query_begin, ranks = options_.ranks;
-  const int64_t offset = static_cast<int64_t>(static_cast<uint64_t>(s.request.spec.id) % ranks);
-  const auto below = [&](int64_t p) {
-    return (p + offset + ranks - 1 - rank) / ranks;
-  };  // such positions below p
+  const auto below = [&](int64_t p) { return (p + ranks - 1 - rank) / ranks; };  // such positions below p
   const int64_t rows = length > begin ? below(length) - below(begin) : 0;
   return (s.document_tokens[rank] + rows + options_.block_size - 1) / options_.block_size;
 }

@@ -41,8 +41,9 @@ struct PrefillSlice {
 };
 
 // New rows of one sequence that all ranks run together: query tokens (from the prompt) or the last
-// sampled token. Row i has position `position + i`; rank (position + i + offset) % ranks keeps its
-// K and V, offset = id % ranks, so that new KV is balanced.
+// sampled token. Row i has position `position + i`; rank (position + i) % ranks keeps its K and V, so
+// that new KV is balanced. The id has no part in this: the same request must give the same answer again,
+// and sums over ranks are rounded differently when rows move.
 struct RowSpan {
   SequenceId id{};
   int64_t position = 0;

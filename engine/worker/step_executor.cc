@@ -124,8 +124,7 @@ absl::Status StepExecutor::RunRows(const std::vector<schedule::RowSpan>& rows,
     batch.push_back({.kv = &found->second.kv,
                      .document_slots = found->second.document_slots,
                      .position = span.position,
-                     .count = static_cast<int64_t>(span.tokens.size()),
-                     .owner_offset = static_cast<uint64_t>(span.id)});
+                     .count = static_cast<int64_t>(span.tokens.size())});
     ids.insert(ids.end(), span.tokens.begin(), span.tokens.end());
   }
   const model::ModelConfig& config = weights_.config();
