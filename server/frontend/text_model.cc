@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "engine/base/fingerprint.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
@@ -110,6 +111,16 @@ absl::StatusOr<text::RenderedPrompt> TextModel::Render(const ChatInput& input) c
 }
 
 absl::StatusOr<text::PromptSplit> TextModel::Prepare(const CanonicalRequest& request) const {
+  absl::StatusOr<text::PromptSplit> split = Split(request);
+  // The splitter knows no statuses with fields; what it says of the query begins with the query's name.
+  absl::string_view problem = split.status().message();
+  if (absl::IsInvalidArgument(split.status()) && absl::ConsumePrefix(&problem, "apb.query ")) {
+    return InvalidField("apb.query", base::StdView(problem));
+  }
+  return split;
+}
+
+absl::StatusOr<text::PromptSplit> TextModel::Split(const CanonicalRequest& request) const {
   if (const auto* chat = std::get_if<ChatInput>(&request.input)) {
     APB_ASSIGN_OR_RETURN(const text::RenderedPrompt rendered, Render(*chat));
     return text::SplitChatPrompt(*tokenizer_, rendered, request.apb.query);

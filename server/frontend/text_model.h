@@ -38,6 +38,7 @@ class TextModel {
   TextModel() = default;
   absl::Status ReadConfig(const std::string& folder);
   absl::StatusOr<text::RenderedPrompt> Render(const ChatInput& input) const;
+  absl::StatusOr<text::PromptSplit> Split(const CanonicalRequest& request) const;
 
   std::unique_ptr<text::Tokenizer> tokenizer_;
   std::unique_ptr<text::ChatTemplate> chat_template_;  // null: the checkpoint has none

@@ -449,6 +449,7 @@ asio::awaitable<bool> Session::Relay(StreamSink& sink, frontend::ActiveRequest& 
   while (!client_gone_) {
     std::string frames;
     bool over = false;
+    bool wrote = false;  // meanwhile more may have come, whose wake-up found nobody waiting
     std::optional<Response> whole;
     for (const frontend::Event& event : sink.Take()) {
       if (const auto* chunk = std::get_if<frontend::TokenChunk>(&event)) {
@@ -477,6 +478,7 @@ asio::awaitable<bool> Session::Relay(StreamSink& sink, frontend::ActiveRequest& 
         if (framing_.http_1_0) framing_.keep_alive = false;
         frontend().metrics().HttpRequest(route.path, method_, 200);
         if (!co_await Write(EventStreamHead(framing_))) co_return false;
+        wrote = true;
       }
     }
     if (whole.has_value()) co_return co_await Send(route, *whole);
@@ -484,9 +486,10 @@ asio::awaitable<bool> Session::Relay(StreamSink& sink, frontend::ActiveRequest& 
       std::string bytes = Chunk(frames, framing_);
       if (over) bytes += LastChunk(framing_);
       if (!co_await Write(std::move(bytes))) co_return false;
+      wrote = true;
     }
     if (over) co_return framing_.keep_alive;
-    if (!frames.empty()) continue;  // more may have come meanwhile
+    if (wrote) continue;
     wake_timer_.expires_after(absl::ToChronoMilliseconds(options().sse_keepalive));
     auto [error] = co_await wake_timer_.async_wait(kAwait);
     if (!error && head_sent && !co_await Write(Chunk(": keep-alive\n\n", framing_))) co_return false;
