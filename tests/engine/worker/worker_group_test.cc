@@ -1,0 +1,311 @@
+// Goal: apb-worker as a program: says hello, answers, cancels, costs next to nothing while idle,
+// ends when it is told to, when a rank dies, when the server goes, and when the model is damaged.
+// Method: a small gRPC server of ours, `mpirun -n 2 apb-worker` on the demo model.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "apb/cluster/v1/worker_group_service.grpc.pb.h"
+#include "engine/base/bounded_queue.h"
+
+extern char** environ;
+
+namespace apb::worker {
+namespace {
+
+namespace fs = std::filesystem;
+using cluster::v1::FromWorker;
+using cluster::v1::ToWorker;
+using testing::HasSubstr;
+
+const absl::Duration kPatience = absl::Minutes(2);
+const fs::path kDemoModel = fs::path(APB_SOURCE_DIR) / "tests" / "reference_model" / "checkpoint";
+
+// Takes one group; what it says goes into a queue.
+class FakeServer : public cluster::v1::WorkerGroupService::Service {
+ public:
+  using Stream = grpc::ServerReaderWriter<ToWorker, FromWorker>;
+  FakeServer() {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+  }
+  ~FakeServer() override { Stop(); }
+  void Stop() {
+    if (server_) server_->Shutdown(std::chrono::system_clock::now());
+    server_.reset();
+  }
+  grpc::Status Connect(grpc::ServerContext*, Stream* stream) override {
+    {
+      absl::MutexLock lock(&mutex_);
+      stream_ = stream;
+    }
+    FromWorker message;
+    while (stream->Read(&message)) messages_.TryPush(std::move(message));
+    absl::MutexLock lock(&mutex_);
+    stream_ = nullptr;
+    closed_ = true;
+    return grpc::Status::OK;
+  }
+  void Send(const ToWorker& message) {
+    absl::MutexLock lock(&mutex_);
+    ASSERT_NE(stream_, nullptr);
+    ASSERT_TRUE(stream_->Write(message));
+  }
+  // The next message that `wanted` accepts; those before it are dropped. Empty if none came.
+  FromWorker Next(const std::function<bool(const FromWorker&)>& wanted) {
+    const absl::Time end = absl::Now() + kPatience;
+    while (absl::Now() < end && !(closed() && messages_.size() == 0)) {
+      auto message = messages_.Pop(absl::Milliseconds(100));
+      if (message && wanted(*message)) return *message;
+    }
+    ADD_FAILURE() << "the group did not say what was expected";
+    return {};
+  }
+  bool closed() const {
+    absl::MutexLock lock(&mutex_);
+    return closed_;
+  }
+  int port() const { return port_; }
+
+ private:
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+  mutable absl::Mutex mutex_;
+  Stream* stream_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+  base::BoundedQueue<FromWorker> messages_{1 << 16};
+};
+
+std::string ReadAll(const fs::path& path) {
+  std::stringstream text;
+  text << std::ifstream(path).rdbuf();
+  return text.str();
+}
+
+// Fields of /proc/PID/stat behind the command's name; empty if there is no such process.
+std::vector<std::string> ProcessStat(int pid) {
+  const std::string text = ReadAll(absl::StrCat("/proc/", pid, "/stat"));
+  const size_t name_end = text.rfind(')');
+  if (name_end == std::string::npos) return {};
+  return absl::StrSplit(text.substr(name_end + 2), ' ');
+}
+
+double CpuSeconds(int pid) {
+  const std::vector<std::string> stat = ProcessStat(pid);
+  if (stat.size() < 13) return 0;
+  return (std::stod(stat[11]) + std::stod(stat[12])) / static_cast<double>(sysconf(_SC_CLK_TCK));
+}
+
+// mpirun with two ranks, as apb-server starts it.
+class Workers {
+ public:
+  Workers(const fs::path& model, int port)
+      : log_(fs::path(testing::TempDir()) / absl::StrCat("workers-", getpid(), ".log")) {
+    std::vector<std::string> words = absl::StrSplit(APB_MPIRUN_WORDS, ' ');
+    for (const std::string& word :
+         {std::string("-n"), std::string("2"), std::string(APB_WORKER), std::string("--model"),
+          model.string(), std::string("--server"), absl::StrCat("127.0.0.1:", port),
+          std::string("--threads"), std::string("1"), std::string("--kv-cache-tokens"),
+          std::string("65536"), std::string("--full-below"), std::string("1000")}) {
+      words.push_back(word);
+    }
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    posix_spawn_file_actions_t files;
+    posix_spawn_file_actions_init(&files);
+    posix_spawn_file_actions_addopen(&files, 1, log_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    posix_spawn_file_actions_adddup2(&files, 1, 2);
+    EXPECT_EQ(posix_spawnp(&mpirun_, argv[0], &files, nullptr, argv.data(), environ), 0);
+    posix_spawn_file_actions_destroy(&files);
+  }
+  ~Workers() {
+    if (mpirun_ > 0) {
+      kill(mpirun_, SIGKILL);
+      waitpid(mpirun_, nullptr, 0);
+    }
+    fs::remove(log_);
+  }
+
+  // The processes of the ranks, in no order.
+  std::vector<int> Ranks() const {
+    std::vector<int> ranks;
+    for (const fs::directory_entry& entry : fs::directory_iterator("/proc")) {
+      const int pid = std::atoi(entry.path().filename().c_str());
+      if (pid <= 0) continue;
+      const std::vector<std::string> stat = ProcessStat(pid);
+      if (stat.size() > 1 && stat[1] == absl::StrCat(mpirun_)) ranks.push_back(pid);
+    }
+    return ranks;
+  }
+  // The exit code of mpirun, -1 if it does not end.
+  int Wait() {
+    const absl::Time end = absl::Now() + kPatience;
+    int status = 0;
+    while (absl::Now() < end) {
+      if (waitpid(mpirun_, &status, WNOHANG) == mpirun_) {
+        mpirun_ = 0;
+        return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+      }
+      absl::SleepFor(absl::Milliseconds(20));
+    }
+    return -1;
+  }
+  std::string Log() const { return ReadAll(log_); }
+
+ private:
+  fs::path log_;
+  pid_t mpirun_ = 0;
+};
+
+ToWorker Submit(uint64_t sequence, int document, int query, int max_tokens) {
+  ToWorker message;
+  cluster::v1::Submit& submit = *message.mutable_submit();
+  submit.set_sequence(sequence);
+  for (int i = 0; i < document + query; ++i) submit.add_tokens(20 + i * 7919 % 1000);
+  submit.set_query_begin(document);
+  submit.set_anchor_length(-1);
+  submit.set_passing_length(-1);
+  submit.set_report_progress(true);
+  submit.mutable_sampling()->set_max_tokens(max_tokens);
+  submit.mutable_sampling()->set_top_p(1);
+  submit.mutable_sampling()->set_repetition_penalty(1);
+  submit.mutable_sampling()->set_logprobs(-1);
+  return message;
+}
+
+bool IsHello(const FromWorker& m) { return m.has_hello(); }
+bool IsEnd(const FromWorker& m) { return m.has_end(); }
+bool IsProgress(const FromWorker& m) { return m.has_progress(); }
+
+bool AllBlocksAreFree(const FromWorker& m) {
+  return m.has_stats() && m.stats().running() == 0 &&
+         std::all_of(m.stats().ranks().begin(), m.stats().ranks().end(),
+                     [](const auto& rank) { return rank.kv_blocks_used() == 0; });
+}
+
+void ExpectGone(const std::vector<int>& processes) {
+  ASSERT_EQ(processes.size(), 2u);
+  for (const int pid : processes) {
+    const absl::Time end = absl::Now() + kPatience;
+    while (absl::Now() < end && !ProcessStat(pid).empty()) absl::SleepFor(absl::Milliseconds(20));
+    EXPECT_TRUE(ProcessStat(pid).empty()) << "process " << pid << " is left";
+  }
+}
+
+TEST(WorkerGroup, AnswersCancelsIdlesAndEnds) {
+  FakeServer server;
+  Workers workers(kDemoModel, server.port());
+  const cluster::v1::Hello hello = server.Next(IsHello).hello();
+  EXPECT_EQ(hello.ranks(), 2) << workers.Log();
+  EXPECT_TRUE(hello.has_retaining_heads());
+  EXPECT_GE(hello.max_model_len(), 60000);
+
+  server.Send(Submit(1, 3000, 20, 5));
+  int64_t tokens = 0;
+  const FromWorker end = server.Next([&](const FromWorker& m) {
+    tokens += m.tokens_size();
+    return m.has_end();
+  });
+  EXPECT_EQ(end.end().reason(), cluster::v1::END_REASON_LENGTH) << end.DebugString();
+  EXPECT_EQ(end.end().strategy(), "apb");
+  EXPECT_EQ(tokens, 5);
+
+  // In the middle of a prefill.
+  server.Send(Submit(2, 40000, 20, 5));
+  EXPECT_LT(server.Next(IsProgress).progress().processed_tokens(), 40000);
+  ToWorker cancel;
+  cancel.mutable_cancel()->set_sequence(2);
+  server.Send(cancel);
+  EXPECT_EQ(server.Next(IsEnd).end().reason(), cluster::v1::END_REASON_CANCELLED);
+  EXPECT_EQ(server.Next(AllBlocksAreFree).stats().ranks_size(), 2);
+
+  // A token that the model does not have ends its request only.
+  ToWorker wrong = Submit(3, 100, 20, 5);
+  wrong.mutable_submit()->set_tokens(50, 1 << 20);
+  server.Send(wrong);
+  const FromWorker refused = server.Next(IsEnd);
+  EXPECT_EQ(refused.end().reason(), cluster::v1::END_REASON_REJECTED);
+  EXPECT_THAT(refused.end().message(), HasSubstr("vocabulary"));
+
+  // Time on the CPU, not on the clock.
+  const std::vector<int> ranks = workers.Ranks();
+  absl::SleepFor(absl::Milliseconds(200));
+  std::vector<double> before;
+  for (const int pid : ranks) before.push_back(CpuSeconds(pid));
+  const absl::Time start = absl::Now();
+  absl::SleepFor(absl::Seconds(5));
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    const double share =
+        (CpuSeconds(ranks[i]) - before[i]) / absl::ToDoubleSeconds(absl::Now() - start);
+    std::printf("idle: %.2f %% of a core\n", 100 * share);
+    EXPECT_LT(share, 0.02);
+  }
+
+  ToWorker drain;
+  drain.mutable_drain();
+  server.Send(drain);
+  EXPECT_EQ(workers.Wait(), 0) << workers.Log();
+  ExpectGone(ranks);
+}
+
+TEST(WorkerGroup, ADeadRankEndsTheGroup) {
+  for (const bool first : {true, false}) {
+    FakeServer server;
+    Workers workers(kDemoModel, server.port());
+    server.Next(IsHello);
+    std::vector<int> ranks = workers.Ranks();
+    ASSERT_EQ(ranks.size(), 2u) << workers.Log();
+    std::sort(ranks.begin(), ranks.end());
+    server.Send(Submit(1, 40000, 20, 5));
+    server.Next(IsProgress);
+    kill(ranks[first ? 0 : 1], SIGKILL);
+    EXPECT_GT(workers.Wait(), 0);
+    EXPECT_THAT(workers.Log(), HasSubstr("rank"));
+    EXPECT_THAT(workers.Log(), HasSubstr("signal 9"));
+    ExpectGone(ranks);
+    EXPECT_TRUE(server.closed());
+  }
+}
+
+TEST(WorkerGroup, EndsWithoutAServer) {
+  auto server = std::make_unique<FakeServer>();
+  Workers workers(kDemoModel, server->port());
+  server->Next(IsHello);
+  const std::vector<int> ranks = workers.Ranks();
+  server->Stop();
+  EXPECT_EQ(workers.Wait(), 1);
+  EXPECT_THAT(workers.Log(), HasSubstr("the stream to apb-server has ended"));
+  ExpectGone(ranks);
+}
+
+TEST(WorkerGroup, ADamagedModelIsTold) {
+  const fs::path model = fs::path(testing::TempDir()) / absl::StrCat("damaged-", getpid());
+  fs::create_directories(model);
+  fs::copy(kDemoModel, model, fs::copy_options::overwrite_existing | fs::copy_options::recursive);
+  fs::resize_file(model / "model.safetensors", 1000000);
+  FakeServer server;
+  Workers workers(model, server.port());
+  EXPECT_EQ(workers.Wait(), 3);
+  EXPECT_THAT(workers.Log(), HasSubstr("cannot start"));
+  EXPECT_THAT(workers.Log(), HasSubstr("model.safetensors"));
+  fs::remove_all(model);
+}
+
+}  // namespace
+}  // namespace apb::worker
