@@ -3,7 +3,9 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "engine/attention/anchor_strategy.h"
 #include "engine/attention/strategy_plan.h"
+#include "engine/attention/strategy_registry.h"
 #include "engine/base/status_macros.h"
 
 namespace apb::attention {
@@ -96,8 +98,9 @@ absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
                        prefill->slots_.view(), stream);
   APB_RETURN_IF_ERROR(context.decoder.Embed(tokens, prefill->hidden_.view(), stream));
   APB_RETURN_IF_ERROR(stream.Synchronize());  // the host copies end here
-  prefill->strategy_ = std::make_unique<AnchorStrategy>(p, config.kv_heads, std::move(compressor),
-                                                        context.backend, context.communicator);
+  APB_ASSIGN_OR_RETURN(prefill->strategy_,
+                       CreateStrategy(p, config.query_heads, config.kv_heads, std::move(compressor),
+                                      context.backend, context.communicator));
   return prefill;
 }
 

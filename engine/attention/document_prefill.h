@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/attention/anchor_strategy.h"
 #include "engine/attention/layer_attention.h"
+#include "engine/attention/strategy.h"
 #include "engine/cache/paged_kv_cache.h"
 #include "engine/model/decoder.h"
 
@@ -64,7 +64,7 @@ class DocumentPrefill : public LayerAttention {
 
   PrefillContext context_;
   ShardPlan plan_;
-  std::unique_ptr<AnchorStrategy> strategy_;
+  std::unique_ptr<ContextParallelStrategy> strategy_;
   core::Tensor hidden_, positions_, slots_;
   int64_t anchor_rows_ = 0;
   std::vector<HostRows> hosts_;

@@ -1,5 +1,6 @@
 #include "engine/attention/row_batch_attention.h"
 
+#include "engine/attention/partial_results.h"
 #include "engine/base/status_macros.h"
 
 namespace apb::attention {
@@ -78,22 +79,16 @@ absl::Status RowBatchAttention::Attend(int layer, const TensorView& q, const Ten
     backend_.PagedAttention(args, stream);
     return absl::OkStatus();
   }
-  // One buffer a rank: outputs [T, n_q, d], then log-sums [T, n_q], so that one collective carries
-  // both.
-  const int64_t rows = q.shape[0], heads = q.shape[1], d = q.shape[2], outs = rows * heads * d,
-                each = outs + rows * heads;
-  APB_ASSIGN_OR_RETURN(const TensorView mine, partial_.Get(DType::kF32, {each}));
-  APB_ASSIGN_OR_RETURN(const TensorView all, gathered_.Get(DType::kF32, {ranks, each}));
-  args.out = TensorView::Contiguous(mine.data, DType::kF32, {rows, heads, d});
-  args.lse = TensorView::Contiguous(mine.as<float>() + outs, DType::kF32, {rows, heads});
+  // Outputs and log-sums lie in one buffer, so that one collective carries both.
+  const int64_t rows = q.shape[0], heads = q.shape[1], d = q.shape[2];
+  APB_ASSIGN_OR_RETURN(const PartialResults mine, PartialResults::In(partial_, 1, rows, heads, d));
+  APB_ASSIGN_OR_RETURN(const PartialResults all,
+                       PartialResults::In(gathered_, ranks, rows, heads, d));
+  args.out = mine.Out(0);
+  args.lse = mine.Lse(0);
   backend_.PagedAttention(args, stream);
-  APB_RETURN_IF_ERROR(communicator_.AllGather(mine, all, stream));
-  TensorView parts = TensorView::Contiguous(all.data, DType::kF32, {ranks, rows, heads, d});
-  parts.stride[0] = each;
-  TensorView sums =
-      TensorView::Contiguous(all.as<float>() + outs, DType::kF32, {ranks, rows, heads});
-  sums.stride[0] = each;
-  backend_.MergePartials(parts, sums, out, {}, stream);
+  APB_RETURN_IF_ERROR(communicator_.AllGather(mine.Message(0), all.all(), stream));
+  backend_.MergePartials(all.Outs(), all.Lses(), out, {}, stream);
   return absl::OkStatus();
 }
 

@@ -35,8 +35,10 @@ struct TokenSpan {
 };
 
 struct HostShard {
-  std::vector<TokenSpan> local;  // one span for block-wise splits, two for zigzag; may be empty
-  bool sees_anchor = false;      // local rows attend to the anchor
+  // Ascending. One span for block-wise splits, two for zigzag (which may touch); empty ones are
+  // left out.
+  std::vector<TokenSpan> local;
+  bool sees_anchor = false;  // local rows attend to the anchor
   // Candidates for passing: local rows of this document span (document token numbers).
   TokenSpan passing_candidates;
   int64_t passing_length = 0;  // tokens that this host contributes per KV head (0 = none)
@@ -52,8 +54,18 @@ struct HostShard {
 // i.
 using AnchorSource = int32_t;
 
+// How hosts see each other's tokens in a document prefill.
+enum class Exchange {
+  kAnchor,     // an anchor and passing blocks (apb, star), or not at all (full)
+  kRingKv,     // keys and values travel around the ring of ranks
+  kRingQ,      // queries travel, partial outputs return in the end
+  kTokenRing,  // queries travel one way while partial outputs return the other way
+  kUlysses,    // tokens of some heads become some tokens of all heads, and back
+};
+
 struct ShardPlan {
   std::vector<HostShard> hosts;
+  Exchange exchange = Exchange::kAnchor;
   // Rows of the anchor, at positions 0, 1, 2, ...; empty = no anchor. The anchor's activations
   // depend on nothing else (APB.md 5.4), so a rank computes it once for all the hosts that it
   // plays.

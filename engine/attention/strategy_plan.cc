@@ -71,6 +71,36 @@ ShardPlan ApbPlan(const PromptLayout& layout, const StrategyOptions& options) {
   return plan;
 }
 
+ShardPlan ZigzagPlan(int64_t n, int hosts) {
+  const int64_t chunk = (n + 2 * hosts - 1) / (2 * hosts);
+  ShardPlan plan;
+  for (int h = 0; h < hosts; ++h) {
+    HostShard shard;
+    for (const int64_t c : {h, 2 * hosts - 1 - h}) {
+      const TokenSpan span{std::min(n, c * chunk), std::min(n, (c + 1) * chunk)};
+      if (span.length() > 0) shard.local.push_back(span);
+    }
+    plan.hosts.push_back(shard);
+  }
+  return plan;
+}
+
+struct ExactStrategy {
+  std::string_view name;
+  Exchange exchange;
+};
+constexpr ExactStrategy kExactStrategies[] = {{"ring_kv", Exchange::kRingKv},
+                                              {"ring_q", Exchange::kRingQ},
+                                              {"token_ring", Exchange::kTokenRing},
+                                              {"ulysses", Exchange::kUlysses}};
+
+const ExactStrategy* FindExact(std::string_view name) {
+  for (const ExactStrategy& strategy : kExactStrategies) {
+    if (strategy.name == name) return &strategy;
+  }
+  return nullptr;
+}
+
 ShardPlan StarPlan(const PromptLayout& layout, const StrategyOptions& options) {
   int64_t block = 0;
   ShardPlan plan = EqualBlocks(layout.document_length, options.hosts, &block);
@@ -105,11 +135,36 @@ absl::StatusOr<ShardPlan> MakeShardPlan(std::string_view strategy, const PromptL
   }
   if (strategy == "apb") return ApbPlan(layout, options);
   if (strategy == "star") return StarPlan(layout, options);
-  return absl::InvalidArgumentError(absl::StrCat("strategy '", std::string(strategy),
-                                                 "' is unknown (full, apb and star are known)"));
+  if (const ExactStrategy* exact = FindExact(strategy)) {
+    int64_t block = 0;
+    ShardPlan plan = exact->exchange == Exchange::kUlysses
+                         ? EqualBlocks(layout.document_length, options.hosts, &block)
+                         : ZigzagPlan(layout.document_length, options.hosts);
+    plan.exchange = exact->exchange;
+    return plan;
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "strategy '", std::string(strategy),
+      "' is unknown (full, apb, star, ring_kv, ring_q, token_ring, ulysses are known)"));
 }
 
+bool IsExact(std::string_view strategy) {
+  return strategy == "full" || FindExact(strategy) != nullptr;
+}
+
+bool UlyssesFits(int64_t query_heads, int64_t kv_heads, int64_t ranks) {
+  return query_heads % ranks == 0 && (kv_heads % ranks == 0 || ranks % kv_heads == 0);
+}
+
+bool IsOneHostPerRank(std::string_view strategy) { return FindExact(strategy) != nullptr; }
+
 absl::Status CheckRanks(const ShardPlan& plan, int ranks) {
+  if (plan.exchange != Exchange::kAnchor) {
+    if (static_cast<int>(plan.hosts.size()) == ranks) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("hosts=", plan.hosts.size(),
+                     ": an exact strategy has one host on each of the ", ranks, " ranks"));
+  }
   if (plan.hosts.size() == 1 || plan.hosts.size() % ranks == 0) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("hosts=", plan.hosts.size(),
                                                  ": must be 1 or a multiple of the ", ranks,

@@ -52,6 +52,28 @@ void CheckPassingEverythingIsFull(parallel::Communicator& communicator) {
   }
 }
 
+void CheckExactStrategiesAreFull(parallel::Communicator& communicator) {
+  TinyEngine engine(communicator);
+  const model::ModelConfig& config = TinyModel::Get().config;
+  for (const char* strategy : {"ring_kv", "ring_q", "token_ring", "ulysses"}) {
+    const bool fits = std::string_view(strategy) != "ulysses" ||
+                      UlyssesFits(config.query_heads, config.kv_heads, engine.ranks());
+    for (const int64_t n : {0, 1, 2, 5, 8, 61, 90, 131}) {
+      const PrefillCase c{
+          .strategy = strategy, .options = {.hosts = engine.ranks()}, .document_length = n};
+      if (!fits) {
+        EXPECT_EQ(engine.TryPrefill(c).code(), absl::StatusCode::kInvalidArgument) << c.Name();
+        continue;
+      }
+      auto result = engine.Prefill(c);
+      EXPECT_LT(Difference(result.document, Dense(Text(0, n))), kTolerance) << c.Name();
+      EXPECT_EQ(result.kv.slot_count(),
+                DocumentTokensOfRank(result.plan, engine.ranks(), engine.rank()));
+      engine.cache().Release(result.kv);
+    }
+  }
+}
+
 void CheckHostZeroIsFull(parallel::Communicator& communicator) {
   TinyEngine engine(communicator);
   const Hidden dense = Dense(Text(0, 83));

@@ -8,6 +8,8 @@ namespace apb::attention {
 
 // Failures are gtest failures of the calling thread.
 void CheckPassingEverythingIsFull(parallel::Communicator& communicator);
+// ring_kv, ring_q, token_ring, and ulysses where the heads divide among the ranks.
+void CheckExactStrategiesAreFull(parallel::Communicator& communicator);
 void CheckHostZeroIsFull(parallel::Communicator& communicator);
 void CheckRanksDoNotMatter(parallel::Communicator& communicator);
 void CheckAnchorsAreEqual(parallel::Communicator& communicator);

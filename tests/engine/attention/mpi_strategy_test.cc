@@ -15,6 +15,7 @@ void OnThisGroup(void (*check)(parallel::Communicator&)) {
 }
 
 TEST(MpiContract, PassingEverythingIsFull) { OnThisGroup(CheckPassingEverythingIsFull); }
+TEST(MpiContract, ExactStrategiesAreFull) { OnThisGroup(CheckExactStrategiesAreFull); }
 TEST(MpiContract, HostZeroIsFull) { OnThisGroup(CheckHostZeroIsFull); }
 TEST(MpiContract, RanksDoNotMatter) { OnThisGroup(CheckRanksDoNotMatter); }
 TEST(MpiContract, AnchorsAreEqual) { OnThisGroup(CheckAnchorsAreEqual); }

@@ -9,6 +9,7 @@
 #include <random>
 #include <thread>
 
+#include "engine/attention/compressor.h"
 #include "engine/parallel/local_communicator.h"
 #include "tests/engine/attention/contract.h"
 #include "tests/engine/attention/tiny_engine.h"
@@ -29,6 +30,7 @@ void OnRanks(int ranks, const std::function<void(parallel::Communicator&)>& body
 class Contract : public testing::TestWithParam<int> {};
 
 TEST_P(Contract, PassingEverythingIsFull) { OnRanks(GetParam(), CheckPassingEverythingIsFull); }
+TEST_P(Contract, ExactStrategiesAreFull) { OnRanks(GetParam(), CheckExactStrategiesAreFull); }
 TEST_P(Contract, HostZeroIsFull) { OnRanks(GetParam(), CheckHostZeroIsFull); }
 TEST_P(Contract, RanksDoNotMatter) { OnRanks(GetParam(), CheckRanksDoNotMatter); }
 TEST_P(Contract, AnchorsAreEqual) { OnRanks(GetParam(), CheckAnchorsAreEqual); }
