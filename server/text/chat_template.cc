@@ -29,6 +29,18 @@ bool IsCommonRole(std::string_view role) {
   return false;
 }
 
+// The reasoning of an answer has several names; transformers gives templates the two they read.
+void AddReasoningNames(Dict& message) {
+  const Value* reasoning = nullptr;
+  for (const char* name : {"reasoning_content", "thinking", "reasoning"}) {
+    if (reasoning == nullptr || reasoning->IsNone()) reasoning = message.Find(name);
+  }
+  if (reasoning == nullptr || reasoning->IsNone()) return;
+  const Value copy = *reasoning;
+  if (message.Find("thinking") == nullptr) message.Set("thinking", copy);
+  message.Set("reasoning_content", copy);
+}
+
 Value MessagesValue(const Json& messages, std::vector<std::string>& roles) {
   if (!messages.is_array()) jinja::Fail("messages must be an array");
   std::vector<Value> values;
@@ -45,6 +57,7 @@ Value MessagesValue(const Json& messages, std::vector<std::string>& roles) {
       dict.Set(key, own_word ? Value::String(roles.back())
                              : jinja::FromJson(value, Origin{index, key == "content"}));
     }
+    AddReasoningNames(dict);
     values.push_back(Value::MakeDict(std::move(dict)));
   }
   return Value::MakeList(std::move(values));

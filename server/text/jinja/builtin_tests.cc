@@ -31,7 +31,7 @@ bool IsCase(const Value& value, Case wanted) {
   return MapCase(text, wanted) == text && MapCase(text, other) != text;
 }
 
-bool IsCollection(const Value& value) {
+bool IsSequence(const Value& value) {
   return value.IsString() || value.IsList() || value.IsDict() || value.IsUndefined();
 }
 
@@ -59,8 +59,8 @@ constexpr auto kTests = std::to_array<Entry>({
     {"none", [](const Value& v, const Arguments&) { return v.IsNone(); }},
     {"string", [](const Value& v, const Arguments&) { return v.IsString(); }},
     {"mapping", [](const Value& v, const Arguments&) { return v.IsDict(); }},
-    {"sequence", [](const Value& v, const Arguments&) { return IsCollection(v); }},
-    {"iterable", [](const Value& v, const Arguments&) { return IsCollection(v); }},
+    {"sequence", [](const Value& v, const Arguments&) { return IsSequence(v); }},
+    {"iterable", [](const Value& v, const Arguments&) { return IsSequence(v) || v.IsGenerator(); }},
     {"callable", [](const Value& v, const Arguments&) { return v.Is<Function>(); }},
     {"number", [](const Value& v, const Arguments&) { return v.IsNumber(); }},
     {"integer", [](const Value& v, const Arguments&) { return v.Is<int64_t>(); }},

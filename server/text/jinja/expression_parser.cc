@@ -70,6 +70,10 @@ ExpressionPointer ExpressionParser::Make(Kind kind, std::string name) const {
 }
 
 void ExpressionParser::Add(Expression& parent, ExpressionPointer argument) {
+  // Joined with other text, Markup escapes that: nothing a prompt wants.
+  if ((parent.kind == Kind::kBinary || parent.kind == Kind::kConcat) &&
+      argument->kind == Kind::kFilter && argument->name == "safe")
+    FailUnsupported("line ", stream_.line(), ": filter \"safe\" within an expression");
   if (argument != nullptr) parent.depth = std::max(parent.depth, argument->depth + 1);
   if (parent.depth > kMaxDepth)
     Fail("line ", stream_.line(), ": an expression has more than ", kMaxDepth, " levels");
@@ -303,6 +307,9 @@ ExpressionPointer ExpressionParser::ParseDictLiteral() {
   stream_.ExpectOperator("{");
   while (!stream_.TakeOperator("}")) {
     Add(*dict, Parse());
+    const Expression& key = *dict->arguments.back();
+    if (key.kind == Kind::kLiteral && !key.value.IsString())
+      FailUnsupported("line ", key.line, ": a dictionary key that is no string");
     stream_.ExpectOperator(":");
     Add(*dict, Parse());
     if (!stream_.IsOperator("}")) stream_.ExpectOperator(",");

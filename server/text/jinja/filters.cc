@@ -43,16 +43,18 @@ Value PathOf(const Value& item, const Value& path) {
 
 Value Select(const Value& input, const Arguments& arguments, bool by_attribute, bool wanted) {
   std::vector<Value> kept;
+  if (!input.Truth()) return Value::MakeGenerator({});  // None too
   for (Value& item : Iterate(input)) {
     const Value subject =
         by_attribute ? PathOf(item, arguments.Need(0, "attribute", "selectattr")) : item;
     if (Passes(subject, arguments, by_attribute ? 1 : 0) == wanted) kept.push_back(std::move(item));
   }
-  return Value::MakeList(std::move(kept));
+  return Value::MakeGenerator(std::move(kept));
 }
 
 Value Map(const Value& input, const Arguments& arguments) {
   std::vector<Value> results;
+  if (!input.Truth()) return Value::MakeGenerator({});
   const Value* attribute = arguments.Find(SIZE_MAX, "attribute");
   const Value* fallback = arguments.Find(SIZE_MAX, "default");
   Arguments rest;
@@ -69,7 +71,7 @@ Value Map(const Value& input, const Arguments& arguments) {
     if (result.IsUndefined() && fallback != nullptr) result = *fallback;
     results.push_back(std::move(result));
   }
-  return Value::MakeList(std::move(results));
+  return Value::MakeGenerator(std::move(results));
 }
 
 Value Join(const Value& input, const Arguments& arguments) {
@@ -158,7 +160,7 @@ Value Unique(const Value& input, const Arguments& arguments) {
     keys.push_back(std::move(key));
     kept.push_back(std::move(item));
   }
-  return Value::MakeList(std::move(kept));
+  return Value::MakeGenerator(std::move(kept));
 }
 
 Value Extreme(const Value& input, const Arguments& arguments, bool largest) {
@@ -270,7 +272,8 @@ Value Reverse(const Value& input) {
   }
   std::vector<Value> items = Iterate(input);
   std::reverse(items.begin(), items.end());
-  return Value::MakeList(std::move(items));
+  return input.IsGenerator() ? Value::MakeList(std::move(items))
+                             : Value::MakeGenerator(std::move(items));
 }
 
 Value Default(const Value& input, const Arguments& arguments) {
@@ -318,7 +321,8 @@ constexpr auto kFilters = std::to_array<Entry>({
     {"first", [](const Value& v, const Arguments&) { return End(v, false); }},
     {"last", [](const Value& v, const Arguments&) { return End(v, true); }},
     {"reverse", [](const Value& v, const Arguments&) { return Reverse(v); }},
-    {"items", [](const Value& v, const Arguments&) { return Items(v); }},
+    {"items",
+     [](const Value& v, const Arguments&) { return Value::MakeGenerator(Items(v).list()); }},
     {"abs", [](const Value& v, const Arguments&) { return Absolute(v); }},
     {"default", Default},
     {"d", Default},

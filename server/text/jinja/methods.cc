@@ -253,7 +253,7 @@ Value CallDictMethod(std::string_view name, const Value& object, const Arguments
     const Value* fallback = arguments.Find(1, "default");
     return fallback != nullptr ? *fallback : Value::MakeNone();
   }
-  if (name == "items") return ApplyFilter("items", object, {});
+  if (name == "items") return Value::MakeList(Iterate(ApplyFilter("items", object, {})));
   if (name == "keys") return Value::MakeList(Iterate(object));
   std::vector<Value> values;
   for (const auto& item : object.dict().items()) values.push_back(item.second);

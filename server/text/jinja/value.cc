@@ -2,6 +2,7 @@
 #include "server/text/jinja/value.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "server/text/jinja/error.h"
 #include "server/text/utf8.h"
@@ -39,6 +40,10 @@ Value Value::MakeList(std::vector<Value> items, bool is_tuple) {
   return Value(Variant(std::make_shared<List>(List{std::move(items), is_tuple})));
 }
 
+Value Value::MakeGenerator(std::vector<Value> items) {
+  return Value(Variant(std::make_shared<Generator>(Generator{std::move(items)})));
+}
+
 bool Value::Truth() const {
   if (IsUndefined() || IsNone()) return false;
   if (IsInteger()) return integer() != 0;
@@ -59,6 +64,7 @@ const char* Value::TypeName() const {
   if (IsDict()) return "dict";
   if (Is<std::shared_ptr<Namespace>>()) return "Namespace";
   if (Is<std::shared_ptr<Loop>>()) return "LoopContext";
+  if (IsGenerator()) return "generator";
   if (Is<Function>()) return "function";
   return "Undefined";
 }
@@ -105,13 +111,16 @@ bool Contains(const Value& container, const Value& item) {
   }
   if (container.IsDict()) return item.IsString() && container.dict().Find(item.bytes()) != nullptr;
   if (container.IsUndefined()) return false;
-  if (!container.IsList()) Fail("argument of type '", container.TypeName(), "' is not iterable");
-  return std::any_of(container.list().begin(), container.list().end(),
+  if (!container.IsList() && !container.IsGenerator())
+    Fail("argument of type '", container.TypeName(), "' is not iterable");
+  const std::vector<Value> items = Iterate(container);
+  return std::any_of(items.begin(), items.end(),
                      [&](const Value& other) { return Equal(other, item); });
 }
 
 std::vector<Value> Iterate(const Value& value) {
   if (value.IsList()) return value.list();
+  if (value.IsGenerator()) return std::exchange(value.generator().items, {});
   std::vector<Value> items;
   if (value.IsDict()) {
     for (size_t i = 0; i < value.dict().items().size(); ++i) items.push_back(value.dict().Key(i));

@@ -27,6 +27,11 @@ struct List {
   std::vector<Value> items;
   bool is_tuple = false;
 };
+// What Python's generators are to a template: true even when empty, without a length, and empty
+// after the first loop over it.
+struct Generator {
+  std::vector<Value> items;
+};
 // A dictionary in the order of insertion. Keys are strings.
 class Dict {
  public:
@@ -64,9 +69,10 @@ class Value {
  public:
   using TextPointer = std::shared_ptr<const Text>;
   // Lists and dictionaries are shared as in Python; templates cannot change them.
-  using Variant = std::variant<Undefined, None, bool, int64_t, double, TextPointer,
-                               std::shared_ptr<List>, std::shared_ptr<Dict>,
-                               std::shared_ptr<Namespace>, Function, std::shared_ptr<Loop>>;
+  using Variant =
+      std::variant<Undefined, None, bool, int64_t, double, TextPointer, std::shared_ptr<List>,
+                   std::shared_ptr<Dict>, std::shared_ptr<Namespace>, std::shared_ptr<Generator>,
+                   Function, std::shared_ptr<Loop>>;
 
   Value() : variant_(Undefined{}) {}
   Value(Variant variant) : variant_(std::move(variant)) {}  // NOLINT: values convert
@@ -79,6 +85,7 @@ class Value {
   }
   static Value String(std::string bytes) { return String(Text(std::move(bytes))); }
   static Value MakeList(std::vector<Value> items, bool is_tuple = false);
+  static Value MakeGenerator(std::vector<Value> items);
   static Value MakeDict(Dict dict) {
     return Value(Variant(std::make_shared<Dict>(std::move(dict))));
   }
@@ -92,6 +99,7 @@ class Value {
   bool IsNone() const { return Is<None>(); }
   bool IsString() const { return Is<TextPointer>(); }
   bool IsList() const { return Is<std::shared_ptr<List>>(); }
+  bool IsGenerator() const { return Is<std::shared_ptr<Generator>>(); }
   bool IsDict() const { return Is<std::shared_ptr<Dict>>(); }
   // Python's numbers: bool counts.
   bool IsInteger() const { return Is<int64_t>() || Is<bool>(); }
@@ -104,6 +112,7 @@ class Value {
     return std::get<std::shared_ptr<List>>(variant_)->items;
   }
   bool is_tuple() const { return std::get<std::shared_ptr<List>>(variant_)->is_tuple; }
+  Generator& generator() const { return *std::get<std::shared_ptr<Generator>>(variant_); }
   const Dict& dict() const { return *std::get<std::shared_ptr<Dict>>(variant_); }
   Namespace& name_space() const { return *std::get<std::shared_ptr<Namespace>>(variant_); }
   const Function& function() const { return std::get<Function>(variant_); }
