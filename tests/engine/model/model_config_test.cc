@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <random>
 
 #include "nlohmann/json.hpp"
@@ -51,6 +53,12 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
       {"rope_scaling", {{"type", "linear"}}, "factor"},
       {"quantization_config", {{"bits", 4}}, "quantization_config"},
       {"rms_norm_eps", -1, "rms_norm_eps"},
+      {"rope_theta", 1, "rope_theta"},
+      {"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8}}, "low_freq_factor"},
+      {"rope_parameters", {{"sliding_attention", {{"rope_theta", 1e4}}}}, "kind of layer"},
+      {"partial_rotary_factor", 0.5, "partial_rotary_factor"},
+      {"layer_types", {"full_attention", "sliding_attention"}, "layer_types"},
+      {"eos_token_id", {1, -1}, "eos_token_id"},
       {"eos_token_id", "x", "eos_token_id"}};
   for (const auto& [field, value, message] : cases) {
     nlohmann::json root = Base();
@@ -67,6 +75,26 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
   EXPECT_TRUE(ParseModelConfig(mistral.dump()).ok());
   EXPECT_FALSE(ParseModelConfig(std::string(100000, '[')).ok());
   EXPECT_EQ(LoadModelConfig("/nonexistent").status().code(), absl::StatusCode::kNotFound);
+}
+
+// generation_config.json has the last word on stop tokens; a damaged one is not passed over.
+TEST(ModelConfig, GenerationConfig) {
+  const std::string folder = testing::TempDir() + "model_config_test";
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder + "/config.json") << Base();
+  EXPECT_EQ(LoadModelConfig(folder)->eos_token_ids, (std::vector<int32_t>{1, 2}));
+  std::ofstream(folder + "/generation_config.json") << R"({"eos_token_id": 7})";
+  EXPECT_EQ(LoadModelConfig(folder)->eos_token_ids, (std::vector<int32_t>{7}));
+  for (const char* bad : {"{", "[]", R"({"eos_token_id": 1.5})", R"({"eos_token_id": [-3]})"}) {
+    std::ofstream(folder + "/generation_config.json") << bad;
+    auto config = LoadModelConfig(folder);
+    ASSERT_FALSE(config.ok()) << bad;
+    EXPECT_NE(config.status().message().find("generation_config.json"), std::string::npos)
+        << config.status();
+  }
+  std::ofstream(folder + "/config.json") << std::string(2 << 20, ' ');
+  EXPECT_EQ(LoadModelConfig(folder).status().code(), absl::StatusCode::kInvalidArgument);
+  std::filesystem::remove_all(folder);
 }
 
 TEST(ModelConfig, SurvivesRandomMutations) {
