@@ -4,8 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
+#include <random>
 #include <set>
 
 namespace apb::sampling {
@@ -46,6 +49,41 @@ TEST(Sampler, CutsTheTail) {
   EXPECT_EQ(m, (std::set<int32_t>{0, 1}));
 }
 
+// Sorting only a part must keep the same tokens as sorting all.
+TEST(Sampler, TopPOfALargeVocabulary) {
+  std::mt19937 rng(3);
+  std::normal_distribution<float> normal(0, 2);
+  std::vector<float> logits(3000);
+  for (float& x : logits) x = normal(rng);
+  for (int i = 0; i < 40; ++i) logits[rng() % logits.size()] = 4.0f;  // ties
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  double total = 0;
+  for (const float x : logits) total += std::exp(x);
+  for (const float share : {0.0f, 0.01f, 0.3f, 0.6f}) {
+    double sum = 0;
+    size_t kept = 0;
+    while (kept == 0 || sum < share * total) sum += std::exp(logits[order[kept++]]);
+    const std::set<int32_t> allowed(order.begin(), order.begin() + static_cast<int64_t>(kept));
+    std::set<int32_t> seen;
+    for (uint64_t seed = 0; seed < 2000; ++seed)
+      seen.insert(Pick(logits, {.top_p = share, .seed = seed}));
+    EXPECT_TRUE(std::includes(allowed.begin(), allowed.end(), seen.begin(), seen.end())) << share;
+    EXPECT_GT(seen.size(), allowed.size() / 3) << share;
+  }
+}
+
+TEST(Sampler, ExtremeTemperatures) {
+  for (const float temperature : {1e-30f, 1e-6f, 0.0f, -1.0f})
+    EXPECT_EQ(Pick({1e4f, 3.0f, 1e4f + 1, -1e30f}, {.temperature = temperature}), 2);
+  std::set<int32_t> seen;
+  for (uint64_t seed = 0; seed < 100; ++seed)
+    seen.insert(Pick({1, 2, 3}, {.temperature = 1e30f, .seed = seed}));
+  EXPECT_EQ(seen.size(), 3u);
+}
+
 TEST(Sampler, SameSeedSameToken) {
   for (uint64_t seed = 0; seed < 20; ++seed)
     EXPECT_EQ(Pick({1, 1, 1, 1}, {.seed = seed}), Pick({1, 1, 1, 1}, {.seed = seed}));
@@ -80,9 +118,17 @@ TEST(Sampler, LogprobsAreOfRawLogits) {
   EXPECT_NEAR(result->top[0].second, std::log(0.75), 1e-5);
 }
 
-TEST(Sampler, NanIsAnError) {
-  std::vector<float> logits = {0, NAN};
-  EXPECT_EQ(Sample(logits, {}, {}).status().code(), absl::StatusCode::kInternal);
+TEST(Sampler, LogitsThatAllowNoDrawAreErrors) {
+  const float inf = INFINITY;
+  for (std::vector<float> logits : {std::vector<float>{1, NAN, 2}, {1, inf, 2}, {-inf, -inf}, {}}) {
+    for (const float temperature : {0.0f, 1.0f}) {
+      EXPECT_EQ(Sample(logits, {.temperature = temperature}, {}).status().code(),
+                absl::StatusCode::kInternal);
+    }
+  }
+  EXPECT_EQ(Pick({-inf, -3.0f, -inf}, {}), 1);
+  std::vector<float> all_barred = {1, 2};
+  EXPECT_FALSE(Sample(all_barred, {.stop_tokens = {0, 1}, .min_tokens = 1}, {}).ok());
 }
 
 }  // namespace
