@@ -1,6 +1,7 @@
 // What may stand after "is".
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "server/text/jinja/builtins.h"
 #include "server/text/jinja/error.h"
@@ -13,10 +14,12 @@ const Value& Other(const Arguments& arguments) {
   return arguments.Need(0, "other", "a test that compares");
 }
 
-int64_t Remainder(const Value& value, int64_t divisor) {
+double Remainder(const Value& value, int64_t divisor) {
+  if (value.Is<double>() && divisor != 0)
+    return std::fmod(value.number(), static_cast<double>(divisor));
   if (!value.IsInteger()) Fail("a number is tested that is a ", value.TypeName());
   if (divisor == 0) Fail("division by zero");
-  return divisor == -1 ? 0 : value.integer() % divisor;
+  return divisor == -1 ? 0 : static_cast<double>(value.integer() % divisor);
 }
 
 int64_t Divisor(const Arguments& arguments) {
@@ -61,14 +64,15 @@ constexpr auto kTests = std::to_array<Entry>({
     {"mapping", [](const Value& v, const Arguments&) { return v.IsDict(); }},
     {"sequence", [](const Value& v, const Arguments&) { return IsSequence(v); }},
     {"iterable", [](const Value& v, const Arguments&) { return IsSequence(v) || v.IsGenerator(); }},
-    {"callable", [](const Value& v, const Arguments&) { return v.Is<Function>(); }},
+    {"callable",
+     [](const Value& v, const Arguments&) { return v.Is<Function>() || v.IsUndefined(); }},
     {"number", [](const Value& v, const Arguments&) { return v.IsNumber(); }},
     {"integer", [](const Value& v, const Arguments&) { return v.Is<int64_t>(); }},
     {"float", [](const Value& v, const Arguments&) { return v.Is<double>(); }},
     {"boolean", [](const Value& v, const Arguments&) { return v.Is<bool>(); }},
     {"true", [](const Value& v, const Arguments&) { return v.Is<bool>() && v.Truth(); }},
     {"false", [](const Value& v, const Arguments&) { return v.Is<bool>() && !v.Truth(); }},
-    {"odd", [](const Value& v, const Arguments&) { return Remainder(v, 2) != 0; }},
+    {"odd", [](const Value& v, const Arguments&) { return std::fabs(Remainder(v, 2)) == 1; }},
     {"even", [](const Value& v, const Arguments&) { return Remainder(v, 2) == 0; }},
     {"divisibleby",
      [](const Value& v, const Arguments& a) { return Remainder(v, Divisor(a)) == 0; }},

@@ -130,6 +130,7 @@ Value Sort(std::vector<Value> items, const Value* attribute, bool case_sensitive
   // An order that fails half way must not leave the sort with a broken comparison: it throws out of
   // it.
   std::stable_sort(keyed.begin(), keyed.end(), [&](const auto& a, const auto& b) {
+    if (a.first.IsUndefined() && b.first.IsUndefined()) return false;
     return reverse ? Less(b.first, a.first) : Less(a.first, b.first);
   });
   std::vector<Value> sorted;
@@ -187,7 +188,12 @@ Value Sum(const Value& input, const Arguments& arguments) {
   return total;
 }
 
+void NeedDefined(const Value& input) {
+  if (input.IsUndefined()) Fail("'", input.undefined_name(), "' is undefined");
+}
+
 Value ToInt(const Value& input, const Arguments& arguments) {
+  NeedDefined(input);
   const Value* fallback = arguments.Find(0, "default");
   const Value otherwise = fallback != nullptr ? *fallback : Value::Int(0);
   if (input.IsInteger()) return Value::Int(input.integer());
@@ -209,6 +215,7 @@ Value ToInt(const Value& input, const Arguments& arguments) {
 }
 
 Value ToFloat(const Value& input, const Arguments& arguments) {
+  NeedDefined(input);
   const Value* fallback = arguments.Find(0, "default");
   if (input.IsNumber()) return Value::Float(input.number());
   if (input.IsString()) {
@@ -227,6 +234,11 @@ Value Round(const Value& input, const Arguments& arguments) {
   const double scale =
       precision != nullptr && precision->IsInteger() ? std::pow(10.0, precision->integer()) : 1.0;
   const double scaled = input.number() * scale;
+  if (input.IsInteger() && method == nullptr) {
+    if (precision != nullptr && (!precision->IsInteger() || precision->integer() < 0))
+      FailUnsupported("round of an integer to tens");
+    return Value::Int(input.integer());
+  }
   const std::string how = method != nullptr && method->IsString() ? method->bytes() : "common";
   const double rounded = how == "ceil"    ? std::ceil(scaled)
                          : how == "floor" ? std::floor(scaled)
@@ -235,6 +247,7 @@ Value Round(const Value& input, const Arguments& arguments) {
 }
 
 Value Indent(const Value& input, const Arguments& arguments) {
+  if (!input.IsString()) Fail("indent needs a string, not ", input.TypeName());
   const Value* width = arguments.Find(0, "width");
   Text prefix;
   if (width != nullptr && width->IsString()) {
@@ -243,7 +256,7 @@ Value Indent(const Value& input, const Arguments& arguments) {
     const int64_t count = width != nullptr && width->IsInteger() ? width->integer() : 4;
     prefix = Text(std::string(std::clamp<int64_t>(count, 0, 1000), ' '));
   }
-  Text source = ToText(input);
+  Text source = input.text();
   source.Append("\n");
   const std::vector<Text> lines = SplitLines(source);
   Text out;
@@ -310,11 +323,10 @@ constexpr auto kFilters = std::to_array<Entry>({
     {"trim", [](const Value& v, const Arguments& a) { return AsMethod("strip", v, a); }},
     {"upper", [](const Value& v, const Arguments& a) { return AsMethod("upper", v, a); }},
     {"lower", [](const Value& v, const Arguments& a) { return AsMethod("lower", v, a); }},
-    {"title", [](const Value& v, const Arguments& a) { return AsMethod("title", v, a); }},
     {"capitalize", [](const Value& v, const Arguments& a) { return AsMethod("capitalize", v, a); }},
     {"replace", [](const Value& v, const Arguments& a) { return AsMethod("replace", v, a); }},
     {"string", [](const Value& v, const Arguments&) { return Value::String(ToText(v)); }},
-    {"safe", [](const Value& v, const Arguments&) { return v; }},
+    {"safe", [](const Value& v, const Arguments&) { return Value::String(ToText(v)); }},
     {"length", [](const Value& v, const Arguments&) { return Length(v); }},
     {"count", [](const Value& v, const Arguments&) { return Length(v); }},
     {"list", [](const Value& v, const Arguments&) { return Value::MakeList(Iterate(v)); }},

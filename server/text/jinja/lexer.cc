@@ -277,8 +277,12 @@ class Lexer {
       if (Rest().starts_with(two)) text = std::string(two);
     }
     constexpr std::string_view kSingle = "+-*/%~<>=.:|,;()[]{}";
-    if (text == "&&" || (text.size() == 1 && kSingle.find(text[0]) == kSingle.npos))
+    if (text == "&&" || (text.size() == 1 && kSingle.find(text[0]) == kSingle.npos)) {
+      size_t end = pos_;
+      NextCodePoint(source_, end);
+      text = source_.substr(pos_, end - pos_);
       Fail("line ", line_, ": unexpected character '", text, "'");
+    }
     const char c = text[0];
     if (c == '(' || c == '[' || c == '{') open += c == '(' ? ')' : c == '[' ? ']' : '}';
     if (c == ')' || c == ']' || c == '}') {

@@ -94,7 +94,7 @@ std::vector<Value> SplitSpace(const Text& text, int64_t limit) {
       if (IsPythonSpace(NextCodePoint(rest.bytes(), pos))) break;
     }
     if (limit-- == 0) {
-      parts.push_back(Value::String(Strip(rest, std::nullopt, false, true)));
+      parts.push_back(Value::String(rest));
       break;
     }
     parts.push_back(Value::String(rest.Substr(0, end)));
