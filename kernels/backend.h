@@ -120,7 +120,7 @@ class Backend {
 
   virtual void Attention(const AttentionArgs& args, Stream& stream) = 0;
   virtual void PagedAttention(const PagedAttentionArgs& args, Stream& stream) = 0;
-  // Exact merge of partial results over disjoint keys (ALGORITHMS: max-shifted, float32, host
+  // Exact merge of partial results over disjoint keys (max-shifted, float32, host
   // order). outs [H, T, n_q, d] f32 (strided), lses [H, T, n_q] f32 (strided), out [T, n_q, d], lse
   // [T, n_q] f32 or absent. Rows that saw no key anywhere: out 0, lse -inf.
   virtual void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,

@@ -53,7 +53,7 @@ absl::StatusOr<TensorView> AnchorStrategy::PooledScores(const LayerCall& call, c
                                                         const TensorView& qkv,
                                                         core::Workspace& keep,
                                                         kernels::Stream& stream) {
-  // The pool's window crosses the border between anchor and block (APB.md 3.2).
+  // The pool's window crosses the border between anchor and block.
   const int64_t tail = compressor_->Pools() && plan_.hosts[rows.host].sees_anchor
                            ? std::min<int64_t>(kPoolReach, call.anchor_rows)
                            : 0;

@@ -1,5 +1,5 @@
 // Which tokens a host passes on: a score per local token and KV head, of which the best are taken.
-// APB.md section 3.
+// docs/algorithms.md.
 #pragma once
 
 #include <memory>
@@ -33,7 +33,7 @@ class Compressor {
   virtual bool UsesPreRope() const = 0;
   // Scores need the anchor's query rows, also on a rank whose hosts do not see the anchor.
   virtual bool UsesQuery() const = 0;
-  // Scores are smoothed by a max-pool of 5 tokens (APB.md 3.2).
+  // Scores are smoothed by a max-pool of 5 tokens.
   virtual bool Pools() const { return true; }
   virtual absl::Status Score(const ScoreCall& call, kernels::Stream& stream) = 0;
 };

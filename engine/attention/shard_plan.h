@@ -67,7 +67,7 @@ struct ShardPlan {
   std::vector<HostShard> hosts;
   Exchange exchange = Exchange::kAnchor;
   // Rows of the anchor, at positions 0, 1, 2, ...; empty = no anchor. The anchor's activations
-  // depend on nothing else (APB.md 5.4), so a rank computes it once for all the hosts that it
+  // depend on nothing else, so a rank computes it once for all the hosts that it
   // plays.
   std::vector<AnchorSource> anchor;
   bool operator==(const ShardPlan&) const = default;

@@ -63,7 +63,7 @@ ShardPlan ApbPlan(const PromptLayout& layout, const StrategyOptions& options) {
   for (int h = 0; h < last; ++h) {
     HostShard& host = plan.hosts[h];
     host.passing_candidates = host.local[0];
-    // Everyone has these in the anchor already (the exact rule, APB.md 3.3).
+    // Everyone has these in the anchor already (docs/algorithms.md, selection).
     if (h == 0 && !plan.anchor.empty())
       host.passing_candidates.begin = std::min(document_tokens, host.local[0].end);
     host.passing_length = std::min(passing, host.passing_candidates.length());

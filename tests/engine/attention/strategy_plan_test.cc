@@ -59,6 +59,42 @@ TEST(StrategyPlan, AnchorHasTheQueryBehindTheHead) {
   EXPECT_EQ(plan.hosts[0].passing_length, 15);
 }
 
+// Zigzag: as many causal pairs on each host.
+TEST(StrategyPlan, RingsAreBalanced) {
+  for (const char* strategy : {"ring_kv", "ring_q", "token_ring"}) {
+    const ShardPlan plan = Plan(strategy, {.document_length = 60, .query_length = 1}, {.hosts = 3});
+    int64_t expected = -1;
+    for (const HostShard& host : plan.hosts) {
+      int64_t pairs = 0;
+      for (const TokenSpan& span : host.local)
+        for (int64_t t = span.begin; t < span.end; ++t) pairs += t + 1;
+      if (expected < 0) expected = pairs;
+      EXPECT_EQ(pairs, expected);
+    }
+    EXPECT_THAT(plan.hosts[1].local, ElementsAre(TokenSpan{10, 20}, TokenSpan{40, 50}));
+  }
+}
+
+TEST(StrategyPlan, ExactStrategiesCoverEachTokenOnce) {
+  for (const char* strategy : {"full", "ring_kv", "ring_q", "token_ring", "ulysses"}) {
+    EXPECT_TRUE(IsExact(strategy));
+    for (const int hosts : {1, 2, 3, 8}) {
+      for (int64_t n = 0; n < 60; ++n) {
+        const ShardPlan plan =
+            Plan(strategy, {.document_length = n, .query_length = 1}, {.hosts = hosts});
+        std::vector<int> copies(n, 0);
+        for (const HostShard& host : plan.hosts) {
+          for (const TokenSpan& span : host.local)
+            for (int64_t t = span.begin; t < span.end; ++t) ++copies[t];
+        }
+        EXPECT_EQ(copies, std::vector<int>(n, 1)) << strategy << " " << plan.DebugString();
+      }
+    }
+  }
+  EXPECT_FALSE(IsExact("apb"));
+  EXPECT_FALSE(IsExact("star"));
+}
+
 TEST(StrategyPlan, FewerTokensThanHosts) {
   for (const int64_t n : {0, 1, 3}) {
     for (const char* strategy : {"apb", "star"}) {

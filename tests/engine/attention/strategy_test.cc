@@ -1,4 +1,4 @@
-// Goal: the exactness contract of full, APB and Star (ALGORITHMS section 9, APB.md section 16).
+// Goal: the exactness contract of docs/algorithms.md.
 // Method: a tiny random float32 model on 1 to 4 ranks as threads, compared with plain causal
 // attention and with itself; faults and bad input; a kernel call with permuted passing keys.
 #include <gmock/gmock.h>
