@@ -229,7 +229,8 @@ class Stream:
         return self.events
 
     def close(self):
-        self.connection.sock.close()
+        """Also in the middle of the answer."""
+        self.response.close()
         self.connection.close()
 
 
