@@ -7,6 +7,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_split.h"
+#include "server/frontend/canonical_request.h"
 
 namespace apb::server {
 namespace {
@@ -46,7 +47,7 @@ void AddModel(CLI::App& app, Options& o) {
   app.add_option("--max-model-len", o.max_model_len, "Tokens of prompt + completion; 0: what model and cache allow")
       ->check(CLI::NonNegativeNumber)->capture_default_str()->group("Model");
   app.add_option("--default-strategy", o.default_strategy, "Strategy of requests that name none")
-      ->check(CLI::IsMember({"auto", "full", "apb", "star"}))->capture_default_str()->group("Model");
+      ->check(CLI::IsMember(std::vector<std::string>(frontend::kStrategyNames.begin() + 1, frontend::kStrategyNames.end())))->capture_default_str()->group("Model");
 }
 
 void AddWorkers(CLI::App& app, Options& o) {

@@ -62,14 +62,29 @@ absl::Status Scheduler::Resolve(Request& request, std::vector<int64_t>& document
     return absl::InvalidArgumentError(absl::StrCat(
         "the prompt has ", length, " tokens, the context of this server ", options_.max_model_len));
   }
-  if (spec.hosts == 0) spec.hosts = options_.default_hosts;
   if (spec.strategy.empty() || spec.strategy == "auto") {
-    const bool full = request.exact || spec.hosts == 1 || spec.query_begin < options_.full_below;
-    spec.strategy = full ? "full" : "apb";
+    const int hosts = spec.hosts == 0 ? options_.default_hosts : spec.hosts;
+    const bool exact = request.exact || hosts == 1 || spec.query_begin < options_.full_below;
+    const bool alone = options_.ranks == 1 || spec.query_begin < options_.ring_from;
+    spec.strategy = !exact ? "apb" : alone ? "full" : "ring_kv";
+    if (exact) spec.hosts = 0;  // meant for approximate strategies
   }
-  if (request.exact && spec.strategy != "full") {
+  if (request.exact && !attention::IsExact(spec.strategy)) {
     return absl::InvalidArgumentError(
         absl::StrCat("exact=true contradicts strategy '", spec.strategy, "'"));
+  }
+  if (spec.strategy == "ulysses" &&
+      !attention::UlyssesFits(options_.query_heads, options_.kv_heads, options_.ranks)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("strategy 'ulysses': ", options_.query_heads, " query and ", options_.kv_heads,
+                     " KV heads do not divide among ", options_.ranks, " ranks; use ring_kv"));
+  }
+  const bool one_each = attention::IsOneHostPerRank(spec.strategy);
+  if (spec.hosts == 0) spec.hosts = one_each ? options_.ranks : options_.default_hosts;
+  if (one_each && spec.hosts != options_.ranks) {
+    return absl::InvalidArgumentError(absl::StrCat("hosts=", spec.hosts, ": strategy '",
+                                                   spec.strategy, "' has one on each of the ",
+                                                   options_.ranks, " ranks"));
   }
   if (spec.strategy == "full") {
     spec.hosts = 1;
@@ -154,7 +169,9 @@ void Scheduler::Reject(SequenceId id, absl::Status status) {
 int64_t Scheduler::BlocksFor(const Sequence& s, int rank, int64_t length) const {
   // Rows at positions [document, length) with position % ranks == rank.
   const int64_t begin = s.request.spec.query_begin, ranks = options_.ranks;
-  const auto below = [&](int64_t p) { return (p + ranks - 1 - rank) / ranks; };  // such positions below p
+  const auto below = [&](int64_t p) {
+    return (p + ranks - 1 - rank) / ranks;
+  };  // such positions below p
   const int64_t rows = length > begin ? below(length) - below(begin) : 0;
   return (s.document_tokens[rank] + rows + options_.block_size - 1) / options_.block_size;
 }

@@ -39,8 +39,11 @@ struct SchedulerOptions {
   int64_t max_model_len = 0;  // prompt + completion
   int64_t vocab_size = int64_t{1} << 31;
   bool has_retaining_heads = false;
-  int64_t full_below =
-      8192;  // `auto` computes shorter documents exactly: APB's anchors would cost what it saves
+  int64_t query_heads = 1, kv_heads = 1;
+  // `auto` computes shorter documents exactly: APB's anchors would cost what it saves.
+  int64_t full_below = 8192;
+  // Where `auto` is exact it spreads documents of at least this length over the ranks.
+  int64_t ring_from = 512;
   int64_t max_batch_rows = 512;
   int64_t max_waiting = 256;  // sequences
   int64_t max_waiting_tokens = 4 << 20;

@@ -105,7 +105,10 @@ class Leader {
                     .max_model_len = engine.max_model_len,
                     .vocab_size = engine.weights->config().vocab_size,
                     .has_retaining_heads = engine.weights->has_retaining_heads(),
+                    .query_heads = engine.weights->config().query_heads,
+                    .kv_heads = engine.weights->config().kv_heads,
                     .full_below = options.full_below,
+                    .ring_from = options.ring_from,
                     .max_batch_rows = options.max_batch_rows,
                     .max_waiting = options.max_queued_requests,
                     .max_waiting_tokens = options.max_queued_tokens}) {}

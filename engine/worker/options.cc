@@ -35,6 +35,9 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
   app.add_option("--full-below", o->full_below,
                  "Strategy auto computes documents shorter than this exactly")
       ->check(CLI::NonNegativeNumber);
+  app.add_option("--ring-from", o->ring_from,
+                 "Where auto is exact: documents from this length are spread over the ranks")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--collective-timeout", o->collective_timeout_seconds,
                  "Seconds until a silent peer ends the group")
       ->check(CLI::PositiveNumber);

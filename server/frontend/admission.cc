@@ -2,6 +2,7 @@
 #include "server/frontend/admission.h"
 
 #include <cmath>
+#include <span>
 
 #include "absl/random/random.h"
 #include "absl/status/statusor.h"
@@ -28,7 +29,7 @@ absl::Status CheckRange(std::string_view field, const std::optional<int64_t>& va
 }
 
 absl::Status CheckOneOf(std::string_view field, const std::string& value,
-                        std::initializer_list<std::string_view> names) {
+                        std::span<const std::string_view> names) {
   if (value.empty()) return absl::OkStatus();
   std::string all;
   for (std::string_view name : names) {
@@ -81,12 +82,12 @@ absl::Status CheckSampling(const Sampling& s, const Limits& limits) {
 }
 
 absl::Status CheckApb(const ApbOptions& apb) {
-  APB_RETURN_IF_ERROR(CheckOneOf("apb.strategy", apb.strategy, {"auto", "full", "apb", "star"}));
-  APB_RETURN_IF_ERROR(CheckOneOf("apb.compressor", apb.compressor,
-                                 {"retaining_heads", "query_aware", "random"}));
+  APB_RETURN_IF_ERROR(CheckOneOf("apb.strategy", apb.strategy, std::span(kStrategyNames).subspan(1)));
+  APB_RETURN_IF_ERROR(
+      CheckOneOf("apb.compressor", apb.compressor, std::span(kCompressorNames).subspan(1)));
   if (apb.exact && (apb.strategy == "apb" || apb.strategy == "star")) {
     return InvalidField("apb.exact",
-                        absl::StrCat("strategy ", apb.strategy, " is approximate; use full or auto"));
+                        absl::StrCat("strategy ", apb.strategy, " is approximate; use an exact one or auto"));
   }
   APB_RETURN_IF_ERROR(CheckRange("apb.anchor_length", apb.anchor_length, 0, 1 << 24));
   APB_RETURN_IF_ERROR(CheckRange("apb.passing_length", apb.passing_length, 0, 1 << 24));

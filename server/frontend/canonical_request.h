@@ -2,9 +2,11 @@
 // default, range and limit is in admission.h.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -54,6 +56,12 @@ struct Sampling {
   bool include_stop_string = false;
   bool skip_special_tokens = true;
 };
+
+// What `strategy` and `compressor` may be, in the order of inference.v1.Strategy and Compressor; the first is "unset".
+inline constexpr std::array<std::string_view, 9> kStrategyNames = {
+    "", "auto", "full", "apb", "star", "ring_kv", "ring_q", "token_ring", "ulysses"};
+inline constexpr std::array<std::string_view, 4> kCompressorNames = {"", "retaining_heads",
+                                                                     "query_aware", "random"};
 
 // Context parallelism; empty strings and absent numbers mean the default.
 struct ApbOptions {

@@ -1,6 +1,8 @@
 // Translation of the public protocol.
 #include "server/grpc/request_codec.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "server/frontend/admission.h"
@@ -21,16 +23,14 @@ frontend::ChatInput ToChat(const pb::ChatInput& chat) {
 }
 
 absl::Status ReadApb(const pb::ApbOptions& from, frontend::ApbOptions* to) {
-  static constexpr std::string_view kStrategies[] = {"", "auto", "full", "apb", "star"};
-  static constexpr std::string_view kCompressors[] = {"", "retaining_heads", "query_aware", "random"};
   if (!pb::Strategy_IsValid(from.strategy())) {
     return frontend::InvalidField("apb.strategy", absl::StrCat("unknown value ", from.strategy()));
   }
   if (!pb::Compressor_IsValid(from.compressor())) {
     return frontend::InvalidField("apb.compressor", absl::StrCat("unknown value ", from.compressor()));
   }
-  to->strategy = kStrategies[from.strategy()];
-  to->compressor = kCompressors[from.compressor()];
+  to->strategy = frontend::kStrategyNames[from.strategy()];
+  to->compressor = frontend::kCompressorNames[from.compressor()];
   if (from.has_anchor_length()) to->anchor_length = from.anchor_length();
   if (from.has_passing_length()) to->passing_length = from.passing_length();
   if (from.has_hosts()) to->hosts = from.hosts();
@@ -56,10 +56,10 @@ void ReadSampling(const pb::SamplingParams& from, frontend::Sampling* to) {
 }
 
 pb::Strategy StrategyOf(std::string_view name) {
-  if (name == "full") return pb::STRATEGY_FULL;
-  if (name == "apb") return pb::STRATEGY_APB;
-  if (name == "star") return pb::STRATEGY_STAR;
-  return pb::STRATEGY_UNSPECIFIED;
+  const auto& names = frontend::kStrategyNames;
+  const auto found = std::find(names.begin(), names.end(), name);
+  return found == names.end() ? pb::STRATEGY_UNSPECIFIED
+                              : static_cast<pb::Strategy>(found - names.begin());
 }
 
 void FillAlternative(const frontend::TokenAlternative& from, pb::TokenLogprob* to) {

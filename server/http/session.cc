@@ -353,7 +353,7 @@ Response Session::AnswerGet(Route route, const std::string& path) const {
                                {"root", model},
                                {"parent", nullptr},
                                {"max_model_len", frontend().max_model_len()},
-                               {"apb", {{"strategies", {"auto", "full", "apb", "star"}}}}};
+                               {"apb", {{"strategies", std::vector<std::string>(frontend::kStrategyNames.begin() + 1, frontend::kStrategyNames.end())}}}};
   switch (route) {
     case Route::kModels:
       return {.body = nlohmann::json({{"object", "list"}, {"data", {card}}}).dump()};
