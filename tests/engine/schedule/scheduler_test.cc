@@ -110,16 +110,44 @@ TEST(Scheduler, OneRequestFromStartToEnd) {
 
 TEST(Scheduler, AutoChoosesByLengthAndExactness) {
   for (auto [document, exact, strategy] :
-       {std::tuple<int64_t, bool, const char*>{20, false, "full"},
+       {std::tuple<int64_t, bool, const char*>{15, false, "full"},
+        {20, false, "ring_kv"},
         {100, false, "apb"},
-        {100, true, "full"}}) {
-    Scheduler scheduler(Options());
+        {100, true, "ring_kv"},
+        {15, true, "full"}}) {
+    SchedulerOptions options = Options();
+    options.ring_from = 16;
+    Scheduler scheduler(options);
     FakeExecutor run(scheduler);
     Request r = Make(1, document, 3, 1);
     r.exact = exact;
     scheduler.Submit(r, run.now());
     run.RunUntilIdle();
     EXPECT_EQ(run.ends.at(SequenceId{1}).strategy, strategy);
+  }
+}
+
+TEST(Scheduler, ExactStrategiesHaveOneHostOnEachRank) {
+  SchedulerOptions options = Options();
+  options.query_heads = 4;
+  for (auto [strategy, hosts, query_heads, fits] :
+       {std::tuple<const char*, int, int, bool>{"ring_kv", 0, 4, true},
+        {"ring_q", 2, 4, true},
+        {"token_ring", 4, 4, false},
+        {"ulysses", 0, 4, true},
+        {"ulysses", 0, 3, false}}) {
+    options.query_heads = query_heads;
+    Scheduler scheduler(options);
+    FakeExecutor run(scheduler);
+    Request r = Make(1, 50, 3, 1);
+    r.spec.strategy = strategy;
+    r.spec.hosts = hosts;
+    r.exact = true;
+    scheduler.Submit(r, run.now());
+    run.RunUntilIdle();
+    const Event& end = run.ends.at(SequenceId{1});
+    EXPECT_EQ(end.reason, fits ? EndReason::kLength : EndReason::kRejected) << strategy;
+    EXPECT_EQ(end.status.ok(), fits) << strategy << end.status;
   }
 }
 
