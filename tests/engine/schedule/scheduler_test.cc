@@ -144,6 +144,7 @@ TEST(Scheduler, ExactStrategiesHaveOneHostOnEachRank) {
     r.spec.hosts = hosts;
     r.exact = true;
     scheduler.Submit(r, run.now());
+    run.Step();  // events of a refused request too
     run.RunUntilIdle();
     const Event& end = run.ends.at(SequenceId{1});
     EXPECT_EQ(end.reason, fits ? EndReason::kLength : EndReason::kRejected) << strategy;
