@@ -3,6 +3,9 @@
 
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <filesystem>
 
 #include "CLI/CLI.hpp"
@@ -133,6 +136,13 @@ ParsedOptions ParseOptions(int argc, char** argv) {
   if (o.served_model_name.empty()) o.served_model_name = NameOf(o.model);
   if (o.worker_binary.empty()) o.worker_binary = FindWorker();
   o.worker_arguments = SplitWords(o.worker_arguments);
+  // A name without a slash is looked for by mpirun.
+  if (o.local_ranks > 0 && o.worker_binary.find('/') != std::string::npos &&
+      access(o.worker_binary.c_str(), X_OK) != 0) {
+    std::fprintf(stderr, "--worker-binary %s: cannot be run: %s\n", o.worker_binary.c_str(), std::strerror(errno));
+    parsed.exit_code = 2;
+    return parsed;
+  }
   parsed.run = true;
   return parsed;
 }

@@ -86,6 +86,7 @@ void FillEnd(const Event& event, cluster::v1::SequenceEnd* out) {
   out->set_prefill_seconds(event.prefill_seconds);
   out->set_decode_seconds(event.decode_seconds);
   out->set_strategy(event.strategy);
+  out->set_cached_tokens(event.cached_tokens);
 }
 
 class Leader {
@@ -109,6 +110,7 @@ class Leader {
                     .kv_heads = engine.weights->config().kv_heads,
                     .full_below = options.full_below,
                     .ring_from = options.ring_from,
+                    .prefix_cache = options.prefix_cache,
                     .max_batch_rows = options.max_batch_rows,
                     .max_waiting = options.max_queued_requests,
                     .max_waiting_tokens = options.max_queued_tokens}) {}
@@ -124,8 +126,11 @@ class Leader {
       draining_ |= stop_.load();
       APB_RETURN_IF_ERROR(Step());
     }
-    if (channel_->closed() && !draining_)
-      return absl::UnavailableError("the stream to apb-server has ended");
+    if (channel_->closed() && !draining_) {
+      const absl::Status why = channel_->Finish();
+      return absl::UnavailableError(
+          absl::StrCat("the stream to apb-server has ended", why.ok() ? "" : ": ", why.message()));
+    }
     schedule::StepPlan last;
     last.shutdown = true;
     APB_RETURN_IF_ERROR(mpi_.SendPlan(schedule::EncodeStepPlan(last), deadline_));
@@ -210,6 +215,7 @@ class Leader {
         progress->set_total_tokens(event.total_tokens);
         progress->set_elapsed_seconds(event.elapsed_seconds);
         progress->set_eta_seconds(event.eta_seconds);
+        progress->set_cached_tokens(event.cached_tokens);
       }
     }
     if (tokens.tokens_size() > 0) channel_->Send(tokens);
@@ -226,9 +232,13 @@ class Leader {
     stats->set_running(static_cast<int>(scheduler_.running()));
     stats->set_waiting(static_cast<int>(scheduler_.waiting()));
     stats->set_prompt_tokens_computed(scheduler_.prompt_tokens_computed());
-    for (const std::string& rank : all) {
-      if (!stats->add_ranks()->ParseFromString(rank))
+    for (size_t r = 0; r < all.size(); ++r) {
+      cluster::v1::RankStats* rank = stats->add_ranks();
+      if (!rank->ParseFromString(all[r]))
         return absl::DataLossError("statistics of a rank are damaged");
+      // The pool does not know which of its blocks only a cached prefix holds.
+      rank->set_kv_blocks_cached(scheduler_.cached_blocks(static_cast<int>(r)));
+      rank->set_kv_blocks_used(rank->kv_blocks_used() - rank->kv_blocks_cached());
     }
     channel_->Send(message);
     return absl::OkStatus();

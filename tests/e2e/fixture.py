@@ -46,7 +46,7 @@ def wait_until(condition, what, timeout=PATIENCE, pause=0.02):
         time.sleep(pause)
 
 
-def _die_with_parent():
+def die_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
@@ -83,21 +83,23 @@ def cpu_seconds(pid):
 
 
 def server_command(*flags, model=MODEL, ranks=2, virtual_hosts=4):
-    command = [SERVER_BINARY, "--model", str(model), "--served-model-name", MODEL_NAME, "--http-port", "0",
-               "--grpc-port", "0"]
+    """The command line; `flags` win over the defaults."""
+    defaults = {"--model": model, "--served-model-name": MODEL_NAME, "--http-port": 0, "--grpc-port": 0}
     if ranks:
-        command += ["--local-ranks", str(ranks), "--virtual-hosts", str(virtual_hosts), "--worker-binary",
-                    WORKER_BINARY]
-    return command + [str(flag) for flag in flags]
+        defaults.update({"--local-ranks": ranks, "--virtual-hosts": virtual_hosts, "--worker-binary": WORKER_BINARY})
+    return [SERVER_BINARY, *(str(word) for flag, value in defaults.items() if flag not in flags
+                             for word in (flag, value)), *map(str, flags)]
 
 
 class Server:
     """A running apb-server. `with Server(...) as server:` stops it and asserts that nothing is left behind."""
 
     def __init__(self, *flags, wait=True, **options):
-        self._log = tempfile.NamedTemporaryFile(prefix="apb-server-", suffix=".log")
-        self.process = subprocess.Popen(server_command(*flags, **options), stdin=subprocess.DEVNULL,
-                                        stdout=self._log, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent)
+        self._folder = tempfile.TemporaryDirectory(prefix="apb-e2e-")
+        self._log = pathlib.Path(self._folder.name, "server.log")
+        with open(self._log, "wb") as log:
+            self.process = subprocess.Popen(server_command(*flags, **options), stdin=subprocess.DEVNULL, stdout=log,
+                                            stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
         try:
             self.http_port = int(self.await_log(r"http=127\.0\.0\.1:(\d+)"))
             self.grpc_port = int(self.await_log(r"grpc=127\.0\.0\.1:(\d+)"))
@@ -115,7 +117,10 @@ class Server:
     def __exit__(self, kind, error, trace):
         if kind is not None:
             print(f"--- log of the server\n{self.log()[-8000:]}", file=sys.stderr)
-        self.stop()
+        try:
+            self.stop()
+        finally:
+            self._folder.cleanup()
 
     @property
     def url(self):
@@ -126,7 +131,7 @@ class Server:
         return f"127.0.0.1:{self.grpc_port}"
 
     def log(self):
-        return pathlib.Path(self._log.name).read_text(errors="replace")
+        return self._log.read_text(errors="replace")
 
     def await_log(self, pattern):
         def found():
@@ -146,6 +151,7 @@ class Server:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
             raise
         left = [pid for pid in children if is_alive(pid)]
         assert not left, f"processes {left} are left behind\n{self.log()}"
@@ -188,7 +194,7 @@ class Server:
         return values
 
     def await_idle(self, timeout=PATIENCE):
-        """Until no request runs or waits and every KV block of every rank is free."""
+        """Until no request runs or waits and the last report of the ranks says that every KV block is free."""
         def idle():
             values = self.metrics()
             return (values["apb_num_requests_running"] == 0 and values["apb_num_requests_waiting"] == 0

@@ -16,11 +16,7 @@ SERVER = None
 
 def setUpModule():
     global SERVER
-    SERVER = fixture.Server("--sse-keepalive-seconds", 0.1, "--max-body-bytes", 2 << 20)
-
-
-def tearDownModule():
-    SERVER.stop()
+    SERVER = unittest.enterModuleContext(fixture.Server("--sse-keepalive-seconds", 0.1, "--max-body-bytes", 2 << 20))
 
 
 SAMPLE = fixture.make_prompt(200, seed=2)
@@ -148,11 +144,13 @@ class MetricsTest(unittest.TestCase):
         status, answer = SERVER.post("/v1/chat/completions", question())
         self.assertEqual(status, 200)
         self.assertEqual(SERVER.post("/v1/chat/completions", question(model="x"))[0], 404)
-        SERVER.await_idle()
-        after = SERVER.metrics()
 
         def grown(name):
             return after.get(name, 0) - before.get(name, 0)
+        computed = "apb_prompt_tokens_computed_total"
+        fixture.wait_until(lambda: SERVER.metrics()[computed] > before.get(computed, 0), "a report of the ranks")
+        SERVER.await_idle()
+        after = SERVER.metrics()
         self.assertEqual(grown("apb_requests_total"), 2)
         self.assertEqual(grown('apb_requests_total{model="demo",finish_reason="stop",outcome="ok",strategy="full"}'), 1)
         self.assertEqual(grown('apb_requests_rejected_total{model="demo",reason="invalid"}'), 1)

@@ -16,12 +16,8 @@ CLIENT = None
 
 def setUpModule():
     global SERVER, CLIENT
-    SERVER = fixture.Server("--sse-keepalive-seconds", 0.1)
+    SERVER = unittest.enterModuleContext(fixture.Server("--sse-keepalive-seconds", 0.1))
     CLIENT = openai.OpenAI(base_url=SERVER.url + "/v1", api_key="none", max_retries=0, timeout=fixture.PATIENCE)
-
-
-def tearDownModule():
-    SERVER.stop()
 
 
 def chat(**options):
@@ -248,14 +244,17 @@ class LongDocumentTest(unittest.TestCase):
 
     def test_extensions(self):
         sample = fixture.make_prompt(6000, depth=0.7, seed=3)
-        for apb in ({"strategy": "full"}, {"strategy": "star"}, {"strategy": "auto", "exact": True},
+        for apb in ({"strategy": "full"}, {"strategy": "star"}, {"exact": True},
                     {"strategy": "apb", "hosts": 4, "anchor_length": 400, "passing_length": 200},
                     {"strategy": "apb", "compressor": "query_aware", "query": sample["question"]}):
             with self.subTest(apb=apb):
                 text, _, last = self.ask(sample, apb)
                 self.assertEqual(text, sample["expected"])
-                expected = {"auto": "full"}.get(apb["strategy"], apb["strategy"])
-                self.assertEqual(last.model_extra["timings"]["strategy"], expected)
+                used = last.model_extra["timings"]["strategy"]
+                if "strategy" in apb:
+                    self.assertEqual(used, apb["strategy"])
+                else:
+                    self.assertNotIn(used, ("apb", "star"), "these are approximate")
 
     def test_strategy_of_short_and_long_prompts(self):
         for tokens, strategy in ((200, "full"), (16000, "apb")):
