@@ -139,10 +139,10 @@ TEST(Attention, ManyUnitsOfRowsAndBlocksOfKeys) {
 TEST(PagedAttention, EqualsOracleOverRandomShapes) {
   for (auto& backend : Backends()) {
     std::mt19937 rng(7);
-    for (int trial = 0; trial < 16; ++trial) {
+    for (int trial = 0; trial < 24; ++trial) {
       const DType dtype = trial % 2 ? DType::kBF16 : DType::kF32;
-      const int64_t dims[] = {64, 80, 96, 128};
-      const int64_t d = dims[rng() % 4], kv_heads = 1 + rng() % 3, group = 1 + rng() % 8,
+      const int64_t dims[] = {64, 80, 96, 128, 32, 256};
+      const int64_t d = dims[rng() % 6], kv_heads = 1 + rng() % 3, group = 1 + rng() % 8,
                     block = trial % 3 ? 32 : 16;
       const int64_t heads = kv_heads * group;
       std::vector<PagedSequence> sequences;
