@@ -1,6 +1,7 @@
 #include "engine/attention/anchor_strategy.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "absl/strings/str_cat.h"
 #include "engine/attention/strategy_plan.h"
@@ -108,10 +109,9 @@ TensorView AnchorStrategy::Contribution(int host, int part) const {
   return view;
 }
 
-absl::Status AnchorStrategy::Exchange(const LayerCall& call, kernels::Stream& stream) {
+absl::StatusOr<TensorView> AnchorStrategy::Select(const LayerCall& call, kernels::Stream& stream) {
   const int64_t kv_heads = call.k.shape[1], d = call.k.shape[2];
-  const int ranks = communicator_.size();
-  const int64_t per_rank = static_cast<int64_t>(plan_.hosts.size()) / ranks;
+  const int64_t per_rank = static_cast<int64_t>(plan_.hosts.size()) / communicator_.size();
   if (!compressor_->UsesPreRope()) APB_RETURN_IF_ERROR(BeforeRope(call, {}, stream));
   APB_ASSIGN_OR_RETURN(TensorView send,
                        send_.Get(call.k.dtype, {per_rank * 2 * longest_passing_, 1, kv_heads, d}));
@@ -138,13 +138,21 @@ absl::Status AnchorStrategy::Exchange(const LayerCall& call, kernels::Stream& st
                                  target, stream);
     }
   }
-  if (ranks == 1) {
+  return send;
+}
+
+absl::Status AnchorStrategy::Exchange(const LayerCall& call, kernels::Stream& stream) {
+  const auto start = std::chrono::steady_clock::now();
+  APB_ASSIGN_OR_RETURN(const TensorView send, Select(call, stream));
+  compress_seconds_ +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (communicator_.size() == 1) {
     passing_view_ = send;
     return absl::OkStatus();
   }
-  APB_ASSIGN_OR_RETURN(
-      passing_view_,
-      passing_.Get(call.k.dtype, {ranks * per_rank * 2 * longest_passing_, 1, kv_heads, d}));
+  APB_ASSIGN_OR_RETURN(passing_view_,
+                       passing_.Get(call.k.dtype, {communicator_.size() * send.rows(), 1,
+                                                   call.k.shape[1], call.k.shape[2]}));
   return communicator_.AllGather(send, passing_view_, stream);
 }
 

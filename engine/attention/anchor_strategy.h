@@ -23,6 +23,7 @@ class AnchorStrategy : public ContextParallelStrategy {
   absl::Status BeforeRope(const LayerCall& call, const kernels::TensorView& qkv,
                           kernels::Stream& stream) override;
   absl::Status Attend(const LayerCall& call, kernels::Stream& stream) override;
+  double compress_seconds() const override { return compress_seconds_; }
 
   // Whether this rank must compute the anchor rows: one of its hosts sees them or scores its tokens
   // by them.
@@ -33,7 +34,9 @@ class AnchorStrategy : public ContextParallelStrategy {
   absl::StatusOr<kernels::TensorView> PooledScores(const LayerCall& call, const HostRows& rows,
                                                    const kernels::TensorView& qkv,
                                                    core::Workspace& keep, kernels::Stream& stream);
-  // Selects, gathers and exchanges; afterwards passing_ holds the contributions of all hosts.
+  // What this rank's hosts pass on: [hosts of a rank, 2, longest, n_kv, d] flattened.
+  absl::StatusOr<kernels::TensorView> Select(const LayerCall& call, kernels::Stream& stream);
+  // Selects and exchanges; afterwards passing_view_ holds the contributions of all hosts.
   absl::Status Exchange(const LayerCall& call, kernels::Stream& stream);
   // Contribution of one host: keys or values [count, n_kv, d].
   kernels::TensorView Contribution(int host, int part) const;
@@ -49,6 +52,7 @@ class AnchorStrategy : public ContextParallelStrategy {
   std::vector<kernels::TensorView> score_views_;  // by local host, from BeforeRope to Attend
   kernels::TensorView
       passing_view_;  // [hosts (ranks x hosts of a rank), 2, longest, n_kv, d] flattened
+  double compress_seconds_ = 0;
 };
 
 }  // namespace apb::attention

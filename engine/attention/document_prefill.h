@@ -41,6 +41,8 @@ class DocumentPrefill : public LayerAttention {
 
   const ShardPlan& plan() const { return plan_; }
   int64_t rows() const { return hidden_.view().rows(); }
+  // Seconds of RunLayers that went into choosing what is passed on, but for BeforeRope.
+  double compress_seconds() const { return strategy_->compress_seconds(); }
   // Hidden states [rows, D] and, by row, the document token (or -1 - i for embedded query token i);
   // for tests.
   const kernels::TensorView& hidden() const { return hidden_.view(); }

@@ -47,6 +47,7 @@ absl::StatusOr<schedule::StepResult> StepExecutor::Execute(const schedule::StepP
     auto found = sequences_.find(id);
     if (found == sequences_.end())
       return absl::InternalError("the plan releases a sequence that is not here");
+    if (found->second.prefill != nullptr) decoder_->Trim();  // cancelled in the middle
     found->second.prefill.reset();
     cache_->Release(found->second.kv);
     sequences_.erase(found);
@@ -96,15 +97,16 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
   if (found == sequences_.end() || found->second.prefill == nullptr)
     return absl::InternalError("the plan computes layers of a sequence that has no prefill");
   const model::PhaseSeconds before = decoder_->phase_seconds();
-  const double waited = CommunicationSeconds();
+  const double waited = CommunicationSeconds(), chosen = found->second.prefill->compress_seconds();
   APB_RETURN_IF_ERROR(
       found->second.prefill->RunLayers(slice.layer_begin, slice.layer_end, *stream_));
   const model::PhaseSeconds& after = decoder_->phase_seconds();
   const double communicate = CommunicationSeconds() - waited;
+  const double choose = found->second.prefill->compress_seconds() - chosen;
   phases_.projection += after.projection - before.projection;
-  phases_.compress += after.compress - before.compress;
+  phases_.compress += after.compress - before.compress + choose;
   phases_.communicate += communicate;
-  phases_.attend += after.attend - before.attend - communicate;
+  phases_.attend += after.attend - before.attend - communicate - choose;
   phases_.mlp += after.mlp - before.mlp;
   if (slice.layer_end == weights_.config().layers) {
     found->second.prefill.reset();
