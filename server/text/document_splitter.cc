@@ -169,10 +169,14 @@ struct ChatLayout {
       bytes_before += span.range.end - span.range.begin;
       if (*role == "system") system_bytes += span.range.end - span.range.begin;
     }
-    const bool document_is_system = system_bytes > 0 && system_bytes * 2 > bytes_before;
+    const bool document_is_system =
+        HasEarlierDocument() && system_bytes > 0 && system_bytes * 2 > bytes_before;
     anchor_at = document_is_system || first_user == SIZE_MAX ? first_system : first_user;
     if (anchor_at == SIZE_MAX) anchor_at = 0;
   }
+
+  // The messages before the last question hold more than it does.
+  bool HasEarlierDocument() const { return bytes_before > content.end - content.begin; }
 
  private:
   // Null unless the span is content of a user's or the system's message.
@@ -244,7 +248,7 @@ absl::StatusOr<PromptSplit> SplitChatPrompt(const Tokenizer& tokenizer,
     APB_ASSIGN_OR_RETURN(split, SplitChatByQuery(encoder, prompt, layout, wanted));
   } else if (layout.last_user < 0) {
     APB_ASSIGN_OR_RETURN(split, SplitAt(encoder, 0, {}));
-  } else if (layout.bytes_before > layout.content.end - layout.content.begin) {
+  } else if (layout.HasEarlierDocument()) {
     APB_ASSIGN_OR_RETURN(split, SplitAt(encoder, layout.turn_begin, {}));
     APB_ASSIGN_OR_RETURN(
         split.embedded_query,

@@ -70,9 +70,8 @@ ExpressionPointer ExpressionParser::Make(Kind kind, std::string name) const {
 }
 
 void ExpressionParser::Add(Expression& parent, ExpressionPointer argument) {
-  // Joined with other text, Markup escapes that: nothing a prompt wants.
-  if ((parent.kind == Kind::kBinary || parent.kind == Kind::kConcat) &&
-      argument->kind == Kind::kFilter && argument->name == "safe")
+  // Added to other text, Markup escapes that: nothing a prompt wants.
+  if (parent.kind == Kind::kBinary && argument->kind == Kind::kFilter && argument->name == "safe")
     FailUnsupported("line ", stream_.line(), ": filter \"safe\" within an expression");
   if (argument != nullptr) parent.depth = std::max(parent.depth, argument->depth + 1);
   if (parent.depth > kMaxDepth)

@@ -14,6 +14,10 @@
 namespace apb::text::jinja {
 namespace {
 
+void NeedDefined(const Value& input) {
+  if (input.IsUndefined()) Fail("'", input.undefined_name(), "' is undefined");
+}
+
 // A test by name on an item, or on its attribute: what select and its kin pass on.
 bool Passes(const Value& item, const Arguments& arguments, size_t test_at) {
   if (arguments.positional.size() <= test_at) return item.Truth();
@@ -144,6 +148,7 @@ bool IsTrue(const Arguments& arguments, size_t index, std::string_view name) {
 }
 
 Value DictSort(const Value& input, const Arguments& arguments) {
+  NeedDefined(input);
   const Value* by = arguments.Find(1, "by");
   const bool by_value = by != nullptr && by->IsString() && by->bytes() == "value";
   const Value index = Value::Int(by_value ? 1 : 0);
@@ -156,6 +161,7 @@ Value Unique(const Value& input, const Arguments& arguments) {
   std::vector<Value> kept, keys;
   for (Value& item : Iterate(input)) {
     Value key = SortKey(item, attribute, IsTrue(arguments, 0, "case_sensitive"));
+    NeedHashable(key);
     if (std::any_of(keys.begin(), keys.end(), [&](const Value& k) { return Equal(k, key); }))
       continue;
     keys.push_back(std::move(key));
@@ -186,10 +192,6 @@ Value Sum(const Value& input, const Arguments& arguments) {
     total = Arithmetic(
         "+", total, attribute != nullptr && !attribute->IsNone() ? PathOf(item, *attribute) : item);
   return total;
-}
-
-void NeedDefined(const Value& input) {
-  if (input.IsUndefined()) Fail("'", input.undefined_name(), "' is undefined");
 }
 
 Value ToInt(const Value& input, const Arguments& arguments) {

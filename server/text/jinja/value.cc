@@ -103,13 +103,21 @@ bool Less(const Value& a, const Value& b) {
   Fail("'<' not supported between instances of '", a.TypeName(), "' and '", b.TypeName(), "'");
 }
 
+void NeedHashable(const Value& value) {
+  if (value.IsDict() || (value.IsList() && !value.is_tuple()))
+    Fail("unhashable type: '", value.TypeName(), "'");
+}
+
 bool Contains(const Value& container, const Value& item) {
   if (container.IsString()) {
     if (!item.IsString())
       Fail("'in <string>' requires string as left operand, not ", item.TypeName());
     return container.bytes().find(item.bytes()) != std::string::npos;
   }
-  if (container.IsDict()) return item.IsString() && container.dict().Find(item.bytes()) != nullptr;
+  if (container.IsDict()) {
+    NeedHashable(item);
+    return item.IsString() && container.dict().Find(item.bytes()) != nullptr;
+  }
   if (container.IsUndefined()) return false;
   if (!container.IsList() && !container.IsGenerator())
     Fail("argument of type '", container.TypeName(), "' is not iterable");

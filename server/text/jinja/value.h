@@ -136,6 +136,8 @@ class Value {
 bool Equal(const Value& a, const Value& b);
 // a < b; fails for values that have no order.
 bool Less(const Value& a, const Value& b);
+// Fails for what cannot be a key of a dictionary or a member of a set.
+void NeedHashable(const Value& value);
 // Python's `item in container`.
 bool Contains(const Value& container, const Value& item);
 // The items that a loop over the value visits; fails for what cannot be iterated.

@@ -20,7 +20,7 @@ EDGES = [
     "https://example.org/path?q=1&r=%20#frag", "user@example.org", "C:\\Windows\\System32", "$\\frac{a}{b}$ \\begin{x}", "!!!???...---___***",
     "CamelCaseWord snake_case_word kebab-case SCREAMING_CASE iPhone XMLHttpRequest", "a/b/c//\n/d", "«quoted» “quoted” ‘q’ …—–",
     "▁", "▁▁", "a▁b", " ▁ ", "Ġ", "ĠĊ", "<0x0A>", "<0x0a><0xFF>", "<unk>", "<s></s>", "\ufffd", "\ue000\uf8ff", "\U000f0000\U0010fffd",
-    "\U00010348\U00020000\U0001f600", "\u0378\u0379", "A\u030a", "\u1100\u1161\u11a8", "\u09c7\u09be", "क़ \u0915\u093c",
+    "A\u030a o\u0304mega\u014dmega", "\U00010348\U00020000\U0001f600", "\u0378\u0379", "A\u030a", "\u1100\u1161\u11a8", "\u09c7\u09be", "क़ \u0915\u093c",
 ]
 
 WORDS = (

@@ -45,7 +45,7 @@ def llama3():
 def qwen():
     tokenizer = _byte_level([QWEN], ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], normalizers.NFC())
     tokenizer.add_tokens([AddedToken("<tool_call>", special=False, normalized=False), AddedToken("</tool_call>", special=False, normalized=False),
-                          AddedToken("e\u0301tude", special=False, normalized=True), AddedToken("\u212b", special=False, normalized=False)])
+                          AddedToken("\u014dmega", special=False, normalized=True), AddedToken("\u212b", special=False, normalized=False)])
     return tokenizer
 
 

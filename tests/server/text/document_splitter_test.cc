@@ -1,0 +1,282 @@
+// Goal: the border between document and query lies where document_splitter.h says, and both sides
+// are tokenized apart. Method: the demo checkpoint's tokenizer and chat template; tokens are
+// compared with those of the two pieces of text.
+#include "server/text/document_splitter.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace apb::text {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr char kCheckpoint[] = APB_SOURCE_DIR "/tests/reference_model/checkpoint";
+
+std::string Words(int count, const std::string& word = "word") {
+  std::string text;
+  for (int i = 0; i < count; ++i) text += (i > 0 ? " " : "") + word + std::to_string(i % 10);
+  return text;
+}
+
+class DocumentSplitterTest : public ::testing::Test {
+ protected:
+  std::vector<int32_t> Ids(std::string_view text) {
+    return *tokenizer_->Encode(text, {.add_special_tokens = false, .parse_special = true});
+  }
+  std::string TextOf(std::span<const int32_t> ids) {
+    return *tokenizer_->Decode(ids, /*skip_special=*/false);
+  }
+  absl::StatusOr<PromptSplit> Chat(const std::vector<Json>& messages,
+                                   const std::optional<std::string>& query = std::nullopt) {
+    auto prompt =
+        template_->Render(Json(messages), {.special_tokens = tokenizer_->special_tokens()});
+    EXPECT_TRUE(prompt.ok()) << prompt.status();
+    if (!prompt.ok()) return prompt.status();
+    rendered_ = *prompt;
+    return SplitChatPrompt(*tokenizer_, rendered_, query);
+  }
+  // The rendered chat is cut before the last `query`; its tokens are those of both sides.
+  void ExpectBorder(const absl::StatusOr<PromptSplit>& split, std::string_view query) {
+    ASSERT_TRUE(split.ok()) << split.status();
+    const size_t border = rendered_.text.rfind(query);
+    ASSERT_NE(border, std::string::npos) << query;
+    const auto document = Ids(rendered_.text.substr(0, border));
+    const auto rest = Ids(rendered_.text.substr(border));
+    EXPECT_EQ(split->query_begin, static_cast<int32_t>(document.size()));
+    std::vector<int32_t> both = document;
+    both.insert(both.end(), rest.begin(), rest.end());
+    EXPECT_EQ(split->tokens, both);
+  }
+
+  std::unique_ptr<Tokenizer> tokenizer_ =
+      *Tokenizer::Load(std::string(kCheckpoint) + "/tokenizer.json");
+  std::unique_ptr<ChatTemplate> template_ = *ChatTemplate::Load(kCheckpoint);
+  RenderedPrompt rendered_;
+  // <|begin|><|user|>\n
+  const int32_t user_header_ = static_cast<int32_t>(Ids("<|begin|><|user|>\n").size());
+};
+
+Json Message(const char* role, const std::string& content) {
+  return {{"role", role}, {"content", content}};
+}
+
+TEST_F(DocumentSplitterTest, ExplicitQueryIsItsLastOccurrence) {
+  const std::string document = "Who is it? " + Words(50) + " Who is it? " + Words(9) + "\n";
+  const auto split = Chat({Message("user", document + "Who is it? Tell me.")}, "  Who is it?\n");
+  ExpectBorder(split, "Who is it? Tell");
+  EXPECT_EQ(split->embedded_query, Ids("Who is it?"));
+  EXPECT_EQ(split->query_insert_position, user_header_);
+  EXPECT_EQ(TextOf(std::span(split->tokens).first(user_header_)), "<|begin|><|user|>\n");
+}
+
+TEST_F(DocumentSplitterTest, ExplicitQueryInAnEarlierMessage) {
+  const auto split = Chat({Message("user", "the fox, " + Words(20)), Message("assistant", "ok"),
+                           Message("user", "go on")},
+                          "fox");
+  ExpectBorder(split, "fox");
+  EXPECT_EQ(split->embedded_query, Ids("fox"));
+}
+
+TEST_F(DocumentSplitterTest, ExplicitQueryThatIsAWholeMessageTakesItsHeader) {
+  const auto split = Chat(
+      {Message("user", Words(40)), Message("assistant", "ok"), Message("user", " Which one? ")},
+      "Which one?");
+  ExpectBorder(split, "<|user|>\nWhich");
+  EXPECT_EQ(split->embedded_query, Ids("Which one?"));
+}
+
+TEST_F(DocumentSplitterTest, ExplicitQueryMustOccurInWhatTheUserWrote) {
+  for (const char* query : {"nowhere", "<|user|>", "assistant", "one two"}) {
+    const auto split =
+        Chat({Message("user", "one"), Message("assistant", "x"), Message("user", "two")}, query);
+    EXPECT_EQ(split.status().code(), absl::StatusCode::kInvalidArgument) << query;
+    EXPECT_THAT(split.status().message(), HasSubstr("does not occur"));
+  }
+  EXPECT_THAT(Chat({Message("user", "one")}, " \n").status().message(), HasSubstr("empty"));
+}
+
+TEST_F(DocumentSplitterTest, DocumentInEarlierMessages) {
+  const auto split = Chat({Message("user", Words(60)), Message("assistant", "Read."),
+                           Message("user", "First\n\nand second?")});
+  ExpectBorder(split, "<|user|>\nFirst");
+  EXPECT_EQ(split->embedded_query, Ids("First\n\nand second?"));
+  EXPECT_EQ(split->query_insert_position, user_header_);
+}
+
+TEST_F(DocumentSplitterTest, DocumentInTheSystemMessage) {
+  const auto split = Chat({Message("system", Words(60)), Message("user", "Which?")});
+  ExpectBorder(split, "<|user|>\nWhich");
+  EXPECT_EQ(split->embedded_query, Ids("Which?"));
+  EXPECT_EQ(split->query_insert_position,
+            static_cast<int32_t>(Ids("<|begin|><|system|>\n").size()));
+}
+
+TEST_F(DocumentSplitterTest, ShortRulesBeforeADocumentOfTheUser) {
+  const std::string rules = "Be brief.";
+  const auto split =
+      Chat({Message("system", rules), Message("user", Words(80) + "\n\nWhich is it?")});
+  ExpectBorder(split, "Which is it?");
+  EXPECT_EQ(
+      split->query_insert_position,
+      static_cast<int32_t>(Ids("<|begin|><|system|>\n" + rules + "<|end|>\n<|user|>\n").size()));
+}
+
+TEST_F(DocumentSplitterTest, OneMessageEndsWithTheQuestion) {
+  for (const char* blank : {"\n\n", "\n \t\n", "\r\n\r\n", "\n\n\n\n"}) {
+    const auto split = Chat({Message("user", Words(80) + blank + "Which is it?\nSay.\n")});
+    ExpectBorder(split, "Which is it?");
+    EXPECT_EQ(split->embedded_query, Ids("Which is it?\nSay."));
+    EXPECT_EQ(split->query_insert_position, user_header_);
+  }
+}
+
+TEST_F(DocumentSplitterTest, OneParagraphIsAllQuery) {
+  const auto split = Chat({Message("user", "Hello there,\nwho are you?")});
+  ExpectBorder(split, "<|begin|>");
+  EXPECT_EQ(split->query_begin, 0);
+  EXPECT_EQ(split->query_insert_position, 0);
+}
+
+TEST_F(DocumentSplitterTest, LongLastParagraphGivesItsLastTokens) {
+  const std::string content = "Title\n\n" + Words(900);
+  const auto split = Chat({Message("user", content)});
+  ASSERT_TRUE(split.ok()) << split.status();
+  EXPECT_EQ(split->tokens, Ids(rendered_.text));
+  const auto behind = static_cast<int32_t>(Ids("<|end|>\n<|assistant|>\n").size());
+  const auto size = static_cast<int32_t>(split->tokens.size());
+  EXPECT_EQ(split->query_begin, size - behind - kDefaultQueryTokens);
+  ASSERT_EQ(split->embedded_query.size(), static_cast<size_t>(kDefaultQueryTokens));
+  EXPECT_TRUE(content.ends_with(TextOf(split->embedded_query)));
+  EXPECT_EQ(split->query_insert_position, user_header_);
+}
+
+TEST_F(DocumentSplitterTest, ParagraphOfAsManyTokensAsAQueryMayHave) {
+  std::string exact;
+  while (Ids(exact + " a").size() <= kDefaultQueryTokens) exact += " a";
+  ASSERT_EQ(Ids(exact).size(), static_cast<size_t>(kDefaultQueryTokens));
+  exact.erase(0, 1);
+  const int32_t count = static_cast<int32_t>(Ids(exact).size());
+  const auto split = Chat({Message("user", Words(30) + "\n\n" + exact)});
+  ASSERT_TRUE(split.ok()) << split.status();
+  EXPECT_EQ(split->embedded_query.size(), static_cast<size_t>(count));
+  ExpectBorder(split, exact);
+}
+
+TEST_F(DocumentSplitterTest, ShorterTurnsBeforeALongLastMessage) {
+  const auto split = Chat({Message("user", "Hi"), Message("assistant", Words(300)),
+                           Message("user", Words(60) + "\n\nWhich?")});
+  ExpectBorder(split, "Which?");  // what the assistant said does not count as a document
+  EXPECT_EQ(split->query_insert_position, user_header_);
+}
+
+TEST_F(DocumentSplitterTest, AnswersAfterTheLastQuestionBelongToTheQuery) {
+  const auto split =
+      Chat({Message("user", Words(60)), Message("user", "Which?"), Message("assistant", "It is")});
+  ExpectBorder(split, "<|user|>\nWhich");
+}
+
+TEST_F(DocumentSplitterTest, NoUserMessage) {
+  const auto split = Chat({Message("system", Words(40)), Message("assistant", "so")});
+  ASSERT_TRUE(split.ok()) << split.status();
+  EXPECT_EQ(split->query_begin, 0);
+  EXPECT_EQ(split->tokens, Ids(rendered_.text));
+  EXPECT_TRUE(split->embedded_query.empty());
+}
+
+TEST_F(DocumentSplitterTest, EmptyMessages) {
+  const std::vector<std::vector<Json>> chats = {
+      {}, {Message("user", "")}, {Message("user", Words(9)), Message("user", "")}};
+  for (const auto& messages : chats) {
+    const auto split = Chat(messages);
+    ASSERT_TRUE(split.ok()) << split.status();
+    EXPECT_EQ(TextOf(split->tokens), rendered_.text);
+    EXPECT_LE(split->query_insert_position, split->query_begin);
+    EXPECT_LE(split->query_begin, static_cast<int32_t>(split->tokens.size()));
+  }
+}
+
+TEST_F(DocumentSplitterTest, SpecialTokensOfUsersStayTextOnBothSides) {
+  const auto split = Chat({Message("user", "a<|end|>b " + Words(40) + "\n\nq<|end|>\n<|user|>")});
+  ASSERT_TRUE(split.ok()) << split.status();
+  std::vector<std::string> special;
+  for (const int32_t id : split->tokens) {
+    if (tokenizer_->IsSpecial(id)) special.push_back(tokenizer_->TokenText(id));
+  }
+  EXPECT_EQ(special,
+            (std::vector<std::string>{"<|begin|>", "<|user|>", "<|end|>", "<|assistant|>"}));
+  for (const int32_t id : split->embedded_query) EXPECT_FALSE(tokenizer_->IsSpecial(id));
+  EXPECT_EQ(TextOf(split->embedded_query), "q<|end|>\n<|user|>");
+}
+
+TEST_F(DocumentSplitterTest, PlainText) {
+  const std::string document = Words(50) + "\n\n";
+  auto split = SplitPlainPrompt(*tokenizer_, document + "Which?", {});
+  ASSERT_TRUE(split.ok()) << split.status();
+  std::vector<int32_t> wanted = tokenizer_->prefix_ids();
+  for (const int32_t id : Ids(document)) wanted.push_back(id);
+  EXPECT_EQ(split->query_begin, static_cast<int32_t>(wanted.size()));
+  EXPECT_EQ(split->query_insert_position, 1);  // behind BOS
+  for (const int32_t id : Ids("Which?")) wanted.push_back(id);
+  EXPECT_EQ(split->tokens, wanted);
+  EXPECT_EQ(split->embedded_query, Ids("Which?"));
+
+  split = SplitPlainPrompt(*tokenizer_, document + "Which?",
+                           {.add_special_tokens = false, .query = "word1"});
+  ASSERT_TRUE(split.ok()) << split.status();
+  const size_t at = document.rfind("word1");
+  EXPECT_EQ(split->query_begin, static_cast<int32_t>(Ids(document.substr(0, at)).size()));
+  EXPECT_EQ(split->embedded_query, Ids("word1"));
+  EXPECT_EQ(split->query_insert_position, 0);
+
+  split = SplitPlainPrompt(*tokenizer_, "one paragraph", {});
+  ASSERT_TRUE(split.ok()) << split.status();
+  EXPECT_EQ(split->query_begin, 0);  // BOS alone is no document
+  EXPECT_EQ(SplitPlainPrompt(*tokenizer_, "a", {.query = "b"}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  split = SplitPlainPrompt(*tokenizer_, "", {});
+  ASSERT_TRUE(split.ok()) << split.status();
+  EXPECT_EQ(split->tokens, tokenizer_->prefix_ids());
+}
+
+TEST_F(DocumentSplitterTest, EmbeddedQueryEndsWhereTheTurnDoes) {
+  const std::string tail = "Which?<|end|>\n<|assistant|>\n";
+  const auto split = SplitPlainPrompt(*tokenizer_, Words(50) + "\n\n" + tail, {});
+  ASSERT_TRUE(split.ok()) << split.status();
+  EXPECT_EQ(TextOf(std::span(split->tokens).subspan(split->query_begin)), tail);
+  EXPECT_EQ(TextOf(split->embedded_query), "Which?");
+}
+
+TEST_F(DocumentSplitterTest, TokenIds) {
+  const std::vector<int32_t> ids = Ids("<|begin|>" + Words(700) + " the query<|end|>");
+  const auto size = static_cast<int32_t>(ids.size());
+  auto split = SplitTokenPrompt(*tokenizer_, ids, {});
+  ASSERT_TRUE(split.ok()) << split.status();
+  EXPECT_EQ(split->tokens, ids);
+  EXPECT_EQ(split->query_begin, size - kDefaultQueryTokens);
+  EXPECT_EQ(split->query_insert_position, 1);
+  EXPECT_EQ(split->embedded_query,
+            std::vector<int32_t>(ids.end() - kDefaultQueryTokens, ids.end() - 1));
+
+  split = SplitTokenPrompt(*tokenizer_, ids, {.query = "the query"});
+  ASSERT_TRUE(split.ok()) << split.status();
+  const std::string rest = TextOf(std::span(ids).subspan(split->query_begin));
+  EXPECT_THAT(rest, HasSubstr("the query<|end|>"));
+  EXPECT_LT(rest.size(), 20u);  // from the id on in which it begins
+  EXPECT_EQ(split->embedded_query, Ids("the query"));
+
+  split = SplitTokenPrompt(*tokenizer_, Ids("short"), {});
+  ASSERT_TRUE(split.ok()) << split.status();
+  EXPECT_EQ(split->query_begin, 0);
+  EXPECT_EQ(SplitTokenPrompt(*tokenizer_, ids, {.query = "absent"}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  for (const int32_t bad : {-1, tokenizer_->vocab_size()}) {
+    const auto refused = SplitTokenPrompt(*tokenizer_, {0, bad}, {});
+    EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(refused.status().message(), HasSubstr("index 1"));
+  }
+  EXPECT_TRUE(SplitTokenPrompt(*tokenizer_, {}, {}).ok());
+}
+
+}  // namespace
+}  // namespace apb::text
