@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(h, self.nkv * self.d, bias=False)
         self.o_proj = nn.Linear(self.nq * self.d, h, bias=False)
 
-    def forward(self, x, cos, sin, tap=None, past=None):
+    def forward(self, x, cos, sin, tap=None, past=None, rows=None):
         b, t, _ = x.shape
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         heads = lambda y, n: y.view(b, t, n, self.d).transpose(1, 2)
@@ -51,10 +51,13 @@ class Attention(nn.Module):
             seen = past[0].shape[2]
             kr, v = torch.cat([past[0], kr], 2), torch.cat([past[1], v], 2)
             mask = torch.ones(t, seen + t, dtype=torch.bool).tril(seen)
+        elif rows is not None:
+            qr = qr.gather(2, rows[:, None, :, None].expand(-1, self.nq, -1, self.d))
+            mask = (torch.arange(t) <= rows[..., None])[:, None]
         g = self.nq // self.nkv
         y = F.scaled_dot_product_attention(qr, kr.repeat_interleave(g, 1), v.repeat_interleave(g, 1), mask,
-                                           is_causal=past is None)
-        return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))
+                                           is_causal=mask is None)
+        return self.o_proj(y.transpose(1, 2).reshape(b, qr.shape[2], -1))
 
 
 class Mlp(nn.Module):
@@ -86,8 +89,12 @@ class Layer(nn.Module):
         self.input_layernorm = RmsNorm(c["hidden_size"], c["rms_norm_eps"])
         self.post_attention_layernorm = RmsNorm(c["hidden_size"], c["rms_norm_eps"])
 
-    def forward(self, x, cos, sin, tap=None, past=None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, tap, past)
+    def forward(self, x, cos, sin, tap=None, past=None, rows=None):
+        """With `rows` [b, r], the result has those rows only."""
+        y = self.self_attn(self.input_layernorm(x), cos, sin, tap, past, rows)
+        if rows is not None:
+            x = x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+        x = x + y
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -153,13 +160,17 @@ class Llama(nn.Module):
         """Logits [rows, vocab] of the rows that `keep` (bool [b, t]) selects; all rows if it is None.
 
         `tap` (a list) receives per layer q, k, v before the rotation [b, t, width] and q and k after it
-        [b, heads, t, d]. `past` gives per layer k (rotated) and v of earlier rows.
+        [b, heads, t, d]. `past` gives per layer k (rotated) and v of earlier rows (without `keep`).
         """
         cos, sin = rope(positions, self.c["head_dim"], self.c["rope_theta"])
         cos, sin = cos[:, None], sin[:, None]
         x = self.model.embed_tokens(ids)
-        for i, layer in enumerate(self.model.layers):
+        for i, layer in enumerate(self.model.layers[:-1]):
             x = layer(x, cos, sin, tap, past[i] if past else None)
-        if keep is not None:
-            x = x[keep]
+        if keep is None:
+            x = self.model.layers[-1](x, cos, sin, tap, past[-1] if past else None)
+        else:  # what no kept row sees need not be computed
+            count = keep.sum(1)
+            rows = keep.int().argsort(dim=1, descending=True, stable=True)[:, :max(1, int(count.max()))]
+            x = self.model.layers[-1](x, cos, sin, tap, None, rows)[torch.arange(rows.shape[1]) < count[:, None]]
         return F.linear(self.model.norm(x), self.model.embed_tokens.weight)

@@ -31,7 +31,9 @@ PHASES = {
     "long": (200, 5e-4, 2, 0.0, (2000, 6000), (1, 20), 16, 70000),
     "dense": (250, 5e-4, 2, 0.0, (1500, 5000), (4, 40), 32, 70000, 0.7),
     "longer": (80, 3e-4, 1, 0.0, (6000, 20000), (1, 30), 24, 70000, 0.3),
+    "last": (120, 2e-4, 1, 0.0, (3000, 9000), (1, 30), 24, 70000, 0.5),
 }
+PHRASE_WEIGHT = {"longer": 1.0, "last": 1.0}  # of the words around the values in the loss; 0.3 in the other phases
 PHRASE, VALUE = 1, 2  # marks of answer tokens; the others are 0
 ROOT = pathlib.Path(__file__).parent
 
@@ -137,16 +139,17 @@ class Chats:
         return ids, pos, mask
 
 
-def step_loss(model, ids, pos, mask):
-    """The loss (values count three times as much as the phrase around them) and the share of right value tokens."""
+def step_loss(model, ids, pos, mask, phrase=0.3):
+    """The loss (values count more than the phrase around them) and the shares of right value and phrase tokens."""
     keep = torch.zeros_like(mask, dtype=torch.bool)
     keep[:, :-1] = mask[:, 1:] > 0
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(ids, pos, keep)
     target, value = ids[mask > 0], mask[mask > 0] == VALUE
-    weight = torch.where(value, 1.0, 0.3)
+    weight = torch.where(value, 1.0, phrase)
     loss = (F.cross_entropy(logits.float(), target, reduction="none") * weight).sum() / weight.sum()
-    return loss, (logits.argmax(-1) == target)[value].float()
+    right = (logits.argmax(-1) == target).float()
+    return loss, right[value], right[~value]
 
 
 def save(model, opt, done, step, out):
@@ -188,15 +191,16 @@ def main():
             warm = min(1.0, (step + 1) / (100 if index == 0 else 20))
             for group in opt.param_groups:
                 group["lr"] = lr * warm * (1 - 0.5 * step / steps)
-            loss, right = step_loss(model, *chats.batch(*shape))
+            loss, *right = step_loss(model, *chats.batch(*shape), PHRASE_WEIGHT.get(name, 0.3))
             opt.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             opt.step()
-            recent.append((loss.item(), right.mean().item()))
+            recent.append((loss.item(), *(r.mean().item() if len(r) else 1.0 for r in right)))
             if (step + 1) % 20 == 0:
                 mean = [sum(x) / len(recent) for x in zip(*recent)]
-                print(f"{time.time() - start:7.0f}s {name} {step + 1}/{steps} loss {mean[0]:.4f} value tokens right {mean[1]:.3f}", flush=True)
+                print(f"{time.time() - start:7.0f}s {name} {step + 1}/{steps} loss {mean[0]:.4f} right: "
+                      f"value tokens {mean[1]:.4f}, others {mean[2]:.4f}", flush=True)
                 recent = []
             if time.time() - saved > 90:
                 save(model, opt, done, step + 1, out)
