@@ -167,7 +167,7 @@ struct ChatLayout {
       const std::string* role = RoleOf(prompt, span);
       if (role == nullptr || span.range.end > content.begin) continue;
       bytes_before += span.range.end - span.range.begin;
-      if (*role == "system") system_bytes += span.range.end - span.range.begin;
+      if (*role != "user") system_bytes += span.range.end - span.range.begin;
     }
     const bool document_is_system =
         HasEarlierDocument() && system_bytes > 0 && system_bytes * 2 > bytes_before;
@@ -184,7 +184,7 @@ struct ChatLayout {
                                    const RenderedPrompt::UserSpan& span) {
     if (!span.is_content || span.message_index < 0) return nullptr;
     const std::string& role = prompt.roles[span.message_index];
-    return role == "user" || role == "system" ? &role : nullptr;
+    return role == "user" || role == "system" || role == "developer" ? &role : nullptr;
   }
 };
 

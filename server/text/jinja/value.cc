@@ -12,6 +12,22 @@ namespace {
 
 constexpr size_t kIndexedSize = 12;  // smaller dictionaries are searched from the front
 
+// The depth of a container that holds `item` too. Namespaces and loops can change, so nothing but
+// variables may hold them.
+int DepthWith(int depth, const Value& item) {
+  if (item.Is<std::shared_ptr<Namespace>>() || item.Is<std::shared_ptr<Loop>>())
+    FailUnsupported("a ", item.TypeName(), " within another value");
+  depth = std::max(depth, item.depth() + 1);
+  if (depth > kMaxValueDepth) Fail("values are nested deeper than ", kMaxValueDepth);
+  return depth;
+}
+
+int DepthOf(const std::vector<Value>& items) {
+  int depth = 1;
+  for (const Value& item : items) depth = DepthWith(depth, item);
+  return depth;
+}
+
 }  // namespace
 
 const Value* Dict::Find(std::string_view key) const {
@@ -26,6 +42,7 @@ const Value* Dict::Find(std::string_view key) const {
 }
 
 void Dict::Set(const std::string& key, Value value) {
+  depth_ = DepthWith(depth_, value);
   auto [it, is_new] = index_.try_emplace(key, items_.size());
   if (is_new) {
     items_.emplace_back(key, std::move(value));
@@ -37,11 +54,19 @@ void Dict::Set(const std::string& key, Value value) {
 Value Dict::Key(size_t index) const { return Value::String(Text(items_[index].first, origin)); }
 
 Value Value::MakeList(std::vector<Value> items, bool is_tuple) {
-  return Value(Variant(std::make_shared<List>(List{std::move(items), is_tuple})));
+  const int depth = DepthOf(items);
+  return Value(Variant(std::make_shared<List>(List{std::move(items), depth, is_tuple})));
 }
 
 Value Value::MakeGenerator(std::vector<Value> items) {
-  return Value(Variant(std::make_shared<Generator>(Generator{std::move(items)})));
+  const int depth = DepthOf(items);
+  return Value(Variant(std::make_shared<Generator>(Generator{std::move(items), depth})));
+}
+
+int Value::depth() const {
+  if (IsList()) return std::get<std::shared_ptr<List>>(variant_)->depth;
+  if (IsDict()) return dict().depth();
+  return IsGenerator() ? generator().depth : 0;
 }
 
 bool Value::Truth() const {

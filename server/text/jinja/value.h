@@ -19,18 +19,23 @@ namespace apb::text::jinja {
 class Value;
 struct Statement;
 
+// Values nested deeper are refused: they are walked and destroyed recursively.
+inline constexpr int kMaxValueDepth = 250;
+
 struct Undefined {
   std::string name;  // for messages
 };
 struct None {};
 struct List {
   std::vector<Value> items;
+  int depth = 1;  // of lists and dictionaries in each other
   bool is_tuple = false;
 };
 // What Python's generators are to a template: true even when empty, without a length, and empty
 // after the first loop over it.
 struct Generator {
   std::vector<Value> items;
+  int depth = 1;
 };
 // A dictionary in the order of insertion. Keys are strings.
 class Dict {
@@ -45,10 +50,12 @@ class Dict {
   std::optional<Origin> origin;
   // The message that it is; -1: none.
   int message_index = -1;
+  int depth() const { return depth_; }
 
  private:
   std::vector<std::pair<std::string, Value>> items_;
   StringMap<size_t> index_;
+  int depth_ = 1;
 };
 struct Namespace {
   Dict fields;
@@ -125,6 +132,7 @@ class Value {
     return Is<double>() ? std::get<double>(variant_) : static_cast<double>(integer());
   }
 
+  int depth() const;  // 0: holds no other values
   bool Truth() const;
   // Python's name of the type, for messages.
   const char* TypeName() const;
