@@ -5,7 +5,7 @@
 
 namespace apb::cache {
 
-BlockPool::BlockPool(int32_t block_count) : allocated_(block_count, false) {
+BlockPool::BlockPool(int32_t block_count) : users_(block_count, 0) {
   free_.reserve(block_count);
   for (int32_t id = block_count - 1; id >= 0; --id) free_.push_back(id);
 }
@@ -17,15 +17,21 @@ absl::StatusOr<std::vector<int32_t>> BlockPool::Allocate(int64_t count) {
   }
   std::vector<int32_t> blocks(free_.rbegin(), free_.rbegin() + count);
   free_.resize(free_.size() - count);
-  for (const int32_t id : blocks) allocated_[id] = true;
+  for (const int32_t id : blocks) users_[id] = 1;
   return blocks;
 }
 
-void BlockPool::Free(const std::vector<int32_t>& blocks) {
+void BlockPool::Share(std::span<const int32_t> blocks) {
   for (const int32_t id : blocks) {
-    APB_CHECK(id >= 0 && static_cast<size_t>(id) < allocated_.size() && allocated_[id]);
-    allocated_[id] = false;
-    free_.push_back(id);
+    APB_CHECK(id >= 0 && static_cast<size_t>(id) < users_.size() && users_[id] > 0);
+    ++users_[id];
+  }
+}
+
+void BlockPool::Free(std::span<const int32_t> blocks) {
+  for (const int32_t id : blocks) {
+    APB_CHECK(id >= 0 && static_cast<size_t>(id) < users_.size() && users_[id] > 0);
+    if (--users_[id] == 0) free_.push_back(id);
   }
 }
 

@@ -1,12 +1,16 @@
 #include "engine/cache/paged_kv_cache.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 
 namespace apb::cache {
 
-PagedKvCache::PagedKvCache(const KvCacheShape& shape, kernels::Buffer keys, kernels::Buffer values)
+PagedKvCache::PagedKvCache(const KvCacheShape& shape, kernels::Backend& backend,
+                           kernels::Buffer keys, kernels::Buffer values)
     : shape_(shape),
+      backend_(backend),
       keys_(std::move(keys)),
       values_(std::move(values)),
       pool_(static_cast<int32_t>(shape.block_count)) {}
@@ -22,7 +26,8 @@ absl::StatusOr<std::unique_ptr<PagedKvCache>> PagedKvCache::Create(const KvCache
   const size_t half = static_cast<size_t>(shape.bytes_per_block() / 2) * shape.block_count;
   APB_ASSIGN_OR_RETURN(kernels::Buffer keys, backend.Allocate(half));
   APB_ASSIGN_OR_RETURN(kernels::Buffer values, backend.Allocate(half));
-  return std::unique_ptr<PagedKvCache>(new PagedKvCache(shape, std::move(keys), std::move(values)));
+  return std::unique_ptr<PagedKvCache>(
+      new PagedKvCache(shape, backend, std::move(keys), std::move(values)));
 }
 
 absl::StatusOr<std::vector<int64_t>> PagedKvCache::Reserve(SequenceKv& sequence,
@@ -43,6 +48,26 @@ absl::StatusOr<std::vector<int64_t>> PagedKvCache::Reserve(SequenceKv& sequence,
                     i % shape_.block_size);
   }
   return slots;
+}
+
+absl::StatusOr<SequenceKv> PagedKvCache::Fork(const SequenceKv& from, int32_t end,
+                                              kernels::Stream& stream) {
+  const auto last = std::lower_bound(from.positions.begin(), from.positions.end(), end);
+  SequenceKv fork;
+  fork.positions.assign(from.positions.begin(), last);
+  const int64_t full = fork.slot_count() / shape_.block_size;
+  if (fork.slot_count() % shape_.block_size != 0) {
+    APB_ASSIGN_OR_RETURN(fork.blocks, pool_.Allocate(1));
+    const int32_t source = from.blocks[full], target = fork.blocks[0];
+    for (int layer = 0; layer < shape_.layers; ++layer) {
+      for (const kernels::TensorView& cache : {keys(layer), values(layer)})
+        backend_.Copy(cache.Rows(source, source + 1), cache.Rows(target, target + 1), stream);
+    }
+  }
+  const std::span<const int32_t> shared(from.blocks.data(), full);
+  pool_.Share(shared);
+  fork.blocks.insert(fork.blocks.begin(), shared.begin(), shared.end());
+  return fork;
 }
 
 void PagedKvCache::Release(SequenceKv& sequence) {

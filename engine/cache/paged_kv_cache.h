@@ -43,6 +43,10 @@ class PagedKvCache {
   // offset), or kResourceExhausted and changes nothing.
   absl::StatusOr<std::vector<int64_t>> Reserve(SequenceKv& sequence,
                                                std::span<const int32_t> positions);
+  // A new sequence with the tokens of `from` at positions below `end`: full blocks are shared, what
+  // lies in a part of a block is copied, so both may grow. Positions of `from` must ascend.
+  // kResourceExhausted if there is no block for the copy.
+  absl::StatusOr<SequenceKv> Fork(const SequenceKv& from, int32_t end, kernels::Stream& stream);
   // Gives all blocks back; the sequence is empty afterwards.
   void Release(SequenceKv& sequence);
 
@@ -53,8 +57,10 @@ class PagedKvCache {
   const BlockPool& pool() const { return pool_; }
 
  private:
-  PagedKvCache(const KvCacheShape& shape, kernels::Buffer keys, kernels::Buffer values);
+  PagedKvCache(const KvCacheShape& shape, kernels::Backend& backend, kernels::Buffer keys,
+               kernels::Buffer values);
   KvCacheShape shape_;
+  kernels::Backend& backend_;
   kernels::Buffer keys_;  // all layers, layer-major
   kernels::Buffer values_;
   BlockPool pool_;

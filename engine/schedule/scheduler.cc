@@ -13,7 +13,7 @@ namespace apb::schedule {
 using attention::ShardPlan;
 
 Scheduler::Scheduler(const SchedulerOptions& options)
-    : options_(options), used_blocks_(options.ranks, 0) {}
+    : options_(options), used_blocks_(options.ranks, 0), cached_blocks_(options.ranks, 0) {}
 
 // ---- admission ----
 
@@ -48,7 +48,7 @@ absl::Status CheckSampling(const sampling::SamplingParams& p) {
 
 }  // namespace
 
-absl::Status Scheduler::Resolve(Request& request, std::vector<int64_t>& document_tokens) const {
+absl::Status Scheduler::Resolve(Request& request, KvLayout& layout) const {
   SequenceSpec& spec = request.spec;
   const int64_t length = static_cast<int64_t>(spec.tokens.size());
   if (spec.query_begin < 0 || spec.query_begin >= length) {
@@ -92,17 +92,16 @@ absl::Status Scheduler::Resolve(Request& request, std::vector<int64_t>& document
     return absl::InvalidArgumentError(absl::StrCat(
         "hosts=", spec.hosts, ": must be a multiple of the ", options_.ranks, " ranks"));
   }
-  APB_ASSIGN_OR_RETURN(
-      const ShardPlan plan,
-      attention::MakeShardPlan(
-          spec.strategy,
-          {.document_length = spec.query_begin,
-           .query_length = length - spec.query_begin,
-           .query_insert_position = spec.query_insert_position,
-           .embedded_query_length = static_cast<int64_t>(spec.embedded_query.size())},
-          {.hosts = spec.hosts,
-           .anchor_length = spec.anchor_length,
-           .passing_length = spec.passing_length}));
+  APB_ASSIGN_OR_RETURN(ShardPlan plan, attention::MakeShardPlan(
+                                           spec.strategy,
+                                           {.document_length = spec.query_begin,
+                                            .query_length = length - spec.query_begin,
+                                            .query_insert_position = spec.query_insert_position,
+                                            .embedded_query_length =
+                                                static_cast<int64_t>(spec.embedded_query.size())},
+                                           {.hosts = spec.hosts,
+                                            .anchor_length = spec.anchor_length,
+                                            .passing_length = spec.passing_length}));
   const bool passes = std::any_of(plan.hosts.begin(), plan.hosts.end(),
                                   [](const auto& h) { return h.passing_length > 0; });
   if (!passes) {
@@ -120,18 +119,19 @@ absl::Status Scheduler::Resolve(Request& request, std::vector<int64_t>& document
         absl::StrCat("compressor '", spec.compressor, "' is unknown"));
   }
   // New rows are dealt out evenly, so the fullest rank bounds what can be generated.
-  int64_t new_rows = options_.max_model_len;
-  for (int r = 0; r < options_.ranks; ++r) {
-    document_tokens.push_back(attention::DocumentTokensOfRank(plan, options_.ranks, r));
-    const int64_t left = options_.blocks_per_rank * options_.block_size - document_tokens.back();
+  layout = KvLayout::Of(std::move(plan), spec.query_begin, options_.ranks);
+  int64_t new_rows = options_.max_model_len, most = 0;
+  for (const int64_t document_tokens : layout.below_plan_end) {
+    const int64_t left = options_.blocks_per_rank * options_.block_size - document_tokens;
     new_rows = std::min(new_rows, left * options_.ranks);
+    most = std::max(most, document_tokens);
   }
   const int64_t query = length - spec.query_begin;
   if (new_rows < query + (spec.sampling.max_tokens > 0 ? 1 : 0)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the prompt has ", length, " tokens; with strategy '", spec.strategy,
-        "' a rank would keep ", *std::max_element(document_tokens.begin(), document_tokens.end()),
-        " of them, its KV cache holds ", options_.blocks_per_rank * options_.block_size));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the prompt has ", length, " tokens; with strategy '", spec.strategy,
+                     "' a rank would keep ", most, " of them, its KV cache holds ",
+                     options_.blocks_per_rank * options_.block_size));
   }
   // A completion ends with `length` where the context or the cache ends.
   spec.sampling.max_tokens =
@@ -153,7 +153,7 @@ void Scheduler::Submit(Request request, absl::Time now) {
   Sequence s;
   s.request = std::move(request);
   s.submitted = now;
-  if (absl::Status status = Resolve(s.request, s.document_tokens); !status.ok())
+  if (absl::Status status = Resolve(s.request, s.fresh); !status.ok())
     return Reject(id, std::move(status));
   waiting_tokens_ += tokens;
   waiting_.push_back(id);
@@ -167,13 +167,9 @@ void Scheduler::Reject(SequenceId id, absl::Status status) {
 }
 
 int64_t Scheduler::BlocksFor(const Sequence& s, int rank, int64_t length) const {
-  // Rows at positions [document, length) with position % ranks == rank.
-  const int64_t begin = s.request.spec.query_begin, ranks = options_.ranks;
-  const auto below = [&](int64_t p) {
-    return (p + ranks - 1 - rank) / ranks;
-  };  // such positions below p
-  const int64_t rows = length > begin ? below(length) - below(begin) : 0;
-  return (s.document_tokens[rank] + rows + options_.block_size - 1) / options_.block_size;
+  const int64_t all =
+      (s.layout.Count(rank, length) + options_.block_size - 1) / options_.block_size;
+  return all - (s.shared.empty() ? 0 : s.shared[rank]);
 }
 
 bool Scheduler::Grow(Sequence& s, int64_t length) {
@@ -181,7 +177,9 @@ bool Scheduler::Grow(Sequence& s, int64_t length) {
   for (int r = 0; r < options_.ranks; ++r) {
     wanted[r] = BlocksFor(s, r, length);
     const int64_t held = s.blocks.empty() ? 0 : s.blocks[r];
-    if (used_blocks_[r] + wanted[r] - held > options_.blocks_per_rank) return false;
+    while (used_blocks_[r] + wanted[r] - held > options_.blocks_per_rank) {
+      if (!EvictPrefix()) return false;
+    }
   }
   for (int r = 0; r < options_.ranks; ++r)
     used_blocks_[r] += wanted[r] - (s.blocks.empty() ? 0 : s.blocks[r]);
@@ -194,19 +192,113 @@ void Scheduler::ReleaseBlocks(Sequence& s) {
   for (int r = 0; r < options_.ranks; ++r) used_blocks_[r] -= s.blocks[r];
   s.blocks.clear();
   releases_.push_back(s.request.spec.id);
+  DropParent(s);
 }
+
+// ---- cached prefixes ----
+
+namespace {
+
+// What the KV of a document was computed by: "" if exactly. The query in the anchor is not part of
+// it (docs/algorithms.md, "What is reused").
+std::string MakerOf(const SequenceSpec& spec) {
+  if (attention::IsExact(spec.strategy) || spec.query_begin == 0) return "";
+  return absl::StrCat(spec.strategy, "/", spec.hosts, "/", spec.anchor_length, "/",
+                      spec.passing_length, "/", spec.compressor);
+}
+
+}  // namespace
+
+bool Scheduler::EvictPrefix() {
+  std::optional<CachedPrefix> evicted = prefixes_.Evict();
+  if (!evicted.has_value()) return false;
+  for (int r = 0; r < options_.ranks; ++r) {
+    used_blocks_[r] -= evicted->own_blocks[r];
+    cached_blocks_[r] -= evicted->own_blocks[r];
+  }
+  releases_.push_back(evicted->id);
+  return true;
+}
+
+void Scheduler::ForgetPrefixes() {
+  while (EvictPrefix()) {
+  }
+}
+
+bool Scheduler::KeepAsPrefix(Sequence& s) {
+  SequenceSpec& spec = s.request.spec;
+  const int64_t length = s.next_row;  // all rows below have run
+  if (!options_.prefix_cache || s.blocks.empty() || length < PrefixCache::kChunk ||
+      (s.state != State::kDecode && s.state != State::kQuery) || length < spec.query_begin ||
+      length > static_cast<int64_t>(spec.tokens.size())) {
+    return false;
+  }
+  CachedPrefix prefix{.id = spec.id, .maker = s.maker, .least = s.least};
+  prefix.tokens.assign(spec.tokens.begin(), spec.tokens.begin() + length);
+  for (int r = 0; r < options_.ranks; ++r) {
+    prefix.own_blocks.push_back(BlocksFor(s, r, length));
+    used_blocks_[r] += prefix.own_blocks[r] - s.blocks[r];  // without the room for one more row
+    cached_blocks_[r] += prefix.own_blocks[r];
+  }
+  prefix.layout = s.layout;
+  prefix.parent = s.parent;  // the pin goes with it
+  s.parent.reset();
+  s.blocks.clear();
+  prefixes_.Insert(std::move(prefix));
+  return true;
+}
+
+// Looks for KV that the prompt can start from. It is worth it where what is left, which all ranks
+// compute together, costs no more than a prefill that they share.
+void Scheduler::UsePrefix(Sequence& s) {
+  SequenceSpec& spec = s.request.spec;
+  s.layout = s.fresh;
+  s.shared.clear();
+  s.maker = MakerOf(spec);
+  s.least = s.maker.empty() ? 0 : spec.query_begin;
+  spec.parent = SequenceId{};
+  spec.cached_tokens = 0;
+  if (!options_.prefix_cache) return;
+  std::vector<std::string> makers = {""};  // what is exact is good for all
+  if (!s.maker.empty()) makers.push_back(s.maker);
+  const int64_t length = static_cast<int64_t>(spec.tokens.size());
+  const PrefixCache::Match match = prefixes_.Find(spec.tokens, makers);
+  if (match.prefix == nullptr || (length - match.length) * options_.ranks > length) return;
+  s.parent = spec.parent = match.prefix->id;
+  spec.cached_tokens = match.length;
+  s.maker = match.prefix->maker;
+  s.least = match.prefix->least;
+  prefixes_.Pin(*s.parent);
+  s.layout = match.prefix->layout.Prefix(match.length);
+  for (int r = 0; r < options_.ranks; ++r)
+    s.shared.push_back(s.layout.Count(r, match.length) / options_.block_size);
+}
+
+void Scheduler::DropParent(Sequence& s) {
+  if (s.parent.has_value()) prefixes_.Unpin(*s.parent);
+  s.parent.reset();
+}
+
+// ---- admission, continued ----
 
 void Scheduler::Admit(StepPlan& plan, absl::Time now) {
   // First come, first served: a large request is not overtaken for ever by small ones.
   while (!waiting_.empty()) {
     Sequence& s = sequences_.at(waiting_.front());
     const SequenceSpec& spec = s.request.spec;
-    if (!Grow(s, static_cast<int64_t>(spec.tokens.size()) + 1)) return;
+    UsePrefix(s);
+    if (!Grow(s, static_cast<int64_t>(spec.tokens.size()) + 1)) {
+      DropParent(s);
+      return;
+    }
     waiting_.pop_front();
     waiting_tokens_ -= static_cast<int64_t>(spec.tokens.size());
-    s.state = spec.query_begin > 0 ? State::kPrefill : State::kQuery;
-    s.layers_done = 0;
-    s.next_row = spec.query_begin;
+    const bool cached = s.parent.has_value();
+    s.state = spec.query_begin > 0 && !cached ? State::kPrefill : State::kQuery;
+    s.layers_done = cached ? options_.layers : 0;
+    s.next_row = cached ? spec.cached_tokens : spec.query_begin;
+    if (s.generated == 0) s.cached_tokens = spec.cached_tokens;
+    if (cached && s.request.report_progress) Progress(s, now);
     s.admitted = next_admission_++;
     if (s.queue_seconds < 0) {
       s.queue_seconds = absl::ToDoubleSeconds(now - s.submitted);
@@ -221,9 +313,9 @@ void Scheduler::Admit(StepPlan& plan, absl::Time now) {
 StepPlan Scheduler::NextStep(absl::Time now) {
   StepPlan plan;
   plan.step = next_step_++;
-  AddDecodeRows(plan, now);  // may preempt, so releases come after it
-  plan.releases.swap(releases_);
+  AddDecodeRows(plan, now);
   Admit(plan, now);
+  plan.releases.swap(releases_);  // both may preempt and evict
   AddQueryRows(plan);
   AddPrefillSlice(plan, now);
   return plan;
@@ -366,18 +458,20 @@ void Scheduler::OnPrefillDone(const PrefillSlice& slice, double seconds, absl::T
 }
 
 void Scheduler::Progress(Sequence& s, absl::Time now) {
-  const bool done = s.layers_done == options_.layers;
+  const bool done = s.layers_done == options_.layers;  // also where nothing was to be done
   if (!done && now - s.last_progress < absl::Milliseconds(250)) return;
   s.last_progress = now;
   const double share = static_cast<double>(s.layers_done) / options_.layers;
+  const double whole = static_cast<double>(s.parent.has_value() ? s.request.spec.cached_tokens
+                                                                : s.request.spec.query_begin);
   const double elapsed = absl::ToDoubleSeconds(now - s.prefill_begin);
   events_.push_back({.kind = Event::Kind::kProgress,
                      .id = s.request.spec.id,
-                     .processed_tokens = static_cast<int64_t>(
-                         share * static_cast<double>(s.request.spec.query_begin)),
+                     .processed_tokens = static_cast<int64_t>(share * whole),
                      .total_tokens = static_cast<int64_t>(s.request.spec.tokens.size()),
                      .elapsed_seconds = elapsed,
-                     .eta_seconds = share > 0 ? elapsed / share * (1 - share) : 0});
+                     .eta_seconds = share > 0 ? elapsed / share * (1 - share) : 0,
+                     .cached_tokens = s.cached_tokens});
 }
 
 void Scheduler::OnToken(Sequence& s, const SampledToken& token, absl::Time now) {
@@ -408,6 +502,7 @@ void Scheduler::End(Sequence& s, EndReason reason, absl::Time now, absl::Status 
   Event event{.kind = Event::Kind::kEnd, .id = id, .reason = reason};
   event.status = std::move(status);
   event.strategy = s.request.spec.strategy;
+  event.cached_tokens = s.cached_tokens;
   event.queue_seconds = std::max(
       0.0, s.queue_seconds >= 0 ? s.queue_seconds : absl::ToDoubleSeconds(now - s.submitted));
   if (s.prefill_seconds >= 0) {
@@ -421,7 +516,7 @@ void Scheduler::End(Sequence& s, EndReason reason, absl::Time now, absl::Status 
     waiting_.erase(std::find(waiting_.begin(), waiting_.end(), id));
     waiting_tokens_ -= static_cast<int64_t>(s.request.spec.tokens.size());
   }
-  ReleaseBlocks(s);
+  if (reason == EndReason::kFailed || !KeepAsPrefix(s)) ReleaseBlocks(s);
   sequences_.erase(id);
 }
 

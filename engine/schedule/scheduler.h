@@ -26,6 +26,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "engine/attention/shard_plan.h"
+#include "engine/schedule/prefix_cache.h"
 #include "engine/schedule/step_plan.h"
 
 namespace apb::schedule {
@@ -44,6 +45,8 @@ struct SchedulerOptions {
   int64_t full_below = 8192;
   // Where `auto` is exact it spreads documents of at least this length over the ranks.
   int64_t ring_from = 512;
+  // KV of ended sequences is kept, while there is room, for prompts that begin like them.
+  bool prefix_cache = false;
   int64_t max_batch_rows = 512;
   int64_t max_waiting = 256;  // sequences
   int64_t max_waiting_tokens = 4 << 20;
@@ -90,6 +93,7 @@ struct Event {
   absl::Status status;                             // kEnd: of rejected and failed ones
   double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;  // kEnd
   std::string strategy;                                               // kEnd
+  int64_t cached_tokens = 0;  // kProgress, kEnd: of the prompt
 };
 
 class Scheduler {
@@ -105,11 +109,16 @@ class Scheduler {
   StepPlan NextStep(absl::Time now);
   void Complete(const StepPlan& plan, const StepResult& result, absl::Time now);
   std::vector<Event> TakeEvents();
+  // Gives back, with the next step, all that only cached prefixes hold.
+  void ForgetPrefixes();
 
   bool idle() const { return sequences_.empty() && releases_.empty(); }
   int64_t running() const { return static_cast<int64_t>(sequences_.size() - waiting_.size()); }
   int64_t waiting() const { return static_cast<int64_t>(waiting_.size()); }
-  int64_t used_blocks(int rank) const { return used_blocks_[rank]; }
+  // Blocks that running sequences hold, shared ones included once; and those that only cached
+  // prefixes hold.
+  int64_t used_blocks(int rank) const { return used_blocks_[rank] - cached_blocks_[rank]; }
+  int64_t cached_blocks(int rank) const { return cached_blocks_[rank]; }
   int64_t prompt_tokens_computed() const { return prompt_tokens_computed_; }
   int64_t preemptions() const { return preemptions_; }
 
@@ -119,8 +128,14 @@ class Scheduler {
   struct Sequence {
     Request request;
     State state = State::kWaiting;
-    std::vector<int64_t> document_tokens;  // by rank
-    std::vector<int64_t> blocks;           // held, by rank; empty while waiting
+    KvLayout fresh;                    // where its KV goes if nothing of it is cached
+    KvLayout layout;                   // where it goes
+    std::vector<int64_t> shared;       // blocks of `parent` that it uses, by rank
+    std::vector<int64_t> blocks;       // its own, by rank; empty while waiting
+    std::optional<SequenceId> parent;  // a cached prefix that it starts from
+    std::string maker;                 // of its document's KV, as CachedPrefix has it
+    int64_t least = 0;
+    int64_t cached_tokens = 0;  // of the prompt, for the client
     int32_t layers_done = 0;
     int64_t next_row = 0;    // position of the next row to run (query or decode)
     int32_t last_token = 0;  // the row at next_row while decoding
@@ -131,11 +146,18 @@ class Scheduler {
     double queue_seconds = -1, prefill_seconds = -1;
   };
 
-  absl::Status Resolve(Request& request, std::vector<int64_t>& document_tokens) const;
-  // Tokens on `rank` when rows [document, length) have run; blocks for them.
+  absl::Status Resolve(Request& request, KvLayout& layout) const;
+  // Own blocks of a sequence on `rank` when it has KV of the positions below `length`.
   int64_t BlocksFor(const Sequence& s, int rank, int64_t length) const;
+  // Takes the blocks for `length` tokens, from cached prefixes if need be; false: they are not
+  // there.
   bool Grow(Sequence& s, int64_t length);
+  bool EvictPrefix();
   void ReleaseBlocks(Sequence& s);
+  // The sequence's KV stays as a cached prefix, if it is whole.
+  bool KeepAsPrefix(Sequence& s);
+  void UsePrefix(Sequence& s);
+  void DropParent(Sequence& s);
   void Admit(StepPlan& plan, absl::Time now);
   void AddDecodeRows(StepPlan& plan, absl::Time now);
   void AddQueryRows(StepPlan& plan);
@@ -152,7 +174,9 @@ class Scheduler {
   std::map<SequenceId, Sequence> sequences_;
   std::deque<SequenceId> waiting_;
   std::vector<SequenceId> releases_;
-  std::vector<int64_t> used_blocks_;
+  std::vector<int64_t> used_blocks_;    // by running sequences and cached prefixes
+  std::vector<int64_t> cached_blocks_;  // by cached prefixes
+  PrefixCache prefixes_;
   std::vector<Event> events_;
   int64_t waiting_tokens_ = 0;
   uint64_t next_step_ = 1, next_admission_ = 1;

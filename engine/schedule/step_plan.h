@@ -30,6 +30,10 @@ struct SequenceSpec {
   int64_t passing_length = -1;
   int64_t generated_before =
       0;  // tokens at the end of `tokens` that were generated before a preemption
+  // Starts with the KV of the first cached_tokens tokens of sequence `parent`, which has ended (or
+  // not: 0 tokens). No document prefill then: all the rest runs as rows.
+  SequenceId parent{};
+  int64_t cached_tokens = 0;
   sampling::SamplingParams sampling;
 };
 
@@ -41,9 +45,9 @@ struct PrefillSlice {
 };
 
 // New rows of one sequence that all ranks run together: query tokens (from the prompt) or the last
-// sampled token. Row i has position `position + i`; rank (position + i) % ranks keeps its K and V, so
-// that new KV is balanced. The id has no part in this: the same request must give the same answer again,
-// and sums over ranks are rounded differently when rows move.
+// sampled token. Row i has position `position + i`; rank (position + i) % ranks keeps its K and V,
+// so that new KV is balanced. The id has no part in this: the same request must give the same
+// answer again, and sums over ranks are rounded differently when rows move.
 struct RowSpan {
   SequenceId id{};
   int64_t position = 0;

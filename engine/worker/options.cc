@@ -38,6 +38,8 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
   app.add_option("--ring-from", o->ring_from,
                  "Where auto is exact: documents from this length are spread over the ranks")
       ->check(CLI::NonNegativeNumber);
+  app.add_flag("--prefix-caching,!--no-prefix-caching", o->prefix_cache,
+               "Keep the KV of ended requests for prompts that begin like them (default on)");
   app.add_option("--collective-timeout", o->collective_timeout_seconds,
                  "Seconds until a silent peer ends the group")
       ->check(CLI::PositiveNumber);

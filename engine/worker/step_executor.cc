@@ -71,6 +71,15 @@ absl::Status StepExecutor::Admit(const schedule::SequenceSpec& spec) {
     if (spec.sampling.repetition_penalty != 1.0f) s.counts.AddPrompt(tokens.first(prompt));
     for (const int32_t token : tokens.subspan(prompt)) s.counts.AddGenerated(token);
   }
+  if (spec.cached_tokens > 0) {
+    auto parent = sequences_.find(spec.parent);
+    if (parent == sequences_.end())
+      return absl::InternalError("the plan starts from a sequence that is not here");
+    APB_ASSIGN_OR_RETURN(
+        s.kv, cache_->Fork(parent->second.kv, static_cast<int32_t>(spec.cached_tokens), *stream_));
+    s.document_slots = s.kv.slot_count();
+    return absl::OkStatus();
+  }
   if (spec.query_begin == 0) return absl::OkStatus();
   APB_ASSIGN_OR_RETURN(
       attention::ShardPlan plan,

@@ -151,9 +151,11 @@ void ActiveRequest::OnProgress(const cluster::v1::SequenceProgress& progress) {
   absl::MutexLock lock(&mutex_);
   if (state_ == State::kDone) return;
   StartRunning();
+  cached_tokens_ = progress.cached_tokens();
   if (!request_.report_progress) return;
   Emit(Progress{.processed_tokens = progress.processed_tokens(),
                 .total_tokens = progress.total_tokens(),
+                .cached_tokens = progress.cached_tokens(),
                 .elapsed_seconds = progress.elapsed_seconds(),
                 .eta_seconds = progress.eta_seconds()});
 }
@@ -219,6 +221,7 @@ void ActiveRequest::OnLost(const std::string& why) {
 
 void ActiveRequest::Complete(Completed completed) {
   completed.prompt_tokens = prompt_tokens_;
+  completed.cached_tokens = cached_tokens_;
   completed.completion_tokens = stream_->token_count();
   if (completed.strategy.empty()) completed.strategy = strategy_;
   if (!sink_->OnEvent(completed)) frontend_.metrics().SlowReader();

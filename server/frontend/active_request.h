@@ -65,6 +65,7 @@ class ActiveRequest : public SequenceListener, public std::enable_shared_from_th
   uint64_t sequence_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<TokenStream> stream_ ABSL_GUARDED_BY(mutex_);
   int64_t prompt_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t cached_tokens_ ABSL_GUARDED_BY(mutex_) = 0;  // of the prompt: their KV was there
   int64_t waiting_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   std::string strategy_ ABSL_GUARDED_BY(mutex_);
   absl::Time submitted_ ABSL_GUARDED_BY(mutex_);

@@ -240,8 +240,11 @@ void Metrics::GroupStats(const GroupSample& sample) {
     Labels state = labels;
     state["state"] = "used";
     s.kv_blocks.Add(state).Set(static_cast<double>(rank.kv_blocks_used));
+    state["state"] = "cached";
+    s.kv_blocks.Add(state).Set(static_cast<double>(rank.kv_blocks_cached));
     state["state"] = "free";
-    s.kv_blocks.Add(state).Set(total - static_cast<double>(rank.kv_blocks_used));
+    s.kv_blocks.Add(state).Set(
+        total - static_cast<double>(rank.kv_blocks_used + rank.kv_blocks_cached));
     for (const auto& [phase, seconds] : rank.phase_seconds) {
       Labels with_phase = labels;
       with_phase["phase"] = phase;
@@ -262,9 +265,11 @@ void Metrics::GroupLost(std::string_view group) {
   for (const Labels& labels : s.ranks_of_group[std::string(group)]) {
     s.rank_up.Add(labels).Set(0);
     s.kv_ratio.Add(labels).Set(0);
-    Labels used = labels;
-    used["state"] = "used";
-    s.kv_blocks.Add(used).Set(0);
+    for (const char* state : {"used", "cached"}) {
+      Labels blocks = labels;
+      blocks["state"] = state;
+      s.kv_blocks.Add(blocks).Set(0);
+    }
   }
 }
 

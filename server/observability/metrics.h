@@ -27,7 +27,8 @@ struct FinishedRequest {
 struct RankSample {
   int rank = 0;
   std::string host;
-  int64_t kv_blocks_used = 0;
+  int64_t kv_blocks_used = 0;    // by running requests
+  int64_t kv_blocks_cached = 0;  // by ended ones
   int64_t kv_blocks_total = 0;
   // Counters since the rank's start.
   std::vector<std::pair<std::string, double>> phase_seconds;

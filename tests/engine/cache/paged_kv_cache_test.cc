@@ -51,7 +51,7 @@ TEST(BlockPoolDeathTest, RefusesToFreeTwice) {
   const std::vector<int32_t> blocks = *pool.Allocate(1);
   pool.Free(blocks);
   EXPECT_DEATH(pool.Free(blocks), "");
-  EXPECT_DEATH(pool.Free({7}), "");
+  EXPECT_DEATH(pool.Free(std::vector<int32_t>{7}), "");
 }
 
 TEST(PagedKvCache, SlotsFollowTheBlocks) {
@@ -70,6 +70,37 @@ TEST(PagedKvCache, SlotsFollowTheBlocks) {
   EXPECT_EQ(sequence.slot_count(), 0);
   EXPECT_EQ(cache->pool().used_count(), 0);
   cache->Release(sequence);  // an empty one: nothing to give back
+}
+
+TEST(PagedKvCache, ForksShareFullBlocksAndCopyTheRest) {
+  auto backend = Cpu();
+  auto stream = *backend->NewStream();
+  auto cache = *PagedKvCache::Create(kShape, *backend);
+  for (int layer = 0; layer < kShape.layers; ++layer) {
+    for (const kernels::TensorView& view : {cache->keys(layer), cache->values(layer)}) {
+      for (int64_t i = 0; i < view.numel(); ++i) view.as<float>()[i] = static_cast<float>(i);
+    }
+  }
+  SequenceKv parent;
+  ASSERT_TRUE(cache->Reserve(parent, Positions(100, 21)).ok());  // 8 + 8 + 5
+  SequenceKv fork = *cache->Fork(parent, 119, *stream);          // 8 + 8 + 3
+  EXPECT_EQ(fork.positions, Positions(100, 19));
+  EXPECT_EQ(cache->pool().used_count(), 4);
+  EXPECT_EQ(fork.blocks[1], parent.blocks[1]);
+  ASSERT_NE(fork.blocks[2], parent.blocks[2]);
+  for (int layer = 0; layer < kShape.layers; ++layer) {
+    for (const kernels::TensorView& view : {cache->keys(layer), cache->values(layer)}) {
+      const int64_t each = view.stride[0];
+      for (int64_t i = 0; i < each; ++i)
+        ASSERT_EQ(view.as<float>()[fork.blocks[2] * each + i], parent.blocks[2] * each + i);
+    }
+  }
+  EXPECT_EQ(cache->Fork(parent, 116, *stream)->blocks.size(), 2u);  // nothing to copy
+  EXPECT_EQ(cache->Fork(parent, 0, *stream)->slot_count(), 0);
+  cache->Release(parent);
+  EXPECT_EQ(cache->pool().used_count(), 3);  // the shared ones live on
+  EXPECT_TRUE(cache->Reserve(fork, Positions(119, 6)).ok());
+  EXPECT_EQ(fork.blocks.size(), 4u);
 }
 
 TEST(PagedKvCache, LayersDoNotOverlap) {

@@ -46,8 +46,14 @@ class FakeExecutor {
   StepPlan Step() {
     StepPlan plan = scheduler_.NextStep(now_);
     for (const SequenceId id : plan.releases) EXPECT_EQ(live_.erase(id), 1u);
-    for (const SequenceSpec& spec : plan.admissions)
+    for (const SequenceSpec& spec : plan.admissions) {
       EXPECT_TRUE(live_.emplace(spec.id, spec).second);
+      if (spec.cached_tokens > 0) {
+        EXPECT_TRUE(live_.contains(spec.parent));
+        EXPECT_LT(spec.cached_tokens, static_cast<int64_t>(spec.tokens.size()));
+        ++forks;
+      }
+    }
     StepResult result;
     for (const PrefillSlice& slice : plan.prefill) {
       EXPECT_TRUE(live_.contains(slice.id));
@@ -87,6 +93,7 @@ class FakeExecutor {
   size_t live() const { return live_.size(); }
   std::map<SequenceId, std::vector<int32_t>> tokens;
   std::map<SequenceId, Event> ends;
+  int64_t forks = 0;        // sequences that began with cached KV
   SequenceId undrawable{};  // its logits are bad
 
  private:
@@ -307,8 +314,12 @@ TEST(Scheduler, PreemptionRepeatsNoToken) {
   }
 }
 
-TEST(Scheduler, HundredThousandRequestsWithCancels) {
-  Scheduler scheduler(Options());
+class SchedulerSimulation : public testing::TestWithParam<bool> {};
+
+TEST_P(SchedulerSimulation, HundredThousandRequestsWithCancels) {
+  SchedulerOptions options = Options();
+  options.prefix_cache = GetParam();  // all prompts are the same token, so all share prefixes
+  Scheduler scheduler(options);
   FakeExecutor run(scheduler);
   std::mt19937 rng(9);
   uint64_t next = 1;
@@ -322,12 +333,20 @@ TEST(Scheduler, HundredThousandRequestsWithCancels) {
     if (rng() % 3 == 0 && next > 1)
       scheduler.Cancel(SequenceId{next - 1 - rng() % std::min<uint64_t>(next - 1, 30)}, run.now());
     run.Step();
-    for (int r = 0; r < 2; ++r) ASSERT_LE(scheduler.used_blocks(r), 64);
+    for (int r = 0; r < 2; ++r) {
+      ASSERT_GE(scheduler.used_blocks(r), 0);
+      ASSERT_GE(scheduler.cached_blocks(r), 0);
+      ASSERT_LE(scheduler.used_blocks(r) + scheduler.cached_blocks(r), 64);
+    }
     if (HasFailure()) return;
   }
+  scheduler.ForgetPrefixes();
   run.RunUntilIdle();
   EXPECT_EQ(run.ends.size(), total);
+  EXPECT_EQ(run.forks > 0, GetParam());
+  for (int r = 0; r < 2; ++r) EXPECT_EQ(scheduler.cached_blocks(r), 0);
 }
+INSTANTIATE_TEST_SUITE_P(PrefixCache, SchedulerSimulation, testing::Bool());
 
 }  // namespace
 }  // namespace apb::schedule

@@ -47,7 +47,7 @@ std::unique_ptr<StepExecutor> MakeExecutor(parallel::Communicator& communicator,
 // Rank 0's view of a group: over MPI, or of one rank without it.
 class Group {
  public:
-  Group(parallel::Communicator& communicator, bool mpi, int64_t blocks)
+  Group(parallel::Communicator& communicator, bool mpi, int64_t blocks, bool prefix_cache = false)
       : mpi_(mpi && communicator.size() > 1),
         executor_(MakeExecutor(communicator, blocks)),
         scheduler_({.ranks = communicator.size(),
@@ -58,6 +58,7 @@ class Group {
                     .max_model_len = 300,
                     .vocab_size = TinyModel::Get().config.vocab_size,
                     .has_retaining_heads = true,
+                    .prefix_cache = prefix_cache,
                     .max_batch_rows = 24,
                     .max_waiting = 100000,
                     // A slice is one layer where a prefill is alone: room for a cancellation.
@@ -76,7 +77,9 @@ class Group {
       for (size_t r = 1; r < all->size(); ++r) used_.push_back(std::stoll((*all)[r]));
     }
     // What the scheduler counts is enough: an executor never runs out of blocks in a step.
-    for (size_t r = 0; r < used_.size(); ++r) EXPECT_LE(used_[r], scheduler_.used_blocks(r));
+    for (size_t r = 0; r < used_.size(); ++r) {
+      EXPECT_LE(used_[r], scheduler_.used_blocks(r) + scheduler_.cached_blocks(r));
+    }
     scheduler_.Complete(plan, *result, absl::Now());
     for (Event& event : scheduler_.TakeEvents()) {
       if (event.kind == Event::Kind::kToken) tokens[event.id].push_back(event.token.token);
@@ -87,8 +90,13 @@ class Group {
     return plan;
   }
   void RunUntilIdle() {
-    while (!scheduler_.idle()) Step();
+    Run();
+    scheduler_.ForgetPrefixes();
+    Step();
     ExpectEmpty();
+  }
+  void Run() {
+    while (!scheduler_.idle()) Step();
   }
   void ExpectEmpty() const {
     EXPECT_EQ(std::accumulate(used_.begin(), used_.end(), int64_t{0}), 0);
@@ -139,11 +147,11 @@ void Follow(parallel::Communicator& communicator, int64_t blocks) {
 }
 
 // Every rank calls it; `lead` runs on rank 0.
-void RunGroup(int64_t blocks, const std::function<void(Group&)>& lead) {
+void RunGroup(int64_t blocks, const std::function<void(Group&)>& lead, bool prefix_cache = false) {
   auto communicator = parallel::TestRuntime().NewCommunicator(kDeadline);
   ASSERT_TRUE(communicator.ok()) << communicator.status();
   if (parallel::TestRuntime().rank() > 0) return Follow(**communicator, blocks);
-  Group group(**communicator, /*mpi=*/true, blocks);
+  Group group(**communicator, /*mpi=*/true, blocks, prefix_cache);
   lead(group);
   group.Shutdown();
 }
@@ -180,6 +188,102 @@ TEST(StepExecutor, AnswersAsOneRank) {
     EXPECT_EQ(group.tokens, single.tokens);
     for (const auto& [id, end] : group.ends) EXPECT_EQ(end.reason, EndReason::kLength);
   });
+}
+
+// Conversations whose turns come in random order, up to three at a time.
+struct Turn {
+  std::vector<int32_t> prompt, answer;
+  int64_t known = 0,
+          cached = 0;  // tokens of the conversation before, and those that were found again
+};
+std::vector<std::vector<Turn>> Converse(Group& group, bool exact, uint32_t seed) {
+  constexpr int kConversations = 8, kTurns = 5;
+  std::mt19937 rng(seed);
+  std::vector<int> order;
+  for (int c = 0; c < kConversations; ++c) order.insert(order.end(), kTurns, c);
+  std::shuffle(order.begin(), order.end(), rng);
+  std::vector<std::vector<Turn>> all(kConversations);
+  std::vector<std::vector<int32_t>> history(kConversations);
+  std::map<int, uint64_t> open;  // conversation -> request
+  uint64_t next = 1;
+  const auto finish = [&] {
+    group.Run();
+    for (const auto& [c, id] : open) {
+      Turn& turn = all[c].back();
+      turn.answer = group.tokens.at(SequenceId{id});
+      turn.cached = group.ends.at(SequenceId{id}).cached_tokens;
+      history[c] = turn.prompt;
+      history[c].insert(history[c].end(), turn.answer.begin(), turn.answer.end());
+    }
+    open.clear();
+  };
+  for (const int c : order) {
+    if (open.contains(c) || open.size() == 3) finish();
+    Turn& turn = all[c].emplace_back();
+    turn.known = static_cast<int64_t>(history[c].size());
+    turn.prompt = history[c].empty() ? Text(1000 * c, 1000 * c + 70 + 9 * c) : history[c];
+    const int64_t query = 3 + static_cast<int64_t>(rng() % 7), at = 500 * next;
+    const std::vector<int32_t> question = Text(at, at + query);
+    turn.prompt.insert(turn.prompt.end(), question.begin(), question.end());
+    Request request = Make(next, static_cast<int64_t>(turn.prompt.size()) - query, query, 4);
+    request.spec.tokens = turn.prompt;
+    request.spec.embedded_query = question;
+    request.spec.strategy = !exact ? "apb" : c % 2 == 0 ? "full" : "ring_kv";
+    request.spec.compressor = exact ? "" : "query_aware";
+    request.spec.hosts = exact ? 0 : 4;
+    open[c] = next++;
+    group.Submit(std::move(request));
+  }
+  finish();
+  return all;
+}
+
+TEST(StepExecutor, FollowUpTurnsAreLikeFromScratch) {
+  for (const int64_t blocks : {2000, 90}) {  // room for all; or for few, so that they are evicted
+    RunGroup(
+        blocks,
+        [&](Group& group) {
+          const auto turns = Converse(group, /*exact=*/true, 3);
+          int64_t found = 0;
+          for (const auto& conversation : turns) {
+            for (const Turn& turn : conversation) {
+              found += turn.cached > 0;
+              if (blocks == 2000 && turn.known > 0) {
+                EXPECT_GE(turn.cached, turn.known - 1);
+              }
+              // Alone, on one rank, with nothing cached.
+              auto alone = parallel::CreateLocalGroup(1, kDeadline);
+              Group single(*alone[0], /*mpi=*/false, 500);
+              Request request = Make(3, static_cast<int64_t>(turn.prompt.size()) - 1, 1, 4);
+              request.spec.tokens = turn.prompt;
+              single.Submit(std::move(request));
+              single.RunUntilIdle();
+              EXPECT_EQ(turn.answer, single.tokens.at(SequenceId{3}));
+            }
+          }
+          EXPECT_GT(found, 0);
+          group.RunUntilIdle();
+        },
+        /*prefix_cache=*/true);
+  }
+}
+
+TEST(StepExecutor, FollowUpTurnsAfterApbDoNotDependOnRanks) {
+  RunGroup(
+      2000,
+      [&](Group& group) {
+        auto alone = parallel::CreateLocalGroup(1, kDeadline);
+        Group single(*alone[0], /*mpi=*/false, 2000, /*prefix_cache=*/true);
+        const auto turns = Converse(group, /*exact=*/false, 4),
+                   wanted = Converse(single, /*exact=*/false, 4);
+        for (size_t c = 0; c < turns.size(); ++c) {
+          for (size_t t = 0; t < turns[c].size(); ++t)
+            EXPECT_EQ(turns[c][t].answer, wanted[c][t].answer) << c << " " << t;
+          EXPECT_GT(turns[c].back().cached, 64);
+        }
+        group.RunUntilIdle();
+      },
+      /*prefix_cache=*/true);
 }
 
 TEST(StepExecutor, CancelFreesBlocksWithinOneStep) {

@@ -1,0 +1,125 @@
+#include "engine/schedule/prefix_cache.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/attention/strategy_plan.h"
+#include "engine/base/check.h"
+
+namespace apb::schedule {
+
+KvLayout KvLayout::Of(attention::ShardPlan plan, int64_t plan_end, int ranks) {
+  KvLayout layout;
+  for (int r = 0; r < ranks; ++r)
+    layout.below_plan_end.push_back(attention::DocumentTokensOfRank(plan, ranks, r));
+  layout.plan = std::make_shared<const attention::ShardPlan>(std::move(plan));
+  layout.plan_end = plan_end;
+  return layout;
+}
+
+KvLayout KvLayout::Prefix(int64_t length) const {
+  KvLayout prefix = *this;
+  prefix.plan_end = std::min(plan_end, length);
+  for (size_t r = 0; r < below_plan_end.size(); ++r)
+    prefix.below_plan_end[r] = Count(static_cast<int>(r), prefix.plan_end);
+  return prefix;
+}
+
+int64_t KvLayout::Count(int rank, int64_t length) const {
+  const int64_t ranks = static_cast<int64_t>(below_plan_end.size());
+  if (length >= plan_end) {
+    // Positions p with p % ranks == rank below a bound.
+    const auto below = [&](int64_t bound) { return (bound + ranks - 1 - rank) / ranks; };
+    return below_plan_end[rank] + below(length) - below(plan_end);
+  }
+  const attention::HostRange hosts =
+      attention::HostsOfRank(static_cast<int>(plan->hosts.size()), static_cast<int>(ranks), rank);
+  int64_t count = 0;
+  for (int h = hosts.first; h < hosts.last; ++h) {
+    for (const attention::TokenSpan& span : plan->hosts[h].local)
+      count += std::clamp<int64_t>(length - span.begin, 0, span.length());
+  }
+  return count;
+}
+
+std::vector<uint64_t> PrefixCache::Hashes(std::span<const int32_t> tokens,
+                                          const std::string& maker) {
+  // FNV-1a over the bytes; a match is compared token by token, so collisions cost time only.
+  uint64_t hash = 14695981039346656037u;
+  const auto add = [&](uint64_t value) { hash = (hash ^ value) * 1099511628211u; };
+  for (const char c : maker) add(static_cast<unsigned char>(c));
+  std::vector<uint64_t> hashes;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    add(static_cast<uint32_t>(tokens[i]));
+    if ((i + 1) % kChunk == 0) hashes.push_back(hash);
+  }
+  return hashes;
+}
+
+PrefixCache::Match PrefixCache::Find(std::span<const int32_t> tokens,
+                                     std::span<const std::string> makers) {
+  Match best;
+  Entry* found = nullptr;
+  for (const std::string& maker : makers) {
+    const std::vector<uint64_t> hashes = Hashes(tokens, maker);
+    // Who has the first i chunks has the first i - 1.
+    size_t chunks = 0;
+    while (chunks < hashes.size() && index_.contains(hashes[chunks])) ++chunks;
+    if (chunks == 0) continue;
+    const auto [begin, end] = index_.equal_range(hashes[chunks - 1]);
+    for (auto it = begin; it != end; ++it) {
+      Entry& entry = entries_.at(it->second);
+      const std::vector<int32_t>& own = entry.prefix.tokens;
+      const auto differs = std::mismatch(own.begin(), own.end(), tokens.begin(), tokens.end());
+      const int64_t length =
+          std::min<int64_t>(differs.first - own.begin(), static_cast<int64_t>(tokens.size()) - 1);
+      if (entry.prefix.maker != maker || length < entry.prefix.least || length <= best.length)
+        continue;
+      best = {&entry.prefix, length};
+      found = &entry;
+    }
+  }
+  if (found != nullptr) found->last_use = ++clock_;
+  return best;
+}
+
+void PrefixCache::Insert(CachedPrefix prefix) {
+  Entry entry;
+  entry.hashes = Hashes(prefix.tokens, prefix.maker);
+  entry.last_use = ++clock_;
+  const SequenceId id = prefix.id;
+  for (const uint64_t hash : entry.hashes) index_.emplace(hash, id);
+  entry.prefix = std::move(prefix);
+  entries_.emplace(id, std::move(entry));
+}
+
+void PrefixCache::Pin(SequenceId id) { ++entries_.at(id).pins; }
+
+void PrefixCache::Unpin(SequenceId id) {
+  Entry& entry = entries_.at(id);
+  APB_CHECK(entry.pins > 0);
+  --entry.pins;
+}
+
+std::optional<CachedPrefix> PrefixCache::Evict() {
+  auto oldest = entries_.end();
+  for (auto it = entries_.begin(); it != entries_.end(); ++it) {
+    if (it->second.pins > 0) continue;
+    if (oldest == entries_.end() || it->second.last_use < oldest->second.last_use) oldest = it;
+  }
+  if (oldest == entries_.end()) return std::nullopt;
+  for (const uint64_t hash : oldest->second.hashes) {
+    const auto [begin, end] = index_.equal_range(hash);
+    for (auto it = begin; it != end; ++it) {
+      if (it->second != oldest->first) continue;
+      index_.erase(it);
+      break;
+    }
+  }
+  CachedPrefix prefix = std::move(oldest->second.prefix);
+  entries_.erase(oldest);
+  if (prefix.parent.has_value()) Unpin(*prefix.parent);
+  return prefix;
+}
+
+}  // namespace apb::schedule

@@ -1,0 +1,82 @@
+// Ended sequences whose KV stays on the ranks, and the index that finds them again: a follow-up
+// turn, or another question about the same document, starts from what is there. Pure account: which
+// sequence id holds which tokens, where, and how many blocks. Owner: the scheduler.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/attention/shard_plan.h"
+#include "engine/schedule/step_plan.h"
+
+namespace apb::schedule {
+
+// Which rank keeps the KV of which position: below plan_end as the plan of the document prefill
+// says, from there on rank position % ranks.
+struct KvLayout {
+  std::shared_ptr<const attention::ShardPlan> plan;
+  int64_t plan_end = 0;
+  std::vector<int64_t> below_plan_end;  // tokens of each rank
+
+  static KvLayout Of(attention::ShardPlan plan, int64_t plan_end, int ranks);
+  // The same up to `length`, new rows behind it.
+  KvLayout Prefix(int64_t length) const;
+  // Tokens at positions below `length` on `rank`.
+  int64_t Count(int rank, int64_t length) const;
+};
+
+struct CachedPrefix {
+  SequenceId id{};
+  std::vector<int32_t> tokens;
+  // "" for exact KV; else what it was computed by. KV of different makers is never mixed up.
+  std::string maker;
+  // Fewer tokens than this are of no use: the document of an approximate prefill is whole or
+  // nothing.
+  int64_t least = 0;
+  KvLayout layout;
+  std::vector<int64_t> own_blocks;   // of each rank, those shared with `parent` not counted
+  std::optional<SequenceId> parent;  // whose blocks it shares
+};
+
+class PrefixCache {
+ public:
+  // Prefixes are indexed by runs of so many tokens; shorter ones are not kept.
+  static constexpr int64_t kChunk = 64;
+
+  struct Match {
+    const CachedPrefix* prefix = nullptr;
+    int64_t length = 0;  // tokens in common, one less than the prompt at most
+  };
+  // The longest usable prefix of `tokens` whose KV was made by one of `makers`.
+  Match Find(std::span<const int32_t> tokens, std::span<const std::string> makers);
+  // The parent, if any, is pinned already.
+  void Insert(CachedPrefix prefix);
+  // A pinned prefix is not evicted: a sequence or another prefix shares its blocks.
+  void Pin(SequenceId id);
+  void Unpin(SequenceId id);
+  // Forgets the prefix that was not used for longest and is not pinned.
+  std::optional<CachedPrefix> Evict();
+
+  size_t size() const { return entries_.size(); }
+
+ private:
+  struct Entry {
+    CachedPrefix prefix;
+    int pins = 0;
+    uint64_t last_use = 0;
+    std::vector<uint64_t> hashes;  // of the first 1, 2, 3, ... chunks
+  };
+  static std::vector<uint64_t> Hashes(std::span<const int32_t> tokens, const std::string& maker);
+
+  std::map<SequenceId, Entry> entries_;
+  std::unordered_multimap<uint64_t, SequenceId> index_;
+  uint64_t clock_ = 0;
+};
+
+}  // namespace apb::schedule
