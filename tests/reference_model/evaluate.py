@@ -1,4 +1,5 @@
 """Needle accuracy of a checkpoint, document by document: evaluate.py [--tokens 32000] [--documents 20] ...
+  evaluate.py --summary FILE...   accuracy by length and depth from what --log wrote
 
 Greedy decoding is checked by teacher forcing: an answer counts if at each of its positions the expected token has the
 largest logit, which is the case exactly if greedy decoding writes the expected answer. Documents share nothing; with
@@ -6,7 +7,10 @@ largest logit, which is the case exactly if greedy decoding writes the expected 
 computed once), which is a cheap and slightly harder estimate. The seeds start above those of training.
 """
 import argparse
+import collections
+import json
 import pathlib
+import random
 import time
 
 import torch
@@ -41,7 +45,7 @@ def keys_and_values(tap, c):
 
 @torch.no_grad()
 def answers(model, encode, document, asked, dtype):
-    """One bool per asked (name, value): whether greedy decoding gives the expected answer."""
+    """Per asked (name, value): whether greedy decoding gives the expected answer, and the token ids found best."""
     head = [CONFIG["bos_token_id"]] + encode(f"<|user|>\n{document}<|end|>\n")
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
         tap, none = [], torch.zeros(1, len(head), dtype=torch.bool)
@@ -53,9 +57,23 @@ def answers(model, encode, document, asked, dtype):
             answer = encode(generator.answer_text(name, value)) + [CONFIG["eos_token_id"]]
             ids = torch.tensor([question + answer[:-1]])
             at = torch.arange(len(head), len(head) + ids.shape[1])[None]
-            best = model(ids, at, past=past)[0, len(question) - 1:].argmax(-1)
-            right.append(best.tolist() == answer)
+            best = model(ids, at, past=past)[0, len(question) - 1:].argmax(-1).tolist()
+            right.append((best == answer, best))
     return right
+
+
+def summary(files):
+    """Prints accuracy by length, with a line by tenths of depth."""
+    found = collections.defaultdict(list)
+    for file in files:
+        for line in file.read_text().splitlines():
+            record = json.loads(line)
+            found[record["tokens"]].append((record["depth"], record["right"]))
+    for tokens, results in sorted(found.items()):
+        right = sum(r for _, r in results)
+        print(f"{tokens} tokens: {right} of {len(results)} right ({right / len(results):.1%})")
+        tenths = [[r for d, r in results if int(d * 10) == tenth] for tenth in range(10)]
+        print("  by tenths of depth: " + ", ".join(f"{sum(t)}/{len(t)}" for t in tenths))
 
 
 def main():
@@ -67,21 +85,44 @@ def main():
     parser.add_argument("--questions", type=int, default=1)
     parser.add_argument("--seed", type=int, default=10 ** 6)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--part", default="0/1", help="I/N: every N-th document from the I-th on, for several processes")
+    parser.add_argument("--log", type=pathlib.Path, help="appends a JSON line per question; documents in it are skipped")
+    parser.add_argument("--summary", type=pathlib.Path, nargs="+", help="summarizes such files instead")
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    if args.summary:
+        return summary(args.summary)
+    torch.set_num_threads(args.threads)
     model = load(args.model)
     tokenizer = Tokenizer.from_file(str(ROOT / "checkpoint" / "tokenizer.json"))
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+    count = lambda text: len(encode(text))
+    done = set()
+    if args.log and args.log.exists():
+        records = map(json.loads, args.log.read_text().splitlines())
+        done = {(r["tokens"], r["seed"]) for r in records}
+    first, step = map(int, args.part.split("/"))
     for tokens in args.tokens:
         start, right, missed = time.time(), [], []
-        for i in range(args.documents):
-            depths = [(i * args.questions + q + 0.5) / (args.documents * args.questions) if args.questions == 1 else
-                      (q + (i + 0.5) / args.documents) / args.questions for q in range(args.questions)]
-            document, facts = generator.make_asked(args.seed + i, tokens, depths, args.keys, lambda t: len(encode(t)))
-            result = answers(model, encode, document, facts, args.dtype)
-            right += result
-            missed += [round(d, 2) for d, r in zip(depths, result) if not r]
-        print(f"{tokens} tokens: {sum(right)} of {len(right)} right ({sum(right) / len(right):.1%}), "
+        order = list(range(first, args.documents, step))
+        random.Random(tokens).shuffle(order)  # so that an unfinished run covers all depths
+        for i in order:
+            if (tokens, args.seed + i) in done:
+                continue
+            # One question: depths advance with the documents. Several: each document covers all depths.
+            depths = [(q + (i + 0.5) / args.documents) / args.questions for q in range(args.questions)]
+            document, facts = generator.make_asked(args.seed + i, tokens, depths, args.keys, count)
+            for depth, (name, value), (ok, best) in zip(
+                    depths, facts, answers(model, encode, document, facts, args.dtype)):
+                right.append(ok)
+                if not ok:
+                    missed.append(round(depth, 2))
+                if args.log:
+                    record = {"tokens": tokens, "seed": args.seed + i, "depth": depth, "keys": args.keys, "right": ok,
+                              "expected": generator.answer_text(name, value), "found": tokenizer.decode(best)}
+                    with args.log.open("a") as file:
+                        file.write(json.dumps(record) + "\n")
+        print(f"{tokens} tokens: {sum(right)} of {len(right)} right ({sum(right) / max(1, len(right)):.1%}), "
               f"{time.time() - start:.0f} s; missed at depths {missed[:20]}", flush=True)
 
 

@@ -74,10 +74,11 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "checkpoint" / "retaining_heads.safetensors")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--query-blind", action="store_true", help="labels from answers only, question not in front")
     args = parser.parse_args()
     torch.manual_seed(2)
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     model = load(args.model)
     tokenizer = Tokenizer.from_file(str(ROOT / "checkpoint" / "tokenizer.json"))
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
