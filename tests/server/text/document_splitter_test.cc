@@ -247,6 +247,38 @@ TEST_F(DocumentSplitterTest, EmbeddedQueryEndsWhereTheTurnDoes) {
   EXPECT_EQ(TextOf(split->embedded_query), "Which?");
 }
 
+// In files made from SentencePiece models a text begins with a blank of its own.
+TEST_F(DocumentSplitterTest, PiecesInTheMiddleGetNoBlankOfTheirOwn) {
+  nlohmann::json json = {
+      {"model", {{"type", "BPE"}, {"byte_fallback", true}, {"unk_token", "<unk>"}}},
+      {"normalizer",
+       {{"type", "Sequence"},
+        {"normalizers",
+         {{{"type", "Prepend"}, {"prepend", "▁"}},
+          {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "▁"}}}}}},
+      {"decoder",
+       {{"type", "Sequence"},
+        {"decoders",
+         {{{"type", "Replace"}, {"pattern", {{"String", "▁"}}}, {"content", " "}},
+          {{"type", "ByteFallback"}},
+          {{"type", "Fuse"}},
+          {{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}}}}}}};
+  int id = 0;
+  for (const char* token : {"<unk>", "▁", "a", "b", "?", "▁a", "<0x0A>"})
+    json["model"]["vocab"][token] = id++;
+  json["model"]["merges"] = nlohmann::json::array({"▁ a"});
+  auto made = Tokenizer::FromJson(json.dump(), "");
+  ASSERT_TRUE(made.ok()) << made.status();
+  for (const char* text : {"a b\n\nab?", "a b a\n\na b", " a\n\n b", "a\n\n"}) {
+    for (const std::optional<std::string>& query :
+         {std::optional<std::string>(), std::optional<std::string>("a")}) {
+      const auto split = SplitPlainPrompt(**made, text, {.query = query});
+      ASSERT_TRUE(split.ok()) << split.status();
+      EXPECT_EQ(*(*made)->Decode(split->tokens, false), text);
+    }
+  }
+}
+
 TEST_F(DocumentSplitterTest, TokenIds) {
   const std::vector<int32_t> ids = Ids("<|begin|>" + Words(700) + " the query<|end|>");
   const auto size = static_cast<int32_t>(ids.size());

@@ -109,8 +109,16 @@ def metaspace(scheme, split):
     return _sentencepiece(change)
 
 
+def gemma():
+    def change(tokenizer):
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return _sentencepiece(change)
+
+
 KINDS = {
     "gpt2": gpt2, "gpt2_prefix_space": lambda: gpt2(prefix=True), "llama3": llama3, "qwen": qwen, "tekken": tekken, "deepseek": deepseek,
-    "digits": digits, "llama2": llama2, "metaspace_first": lambda: metaspace("first", False),
+    "digits": digits, "llama2": llama2, "gemma": gemma, "metaspace_first": lambda: metaspace("first", False),
     "metaspace_always": lambda: metaspace("always", True), "metaspace_never": lambda: metaspace("never", False),
 }

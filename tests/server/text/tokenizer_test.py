@@ -14,7 +14,7 @@ import text_cases
 import tokenizer_kinds
 
 STRINGS = 10_000
-BYTE_FALLBACK = ("llama2", "metaspace_first", "metaspace_always", "metaspace_never")
+BYTE_FALLBACK = ("llama2", "gemma", "metaspace_first", "metaspace_always", "metaspace_never")
 
 
 def ask(cli, requests):
