@@ -64,6 +64,7 @@ class PrefixCache {
   std::optional<CachedPrefix> Evict();
 
   size_t size() const { return entries_.size(); }
+  bool contains(SequenceId id) const { return entries_.contains(id); }
 
  private:
   struct Entry {

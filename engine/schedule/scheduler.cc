@@ -141,7 +141,7 @@ absl::Status Scheduler::Resolve(Request& request, KvLayout& layout) const {
 
 void Scheduler::Submit(Request request, absl::Time now) {
   const SequenceId id = request.spec.id;
-  if (sequences_.contains(id))
+  if (sequences_.contains(id) || prefixes_.contains(id))
     return Reject(id, absl::InvalidArgumentError("this sequence id is in use"));
   const int64_t tokens = static_cast<int64_t>(request.spec.tokens.size());
   if (waiting() >= options_.max_waiting ||

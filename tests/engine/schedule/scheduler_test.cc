@@ -224,6 +224,27 @@ TEST(Scheduler, AFailedDrawEndsItsSequenceOnly) {
   EXPECT_EQ(run.tokens[SequenceId{2}].size(), 4u);
 }
 
+// Its KV may still be on the ranks under that id.
+TEST(Scheduler, AnIdIsNotUsedAgainWhileItsPrefixIsKept) {
+  SchedulerOptions options = Options();
+  options.prefix_cache = true;
+  Scheduler scheduler(options);
+  FakeExecutor run(scheduler);
+  scheduler.Submit(Make(1, 80, 3, 2), run.now());
+  while (!scheduler.idle()) run.Step();
+  EXPECT_GT(scheduler.cached_blocks(0), 0);
+  run.ends.clear();
+  scheduler.Submit(Make(1, 80, 3, 2), run.now());
+  run.Step();
+  EXPECT_EQ(run.ends.at(SequenceId{1}).reason, EndReason::kRejected);
+  scheduler.ForgetPrefixes();
+  run.Step();
+  run.ends.clear();
+  scheduler.Submit(Make(1, 80, 3, 2), run.now());
+  while (!scheduler.idle()) run.Step();
+  EXPECT_EQ(run.ends.at(SequenceId{1}).reason, EndReason::kLength);
+}
+
 TEST(Scheduler, MaxTokensZeroComputesThePromptOnly) {
   Scheduler scheduler(Options());
   FakeExecutor run(scheduler);
