@@ -303,9 +303,15 @@ class LocalCommunicator : public Communicator {
   // target = reduction over ranks, in rank order, of their elements from `offset` on.
   static absl::Status Reduce(const char* operation, const std::vector<Posting>& postings,
                              int64_t offset, const TensorView& target, ReduceOp op) {
+    // Sizes first: a rank that finds a mismatch leaves, and its memory with it.
+    for (size_t r = 0; r < postings.size(); ++r) {
+      if (postings[r].send.numel() != postings[0].send.numel() ||
+          postings[r].send.numel() < offset + target.numel()) {
+        return Mismatch(operation, r);
+      }
+    }
     float* out = target.as<float>();
     for (size_t r = 0; r < postings.size(); ++r) {
-      if (postings[r].send.numel() != postings[0].send.numel()) return Mismatch(operation, r);
       const float* in = postings[r].send.as<float>() + offset;
       for (int64_t i = 0; i < target.numel(); ++i) {
         out[i] = r == 0 ? in[i] : op == ReduceOp::kSum ? out[i] + in[i] : std::max(out[i], in[i]);
