@@ -19,6 +19,7 @@ namespace {
 
 constexpr int kMaxCallDepth = 64;          // of macros
 constexpr int64_t kMaxSteps = 50'000'000;  // statements and expressions of one rendering
+constexpr size_t kBytesOfAStep = 64;       // that are joined
 constexpr size_t kMaxOutputBytes = 256u << 20;
 
 struct Scope {
@@ -76,6 +77,12 @@ class Renderer {
 
   void Step() {
     if (++steps_ > kMaxSteps) Fail("the template takes more than ", kMaxSteps, " steps");
+  }
+  // Texts that grow in a loop over many messages cost their square.
+  Value Charged(Value value) {
+    if (value.IsString()) steps_ += static_cast<int64_t>(value.bytes().size() / kBytesOfAStep);
+    Step();
+    return value;
   }
   void Set(const std::string& name, Value value) { scope_->variables[name] = std::move(value); }
   Value Lookup(const std::string& name) const {
@@ -305,7 +312,7 @@ class Renderer {
       case Expression::Kind::kConcat: {
         Text text;
         for (const auto& part : e.arguments) text.Append(ToText(Evaluate(*part)));
-        return Value::String(std::move(text));
+        return Charged(Value::String(std::move(text)));
       }
       default:
         return EvaluateOperator(e);
@@ -326,7 +333,7 @@ class Renderer {
       case Expression::Kind::kOr:
         return left.Truth() ? left : Evaluate(*e.arguments[1]);
       default:
-        return Arithmetic(e.name, left, Evaluate(*e.arguments[1]));
+        return Charged(Arithmetic(e.name, left, Evaluate(*e.arguments[1])));
     }
   }
 

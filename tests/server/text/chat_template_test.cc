@@ -261,6 +261,9 @@ TEST(ChatTemplateTest, LimitsWhatATemplateMayTake) {
   EXPECT_THAT(ErrorOf("{% for a in range(9999999) %}{% endfor %}"), HasSubstr("range"));
   EXPECT_THAT(ErrorOf("{{ 'abcdefgh' * 99999999999 }}"), HasSubstr("too long"));
   EXPECT_THAT(ErrorOf("{{ 2 ** 64 }}"), HasSubstr("64 bits"));
+  EXPECT_THAT(ErrorOf("{% set a = 'x' * 9999999 %}{% for b in range(999) %}{% set c = a + 'y' %}"
+                      "{% endfor %}"),
+              HasSubstr("steps"));
   Json nested = 1;
   for (int i = 0; i < 200; ++i) nested = Json::array({nested});
   EXPECT_THAT(ErrorOf("x", {{{"role", "user"}, {"content", nested}}}), HasSubstr("nested"));
