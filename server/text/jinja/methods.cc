@@ -239,6 +239,11 @@ constexpr auto kStringMethods = std::to_array<Entry>({
 
 constexpr std::string_view kDictMethods[] = {"items", "keys", "values", "get"};
 
+// They change lists or dictionaries, which transformers' sandbox refuses when they are called.
+constexpr std::string_view kChangingMethods[] = {"append", "clear",   "extend",    "insert",
+                                                 "pop",    "popitem", "remove",    "reverse",
+                                                 "sort",   "update",  "setdefault"};
+
 const Entry* FindStringMethod(std::string_view name) {
   const auto* found = std::find_if(kStringMethods.begin(), kStringMethods.end(),
                                    [&](const Entry& entry) { return entry.name == name; });
@@ -301,7 +306,8 @@ bool IsDictMethod(std::string_view name) {
 }
 
 bool IsKnownMethod(std::string_view name) {
-  return FindStringMethod(name) != nullptr || IsDictMethod(name) || name == "index";
+  return FindStringMethod(name) != nullptr || IsDictMethod(name) || name == "index" ||
+         std::ranges::find(kChangingMethods, name) != std::end(kChangingMethods);
 }
 
 Value CallMethod(std::string_view name, const Value& object, const Arguments& arguments) {

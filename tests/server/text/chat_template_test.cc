@@ -207,7 +207,7 @@ TEST(ChatTemplateTest, TellsWhatCameFromWhom) {
 TEST(ChatTemplateTest, RefusesWhatItCannotRenderWhenLoading) {
   for (const char* source :
        {"{% include 'x' %}", "{% call f() %}{% endcall %}", "{{ x | groupby('a') }}",
-        "{{ x is filter }}", "{{ x.append(1) }}", "{{ lipsum() }}", "{{ f(*a) }}", "{{ {1: 2} }}",
+        "{{ x is filter }}", "{{ x.encode() }}", "{{ lipsum() }}", "{{ f(*a) }}", "{{ {1: 2} }}",
         "{% for a in b recursive %}{% endfor %}", "{{ a[1, 2] }}", "{{ 'a' + (b | safe) }}"}) {
     const auto made = ChatTemplate::Parse(source);
     EXPECT_EQ(made.status().code(), absl::StatusCode::kUnimplemented)
@@ -250,6 +250,7 @@ TEST(ChatTemplateTest, RefusesBrokenTemplates) {
 
 TEST(ChatTemplateTest, ErrorsOfRenderingNameTheLine) {
   EXPECT_THAT(ErrorOf("\n\n{{ a.b.c }}"), HasSubstr("line 3: 'a' is undefined"));
+  EXPECT_THAT(ErrorOf("{{ [1].append(2) }}"), HasSubstr("no method 'append'"));
   EXPECT_THAT(ErrorOf("{{ 1 // 0 }}"), HasSubstr("division by zero"));
   EXPECT_EQ(ErrorOf("\n{{ raise_exception('No ' + 'way.') }}"), "INVALID_ARGUMENT: No way.");
   EXPECT_THAT(ErrorOf("x", Json::object()), HasSubstr("messages must be an array"));
