@@ -1,8 +1,10 @@
 // Accuracy of strategies on prompts with known answers: reads prompts as JSON lines, generates
 // greedily with every configuration (scheduler and step executor in this process, one rank that
 // plays all hosts), and counts exact answers. tests/bench/quality.sh makes the prompts and the
-// table.
-//   engine_quality --model DIR --prompts FILE --configurations full,apb:retaining_heads:8,star::4
+// table. With `again` another question about the document comes first, and the one that counts
+// starts from its KV.
+//   engine_quality --model DIR --prompts FILE
+//     --configurations full,apb:retaining_heads:8,star::4,apb:retaining_heads:8:again
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -34,10 +36,11 @@ struct Options {
 struct Configuration {
   std::string strategy, compressor;
   int hosts = 1;
+  bool again = false;
 };
 
 struct Prompt {
-  schedule::SequenceSpec spec;
+  schedule::SequenceSpec spec, before;  // the same document with another question
   std::vector<int32_t> expected;
   int64_t length = 0;  // nominal; the group in the table
 };
@@ -51,10 +54,12 @@ absl::StatusOr<Configuration> ParseConfiguration(const std::string& text) {
   const std::vector<std::string> parts = absl::StrSplit(text, ':');
   Configuration c{.strategy = parts[0]};
   if (parts.size() > 1) c.compressor = parts[1];
-  if (parts.size() > 3 || (parts.size() == 3 && !absl::SimpleAtoi(parts[2], &c.hosts))) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--configurations: '", text, "' is not strategy[:compressor[:hosts]]"));
+  if (parts.size() > 4 || (parts.size() > 2 && !absl::SimpleAtoi(parts[2], &c.hosts)) ||
+      (parts.size() == 4 && parts[3] != "again")) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--configurations: '", text, "' is not strategy[:compressor[:hosts[:again]]]"));
   }
+  c.again = parts.size() == 4;
   return c;
 }
 
@@ -75,6 +80,11 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const std::string& file) {
     p.spec.query_insert_position = j.value("query_insert_position", 0);
     p.spec.embedded_query = j.value("embedded_query", std::vector<int32_t>());
     p.expected = j["expected"].get<std::vector<int32_t>>();
+    p.before = p.spec;
+    p.before.tokens.resize(p.spec.query_begin);
+    const auto query = j.value("query_before", std::vector<int32_t>{1});
+    p.before.tokens.insert(p.before.tokens.end(), query.begin(), query.end());
+    p.before.embedded_query = j.value("embedded_query_before", std::vector<int32_t>());
     p.length = j.value("length", static_cast<int64_t>(p.spec.tokens.size()));
     prompts.push_back(std::move(p));
   }
@@ -100,7 +110,7 @@ absl::StatusOr<Engine> MakeEngine(const Options& options, int64_t longest) {
                                   .kv_heads = config.kv_heads,
                                   .head_dim = config.head_dim,
                                   .block_size = kBlock,
-                                  .block_count = longest / kBlock + 2,
+                                  .block_count = 2 * (longest / kBlock + 2),
                                   .dtype = config.dtype};
   APB_ASSIGN_OR_RETURN(e.executor,
                        worker::StepExecutor::Create(*e.weights, shape, *e.backend, *e.group[0]));
@@ -111,22 +121,25 @@ absl::StatusOr<Engine> MakeEngine(const Options& options, int64_t longest) {
   limits.max_model_len = longest;
   limits.vocab_size = config.vocab_size;
   limits.has_retaining_heads = e.weights->has_retaining_heads();
+  limits.prefix_cache = true;  // emptied before each document
   e.scheduler = std::make_unique<schedule::Scheduler>(limits);
   return e;
 }
 
-// The greedy answer to one prompt; `seconds` gets the time to its first token.
-absl::StatusOr<std::vector<int32_t>> Answer(Engine& e, const Prompt& prompt,
+// The greedy answer to one prompt, as far as it is right; `seconds` gets the time to its first
+// token.
+absl::StatusOr<std::vector<int32_t>> Answer(Engine& e, const schedule::SequenceSpec& spec,
+                                            const std::vector<int32_t>& expected,
                                             const Configuration& configuration, uint64_t id,
                                             double* seconds) {
   schedule::Request request;
-  request.spec = prompt.spec;
+  request.spec = spec;
   request.spec.id = SequenceId{id};
   request.spec.strategy = configuration.strategy;
   request.spec.compressor = configuration.compressor;
   request.spec.hosts = configuration.hosts;
   request.spec.sampling.temperature = 0;
-  request.spec.sampling.max_tokens = static_cast<int32_t>(prompt.expected.size());
+  request.spec.sampling.max_tokens = static_cast<int32_t>(expected.size());
   const absl::Time start = absl::Now();
   e.scheduler->Submit(std::move(request), start);
   std::vector<int32_t> answer;
@@ -139,7 +152,7 @@ absl::StatusOr<std::vector<int32_t>> Answer(Engine& e, const Prompt& prompt,
       if (event.kind != schedule::Event::Kind::kToken) continue;
       if (answer.empty()) *seconds = absl::ToDoubleSeconds(absl::Now() - start);
       answer.push_back(event.token.token);
-      if (answer.back() != prompt.expected[answer.size() - 1])  // wrong already
+      if (answer.back() != expected[answer.size() - 1])  // wrong already
         e.scheduler->Cancel(SequenceId{id}, absl::Now());
     }
   } while (!e.scheduler->idle());
@@ -159,8 +172,14 @@ absl::Status Run(const Options& options) {
     std::map<int64_t, Tally> tallies;
     for (const Prompt& prompt : prompts) {
       double seconds = 0;
-      APB_ASSIGN_OR_RETURN(const std::vector<int32_t> answer,
-                           Answer(engine, prompt, configuration, id++, &seconds));
+      engine.scheduler->ForgetPrefixes();
+      if (configuration.again) {
+        APB_RETURN_IF_ERROR(
+            Answer(engine, prompt.before, {-1}, configuration, id++, &seconds).status());
+      }
+      APB_ASSIGN_OR_RETURN(
+          const std::vector<int32_t> answer,
+          Answer(engine, prompt.spec, prompt.expected, configuration, id++, &seconds));
       Tally& tally = tallies[prompt.length];
       ++tally.documents;
       tally.correct += answer == prompt.expected;
@@ -171,6 +190,7 @@ absl::Status Run(const Options& options) {
           {{"strategy", configuration.strategy},
            {"compressor", configuration.compressor},
            {"hosts", configuration.hosts},
+           {"again", configuration.again},
            {"length", length},
            {"documents", tally.documents},
            {"correct", tally.correct},
@@ -196,7 +216,8 @@ int Main(int argc, char** argv) {
          "JSON lines: tokens, query_begin, query_insert_position, embedded_query, expected, "
          "length")
       ->required();
-  app.add_option("--configurations", options.configurations, "strategy[:compressor[:hosts]],...")
+  app.add_option("--configurations", options.configurations,
+                 "strategy[:compressor[:hosts[:again]]],...")
       ->delimiter(',')
       ->required();
   app.add_option("--threads", options.threads, "0 = all cores");

@@ -5,6 +5,7 @@ writes docs/benchmarks/quality.md. Needs the `tokenizers` package; tests/bench/q
 import argparse
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ VARIANTS = {  # name in the table -> strategy:compressor
     "APB, random tokens": "apb:random",
     "Star": "star:",
 }
+AGAIN = "apb:retaining_heads:{}:again"
 
 
 def make_prompts(args, encode, bos, eos):
@@ -30,25 +32,35 @@ def make_prompts(args, encode, bos, eos):
             sample = generator.make_sample(args.seed + i, length - 40, depth, args.keys, lambda t: len(encode(t)))
             document = [bos] + encode("<|user|>\n" + sample["document"] + "<|end|>\n")
             query = encode(render([{"role": "user", "content": sample["question"]}]))
+            names = re.findall(r"The secret word of (\w+ \w+) is", sample["document"])
+            others = [generator.question_text(name) for name in names if name not in sample["question"]]
+            before = others[0] if others else sample["question"]
             yield {"length": length, "depth": depth, "tokens": document + query, "query_begin": len(document),
                    "query_insert_position": 1 + len(encode("<|user|>\n")),
-                   "embedded_query": encode(sample["question"]), "expected": encode(sample["answer"]) + [eos]}
+                   "embedded_query": encode(sample["question"]), "expected": encode(sample["answer"]) + [eos],
+                   "query_before": encode(render([{"role": "user", "content": before}])),
+                   "embedded_query_before": encode(before)}
 
 
 def percent(result):
-    return f"{100 * result['accuracy']:.0f} %"
+    return f"{100 * result['accuracy']:.0f} %" if result else "–"
 
 
 def table(results, args):
-    found = {(r["strategy"] + ":" + r["compressor"], r["hosts"], r["length"]): r for r in results}
+    found = {(r["strategy"] + ":" + r["compressor"], r["hosts"], r["length"]): r for r in results if not r["again"]}
+    again = {(r["hosts"], r["length"]): r for r in results if r["again"]}
     names = [f"{n // 1024}K" if n % 1024 == 0 else f"{n:,}" for n in args.lengths]
     lines = ["| strategy | hosts | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
-    lines.append("| full (exact) | 1 | " + " | ".join(percent(found["full:", 1, n]) for n in args.lengths) + " |")
+    lines.append("| full (exact) | 1 | " + " | ".join(percent(found.get(("full:", 1, n))) for n in args.lengths) + " |")
     for name, key in VARIANTS.items():
         for hosts in args.hosts:
-            if (key, hosts, args.lengths[0]) in found:
-                cells = " | ".join(percent(found[key, hosts, n]) for n in args.lengths)
+            if any((key, hosts, n) in found for n in args.lengths):
+                cells = " | ".join(percent(found.get((key, hosts, n))) for n in args.lengths)
                 lines.append(f"| {name} | {hosts} | {cells} |")
+    for hosts in args.hosts:
+        if any((hosts, n) in again for n in args.lengths):
+            cells = " | ".join(percent(again.get((hosts, n))) for n in args.lengths)
+            lines.append(f"| APB, retaining heads, second question | {hosts} | {cells} |")
     return "\n".join(lines)
 
 
@@ -58,6 +70,9 @@ Share of {documents} documents for each length, with {keys} hidden facts each an
 that the demo model answers exactly (every token of the answer, greedy). Default anchor and passing lengths
 (docs/algorithms.md). `random tokens` passes on randomly chosen tokens, as an ablation; Star shows the first block to
 everyone and passes nothing on. One process plays all hosts; results do not depend on how hosts are spread over ranks.
+
+In the rows `second question` the document was computed for another question, which stood in the anchor, and its KV was
+reused (docs/algorithms.md, "What is reused").
 
 Look-up of one fact does not need the passing blocks: the query pass and decode attend to the cached keys of every host,
 so a fact that lies within one block is found whatever was passed on. What this table shows is how much the
@@ -79,8 +94,11 @@ def main():
     parser.add_argument("--documents", type=int, default=50)
     parser.add_argument("--keys", type=int, default=4)
     parser.add_argument("--seed", type=int, default=3 * 10 ** 6)
+    parser.add_argument("--configurations", help="only these, as engine_quality takes them")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", type=pathlib.Path, help="writes the numbers there too")
+    parser.add_argument("--add", type=pathlib.Path, nargs="*", default=[],
+                        help="JSON of earlier runs with as many documents and keys, for other lengths or hosts")
     parser.add_argument("--page", type=pathlib.Path, default=ROOT / "docs" / "benchmarks" / "quality.md")
     args = parser.parse_args()
     try:
@@ -93,6 +111,10 @@ def main():
     variants = [v for v in VARIANTS.values()
                 if v != "apb:retaining_heads" or (args.model / "retaining_heads.safetensors").exists()]
     configurations = ["full"] + [f"{v}:{h}" for v in variants for h in args.hosts]
+    if "apb:retaining_heads" in variants and args.keys > 1:
+        configurations += [AGAIN.format(h) for h in args.hosts]
+    if args.configurations:
+        configurations = args.configurations.split(",")
     with tempfile.TemporaryDirectory() as folder:
         prompts, output = pathlib.Path(folder, "prompts.jsonl"), pathlib.Path(folder, "results.json")
         with prompts.open("w") as file:
@@ -101,6 +123,12 @@ def main():
         subprocess.run([args.engine_quality, "--model", args.model, "--prompts", prompts, "--json", output,
                         "--threads", str(args.threads), "--configurations", ",".join(configurations)], check=True)
         results = json.loads(output.read_text())
+    for earlier in args.add:
+        results += json.loads(earlier.read_text())
+    args.lengths = sorted({r["length"] for r in results})
+    args.hosts = sorted({r["hosts"] for r in results if r["strategy"] != "full"})
+    for r in results:
+        r.setdefault("again", False)
     text = table(results, args)
     print(text)
     if args.json:
