@@ -471,6 +471,8 @@ void Scheduler::Progress(Sequence& s, absl::Time now) {
                      .total_tokens = static_cast<int64_t>(s.request.spec.tokens.size()),
                      .elapsed_seconds = elapsed,
                      .eta_seconds = share > 0 ? elapsed / share * (1 - share) : 0,
+                     .queue_seconds = std::max(0.0, s.queue_seconds),
+                     .strategy = s.request.spec.strategy,
                      .cached_tokens = s.cached_tokens});
 }
 

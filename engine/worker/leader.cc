@@ -196,30 +196,32 @@ class Leader {
     return absl::OkStatus();
   }
 
-  // Tokens of one step travel together; ends and progress follow in order.
+  // Tokens of one step travel together, behind the progress of the step and before the ends.
   void SendEvents() {
     cluster::v1::FromWorker tokens;
-    std::vector<cluster::v1::FromWorker> others;
+    std::vector<cluster::v1::FromWorker> progresses, ends;
     for (const Event& event : scheduler_.TakeEvents()) {
       if (event.kind == Event::Kind::kToken) {
         FillToken(event.token, tokens.add_tokens());
         continue;
       }
-      cluster::v1::FromWorker& message = others.emplace_back();
       if (event.kind == Event::Kind::kEnd) {
-        FillEnd(event, message.mutable_end());
+        FillEnd(event, ends.emplace_back().mutable_end());
       } else {
-        cluster::v1::SequenceProgress* progress = message.mutable_progress();
+        cluster::v1::SequenceProgress* progress = progresses.emplace_back().mutable_progress();
         progress->set_sequence(static_cast<uint64_t>(event.id));
         progress->set_processed_tokens(event.processed_tokens);
         progress->set_total_tokens(event.total_tokens);
         progress->set_elapsed_seconds(event.elapsed_seconds);
         progress->set_eta_seconds(event.eta_seconds);
         progress->set_cached_tokens(event.cached_tokens);
+        progress->set_strategy(event.strategy);
+        progress->set_queue_seconds(event.queue_seconds);
       }
     }
+    for (const cluster::v1::FromWorker& message : progresses) channel_->Send(message);
     if (tokens.tokens_size() > 0) channel_->Send(tokens);
-    for (const cluster::v1::FromWorker& message : others) channel_->Send(message);
+    for (const cluster::v1::FromWorker& message : ends) channel_->Send(message);
   }
 
   absl::Status SendStats() {

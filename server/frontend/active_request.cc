@@ -152,6 +152,8 @@ void ActiveRequest::OnProgress(const cluster::v1::SequenceProgress& progress) {
   if (state_ == State::kDone) return;
   StartRunning();
   cached_tokens_ = progress.cached_tokens();
+  strategy_ = progress.strategy();
+  queue_seconds_ = progress.queue_seconds();
   if (!request_.report_progress) return;
   Emit(Progress{.processed_tokens = progress.processed_tokens(),
                 .total_tokens = progress.total_tokens(),
@@ -179,7 +181,8 @@ void ActiveRequest::OnToken(const cluster::v1::TokenEvent& token) {
   // The worker does not know of stop strings; Finish cancels the sequence there.
   Complete({.reason = FinishReason::kStop,
             .stop_string = stream_->stop_string(),
-            .prefill_seconds = absl::ToDoubleSeconds(first_token_ - submitted_),
+            .queue_seconds = queue_seconds_,
+            .prefill_seconds = absl::ToDoubleSeconds(first_token_ - submitted_) - queue_seconds_,
             .decode_seconds = absl::ToDoubleSeconds(now - first_token_)});
 }
 
@@ -251,6 +254,7 @@ void ActiveRequest::Finish(std::string_view outcome, const Completed& completed,
        .finish_reason = outcome == "ok" ? detail : std::string_view(),
        .strategy = completed.strategy,
        .prompt_tokens = prompt_tokens_,
+       .cached_tokens = cached_tokens_,
        .generated_tokens = generated,
        .duration_seconds = seconds,
        .queue_seconds = completed.queue_seconds,

@@ -67,7 +67,8 @@ class ActiveRequest : public SequenceListener, public std::enable_shared_from_th
   int64_t prompt_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t cached_tokens_ ABSL_GUARDED_BY(mutex_) = 0;  // of the prompt: their KV was there
   int64_t waiting_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::string strategy_ ABSL_GUARDED_BY(mutex_);
+  std::string strategy_ ABSL_GUARDED_BY(mutex_);  // of the worker's reports
+  double queue_seconds_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Time submitted_ ABSL_GUARDED_BY(mutex_);
   absl::Time first_token_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
   absl::Time last_token_ ABSL_GUARDED_BY(mutex_);

@@ -118,6 +118,8 @@ struct Metrics::State {
   Family<Counter>& rejected =
       NewCounter("apb_requests_rejected_total", "Requests turned away by reason");
   Counter& prompt_tokens = NewCounter("apb_prompt_tokens_total", "Tokens of accepted prompts").Add({});
+  Counter& cached_tokens =
+      NewCounter("apb_cached_prompt_tokens_total", "Prompt tokens whose KV was there already").Add({});
   Counter& generated_tokens = NewCounter("apb_generated_tokens_total", "Tokens sampled").Add({});
   Family<Counter>& computed_tokens = NewCounter("apb_prompt_tokens_computed_total",
                                                 "Prompt tokens computed, counted while prefill runs");
@@ -178,6 +180,7 @@ void Metrics::RequestFinished(const FinishedRequest& request) {
       .Increment();
   if (request.outcome == "rejected") return;
   s.prompt_tokens.Increment(static_cast<double>(request.prompt_tokens));
+  s.cached_tokens.Increment(static_cast<double>(request.cached_tokens));
   s.generated_tokens.Increment(static_cast<double>(request.generated_tokens));
   s.duration.Observe(request.duration_seconds);
   if (request.outcome != "ok") {

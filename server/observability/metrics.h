@@ -16,6 +16,7 @@ struct FinishedRequest {
   std::string_view finish_reason;  // stop, length, or empty
   std::string_view strategy;       // what was used; empty when it never ran
   int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;  // of the prompt
   int64_t generated_tokens = 0;
   double duration_seconds = 0;
   // As the worker measured them; ignored unless the outcome is ok.
