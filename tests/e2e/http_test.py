@@ -3,6 +3,7 @@
 Goal: each endpoint answers as docs/api.md says, bad input of any kind is a clear 4xx and leaves the server working,
 and a client that goes away frees its KV blocks. Method: http.client and bare sockets against one server.
 """
+import itertools
 import json
 import re
 import socket
@@ -26,8 +27,12 @@ def question(**options):
     return {"model": "demo", "messages": SAMPLE["messages"], "temperature": 0, "max_tokens": 30, **options}
 
 
-# Computed exactly by one rank, so that it takes a while.
-LONG = {**fixture.make_prompt(20000, seed=4)["request"], "apb": {"strategy": "full"}}
+_seeds = itertools.count(1000)
+
+
+def long_question():
+    """Another one each time, so that nothing of it is cached; computed exactly by one rank, so that it takes a while."""
+    return {**fixture.make_prompt(20000, seed=next(_seeds))["request"], "apb": {"strategy": "full"}}
 
 
 def exchange(data, timeout=fixture.PATIENCE):
@@ -141,7 +146,7 @@ class MetricsTest(unittest.TestCase):
     def test_counters_grow(self):
         SERVER.await_idle()
         before = SERVER.metrics()
-        status, answer = SERVER.post("/v1/chat/completions", question())
+        status, answer = SERVER.post("/v1/chat/completions", fixture.make_prompt(200, seed=next(_seeds))["request"])
         self.assertEqual(status, 200)
         self.assertEqual(SERVER.post("/v1/chat/completions", question(model="x"))[0], 404)
 
@@ -156,7 +161,9 @@ class MetricsTest(unittest.TestCase):
         self.assertEqual(grown('apb_requests_rejected_total{model="demo",reason="invalid"}'), 1)
         self.assertEqual(grown("apb_prompt_tokens_total"), answer["usage"]["prompt_tokens"])
         self.assertEqual(grown("apb_generated_tokens_total"), answer["usage"]["completion_tokens"])
-        self.assertEqual(grown("apb_prompt_tokens_computed_total"), answer["usage"]["prompt_tokens"])
+        cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        self.assertEqual(grown(computed), answer["usage"]["prompt_tokens"] - cached)
+        self.assertEqual(grown("apb_cached_prompt_tokens_total"), cached)
         self.assertEqual(grown("apb_time_to_first_token_seconds_count"), 1)
         # The end-of-turn token counts as generated and has no text.
         self.assertGreaterEqual(grown("apb_inter_token_latency_seconds_count"),
@@ -287,7 +294,7 @@ class LongPrefillTest(unittest.TestCase):
 
     def test_headers_and_keep_alives_come_before_the_first_token(self):
         before = self.first_tokens()
-        stream = fixture.Stream(SERVER, "/v1/chat/completions", LONG)
+        stream = fixture.Stream(SERVER, "/v1/chat/completions", long_question())
         self.assertEqual(self.first_tokens(), before, "the headers are here and the prefill is still running")
         self.assertEqual(stream.response.status, 200)
         self.assertEqual(stream.response.getheader("content-type"), "text/event-stream; charset=utf-8")
@@ -303,7 +310,7 @@ class LongPrefillTest(unittest.TestCase):
         return SERVER.metrics().get("apb_time_to_first_token_seconds_count", 0)
 
     def test_health_and_metrics_answer_during_a_prefill(self):
-        stream = fixture.Stream(SERVER, "/v1/chat/completions", LONG)
+        stream = fixture.Stream(SERVER, "/v1/chat/completions", long_question())
         fixture.wait_until(lambda: SERVER.metrics()["apb_num_requests_running"] == 1, "a running request")
         before = self.first_tokens()
         self.assertEqual(SERVER.get("/health")[0], 200)
@@ -318,7 +325,7 @@ class LongPrefillTest(unittest.TestCase):
         """Disconnects in the middle of a prefill; everything is free again before it could have ended."""
         cancelled = 'apb_requests_total{model="demo",finish_reason="",outcome="cancelled",strategy=""}'
         before = SERVER.metrics()
-        body = json.dumps({**LONG, "stream": stream}).encode()
+        body = json.dumps({**long_question(), "stream": stream}).encode()
         connection = socket.create_connection(("127.0.0.1", SERVER.http_port))
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         fixture.wait_until(lambda: SERVER.metrics()["apb_num_requests_running"] == 1, "a running request")
