@@ -1,5 +1,5 @@
-// A short name for the bytes of a file: server and workers compare that of config.json, so that a group never
-// serves another model than the server tokenizes for.
+// A short name for the bytes of a file: server and workers compare that of config.json, so that a
+// group never serves another model than the server tokenizes for.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// Abseil may be built with a string_view of its own (Debian's is): these convert between it and the standard's.
+// Abseil may be built with a string_view of its own (Debian's is): these convert between it and the
+// standard's.
 #pragma once
 
 #include <string_view>

@@ -21,8 +21,8 @@ struct LayerWeights {
   kernels::TensorView post_norm;               // [D]
   kernels::TensorView gate_proj, up_proj;      // [F, D]
   kernels::TensorView down_proj;               // [D, F]
-  // Retaining head (docs/algorithms.md): fc1 [d_R, qkv_width], fc2 [n_kv, d_R]; absent when the model has
-  // none.
+  // Retaining head (docs/algorithms.md): fc1 [d_R, qkv_width], fc2 [n_kv, d_R]; absent when the
+  // model has none.
   kernels::TensorView retaining_fc1, retaining_fc2;
 };
 

@@ -91,10 +91,10 @@ struct Event {
   double elapsed_seconds = 0, eta_seconds = 0;     // kProgress
   EndReason reason = EndReason::kLength;           // kEnd
   absl::Status status;                             // kEnd: of rejected and failed ones
-  double queue_seconds = 0;                                           // kProgress, kEnd
-  double prefill_seconds = 0, decode_seconds = 0;                     // kEnd
-  std::string strategy;                                               // kProgress, kEnd
-  int64_t cached_tokens = 0;  // kProgress, kEnd: of the prompt
+  double queue_seconds = 0;                        // kProgress, kEnd
+  double prefill_seconds = 0, decode_seconds = 0;  // kEnd
+  std::string strategy;                            // kProgress, kEnd
+  int64_t cached_tokens = 0;                       // kProgress, kEnd: of the prompt
 };
 
 class Scheduler {

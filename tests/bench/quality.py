@@ -42,6 +42,20 @@ def make_prompts(args, encode, bos, eos):
                    "embedded_query_before": encode(before)}
 
 
+def added_up(results):
+    """One entry for each configuration and length, of all its documents."""
+    sums = {}
+    for r in results:
+        key = r["strategy"], r["compressor"], r["hosts"], r["again"], r["length"]
+        s = sums.setdefault(key, {**r, "documents": 0, "correct": 0, "mean_ttft_seconds": 0})
+        documents = s["documents"] + r["documents"]
+        s["mean_ttft_seconds"] = (s["mean_ttft_seconds"] * s["documents"]
+                                  + r["mean_ttft_seconds"] * r["documents"]) / documents
+        s["documents"], s["correct"] = documents, s["correct"] + r["correct"]
+        s["accuracy"] = s["correct"] / documents
+    return list(sums.values())
+
+
 def percent(result):
     return f"{100 * result['accuracy']:.0f} %" if result else "–"
 
@@ -49,7 +63,10 @@ def percent(result):
 def table(results, args):
     found = {(r["strategy"] + ":" + r["compressor"], r["hosts"], r["length"]): r for r in results if not r["again"]}
     again = {(r["hosts"], r["length"]): r for r in results if r["again"]}
-    names = [f"{n // 1024}K" if n % 1024 == 0 else f"{n:,}" for n in args.lengths]
+    names = []
+    for n in args.lengths:
+        documents = {r["documents"] for r in results if r["length"] == n}
+        names.append((f"{n // 1024}K" if n % 1024 == 0 else f"{n:,}") + f", {'–'.join(map(str, sorted(documents)))} documents")
     lines = ["| strategy | hosts | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     lines.append("| full (exact) | 1 | " + " | ".join(percent(found.get(("full:", 1, n))) for n in args.lengths) + " |")
     for name, key in VARIANTS.items():
@@ -66,8 +83,8 @@ def table(results, args):
 
 PAGE = """# Accuracy of the strategies
 
-Share of {documents} documents for each length, with {keys} hidden facts each and the asked one at depths spread evenly,
-that the demo model answers exactly (every token of the answer, greedy). Default anchor and passing lengths
+Share of documents, with {keys} hidden facts each and the asked one at depths spread evenly, that the demo model answers
+exactly (every token of the answer, greedy). Default anchor and passing lengths
 (docs/algorithms.md). `random tokens` passes on randomly chosen tokens, as an ablation; Star shows the first block to
 everyone and passes nothing on. One process plays all hosts; results do not depend on how hosts are spread over ranks.
 
@@ -80,8 +97,8 @@ approximation of the prefill costs, not how good the choice of tokens is.
 
 {table}
 
-Made by `tests/bench/quality.sh --documents {documents} --keys {keys}`. With {documents} documents a share has a
-standard error of up to {error:.1f} points.
+Made by `tests/bench/quality.sh --keys {keys}`. A share p of n documents has a standard error of √(p (1 − p) / n): 2.5
+points for 97.5 % of 40.
 """
 
 
@@ -98,7 +115,7 @@ def main():
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", type=pathlib.Path, help="writes the numbers there too")
     parser.add_argument("--add", type=pathlib.Path, nargs="*", default=[],
-                        help="JSON of earlier runs with as many documents and keys, for other lengths or hosts")
+                        help="JSON of earlier runs: other lengths, or other documents (--seed); --documents 0: only these")
     parser.add_argument("--page", type=pathlib.Path, default=ROOT / "docs" / "benchmarks" / "quality.md")
     args = parser.parse_args()
     try:
@@ -125,17 +142,15 @@ def main():
         results = json.loads(output.read_text())
     for earlier in args.add:
         results += json.loads(earlier.read_text())
+    results = added_up(results)
     args.lengths = sorted({r["length"] for r in results})
     args.hosts = sorted({r["hosts"] for r in results if r["strategy"] != "full"})
-    for r in results:
-        r.setdefault("again", False)
     text = table(results, args)
     print(text)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
     args.page.parent.mkdir(parents=True, exist_ok=True)
-    args.page.write_text(PAGE.format(documents=args.documents, keys=args.keys, table=text,
-                                     error=50 / args.documents ** 0.5))
+    args.page.write_text(PAGE.format(keys=args.keys, table=text))
 
 
 if __name__ == "__main__":
