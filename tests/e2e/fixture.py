@@ -34,7 +34,7 @@ def make_prompt(tokens, depth=0.5, seed=1, **options):
     return prompts.make_prompt(tokens, depth, seed, model=MODEL_NAME, count=COUNT_TOKENS, **options)
 
 
-def wait_until(condition, what, timeout=PATIENCE, pause=0.02):
+def wait_until(condition, what, timeout=PATIENCE, pause=0.05):
     """The first true value of condition(); fails after `timeout` seconds."""
     end = time.monotonic() + timeout
     while True:
@@ -198,7 +198,7 @@ class Server:
         def idle():
             values = self.metrics()
             return (values["apb_num_requests_running"] == 0 and values["apb_num_requests_waiting"] == 0
-                    and values["apb_kv_cache_usage_ratio"] == 0)
+                    and values.get("apb_kv_cache_usage_ratio", 1) == 0)  # it is there with the first report
         wait_until(idle, "no request in flight and an empty KV cache", timeout)
 
 

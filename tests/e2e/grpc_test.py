@@ -3,6 +3,7 @@
 Goal: Generate's events come in their order, presence of scalars counts, every error is a status, cancellation and
 deadlines free the KV blocks, and the standard services answer. Method: one server with two ranks.
 """
+import json
 import sys
 import tempfile
 import time
@@ -196,6 +197,9 @@ class CancelTest(unittest.TestCase):
                 break
         self.assertTrue(refused, "the queue never was full")
         self.assertEqual(refused[0].code(), grpc.StatusCode.RESOURCE_EXHAUSTED)
+        status, headers, text = SERVER.request("POST", "/v1/chat/completions", json.dumps(SAMPLE["request"]))
+        self.assertEqual((status, json.loads(text)["error"]["type"]), (429, "rate_limit_exceeded"))
+        self.assertGreater(int(headers["retry-after"]), 0)
         for call in calls:
             call.cancel()
         SERVER.await_idle()

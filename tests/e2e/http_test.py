@@ -329,7 +329,7 @@ class LongPrefillTest(unittest.TestCase):
         connection = socket.create_connection(("127.0.0.1", SERVER.http_port))
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         fixture.wait_until(lambda: SERVER.metrics()["apb_num_requests_running"] == 1, "a running request")
-        fixture.wait_until(lambda: SERVER.metrics()["apb_kv_cache_usage_ratio"] > 0, "blocks in use")
+        fixture.wait_until(lambda: SERVER.metrics().get("apb_kv_cache_usage_ratio", 0) > 0, "blocks in use")
         connection.close()
         gone = time.monotonic()
         fixture.wait_until(lambda: SERVER.metrics()["apb_num_requests_running"] == 0, "no running request")
@@ -347,11 +347,15 @@ class LongPrefillTest(unittest.TestCase):
                          SAMPLE["expected"])
 
     def test_client_that_does_not_read(self):
-        """A stream whose reader stopped is finished or cut; it never keeps its blocks."""
-        connection = socket.create_connection(("127.0.0.1", SERVER.http_port))
-        body = json.dumps(question(stream=True, max_tokens=2000, ignore_eos=True, logprobs=True, top_logprobs=20)).encode()
+        """A stream whose reader has stopped is cut before it fills the memory, and its blocks are free again."""
+        before = SERVER.metrics()["apb_slow_reader_aborts_total"]
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", SERVER.http_port))
+        body = json.dumps(question(stream=True, max_tokens=20000, ignore_eos=True, logprobs=True, top_logprobs=20)).encode()
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         fixture.wait_until(lambda: SERVER.metrics()["apb_num_requests_running"] == 1, "a running request")
+        fixture.wait_until(lambda: SERVER.metrics()["apb_slow_reader_aborts_total"] > before, "the stream is cut")
         SERVER.await_idle()
         connection.close()
 
