@@ -121,8 +121,12 @@ class Leader {
     while (!channel_->closed()) {
       TakeCommands();
       if ((draining_ || stop_.load()) && scheduler_.idle()) break;
-      if (stop_.load() && !draining_)
+      if (stop_.load() && !draining_) {
         APB_LOG(Info, "stopping when the running requests have ended");
+        cluster::v1::FromWorker message;
+        message.mutable_leaving();
+        channel_->Send(message);
+      }
       draining_ |= stop_.load();
       APB_RETURN_IF_ERROR(Step());
     }

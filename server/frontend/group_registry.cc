@@ -56,6 +56,10 @@ absl::StatusOr<std::shared_ptr<WorkerGroup>> GroupRegistry::Connect(
 void GroupRegistry::OnMessage(WorkerGroup& group, const cluster::v1::FromWorker& message) {
   if (message.has_stats()) OnStats(group, message.stats());
   group.OnMessage(message);
+  if (message.has_leaving()) {
+    APB_LOG(Info, "group leaves id=", group.hello().group_id(), " in_flight=", group.sequence_count());
+    AnnounceReadiness();
+  }
 }
 
 void GroupRegistry::OnStats(WorkerGroup& group, const cluster::v1::GroupStats& stats) {
@@ -112,7 +116,7 @@ std::shared_ptr<WorkerGroup> GroupRegistry::Pick(int64_t tokens) const {
   std::shared_ptr<WorkerGroup> best;
   std::pair<int64_t, int64_t> best_load;
   for (auto& group : groups) {
-    if (group->lost() || group->hello().max_model_len() < tokens) continue;
+    if (group->lost() || group->leaving() || group->hello().max_model_len() < tokens) continue;
     const std::pair<int64_t, int64_t> load(group->load_tokens(), group->sequence_count());
     if (best == nullptr || load < best_load) {
       best = group;
@@ -124,7 +128,7 @@ std::shared_ptr<WorkerGroup> GroupRegistry::Pick(int64_t tokens) const {
 
 bool GroupRegistry::ready() const {
   absl::MutexLock lock(&mutex_);
-  return !groups_.empty();
+  return std::ranges::any_of(groups_, [](const auto& group) { return !group->leaving(); });
 }
 
 int64_t GroupRegistry::max_model_len() const {
@@ -141,7 +145,7 @@ std::vector<GroupInfo> GroupRegistry::Describe() const {
     const cluster::v1::Hello& hello = group->hello();
     infos.push_back({.id = hello.group_id(),
                      .ranks = hello.ranks(),
-                     .ready = !group->lost(),
+                     .ready = !group->lost() && !group->leaving(),
                      .kv_tokens_total = hello.kv_blocks_total() * hello.kv_block_size(),
                      .kv_tokens_used = group->kv_blocks_used() * hello.kv_block_size(),
                      .has_retaining_heads = hello.has_retaining_heads(),

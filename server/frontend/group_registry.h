@@ -35,8 +35,8 @@ class GroupRegistry {
   // `metrics` must outlive the registry.
   GroupRegistry(Options options, observability::Metrics& metrics);
 
-  // Called with true when the first group gets ready and with false when the last one is lost; set it before any
-  // group connects.
+  // Called with true when the first group gets ready and with false when the last one leaves or is lost; set it
+  // before any group connects.
   void SetReadinessListener(std::function<void(bool ready)> listener);
 
   // Checks the hello. kPermissionDenied: wrong secret. kFailedPrecondition: another model. A group that

@@ -66,6 +66,11 @@ void WorkerGroup::OnMessage(const FromWorker& message) {
     case FromWorker::kEnd:
       if (auto listener = Take(message.end().sequence())) listener->OnEnd(message.end());
       break;
+    case FromWorker::kLeaving: {
+      absl::MutexLock lock(&mutex_);
+      leaving_ = true;
+      break;
+    }
     case FromWorker::kHello:
     case FromWorker::kStats:
     case FromWorker::EVENT_NOT_SET:
@@ -104,6 +109,11 @@ int64_t WorkerGroup::sequence_count() const {
 bool WorkerGroup::lost() const {
   absl::MutexLock lock(&mutex_);
   return lost_;
+}
+
+bool WorkerGroup::leaving() const {
+  absl::MutexLock lock(&mutex_);
+  return leaving_;
 }
 
 void WorkerGroup::set_kv_blocks_used(int64_t blocks) {

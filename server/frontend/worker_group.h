@@ -46,7 +46,7 @@ class WorkerGroup {
   // The listener hears nothing more. Idempotent.
   void Cancel(uint64_t sequence);
 
-  // Everything but hello and stats goes to the listeners.
+  // Everything but hello, stats and leaving goes to the listeners.
   void OnMessage(const cluster::v1::FromWorker& message);
   // Tells all listeners; the group takes no more sequences.
   void OnLost(const std::string& why);
@@ -57,6 +57,8 @@ class WorkerGroup {
   int64_t load_tokens() const;
   int64_t sequence_count() const;
   bool lost() const;
+  // Whether it said that it takes nothing new.
+  bool leaving() const;
 
   void set_kv_blocks_used(int64_t blocks);
   int64_t kv_blocks_used() const;
@@ -78,6 +80,7 @@ class WorkerGroup {
   int64_t load_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t kv_blocks_used_ ABSL_GUARDED_BY(mutex_) = 0;
   bool lost_ ABSL_GUARDED_BY(mutex_) = false;
+  bool leaving_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace apb::frontend

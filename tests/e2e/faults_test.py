@@ -122,6 +122,31 @@ class LostRankTest(unittest.TestCase):
             self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
 
 
+    def test_rank_that_hangs(self):
+        """A peer that is there and says nothing is lost too, after --collective-timeout."""
+        with fixture.Server("--worker-args", "--collective-timeout 2") as server:
+            stream = fixture.Stream(server, "/v1/chat/completions", {**LONG, "apb": {"strategy": "apb"}})
+            os.kill(server.workers()[1], signal.SIGSTOP)
+            self.assertEqual(stream.read_all()[-1]["error"]["type"], "service_unavailable")
+            stream.close()
+            fixture.wait_until(lambda: server.metrics()["apb_group_restarts_total"] == 1 and
+                               server.get("/readyz")[0] == 200, "ready again")
+            self.assertEqual(ask(server), SAMPLE["expected"])
+
+    def test_group_that_is_told_to_stop_finishes_what_it_has(self):
+        with fixture.Server() as server:
+            stream = fixture.Stream(server, "/v1/chat/completions", LONG)
+            # Both ranks get it, as from mpirun; the leader is the one that listens.
+            for pid in server.workers():
+                os.kill(pid, signal.SIGTERM)
+            fixture.wait_until(lambda: server.get("/readyz")[0] == 503, "not ready")
+            self.assertTrue(fixture.text_of(stream.read_all()), stream.events[-1])
+            self.assertTrue(stream.done)
+            stream.close()
+            fixture.wait_until(lambda: server.get("/readyz")[0] == 200, "ready again")
+            self.assertEqual(ask(server), SAMPLE["expected"])
+
+
 class SignalTest(unittest.TestCase):
     def test_idle_server_stops(self):
         for signal_number in (signal.SIGTERM, signal.SIGINT):
