@@ -4,7 +4,6 @@
 #include <deque>
 #include <optional>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -28,6 +27,7 @@
 #include "server/http/openai_codec.h"
 #include "server/http/openai_response.h"
 #include "server/http/response.h"
+#include "server/http/route.h"
 #include "server/http/stream_sink.h"
 
 namespace apb::http_api {
@@ -44,64 +44,6 @@ constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
 constexpr size_t kInlineBodyBytes = 32 << 10;
 // What a client may send ahead while it waits for an answer.
 constexpr size_t kMaxPipelinedBytes = 64 << 10;
-
-enum class Route {
-  kCompletions,
-  kChatCompletions,
-  kTokenize,
-  kDetokenize,
-  kModels,
-  kModel,
-  kHealth,
-  kLive,
-  kVersion,
-  kMetrics,
-  kUnknown,
-};
-
-struct RouteEntry {
-  std::string_view path;
-  Route route;
-  bool is_post;
-  bool is_open;  // needs no API key
-};
-
-constexpr RouteEntry kRoutes[] = {
-    {"/v1/completions", Route::kCompletions, true, false},
-    {"/v1/chat/completions", Route::kChatCompletions, true, false},
-    {"/tokenize", Route::kTokenize, true, false},
-    {"/detokenize", Route::kDetokenize, true, false},
-    {"/v1/models", Route::kModels, false, false},
-    {"/health", Route::kHealth, false, true},
-    {"/readyz", Route::kHealth, false, true},
-    {"/livez", Route::kLive, false, true},
-    {"/version", Route::kVersion, false, false},
-    {"/metrics", Route::kMetrics, false, false},
-};
-constexpr std::string_view kModelPrefix = "/v1/models/";
-constexpr RouteEntry kModelRoute = {"/v1/models/{id}", Route::kModel, false, false};
-constexpr RouteEntry kUnknownRoute = {"unknown", Route::kUnknown, false, false};
-
-const RouteEntry& FindRoute(std::string_view path) {
-  for (const RouteEntry& entry : kRoutes) {
-    if (entry.path == path) return entry;
-  }
-  return path.starts_with(kModelPrefix) && path.size() > kModelPrefix.size() ? kModelRoute : kUnknownRoute;
-}
-
-std::string PercentDecode(std::string_view text) {
-  std::string out;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '%' && i + 2 < text.size() && absl::ascii_isxdigit(text[i + 1]) &&
-        absl::ascii_isxdigit(text[i + 2])) {
-      out.push_back(static_cast<char>(std::stoi(std::string(text.substr(i + 1, 2)), nullptr, 16)));
-      i += 2;
-    } else {
-      out.push_back(text[i]);
-    }
-  }
-  return out;
-}
 
 Response ErrorResponse(const absl::Status& status) {
   Response response{.status = frontend::HttpErrorOf(status.code()).status, .body = ErrorBody(status)};
@@ -358,7 +300,7 @@ Response Session::AnswerGet(Route route, const std::string& path) const {
     case Route::kModels:
       return {.body = nlohmann::json({{"object", "list"}, {"data", {card}}}).dump()};
     case Route::kModel: {
-      const std::string id = PercentDecode(path.substr(kModelPrefix.size()));
+      const std::string id = ModelOf(path);
       if (id == model) return {.body = card.dump()};
       return HttpErrorResponse(404, "no such model", "model_not_found");
     }
