@@ -28,7 +28,8 @@ class ManyClientsTest(unittest.TestCase):
             self.assertEqual(server.metrics()["apb_cached_prompt_tokens_total"], 0)
         with fixture.Server() as server:
             before = server.metrics()
-            plan = [(rng.randrange(DISTINCT), rng.choice((None, None, 0, rng.randrange(1, 12)))) for _ in range(REQUESTS)]
+            plan = [(rng.randrange(DISTINCT), rng.choice((None, None, 0, rng.randrange(1, 12))))
+                    for _ in range(REQUESTS)]
 
             def run(which, events_until_gone):
                 stream = fixture.Stream(server, "/v1/chat/completions", {**bodies[which], "return_progress": True})

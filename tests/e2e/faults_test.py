@@ -308,7 +308,8 @@ class ApiKeyTest(unittest.TestCase):
         with fixture.Server("--api-key", "first", "--api-key", "second") as server, \
                 grpc.insecure_channel(server.grpc_address) as channel:
             for headers, status in (({}, 401), ({"Authorization": "Bearer wrong"}, 401),
-                                    ({"Authorization": "Bearer first"}, 200), ({"Authorization": "bearer second"}, 200)):
+                                    ({"Authorization": "Bearer first"}, 200),
+                                    ({"Authorization": "bearer second"}, 200)):
                 self.assertEqual(server.request("GET", "/v1/models", headers=headers)[0], status, headers)
                 self.assertEqual(server.request("POST", "/v1/chat/completions", json.dumps(SHORT), headers)[0], status)
             self.assertEqual([server.get(path)[0] for path in ("/health", "/livez", "/readyz", "/metrics")],

@@ -106,11 +106,13 @@ class GenerateTest(unittest.TestCase):
         self.assertEqual(len({draw(temperature=0, seed=seed) for seed in range(4)}), 1)
         self.assertGreater(len({draw(seed=seed) for seed in range(4)}), 1)
         # max_tokens = 0 is a value, and a wrong one.
-        self.refuse(grpc.StatusCode.INVALID_ARGUMENT, "max_tokens", text=PROMPT, sampling=pb.SamplingParams(max_tokens=0))
+        self.refuse(grpc.StatusCode.INVALID_ARGUMENT, "max_tokens", text=PROMPT,
+                    sampling=pb.SamplingParams(max_tokens=0))
 
     def test_stop_length_and_logprobs(self):
         word = SAMPLE["expected"].split()[4]
-        _, text, completed = generate(text=PROMPT, sampling=pb.SamplingParams(temperature=0, max_tokens=40, stop=[word]))
+        _, text, completed = generate(text=PROMPT, sampling=pb.SamplingParams(temperature=0, max_tokens=40,
+                                                                              stop=[word]))
         self.assertEqual(text, SAMPLE["expected"][:SAMPLE["expected"].index(word)])
         self.assertEqual((completed.finish_reason, completed.stop_reason), (pb.FINISH_REASON_STOP, word))
         responses = list(STUB.Generate(pb.GenerateRequest(text=PROMPT, sampling=pb.SamplingParams(
