@@ -114,12 +114,18 @@ int WorkerLauncher::Supervise(pid_t pid) {
 }
 
 void WorkerLauncher::Terminate(pid_t pid, int process_fd) {
+  auto has_ended = [&](absl::Duration grace) {
+    const absl::Time deadline = absl::Now() + grace;
+    pollfd process{process_fd, POLLIN, 0};
+    while (!hurry_ && absl::Now() < deadline) {
+      if (poll(&process, 1, 50) > 0) return true;
+    }
+    return false;
+  };
+  // A group that was drained ends by itself; mpirun takes two seconds over a signal.
+  if (has_ended(options_.drain_grace)) return;
   kill(pid, SIGTERM);
-  const absl::Time deadline = absl::Now() + options_.stop_grace;
-  pollfd process{process_fd, POLLIN, 0};
-  while (!hurry_ && absl::Now() < deadline) {
-    if (poll(&process, 1, 50) > 0) break;
-  }
+  has_ended(options_.stop_grace);
   // What is still there is killed by the caller, with everything below it.
 }
 

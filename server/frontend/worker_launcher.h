@@ -25,7 +25,8 @@ struct LauncherOptions {
   absl::Duration max_backoff = absl::Seconds(30);
   // A group that ran this long starts again without the back-off of earlier failures.
   absl::Duration healthy_after = absl::Seconds(30);
-  absl::Duration stop_grace = absl::Seconds(10);
+  absl::Duration drain_grace = absl::Seconds(1);  // from Stop to SIGTERM
+  absl::Duration stop_grace = absl::Seconds(10);  // from there to SIGKILL
 };
 
 class WorkerLauncher {
@@ -36,7 +37,8 @@ class WorkerLauncher {
                  observability::Metrics& metrics);
   ~WorkerLauncher();
 
-  // SIGTERM, then SIGKILL when the grace is over. No process of the group is left afterwards. Idempotent.
+  // Waits for the end of a group that was told to drain, then SIGTERM, then SIGKILL. No process of the group is left
+  // afterwards. Idempotent.
   void Stop();
   // Cuts the grace of a Stop that is under way, or that comes later.
   void Hurry();
