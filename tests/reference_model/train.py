@@ -31,9 +31,8 @@ PHASES = {
     "long": (200, 5e-4, 2, 0.0, (2000, 6000), (1, 20), 16, 70000),
     "dense": (250, 5e-4, 2, 0.0, (1500, 5000), (4, 40), 32, 70000, 0.7),
     "longer": (80, 3e-4, 1, 0.0, (6000, 20000), (1, 30), 24, 70000, 0.3),
-    "last": (80, 2e-4, 1, 0.0, (3000, 9000), (1, 30), 24, 70000, 0.5),
 }
-PHRASE_WEIGHT = {"longer": 1.0, "last": 1.0}  # of the words around the values in the loss; 0.3 in the other phases
+PHRASE_WEIGHT = {"longer": 1.0}  # of the words around the values in the loss; 0.3 in the other phases
 PHRASE, VALUE = 1, 2  # marks of answer tokens; the others are 0
 ROOT = pathlib.Path(__file__).parent
 
