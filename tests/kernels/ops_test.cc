@@ -70,6 +70,23 @@ TEST_P(Ops, Linear) {
   }
 }
 
+TEST_P(Ops, LinearDoesNotDependOnThreads) {
+  for (int64_t rows : {1, 3, 20}) {
+    HostTensor x = HostTensor::Random(DType::kBF16, {rows, 96}, rng_),
+               w = HostTensor::Random(DType::kBF16, {601, 96}, rng_);
+    std::vector<std::vector<double>> results;
+    for (int threads : {1, 2, 3}) {
+      auto backend = *CreateCpuBackend({.threads = threads, .force_isa = GetParam()});
+      HostTensor y = HostTensor::Zeros(DType::kF32, {rows, 601});
+      backend->Linear({.x = x.view, .weight = w.view, .bias = {}, .out = y.view}, *stream_);
+      ASSERT_TRUE(stream_->Synchronize().ok()) << stream_->Synchronize();
+      results.push_back(ToDoubles(y.view));
+    }
+    EXPECT_EQ(results[0], results[1]) << rows << " rows";
+    EXPECT_EQ(results[0], results[2]) << rows << " rows";
+  }
+}
+
 TEST_P(Ops, NormRopeSilu) {
   for (DType dtype : {DType::kF32, DType::kBF16}) {
     for (int64_t rows : {0, 1, 17}) {
