@@ -10,7 +10,9 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
   app.add_option("--model", o->model, "Checkpoint directory (config.json, *.safetensors)")
       ->required();
   app.add_option("--server", o->server, "host:port of apb-server's cluster port")->required();
-  app.add_option("--group-id", o->group_id, "Name of this group in logs and metrics");
+  app.add_option(
+      "--group-id", o->group_id,
+      "Name of this group, in logs and metrics; a second group of that name replaces the first");
   app.add_option("--token", o->token, "Secret that apb-server expects")->envname("APB_GROUP_TOKEN");
   app.add_option("--threads", o->threads, "Threads of a rank; 0: cores / ranks of this machine")
       ->check(CLI::Range(0, 1024));

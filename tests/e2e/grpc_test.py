@@ -47,7 +47,7 @@ def chat_input(sample):
     return pb.ChatInput(messages=[pb.ChatMessage(role=m["role"], content=m["content"]) for m in sample["messages"]])
 
 
-LONG = pb.GenerateRequest(chat=chat_input(fixture.make_prompt(20000, seed=4)), sampling=GREEDY,
+LONG = pb.GenerateRequest(chat=chat_input(fixture.make_prompt(30000, seed=4)), sampling=GREEDY,
                           apb=pb.ApbOptions(strategy=pb.STRATEGY_FULL), include_progress=True)
 
 

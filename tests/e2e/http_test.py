@@ -33,7 +33,7 @@ _seeds = itertools.count(1000)
 
 def long_question():
     """Another one each time, so that nothing is cached; computed exactly by one rank, so that it takes a while."""
-    return {**fixture.make_prompt(20000, seed=next(_seeds))["request"], "apb": {"strategy": "full"}}
+    return {**fixture.make_prompt(30000, seed=next(_seeds))["request"], "apb": {"strategy": "full"}}
 
 
 def post_head(body, headers=b""):
