@@ -6,8 +6,9 @@ un-rotated q, k, v of a document row to one score per KV head. Its label is the 
 Loss: Smooth-L1, and 0.0025 times the squared difference between neighbouring predictions. The model stays frozen.
 
 Heads are trained query-aware by default: in most samples the question stands at the front of the document, as in an
-anchor block, so that the rows "know" what will be asked, and the question's rows count as answer rows for the label.
-In the other samples (the first host has no anchor) the question comes only at the end.
+anchor block, so that the rows "know" what will be asked. In the other samples (the first host has no anchor) the
+question comes only at the end. Labels come from the answer's rows only: with the question's rows among them fewer rows
+of the asked fact are found.
 """
 import argparse
 import hashlib
@@ -75,7 +76,7 @@ def main():
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--query-blind", action="store_true", help="labels from answers only, question not in front")
+    parser.add_argument("--query-blind", action="store_true", help="the question is never in front")
     args = parser.parse_args()
     torch.manual_seed(2)
     torch.set_num_threads(args.threads)
@@ -90,7 +91,7 @@ def main():
         for group in opt.param_groups:
             group["lr"] = 2e-3 * warm * max(0.02, 1 - step / args.steps)
         ids, document, tail = sample(rng, encode, 0.0 if args.query_blind else 0.8, (300, 4000))
-        first = document[1] + (tail if args.query_blind else 0)
+        first = document[1] + tail
         tap = []
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             t = torch.tensor([ids])
