@@ -186,7 +186,7 @@ class CancelTest(unittest.TestCase):
 
     def test_full_queue(self):
         """--max-queued-requests 4: further ones are refused at once and the accepted ones go on."""
-        calls = [self.start_long() for _ in range(1)]
+        calls = [self.start_long()]
         fixture.wait_until(lambda: STUB.GetServerInfo(pb.GetServerInfoRequest()).running_requests == 1, "one running")
         refused = []
         for _ in range(12):
