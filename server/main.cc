@@ -30,12 +30,13 @@ sigset_t StopSignals() {
 }
 
 frontend::FrontendOptions FrontendOptionsOf(const Options& o) {
-  return {.model = o.served_model_name,
-          .max_model_len = o.max_model_len,
-          .max_input_bytes = o.max_body_bytes,
-          .queue = {.waiting_requests = o.max_queued_requests, .waiting_tokens = o.max_queued_tokens},
-          .default_strategy = o.default_strategy,
-          .text_threads = o.text_threads};
+  return {
+      .model = o.served_model_name,
+      .max_model_len = o.max_model_len,
+      .max_input_bytes = o.max_body_bytes,
+      .queue = {.waiting_requests = o.max_queued_requests, .waiting_tokens = o.max_queued_tokens},
+      .default_strategy = o.default_strategy,
+      .text_threads = o.text_threads};
 }
 
 grpc_api::GrpcServer::Options GrpcOptionsOf(const Options& o) {
@@ -58,7 +59,8 @@ http_api::HttpOptions HttpOptionsOf(const Options& o) {
           .sse_keepalive = absl::Seconds(o.sse_keepalive_seconds)};
 }
 
-frontend::LauncherOptions LauncherOptionsOf(const Options& o, const std::string& token, int cluster_port) {
+frontend::LauncherOptions LauncherOptionsOf(const Options& o, const std::string& token,
+                                            int cluster_port) {
   frontend::LauncherOptions launcher = {
       .mpirun = o.mpirun, .worker_binary = o.worker_binary, .ranks = o.local_ranks, .token = token};
   auto add = [&](const char* flag, const std::string& value) {
@@ -134,17 +136,18 @@ absl::Status Server::Start() {
 }
 
 void Server::PrintSummary() const {
-  APB_LOG(Info, "apb-server ", kVersion, " model=", options_.served_model_name, " directory=", options_.model,
-          " dtype=", text_model_->dtype(), " vocab=", text_model_->vocab_size(),
+  APB_LOG(Info, "apb-server ", kVersion, " model=", options_.served_model_name,
+          " directory=", options_.model, " dtype=", text_model_->dtype(),
+          " vocab=", text_model_->vocab_size(),
           " chat_template=", text_model_->has_chat_template() ? "yes" : "no",
           " max_model_len=", frontend_.max_model_len());
-  APB_LOG(Info, "http=", options_.host, ":", http_->port(), " grpc=", options_.host, ":", grpc_->port(),
-          " workers dial ", options_.cluster_host, ":", grpc_->cluster_port(),
+  APB_LOG(Info, "http=", options_.host, ":", http_->port(), " grpc=", options_.host, ":",
+          grpc_->port(), " workers dial ", options_.cluster_host, ":", grpc_->cluster_port(),
           " local_ranks=", options_.local_ranks, " virtual_hosts=", options_.virtual_hosts,
-          " default_strategy=", options_.default_strategy,
-          " api_keys=", options_.api_keys.size());
+          " default_strategy=", options_.default_strategy, " api_keys=", options_.api_keys.size());
   if (options_.api_keys.empty() && options_.host != "127.0.0.1" && options_.host != "localhost") {
-    APB_LOG(Warning, "everybody who can reach ", options_.host, " may use this server: --api-key guards it");
+    APB_LOG(Warning, "everybody who can reach ", options_.host,
+            " may use this server: --api-key guards it");
   }
 }
 
@@ -183,7 +186,8 @@ int Server::Stop() {
   const absl::Time deadline = absl::Now() + absl::Seconds(options_.drain_timeout_seconds);
   const sigset_t signals = StopSignals();
   bool hurry = false;
-  while (!hurry && absl::Now() < deadline && !frontend_.AwaitIdle(absl::Now() + absl::Milliseconds(50))) {
+  while (!hurry && absl::Now() < deadline &&
+         !frontend_.AwaitIdle(absl::Now() + absl::Milliseconds(50))) {
     const timespec now{0, 0};
     hurry = sigtimedwait(&signals, nullptr, &now) > 0;
   }

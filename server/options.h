@@ -45,8 +45,9 @@ struct Options {
   bool log_json = false;
 };
 
-// `exit_code` is what the process should return when there are no options to run with: 0 after --help and --version,
-// 2 when the command line is wrong; what there was to say has then been printed.
+// `exit_code` is what the process should return when there are no options to run with: 0 after
+// --help and --version, 2 when the command line is wrong; what there was to say has then been
+// printed.
 struct ParsedOptions {
   Options options;
   bool run = false;

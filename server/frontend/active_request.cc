@@ -25,7 +25,8 @@ absl::Status StatusOfEnd(const cluster::v1::SequenceEnd& end) {
   if (code == absl::StatusCode::kOk) code = absl::StatusCode::kInternal;
   if (message.empty()) message = "the worker gave no reason";
   absl::Status status(code, message);
-  const bool later = code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kResourceExhausted;
+  const bool later =
+      code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kResourceExhausted;
   return later ? WithRetryAfter(std::move(status), 2) : status;
 }
 
@@ -121,7 +122,8 @@ absl::Status ActiveRequest::Submit(text::PromptSplit prompt) {
   submit.set_passing_length(static_cast<int32_t>(apb.passing_length.value_or(-1)));
   submit.set_hosts(static_cast<int32_t>(apb.hosts.value_or(0)));
   submit.set_exact(apb.exact);
-  submit.set_report_progress(true);  // the first report ends the waiting, also where the client wants none
+  submit.set_report_progress(
+      true);  // the first report ends the waiting, also where the client wants none
 
   group_ = frontend_.groups_.Pick(prompt_tokens_ + budget);
   if (group_ == nullptr) {
@@ -217,9 +219,8 @@ void ActiveRequest::OnLost(const std::string& why) {
   const bool before_first_token = first_token_ == absl::InfinitePast();
   const std::string message =
       absl::StrCat("the worker group was lost (", why, "); try the request again");
-  FailLocked(WithRetryAfter(before_first_token ? absl::UnavailableError(message)
-                                               : absl::AbortedError(message),
-                            2));
+  FailLocked(WithRetryAfter(
+      before_first_token ? absl::UnavailableError(message) : absl::AbortedError(message), 2));
 }
 
 void ActiveRequest::Complete(Completed completed) {
@@ -260,11 +261,11 @@ void ActiveRequest::Finish(std::string_view outcome, const Completed& completed,
        .queue_seconds = completed.queue_seconds,
        .prefill_seconds = completed.prefill_seconds,
        .decode_seconds = completed.decode_seconds});
-  APB_LOG(Info, "request id=", request_.id, " outcome=", base::AbslView(outcome), " detail=\"", base::AbslView(detail),
-          "\" prompt_tokens=", prompt_tokens_, " generated_tokens=", generated,
-          " strategy=", completed.strategy, " queue_s=", completed.queue_seconds,
-          " prefill_s=", completed.prefill_seconds, " decode_s=", completed.decode_seconds,
-          " total_s=", seconds);
+  APB_LOG(Info, "request id=", request_.id, " outcome=", base::AbslView(outcome), " detail=\"",
+          base::AbslView(detail), "\" prompt_tokens=", prompt_tokens_,
+          " generated_tokens=", generated, " strategy=", completed.strategy,
+          " queue_s=", completed.queue_seconds, " prefill_s=", completed.prefill_seconds,
+          " decode_s=", completed.decode_seconds, " total_s=", seconds);
   frontend_.Forget(this);
 }
 

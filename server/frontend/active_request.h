@@ -1,5 +1,6 @@
-// One request from its admission to its end. Thread-safe; the mutex orders its events. Held by the connection of
-// its client and, while they have work with it, by the text pool and the worker group.
+// One request from its admission to its end. Thread-safe; the mutex orders its events. Held by the
+// connection of its client and, while they have work with it, by the text pool and the worker
+// group.
 #pragma once
 
 #include <cstdint>

@@ -59,8 +59,8 @@ absl::Status CheckSampling(const Sampling& s, const Limits& limits) {
                                                    " > ", *s.max_tokens));
   }
   if (s.stop.size() > kMaxStopStrings) {
-    return InvalidField("stop", absl::StrCat("at most ", kMaxStopStrings, " strings, got ",
-                                             s.stop.size()));
+    return InvalidField("stop",
+                        absl::StrCat("at most ", kMaxStopStrings, " strings, got ", s.stop.size()));
   }
   for (const std::string& stop : s.stop) {
     if (stop.empty()) return InvalidField("stop", "a stop string must not be empty");
@@ -82,12 +82,13 @@ absl::Status CheckSampling(const Sampling& s, const Limits& limits) {
 }
 
 absl::Status CheckApb(const ApbOptions& apb) {
-  APB_RETURN_IF_ERROR(CheckOneOf("apb.strategy", apb.strategy, std::span(kStrategyNames).subspan(1)));
+  APB_RETURN_IF_ERROR(
+      CheckOneOf("apb.strategy", apb.strategy, std::span(kStrategyNames).subspan(1)));
   APB_RETURN_IF_ERROR(
       CheckOneOf("apb.compressor", apb.compressor, std::span(kCompressorNames).subspan(1)));
   if (apb.exact && (apb.strategy == "apb" || apb.strategy == "star")) {
-    return InvalidField("apb.exact",
-                        absl::StrCat("strategy ", apb.strategy, " is approximate; use an exact one or auto"));
+    return InvalidField("apb.exact", absl::StrCat("strategy ", apb.strategy,
+                                                  " is approximate; use an exact one or auto"));
   }
   APB_RETURN_IF_ERROR(CheckRange("apb.anchor_length", apb.anchor_length, 0, 1 << 24));
   APB_RETURN_IF_ERROR(CheckRange("apb.passing_length", apb.passing_length, 0, 1 << 24));
@@ -98,11 +99,12 @@ absl::Status CheckApb(const ApbOptions& apb) {
   return absl::OkStatus();
 }
 
-// A text of n bytes has at least n / (bytes of the longest token) tokens: turned away before any work.
+// A text of n bytes has at least n / (bytes of the longest token) tokens: turned away before any
+// work.
 absl::Status CheckTextBytes(std::string_view field, int64_t bytes, const Limits& limits) {
   if (bytes > limits.max_input_bytes) {
-    return InvalidField(field, absl::StrCat("has ", bytes, " bytes, the limit is ",
-                                            limits.max_input_bytes));
+    return InvalidField(
+        field, absl::StrCat("has ", bytes, " bytes, the limit is ", limits.max_input_bytes));
   }
   if (limits.max_model_len > 0 && bytes / limits.max_token_bytes > limits.max_model_len) {
     return WithErrorCode(
@@ -136,8 +138,8 @@ struct InputCheck {
     for (size_t i = 0; i < input.ids.size(); ++i) {
       if (input.ids[i] < 0 || input.ids[i] >= limits.vocab_size) {
         return InvalidField(absl::StrCat("prompt[", i, "]"),
-                            absl::StrCat("token id ", input.ids[i], " is outside the vocabulary of ",
-                                         limits.vocab_size));
+                            absl::StrCat("token id ", input.ids[i],
+                                         " is outside the vocabulary of ", limits.vocab_size));
       }
     }
     return absl::OkStatus();
@@ -146,8 +148,8 @@ struct InputCheck {
   absl::Status operator()(const ChatInput& input) const {
     if (input.messages.empty()) return InvalidField("messages", "must not be empty");
     if (input.messages.size() > kMaxMessages) {
-      return InvalidField("messages", absl::StrCat("at most ", kMaxMessages, ", got ",
-                                                   input.messages.size()));
+      return InvalidField("messages",
+                          absl::StrCat("at most ", kMaxMessages, ", got ", input.messages.size()));
     }
     int64_t bytes = 0;
     for (size_t i = 0; i < input.messages.size(); ++i) {

@@ -21,9 +21,9 @@ inline constexpr int kMaxRequestIdBytes = 128;
 inline constexpr int64_t kDefaultCompletionTokens = 16;
 
 struct Limits {
-  std::string model;                // the served name
-  int64_t max_model_len = 0;        // tokens of prompt + completion
-  int64_t max_token_bytes = 256;    // longest token of the vocabulary
+  std::string model;              // the served name
+  int64_t max_model_len = 0;      // tokens of prompt + completion
+  int64_t max_token_bytes = 256;  // longest token of the vocabulary
   int64_t max_input_bytes = 64 << 20;
   int32_t vocab_size = 0;
 };
@@ -31,8 +31,8 @@ struct Limits {
 // Checks all that can be checked before tokenization. Errors name the field.
 absl::Status CheckRequest(const CanonicalRequest& request, const Limits& limits);
 
-// The number of tokens that may be generated for a prompt of that length; kInvalidArgument with code
-// context_length_exceeded when prompt and completion do not fit.
+// The number of tokens that may be generated for a prompt of that length; kInvalidArgument with
+// code context_length_exceeded when prompt and completion do not fit.
 absl::StatusOr<int64_t> CompletionBudget(const CanonicalRequest& request, int64_t prompt_tokens,
                                          int64_t max_model_len);
 

@@ -7,7 +7,8 @@
 
 namespace apb::frontend {
 
-// Whether `given` is one of the keys; no keys: everybody may. Takes the same time for every wrong key of a length.
+// Whether `given` is one of the keys; no keys: everybody may. Takes the same time for every wrong
+// key of a length.
 inline bool IsAllowed(const std::vector<std::string>& keys, std::string_view given) {
   bool allowed = keys.empty();
   for (const std::string& key : keys) {

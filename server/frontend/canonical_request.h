@@ -1,5 +1,5 @@
-// The one request type behind both APIs. Translators fill in what the client sent and nothing else: every
-// default, range and limit is in admission.h.
+// The one request type behind both APIs. Translators fill in what the client sent and nothing else:
+// every default, range and limit is in admission.h.
 #pragma once
 
 #include <array>
@@ -57,7 +57,8 @@ struct Sampling {
   bool skip_special_tokens = true;
 };
 
-// What `strategy` and `compressor` may be, in the order of inference.v1.Strategy and Compressor; the first is "unset".
+// What `strategy` and `compressor` may be, in the order of inference.v1.Strategy and Compressor;
+// the first is "unset".
 inline constexpr std::array<std::string_view, 9> kStrategyNames = {
     "", "auto", "full", "apb", "star", "ring_kv", "ring_q", "token_ring", "ulysses"};
 inline constexpr std::array<std::string_view, 4> kCompressorNames = {"", "retaining_heads",

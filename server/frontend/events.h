@@ -1,5 +1,5 @@
-// What happens to a request, in the order in which a client learns it: at most one Queued, any number of
-// Progress, any number of TokenChunk, then exactly one Completed or Failed.
+// What happens to a request, in the order in which a client learns it: at most one Queued, any
+// number of Progress, any number of TokenChunk, then exactly one Completed or Failed.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +45,8 @@ enum class FinishReason { kStop, kLength };
 
 struct Completed {
   FinishReason reason = FinishReason::kStop;
-  std::string stop_string;   // the stop string that matched, if one did
-  int32_t stop_token = -1;   // the stop token, if it is known
+  std::string stop_string;  // the stop string that matched, if one did
+  int32_t stop_token = -1;  // the stop token, if it is known
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;
   int64_t cached_tokens = 0;
@@ -62,8 +62,9 @@ struct Failed {
 
 using Event = std::variant<Queued, Progress, TokenChunk, Completed, Failed>;
 
-// Receives the events of one request, one at a time, from any thread. Must not block and must not call the
-// request back. False means that the client is gone or too slow: the request is cancelled, no event follows.
+// Receives the events of one request, one at a time, from any thread. Must not block and must not
+// call the request back. False means that the client is gone or too slow: the request is cancelled,
+// no event follows.
 class EventSink {
  public:
   virtual ~EventSink() = default;

@@ -75,8 +75,8 @@ absl::StatusOr<std::shared_ptr<ActiveRequest>> Frontend::Start(CanonicalRequest 
     metrics_.RequestFinished({.outcome = "rejected"});
     return status;
   }
-  auto active = std::make_shared<ActiveRequest>(*this, std::move(request), std::move(sink),
-                                                waiting_ahead);
+  auto active =
+      std::make_shared<ActiveRequest>(*this, std::move(request), std::move(sink), waiting_ahead);
   {
     absl::MutexLock lock(&mutex_);
     requests_[active.get()] = active;
@@ -84,7 +84,8 @@ absl::StatusOr<std::shared_ptr<ActiveRequest>> Frontend::Start(CanonicalRequest 
   if (!pool_.Schedule([active] { active->Prepare(); })) {
     active->Cancel();
     metrics_.RequestRejected("queue_full");
-    return WithRetryAfter(absl::ResourceExhaustedError("too many prompts wait for tokenization"), 1);
+    return WithRetryAfter(absl::ResourceExhaustedError("too many prompts wait for tokenization"),
+                          1);
   }
   return active;
 }

@@ -1,5 +1,5 @@
-// The way of a request through the server: admission, text work on the pool, a worker group, tokens back to the
-// client. Both APIs start requests here. Thread-safe.
+// The way of a request through the server: admission, text work on the pool, a worker group, tokens
+// back to the client. Both APIs start requests here. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -41,8 +41,8 @@ class Frontend {
   // Fails what is still in flight.
   ~Frontend();
 
-  // An error: the request is refused and the sink hears nothing. Else its events go to the sink (shared: the
-  // request and the client's connection may each be the last to let go of it).
+  // An error: the request is refused and the sink hears nothing. Else its events go to the sink
+  // (shared: the request and the client's connection may each be the last to let go of it).
   absl::StatusOr<std::shared_ptr<ActiveRequest>> Start(CanonicalRequest request,
                                                        std::shared_ptr<EventSink> sink);
 

@@ -57,7 +57,8 @@ void GroupRegistry::OnMessage(WorkerGroup& group, const cluster::v1::FromWorker&
   if (message.has_stats()) OnStats(group, message.stats());
   group.OnMessage(message);
   if (message.has_leaving()) {
-    APB_LOG(Info, "group leaves id=", group.hello().group_id(), " in_flight=", group.sequence_count());
+    APB_LOG(Info, "group leaves id=", group.hello().group_id(),
+            " in_flight=", group.sequence_count());
     AnnounceReadiness();
   }
 }

@@ -35,12 +35,12 @@ class GroupRegistry {
   // `metrics` must outlive the registry.
   GroupRegistry(Options options, observability::Metrics& metrics);
 
-  // Called with true when the first group gets ready and with false when the last one leaves or is lost; set it
-  // before any group connects.
+  // Called with true when the first group gets ready and with false when the last one leaves or is
+  // lost; set it before any group connects.
   void SetReadinessListener(std::function<void(bool ready)> listener);
 
-  // Checks the hello. kPermissionDenied: wrong secret. kFailedPrecondition: another model. A group that
-  // connects again under the same id replaces the old connection.
+  // Checks the hello. kPermissionDenied: wrong secret. kFailedPrecondition: another model. A group
+  // that connects again under the same id replaces the old connection.
   absl::StatusOr<std::shared_ptr<WorkerGroup>> Connect(const cluster::v1::Hello& hello,
                                                        std::shared_ptr<GroupConnection> connection);
   void OnMessage(WorkerGroup& group, const cluster::v1::FromWorker& message);

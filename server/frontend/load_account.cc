@@ -15,8 +15,8 @@ absl::Status LoadAccount::Arrive(int64_t* waiting_ahead) {
   absl::MutexLock lock(&mutex_);
   if (waiting_ >= limits_.waiting_requests) {
     return WithRetryAfter(
-        absl::ResourceExhaustedError(absl::StrCat(waiting_, " requests are waiting already; the limit is ",
-                                                  limits_.waiting_requests)),
+        absl::ResourceExhaustedError(absl::StrCat(
+            waiting_, " requests are waiting already; the limit is ", limits_.waiting_requests)),
         1);
   }
   *waiting_ahead = waiting_++;
@@ -27,11 +27,10 @@ absl::Status LoadAccount::Arrive(int64_t* waiting_ahead) {
 absl::Status LoadAccount::AddTokens(int64_t tokens) {
   absl::MutexLock lock(&mutex_);
   if (waiting_tokens_ > 0 && waiting_tokens_ + tokens > limits_.waiting_tokens) {
-    return WithRetryAfter(
-        absl::ResourceExhaustedError(absl::StrCat(waiting_tokens_, " prompt tokens are waiting already, ",
-                                                  tokens, " more exceed the limit of ",
-                                                  limits_.waiting_tokens)),
-        2);
+    return WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
+                              waiting_tokens_, " prompt tokens are waiting already, ", tokens,
+                              " more exceed the limit of ", limits_.waiting_tokens)),
+                          2);
   }
   waiting_tokens_ += tokens;
   Publish();

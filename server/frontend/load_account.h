@@ -1,4 +1,5 @@
-// How many requests wait and run, and whether one more may come. Thread-safe; each call is one short lock.
+// How many requests wait and run, and whether one more may come. Thread-safe; each call is one
+// short lock.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +20,11 @@ class LoadAccount {
   };
   LoadAccount(Limits limits, observability::Metrics& metrics);
 
-  // One more waiting request; kResourceExhausted when too many wait. The order of arrival is the position.
+  // One more waiting request; kResourceExhausted when too many wait. The order of arrival is the
+  // position.
   absl::Status Arrive(int64_t* waiting_ahead);
-  // Its length is known; kResourceExhausted when too many tokens wait. A request that waits alone always may.
+  // Its length is known; kResourceExhausted when too many tokens wait. A request that waits alone
+  // always may.
   absl::Status AddTokens(int64_t tokens);
   void StartRunning(int64_t waiting_tokens);
   void LeaveWaiting(int64_t waiting_tokens);

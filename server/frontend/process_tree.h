@@ -1,5 +1,6 @@
-// The processes below this one. mpirun gives each rank a process group of its own, so a tree is ended by walking
-// it: AdoptOrphans makes ranks whose mpirun has died children of this process instead of children of init.
+// The processes below this one. mpirun gives each rank a process group of its own, so a tree is
+// ended by walking it: AdoptOrphans makes ranks whose mpirun has died children of this process
+// instead of children of init.
 #pragma once
 
 #include <sys/types.h>
@@ -20,14 +21,16 @@ struct Command {
   std::vector<std::string> environment;  // NAME=value, in addition to this process's
 };
 
-// Starts a process in a process group of its own, with its output on our standard error and none of our descriptors.
-// It gets SIGTERM when the calling *thread* ends, so the caller must live as long as it should.
+// Starts a process in a process group of its own, with its output on our standard error and none of
+// our descriptors. It gets SIGTERM when the calling *thread* ends, so the caller must live as long
+// as it should.
 absl::StatusOr<pid_t> StartProcess(const Command& command);
 
 // All processes below `root`, zombies excluded.
 std::vector<pid_t> Descendants(pid_t root);
 
-// Kills everything below this process and collects the dead; true when nothing is left at the deadline.
+// Kills everything below this process and collects the dead; true when nothing is left at the
+// deadline.
 bool KillDescendants(absl::Time deadline);
 
 }  // namespace apb::frontend

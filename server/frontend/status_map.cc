@@ -62,7 +62,8 @@ HttpError HttpErrorOf(absl::StatusCode code) {
 std::string_view CodeName(absl::StatusCode code) { return RowOf(code).name; }
 
 absl::Status InvalidField(std::string_view field, std::string_view message) {
-  absl::Status status = absl::InvalidArgumentError(absl::StrCat(base::AbslView(field), ": ", base::AbslView(message)));
+  absl::Status status = absl::InvalidArgumentError(
+      absl::StrCat(base::AbslView(field), ": ", base::AbslView(message)));
   status.SetPayload(kField, absl::Cord(base::AbslView(field)));
   return status;
 }

@@ -1,5 +1,5 @@
-// The one table between absl::Status, gRPC and HTTP, and the details that travel in a status: the field that is
-// wrong, OpenAI's error code, the seconds to wait before trying again.
+// The one table between absl::Status, gRPC and HTTP, and the details that travel in a status: the
+// field that is wrong, OpenAI's error code, the seconds to wait before trying again.
 #pragma once
 
 #include <string>

@@ -52,7 +52,8 @@ absl::Status TextModel::ReadConfig(const std::string& folder) {
   max_position_embeddings_ = integer("max_position_embeddings");
   const int64_t vocab_size = integer("vocab_size");
   if (vocab_size <= 0 || vocab_size > (1 << 24)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": vocab_size is missing or out of range"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": vocab_size is missing or out of range"));
   }
   vocab_size_ = static_cast<int32_t>(vocab_size);
   for (const char* name : {"dtype", "torch_dtype"}) {
@@ -85,7 +86,8 @@ absl::StatusOr<std::unique_ptr<TextModel>> TextModel::Load(const std::string& fo
   std::sort(stops.begin(), stops.end());
   stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
   std::erase_if(stops, [&](int32_t id) { return id < 0 || id >= model->vocab_size_; });
-  if (stops.empty()) APB_LOG(Warning, "the checkpoint names no eos token: completions end by length");
+  if (stops.empty())
+    APB_LOG(Warning, "the checkpoint names no eos token: completions end by length");
   return model;
 }
 
@@ -112,7 +114,8 @@ absl::StatusOr<text::RenderedPrompt> TextModel::Render(const ChatInput& input) c
 
 absl::StatusOr<text::PromptSplit> TextModel::Prepare(const CanonicalRequest& request) const {
   absl::StatusOr<text::PromptSplit> split = Split(request);
-  // The splitter knows no statuses with fields; what it says of the query begins with the query's name.
+  // The splitter knows no statuses with fields; what it says of the query begins with the query's
+  // name.
   absl::string_view problem = split.status().message();
   if (absl::IsInvalidArgument(split.status()) && absl::ConsumePrefix(&problem, "apb.query ")) {
     return InvalidField("apb.query", base::StdView(problem));

@@ -1,5 +1,5 @@
-// All that the server knows of a checkpoint: tokenizer, chat template, stop tokens, lengths. Immutable after
-// loading, so any thread may use it.
+// All that the server knows of a checkpoint: tokenizer, chat template, stop tokens, lengths.
+// Immutable after loading, so any thread may use it.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,8 @@ namespace apb::frontend {
 
 class TextModel {
  public:
-  // Reads config.json, generation_config.json, tokenizer.json, tokenizer_config.json of a checkpoint.
+  // Reads config.json, generation_config.json, tokenizer.json, tokenizer_config.json of a
+  // checkpoint.
   static absl::StatusOr<std::unique_ptr<TextModel>> Load(const std::string& folder);
 
   // Template, tokens and the border between document and query. The slow part of a request.

@@ -16,8 +16,9 @@ TokenStream::TokenStream(const text::Tokenizer& tokenizer, text::StopMatcher mat
 
 absl::StatusOr<TokenStream> TokenStream::Create(const text::Tokenizer& tokenizer,
                                                 TokenStreamOptions options) {
-  APB_ASSIGN_OR_RETURN(text::StopMatcher matcher,
-                       text::StopMatcher::Create(options.stop_strings, options.include_stop_string));
+  APB_ASSIGN_OR_RETURN(
+      text::StopMatcher matcher,
+      text::StopMatcher::Create(options.stop_strings, options.include_stop_string));
   return TokenStream(tokenizer, std::move(matcher), std::move(options));
 }
 

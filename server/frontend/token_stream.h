@@ -1,5 +1,5 @@
-// Turns the tokens of one request into the chunks that the client sees: detokenizer, stop strings, log
-// probabilities. Owned by whoever feeds it; not thread-safe.
+// Turns the tokens of one request into the chunks that the client sees: detokenizer, stop strings,
+// log probabilities. Owned by whoever feeds it; not thread-safe.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// One connected worker group: the sequences in flight there and the way to it. Thread-safe. Listeners are called
-// with no lock held, in the order of the stream.
+// One connected worker group: the sequences in flight there and the way to it. Thread-safe.
+// Listeners are called with no lock held, in the order of the stream.
 #pragma once
 
 #include <cstdint>
@@ -39,8 +39,9 @@ class WorkerGroup {
 
   const cluster::v1::Hello& hello() const { return hello_; }
 
-  // Sends the sequence; `submit.sequence` is chosen here and returned. The listener is kept until it ends (shared:
-  // the request itself may be dropped by its client meanwhile). kUnavailable when the group is lost.
+  // Sends the sequence; `submit.sequence` is chosen here and returned. The listener is kept until
+  // it ends (shared: the request itself may be dropped by its client meanwhile). kUnavailable when
+  // the group is lost.
   absl::StatusOr<uint64_t> Submit(cluster::v1::Submit submit,
                                   std::shared_ptr<SequenceListener> listener);
   // The listener hears nothing more. Idempotent.

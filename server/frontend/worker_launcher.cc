@@ -71,7 +71,8 @@ std::vector<std::string> WorkerLauncher::CommandLine() const {
 void WorkerLauncher::Run() {
   const Command command = {
       .arguments = CommandLine(),
-      // Ranks of one machine in a container may not read each other's memory; say so rather than warn.
+      // Ranks of one machine in a container may not read each other's memory; say so rather than
+      // warn.
       .environment = {"OMPI_MCA_btl_vader_single_copy_mechanism=none",
                       "OMPI_MCA_btl_base_warn_component_unused=0", "OMPI_MCA_mpi_yield_when_idle=1",
                       absl::StrCat("APB_GROUP_TOKEN=", options_.token)}};

@@ -1,5 +1,5 @@
-// Starts the worker group of this machine (`mpirun -n N apb-worker ...`), starts it again with back-off when it
-// ends, and leaves no process behind. One thread of its own.
+// Starts the worker group of this machine (`mpirun -n N apb-worker ...`), starts it again with
+// back-off when it ends, and leaves no process behind. One thread of its own.
 #pragma once
 
 #include <sys/types.h>
@@ -31,14 +31,15 @@ struct LauncherOptions {
 
 class WorkerLauncher {
  public:
-  // `on_exit` is called on the launcher's thread with the exit status of a group that ended by itself (128 + signal
-  // when one killed it); it returns whether to start again. `metrics` must outlive the launcher.
+  // `on_exit` is called on the launcher's thread with the exit status of a group that ended by
+  // itself (128 + signal when one killed it); it returns whether to start again. `metrics` must
+  // outlive the launcher.
   WorkerLauncher(LauncherOptions options, std::function<bool(int status)> on_exit,
                  observability::Metrics& metrics);
   ~WorkerLauncher();
 
-  // Waits for the end of a group that was told to drain, then SIGTERM, then SIGKILL. No process of the group is left
-  // afterwards. Idempotent.
+  // Waits for the end of a group that was told to drain, then SIGTERM, then SIGKILL. No process of
+  // the group is left afterwards. Idempotent.
   void Stop();
   // Cuts the grace of a Stop that is under way, or that comes later.
   void Hurry();

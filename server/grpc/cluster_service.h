@@ -1,4 +1,5 @@
-// Where the leaders of worker groups dial in: the stream of cluster.v1 on one side, the group registry on the other.
+// Where the leaders of worker groups dial in: the stream of cluster.v1 on one side, the group
+// registry on the other.
 #pragma once
 
 #include "apb/cluster/v1/worker_group_service.grpc.pb.h"

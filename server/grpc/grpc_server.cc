@@ -51,7 +51,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(Options options,
   const std::string address = absl::StrCat(options.host, ":", options.port);
   server->public_server_ = Listen(&public_builder, address, &server->port_);
   if (server->public_server_ == nullptr) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on ", address, " for gRPC: is it taken?"));
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on ", address, " for gRPC: is it taken?"));
   }
   server->SetServing(false);
 

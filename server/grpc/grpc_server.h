@@ -1,4 +1,5 @@
-// The two gRPC listeners: the public one with health and reflection, and the one that worker groups dial.
+// The two gRPC listeners: the public one with health and reflection, and the one that worker groups
+// dial.
 #pragma once
 
 #include <memory>

@@ -24,7 +24,8 @@ namespace pb = inference::v1;
 
 class GenerateReactor;
 
-// The events of one call. Outlives the call while the request still holds it; events are then dropped.
+// The events of one call. Outlives the call while the request still holds it; events are then
+// dropped.
 class Sink final : public frontend::EventSink {
  public:
   Sink(GenerateReactor* reactor, std::string request_id, size_t max_bytes)
@@ -46,7 +47,8 @@ class Sink final : public frontend::EventSink {
   GenerateReactor* reactor_ ABSL_GUARDED_BY(mutex_);
   const std::string request_id_;
   const size_t max_bytes_;
-  std::deque<pb::GenerateResponse> queue_ ABSL_GUARDED_BY(mutex_);  // the first one is being written
+  std::deque<pb::GenerateResponse> queue_
+      ABSL_GUARDED_BY(mutex_);  // the first one is being written
   size_t queued_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool over_ ABSL_GUARDED_BY(mutex_) = false;      // no event may follow
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;  // Finish was called
@@ -100,7 +102,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<pb::GenerateRespon
  private:
   frontend::Frontend& frontend_;
   grpc::CallbackServerContext* const context_;  // of the call, so it outlives this
-  const std::shared_ptr<Sink> sink_;  // shared with the request
+  const std::shared_ptr<Sink> sink_;            // shared with the request
   absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   std::shared_ptr<frontend::ActiveRequest> active_ ABSL_GUARDED_BY(mutex_);
@@ -189,7 +191,8 @@ InferenceService::InferenceService(Options options, frontend::Frontend& frontend
 
 absl::Status InferenceService::Authorize(const grpc::CallbackServerContext& context) const {
   if (frontend::IsAllowed(options_.api_keys, BearerToken(context))) return absl::OkStatus();
-  return absl::UnauthenticatedError("metadata `authorization: Bearer KEY` with a valid key is needed");
+  return absl::UnauthenticatedError(
+      "metadata `authorization: Bearer KEY` with a valid key is needed");
 }
 
 absl::Status InferenceService::CheckModel(const std::string& model) const {
@@ -273,7 +276,8 @@ grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerCon
     response->set_vocab_size(frontend_.text_model().vocab_size());
     response->set_dtype(frontend_.text_model().dtype());
     response->set_created(frontend_.start_seconds());
-    for (auto strategy : {pb::STRATEGY_AUTO, pb::STRATEGY_FULL, pb::STRATEGY_APB, pb::STRATEGY_STAR}) {
+    for (auto strategy :
+         {pb::STRATEGY_AUTO, pb::STRATEGY_FULL, pb::STRATEGY_APB, pb::STRATEGY_STAR}) {
       response->add_strategies(strategy);
     }
     for (const frontend::GroupInfo& group : frontend_.groups().Describe()) {

@@ -27,7 +27,8 @@ absl::Status ReadApb(const pb::ApbOptions& from, frontend::ApbOptions* to) {
     return frontend::InvalidField("apb.strategy", absl::StrCat("unknown value ", from.strategy()));
   }
   if (!pb::Compressor_IsValid(from.compressor())) {
-    return frontend::InvalidField("apb.compressor", absl::StrCat("unknown value ", from.compressor()));
+    return frontend::InvalidField("apb.compressor",
+                                  absl::StrCat("unknown value ", from.compressor()));
   }
   to->strategy = frontend::kStrategyNames[from.strategy()];
   to->compressor = frontend::kCompressorNames[from.compressor()];
@@ -137,7 +138,8 @@ absl::StatusOr<CanonicalRequest> FromMessage(const pb::GenerateRequest& message)
       request.input = frontend::TextInput{message.text()};
       break;
     case pb::GenerateRequest::kTokens:
-      request.input = frontend::TokenInput{{message.tokens().ids().begin(), message.tokens().ids().end()}};
+      request.input =
+          frontend::TokenInput{{message.tokens().ids().begin(), message.tokens().ids().end()}};
       break;
     case pb::GenerateRequest::kChat:
       request.input = ToChat(message.chat());

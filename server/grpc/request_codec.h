@@ -9,10 +9,13 @@
 namespace apb::grpc_api {
 
 // kInvalidArgument for what the canonical request cannot say; ranges are left to admission.
-absl::StatusOr<frontend::CanonicalRequest> FromMessage(const inference::v1::GenerateRequest& message);
-absl::StatusOr<frontend::CanonicalRequest> FromMessage(const inference::v1::TokenizeRequest& message);
+absl::StatusOr<frontend::CanonicalRequest> FromMessage(
+    const inference::v1::GenerateRequest& message);
+absl::StatusOr<frontend::CanonicalRequest> FromMessage(
+    const inference::v1::TokenizeRequest& message);
 
 // Not for Failed, which is the status of the call.
-inference::v1::GenerateResponse ToMessage(const frontend::Event& event, const std::string& request_id);
+inference::v1::GenerateResponse ToMessage(const frontend::Event& event,
+                                          const std::string& request_id);
 
 }  // namespace apb::grpc_api

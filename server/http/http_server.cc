@@ -37,9 +37,11 @@ absl::Status HttpServer::Listen() {
   const std::string name = absl::StrCat(options.host, ":", options.port);
   error_code error;
   tcp::resolver resolver(context_);
-  const auto found = resolver.resolve(options.host, absl::StrCat(options.port), tcp::resolver::passive, error);
+  const auto found =
+      resolver.resolve(options.host, absl::StrCat(options.port), tcp::resolver::passive, error);
   if (error || found.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat("cannot listen on ", name, ": ", error.message()));
+    return absl::InvalidArgumentError(
+        absl::StrCat("cannot listen on ", name, ": ", error.message()));
   }
   const tcp::endpoint endpoint = found.begin()->endpoint();
   acceptor_.open(endpoint.protocol(), error);
@@ -47,7 +49,8 @@ absl::Status HttpServer::Listen() {
   if (!error) acceptor_.bind(endpoint, error);
   if (!error) acceptor_.listen(asio::socket_base::max_listen_connections, error);
   if (error) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on ", name, " for HTTP: ", error.message()));
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on ", name, " for HTTP: ", error.message()));
   }
   fcntl(acceptor_.native_handle(), F_SETFD, FD_CLOEXEC);
   port_ = acceptor_.local_endpoint(error).port();
@@ -55,9 +58,9 @@ absl::Status HttpServer::Listen() {
 }
 
 void HttpServer::Accept() {
-  acceptor_.async_accept(asio::make_strand(context_), [this](const error_code& error, tcp::socket socket) {
-    OnAccept(error, std::move(socket));
-  });
+  acceptor_.async_accept(
+      asio::make_strand(context_),
+      [this](const error_code& error, tcp::socket socket) { OnAccept(error, std::move(socket)); });
 }
 
 void HttpServer::OnAccept(const error_code& error, tcp::socket socket) {
@@ -65,7 +68,8 @@ void HttpServer::OnAccept(const error_code& error, tcp::socket socket) {
   if (error) {
     // Out of descriptors, most likely: give the open connections time to end.
     APB_LOG(Warning, "accept: ", error.message());
-    auto timer = std::make_shared<asio::steady_timer>(acceptor_.get_executor(), std::chrono::milliseconds(100));
+    auto timer = std::make_shared<asio::steady_timer>(acceptor_.get_executor(),
+                                                      std::chrono::milliseconds(100));
     timer->async_wait([this, timer](const error_code&) { Accept(); });
     return;
   }

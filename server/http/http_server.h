@@ -42,7 +42,8 @@ struct HttpShared {
 
 class HttpServer {
  public:
-  // The port is bound when this returns; kUnavailable when it is taken. `frontend` must outlive the server.
+  // The port is bound when this returns; kUnavailable when it is taken. `frontend` must outlive the
+  // server.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(HttpOptions options,
                                                            frontend::Frontend& frontend);
   // Closes all connections.

@@ -73,7 +73,8 @@ FieldReader::FieldReader(const json& object, std::string prefix)
     : object_(object), prefix_(std::move(prefix)) {}
 
 void FieldReader::Fail(std::string_view name, std::string_view message) {
-  if (status_.ok()) status_ = frontend::InvalidField(absl::StrCat(prefix_, base::AbslView(name)), message);
+  if (status_.ok())
+    status_ = frontend::InvalidField(absl::StrCat(prefix_, base::AbslView(name)), message);
 }
 
 const json* FieldReader::Find(const char* name) const {

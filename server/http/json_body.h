@@ -15,11 +15,12 @@ namespace apb::http_api {
 
 inline constexpr int kMaxJsonDepth = 64;
 
-// kInvalidArgument for anything but one object of valid UTF-8 JSON that is at most kMaxJsonDepth deep.
+// kInvalidArgument for anything but one object of valid UTF-8 JSON that is at most kMaxJsonDepth
+// deep.
 absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view body);
 
-// Reads fields of an object and keeps the first error. A field that is absent or null leaves its target as it
-// is; one of another type is an error that names it.
+// Reads fields of an object and keeps the first error. A field that is absent or null leaves its
+// target as it is; one of another type is an error that names it.
 class FieldReader {
  public:
   // `object` must outlive the reader. Names in errors begin with `prefix`, e.g. "apb.".

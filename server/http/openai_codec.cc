@@ -17,7 +17,8 @@ using frontend::CanonicalRequest;
 using frontend::InvalidField;
 using nlohmann::json;
 
-// Fields that would change the answer, with the one value (besides null, false, "", [], {}) that asks for nothing.
+// Fields that would change the answer, with the one value (besides null, false, "", [], {}) that
+// asks for nothing.
 struct Unsupported {
   const char* name;
   json harmless;
@@ -25,12 +26,18 @@ struct Unsupported {
 
 const std::vector<Unsupported>& UnsupportedFields() {
   static const auto* fields = new std::vector<Unsupported>{
-      {"n", 1},           {"best_of", 1},
-      {"echo", false},    {"suffix", ""},
-      {"logit_bias", {}}, {"tools", json::array()},
-      {"functions", {}},  {"tool_choice", "none"},
-      {"audio", {}},      {"function_call", "none"},
-      {"prediction", {}}, {"response_format", {{"type", "text"}}},
+      {"n", 1},
+      {"best_of", 1},
+      {"echo", false},
+      {"suffix", ""},
+      {"logit_bias", {}},
+      {"tools", json::array()},
+      {"functions", {}},
+      {"tool_choice", "none"},
+      {"audio", {}},
+      {"function_call", "none"},
+      {"prediction", {}},
+      {"response_format", {{"type", "text"}}},
       {"modalities", json::array({"text"})},
       {"web_search_options", {}},
       {"prompt_logprobs", {}},
@@ -121,7 +128,8 @@ absl::StatusOr<std::string> ReadContent(const json& message, const std::string& 
     FieldReader reader(part, part_name + ".");
     std::string type = "text", piece;
     reader.Read("type", &type);
-    if (type != "text") reader.Fail("type", absl::StrCat("only text is supported, not ", type.substr(0, 50)));
+    if (type != "text")
+      reader.Fail("type", absl::StrCat("only text is supported, not ", type.substr(0, 50)));
     reader.Read("text", &piece);
     APB_RETURN_IF_ERROR(reader.status());
     text += piece;
@@ -141,8 +149,9 @@ absl::StatusOr<frontend::ChatInput> ReadChat(const json& body) {
     if (!message.is_object()) return InvalidField(name, "must be an object");
     for (const char* field : {"tool_calls", "function_call"}) {
       if (auto found = message.find(field); found != message.end() && !AsksForNothing(*found)) {
-        return frontend::WithErrorCode(InvalidField(absl::StrCat(name, ".", field), "is not supported"),
-                                       "unsupported_parameter");
+        return frontend::WithErrorCode(
+            InvalidField(absl::StrCat(name, ".", field), "is not supported"),
+            "unsupported_parameter");
       }
     }
     frontend::ChatMessage& to = chat.messages.emplace_back();
@@ -167,7 +176,8 @@ absl::Status ReadPrompt(const json& body, CanonicalRequest* request) {
   const json* prompt = reader.Find("prompt");
   if (prompt == nullptr) return InvalidField("prompt", "is missing");
   if (prompt->is_array() && !prompt->empty() && !(*prompt)[0].is_number()) {
-    if (prompt->size() > 1) return InvalidField("prompt", "one prompt a request; send several requests");
+    if (prompt->size() > 1)
+      return InvalidField("prompt", "one prompt a request; send several requests");
     prompt = &(*prompt)[0];
   }
   if (prompt->is_string()) {

@@ -1,5 +1,6 @@
-// Bodies of OpenAI's API (and vLLM's tokenize calls) to canonical requests. Pure functions; ranges are left to
-// admission. A field that would change the answer and is not supported is an error, unknown fields are ignored.
+// Bodies of OpenAI's API (and vLLM's tokenize calls) to canonical requests. Pure functions; ranges
+// are left to admission. A field that would change the answer and is not supported is an error,
+// unknown fields are ignored.
 #pragma once
 
 #include <cstdint>

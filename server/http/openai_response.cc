@@ -85,7 +85,10 @@ json CompletionLogprobs(const std::vector<frontend::TokenLogprob>& logprobs, int
     offsets.push_back(*offset);
     for (unsigned char byte : entry.chosen.bytes) *offset += (byte & 0xc0) != 0x80;
   }
-  return {{"tokens", tokens}, {"token_logprobs", chosen}, {"top_logprobs", top}, {"text_offset", offsets}};
+  return {{"tokens", tokens},
+          {"token_logprobs", chosen},
+          {"top_logprobs", top},
+          {"text_offset", offsets}};
 }
 
 }  // namespace
@@ -113,7 +116,7 @@ OpenAiResponse::OpenAiResponse(ResponseHeader header) : header_(std::move(header
 json OpenAiResponse::Envelope(bool chunk) const {
   const bool chat = header_.api == Api::kChat;
   return {{"id", header_.id},
-          {"object", !chat    ? "text_completion"
+          {"object", !chat   ? "text_completion"
                      : chunk ? "chat.completion.chunk"
                              : "chat.completion"},
           {"created", header_.created},
@@ -207,7 +210,8 @@ std::string OpenAiResponse::Whole(const frontend::Completed& completed) const {
   int64_t offset = 0;
   json logprobs;
   if (header_.logprobs) {
-    logprobs = header_.api == Api::kChat ? ChatLogprobs(logprobs_) : CompletionLogprobs(logprobs_, &offset);
+    logprobs = header_.api == Api::kChat ? ChatLogprobs(logprobs_)
+                                         : CompletionLogprobs(logprobs_, &offset);
   }
   json choice = Choice(logprobs);
   choice["finish_reason"] = NameOf(completed.reason);

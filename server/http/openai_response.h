@@ -1,4 +1,5 @@
-// What OpenAI's clients read: chunks, whole responses, usage, errors. One writer per request; not thread-safe.
+// What OpenAI's clients read: chunks, whole responses, usage, errors. One writer per request; not
+// thread-safe.
 #pragma once
 
 #include <cstdint>

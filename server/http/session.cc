@@ -46,7 +46,8 @@ constexpr size_t kInlineBodyBytes = 32 << 10;
 constexpr size_t kMaxPipelinedBytes = 64 << 10;
 
 Response ErrorResponse(const absl::Status& status) {
-  Response response{.status = frontend::HttpErrorOf(status.code()).status, .body = ErrorBody(status)};
+  Response response{.status = frontend::HttpErrorOf(status.code()).status,
+                    .body = ErrorBody(status)};
   if (const int seconds = frontend::RetryAfterOf(status); seconds > 0) {
     response.headers.emplace_back("Retry-After", absl::StrCat(seconds));
   }
@@ -81,9 +82,11 @@ class Session : public std::enable_shared_from_this<Session> {
   Response AnswerGet(Route route, const std::string& path) const;
   asio::awaitable<Response> Tokenize(const std::string& body);
   asio::awaitable<Response> Detokenize(const std::string& body);
-  asio::awaitable<bool> Generate(frontend::Api api, const RouteEntry& route, const std::string& body);
-  asio::awaitable<bool> Relay(StreamSink& sink, frontend::ActiveRequest& request, const Generation& generation,
-                              const RouteEntry& route, OpenAiResponse& response);
+  asio::awaitable<bool> Generate(frontend::Api api, const RouteEntry& route,
+                                 const std::string& body);
+  asio::awaitable<bool> Relay(StreamSink& sink, frontend::ActiveRequest& request,
+                              const Generation& generation, const RouteEntry& route,
+                              OpenAiResponse& response);
   asio::awaitable<bool> Send(const RouteEntry& route, const Response& response);
   asio::awaitable<bool> Write(std::string bytes);
 
@@ -142,11 +145,12 @@ asio::awaitable<bool> Session::Write(std::string bytes) {
 asio::awaitable<bool> Session::Send(const RouteEntry& route, const Response& response) {
   frontend().metrics().HttpRequest(route.path, method_, response.status);
   const bool written = co_await Write(Serialize(response, framing_));
-  co_return written && framing_.keep_alive;
+  co_return written&& framing_.keep_alive;
 }
 
 template <typename T>
-asio::awaitable<absl::StatusOr<T>> Session::OnPool(size_t bytes, std::function<absl::StatusOr<T>()> work) {
+asio::awaitable<absl::StatusOr<T>> Session::OnPool(size_t bytes,
+                                                   std::function<absl::StatusOr<T>()> work) {
   if (bytes <= kInlineBodyBytes) co_return work();
   auto result = std::make_shared<absl::StatusOr<T>>(
       absl::ResourceExhaustedError("too many prompts wait for tokenization"));
@@ -211,17 +215,19 @@ asio::awaitable<bool> Session::ReadRequest(Parser& parser) {
 asio::awaitable<void> Session::RefuseUnreadable(const Parser& parser, error_code error) {
   Response response;
   if (error == http::error::body_limit) {
-    response = HttpErrorResponse(413, absl::StrCat("the body is larger than ", options().max_body_bytes, " bytes"),
-                                 "request_too_large");
+    response = HttpErrorResponse(
+        413, absl::StrCat("the body is larger than ", options().max_body_bytes, " bytes"),
+        "request_too_large");
   } else if (error == http::error::header_limit || error == http::error::buffer_overflow) {
-    response = HttpErrorResponse(431, absl::StrCat("the headers are larger than ", options().max_header_bytes,
-                                                   " bytes"));
+    response = HttpErrorResponse(
+        431, absl::StrCat("the headers are larger than ", options().max_header_bytes, " bytes"));
   } else if (error == asio::error::timed_out) {
     if (!parser.got_some()) co_return;
     response = HttpErrorResponse(408, "the request came too slowly");
   } else if (error.category() == make_error_code(http::error::bad_method).category() &&
              error != http::error::end_of_stream && error != http::error::partial_message) {
-    response = HttpErrorResponse(400, absl::StrCat("not a valid HTTP/1.1 request: ", error.message()));
+    response =
+        HttpErrorResponse(400, absl::StrCat("not a valid HTTP/1.1 request: ", error.message()));
   } else {
     co_return;  // the client has gone
   }
@@ -242,7 +248,8 @@ Response Session::CheckKey(const Parser& parser) const {
   const bool bearer = absl::StartsWithIgnoreCase(base::AbslView(header), "bearer ");
   if (frontend::IsAllowed(options().api_keys, bearer ? header.substr(7) : "")) return {};
   Response response = ErrorResponse(frontend::WithErrorCode(
-      absl::UnauthenticatedError("a valid API key is needed: Authorization: Bearer KEY"), "invalid_api_key"));
+      absl::UnauthenticatedError("a valid API key is needed: Authorization: Bearer KEY"),
+      "invalid_api_key"));
   response.headers.emplace_back("WWW-Authenticate", "Bearer");
   return response;
 }
@@ -260,12 +267,15 @@ asio::awaitable<bool> Session::Serve(Parser& parser) {
   const std::string_view target = View(request.target());
   const RouteEntry& route = FindRoute(target.substr(0, target.find('?')));
   if (!route.is_open) {
-    if (Response refused = CheckKey(parser); refused.status != 200) co_return co_await Send(route, refused);
+    if (Response refused = CheckKey(parser); refused.status != 200)
+      co_return co_await Send(route, refused);
   }
   const bool get = request.method() == http::verb::get || request.method() == http::verb::head;
-  if (route.route != Route::kUnknown && (route.is_post ? request.method() != http::verb::post : !get)) {
-    Response response = HttpErrorResponse(405, absl::StrCat(base::AbslView(route.path), " takes ", route.is_post ? "POST" : "GET",
-                                                            ", not ", method_));
+  if (route.route != Route::kUnknown &&
+      (route.is_post ? request.method() != http::verb::post : !get)) {
+    Response response =
+        HttpErrorResponse(405, absl::StrCat(base::AbslView(route.path), " takes ",
+                                            route.is_post ? "POST" : "GET", ", not ", method_));
     response.headers.emplace_back("Allow", route.is_post ? "POST" : "GET, HEAD");
     co_return co_await Send(route, response);
   }
@@ -288,14 +298,17 @@ asio::awaitable<Response> Session::Answer(const RouteEntry& route, Parser& parse
 
 Response Session::AnswerGet(Route route, const std::string& path) const {
   const std::string& model = frontend().options().model;
-  const nlohmann::json card = {{"id", model},
-                               {"object", "model"},
-                               {"created", frontend().start_seconds()},
-                               {"owned_by", "apb"},
-                               {"root", model},
-                               {"parent", nullptr},
-                               {"max_model_len", frontend().max_model_len()},
-                               {"apb", {{"strategies", std::vector<std::string>(frontend::kStrategyNames.begin() + 1, frontend::kStrategyNames.end())}}}};
+  const nlohmann::json card = {
+      {"id", model},
+      {"object", "model"},
+      {"created", frontend().start_seconds()},
+      {"owned_by", "apb"},
+      {"root", model},
+      {"parent", nullptr},
+      {"max_model_len", frontend().max_model_len()},
+      {"apb",
+       {{"strategies", std::vector<std::string>(frontend::kStrategyNames.begin() + 1,
+                                                frontend::kStrategyNames.end())}}}};
   switch (route) {
     case Route::kModels:
       return {.body = nlohmann::json({{"object", "list"}, {"data", {card}}}).dump()};
@@ -318,20 +331,22 @@ Response Session::AnswerGet(Route route, const std::string& path) const {
       return {.content_type = "text/plain; version=0.0.4; charset=utf-8",
               .body = frontend().metrics().Serialize()};
     default:
-      return HttpErrorResponse(404, absl::StrCat("no such path; see /v1/completions, /v1/chat/completions, "
-                                                 "/v1/models, /tokenize, /detokenize, /health, /metrics"));
+      return HttpErrorResponse(
+          404, absl::StrCat("no such path; see /v1/completions, /v1/chat/completions, "
+                            "/v1/models, /tokenize, /detokenize, /health, /metrics"));
   }
 }
 
 asio::awaitable<Response> Session::Tokenize(const std::string& body) {
   using Ids = std::vector<int32_t>;
-  const absl::StatusOr<Ids> ids = co_await OnPool<Ids>(body.size(), [this, &body]() -> absl::StatusOr<Ids> {
-    const auto json = ParseJsonObject(body);
-    if (!json.ok()) return json.status();
-    const auto request = ParseTokenize(*json);
-    if (!request.ok()) return request.status();
-    return frontend().Tokenize(*request);
-  });
+  const absl::StatusOr<Ids> ids =
+      co_await OnPool<Ids>(body.size(), [this, &body]() -> absl::StatusOr<Ids> {
+        const auto json = ParseJsonObject(body);
+        if (!json.ok()) return json.status();
+        const auto request = ParseTokenize(*json);
+        if (!request.ok()) return request.status();
+        return frontend().Tokenize(*request);
+      });
   if (!ids.ok()) co_return ErrorResponse(ids.status());
   co_return Response{.body = nlohmann::json({{"count", ids->size()},
                                              {"max_model_len", frontend().max_model_len()},
@@ -354,7 +369,8 @@ asio::awaitable<Response> Session::Detokenize(const std::string& body) {
                                  .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)};
 }
 
-asio::awaitable<bool> Session::Generate(frontend::Api api, const RouteEntry& route, const std::string& body) {
+asio::awaitable<bool> Session::Generate(frontend::Api api, const RouteEntry& route,
+                                        const std::string& body) {
   absl::StatusOr<Generation> generation =
       co_await OnPool<Generation>(body.size(), [api, &body]() -> absl::StatusOr<Generation> {
         const auto json = ParseJsonObject(body);
@@ -362,19 +378,20 @@ asio::awaitable<bool> Session::Generate(frontend::Api api, const RouteEntry& rou
       });
   if (!generation.ok()) co_return co_await Send(route, ErrorResponse(generation.status()));
   generation->request.id = framing_.request_id;
-  OpenAiResponse response({.id = absl::StrCat(api == frontend::Api::kChat ? "chatcmpl-" : "cmpl-", framing_.request_id),
-                           .model = frontend().options().model,
-                           .fingerprint = absl::StrCat("apb-", options().version),
-                           .created = absl::ToUnixSeconds(absl::Now()),
-                           .api = api,
-                           .include_usage = generation->include_usage,
-                           .logprobs = generation->request.sampling.logprobs.has_value()});
-  auto sink = std::make_shared<StreamSink>(options().max_stream_bytes, [self = weak_from_this(),
-                                                                        executor = socket_.get_executor()] {
-    asio::post(executor, [self] {
-      if (auto session = self.lock()) session->wake_timer_.cancel();
-    });
-  });
+  OpenAiResponse response(
+      {.id = absl::StrCat(api == frontend::Api::kChat ? "chatcmpl-" : "cmpl-", framing_.request_id),
+       .model = frontend().options().model,
+       .fingerprint = absl::StrCat("apb-", options().version),
+       .created = absl::ToUnixSeconds(absl::Now()),
+       .api = api,
+       .include_usage = generation->include_usage,
+       .logprobs = generation->request.sampling.logprobs.has_value()});
+  auto sink = std::make_shared<StreamSink>(
+      options().max_stream_bytes, [self = weak_from_this(), executor = socket_.get_executor()] {
+        asio::post(executor, [self] {
+          if (auto session = self.lock()) session->wake_timer_.cancel();
+        });
+      });
   auto request = frontend().Start(std::move(generation->request), sink);
   if (!request.ok()) co_return co_await Send(route, ErrorResponse(request.status()));
   StartWatching();
@@ -406,9 +423,10 @@ asio::awaitable<bool> Session::Relay(StreamSink& sink, frontend::ActiveRequest& 
         } else {
           whole = Response{.body = response.Whole(*completed)};
           whole->headers.emplace_back(
-              "Server-Timing", absl::StrFormat("queue;dur=%.1f, prefill;dur=%.1f, decode;dur=%.1f",
-                                               1e3 * completed->queue_seconds, 1e3 * completed->prefill_seconds,
-                                               1e3 * completed->decode_seconds));
+              "Server-Timing",
+              absl::StrFormat("queue;dur=%.1f, prefill;dur=%.1f, decode;dur=%.1f",
+                              1e3 * completed->queue_seconds, 1e3 * completed->prefill_seconds,
+                              1e3 * completed->decode_seconds));
         }
       } else if (const auto* failed = std::get_if<frontend::Failed>(&event)) {
         over = true;
@@ -434,7 +452,8 @@ asio::awaitable<bool> Session::Relay(StreamSink& sink, frontend::ActiveRequest& 
     if (wrote) continue;
     wake_timer_.expires_after(absl::ToChronoMilliseconds(options().sse_keepalive));
     auto [error] = co_await wake_timer_.async_wait(kAwait);
-    if (!error && head_sent && !co_await Write(Chunk(": keep-alive\n\n", framing_))) co_return false;
+    if (!error && head_sent && !co_await Write(Chunk(": keep-alive\n\n", framing_)))
+      co_return false;
   }
   request.Cancel();
   co_return false;
@@ -444,7 +463,8 @@ void Session::StartWatching() {
   watching_ = true;
   client_gone_ = false;
   asio::co_spawn(
-      socket_.get_executor(), [self = shared_from_this()] { return self->Watch(); }, asio::detached);
+      socket_.get_executor(), [self = shared_from_this()] { return self->Watch(); },
+      asio::detached);
 }
 
 asio::awaitable<void> Session::Watch() {

@@ -1,4 +1,5 @@
-// One HTTP connection: a coroutine on its own strand that reads requests and writes responses, one after the other.
+// One HTTP connection: a coroutine on its own strand that reads requests and writes responses, one
+// after the other.
 #pragma once
 
 #include <memory>

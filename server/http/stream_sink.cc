@@ -27,7 +27,8 @@ bool StreamSink::OnEvent(frontend::Event event) {
     first = events_.empty();
     bytes_ += BytesOf(event);
     too_slow = bytes_ > max_bytes_;
-    if (too_slow) event = frontend::Failed{absl::ResourceExhaustedError("the client reads too slowly")};
+    if (too_slow)
+      event = frontend::Failed{absl::ResourceExhaustedError("the client reads too slowly")};
     events_.push_back(std::move(event));
   }
   if (first) wake_();

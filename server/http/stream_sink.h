@@ -1,4 +1,5 @@
-// Carries the events of one request from whatever thread they come on to the strand of its connection.
+// Carries the events of one request from whatever thread they come on to the strand of its
+// connection.
 #pragma once
 
 #include <functional>

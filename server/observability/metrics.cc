@@ -29,7 +29,7 @@ using Buckets = Histogram::BucketBoundaries;
 
 // Long context: from a cached chat turn to a prefill of hours.
 const Buckets& RequestBuckets() {
-  static const Buckets buckets = {.005, .01, .025, .05, .1,  .25, .5,  1,   2.5,  5,    10,  20,
+  static const Buckets buckets = {.005, .01, .025, .05, .1,  .25, .5,  1,    2.5,  5,    10,  20,
                                   40,   60,  90,   120, 180, 300, 600, 1200, 1800, 3600, 7200};
   return buckets;
 }
@@ -40,8 +40,9 @@ const Buckets& TokenBuckets() {
 }
 // 1-2-5 series to two million.
 const Buckets& CountBuckets() {
-  static const Buckets buckets = {1,    2,     5,     10,    20,     50,     100,    200,     500,    1000,
-                                  2000, 5000,  10000, 20000, 50000,  100000, 200000, 500000, 1000000, 2000000};
+  static const Buckets buckets = {1,     2,      5,      10,     20,      50,     100,
+                                  200,   500,    1000,   2000,   5000,    10000,  20000,
+                                  50000, 100000, 200000, 500000, 1000000, 2000000};
   return buckets;
 }
 
@@ -108,8 +109,7 @@ struct Metrics::State {
   Gauge& waiting_tokens = NewGauge("apb_queued_tokens", "Prompt tokens not started yet").Add({});
   Family<Gauge>& kv_ratio =
       NewGauge("apb_kv_cache_usage_ratio", "Used share of a rank's KV cache, 0 to 1");
-  Family<Gauge>& kv_blocks =
-      NewGauge("apb_kv_cache_blocks", "KV cache blocks of a rank by state");
+  Family<Gauge>& kv_blocks = NewGauge("apb_kv_cache_blocks", "KV cache blocks of a rank by state");
   Family<Gauge>& rank_up = NewGauge("apb_rank_up", "1 while the rank's group is connected");
   Family<Gauge>& load_seconds = NewGauge("apb_startup_seconds", "Time a group took to load");
   Gauge& http_connections = NewGauge("apb_http_connections", "Open HTTP connections").Add({});
@@ -117,15 +117,17 @@ struct Metrics::State {
   Family<Counter>& requests = NewCounter("apb_requests_total", "Requests by outcome");
   Family<Counter>& rejected =
       NewCounter("apb_requests_rejected_total", "Requests turned away by reason");
-  Counter& prompt_tokens = NewCounter("apb_prompt_tokens_total", "Tokens of accepted prompts").Add({});
+  Counter& prompt_tokens =
+      NewCounter("apb_prompt_tokens_total", "Tokens of accepted prompts").Add({});
   Counter& cached_tokens =
-      NewCounter("apb_cached_prompt_tokens_total", "Prompt tokens whose KV was there already").Add({});
-  Counter& generated_tokens = NewCounter("apb_generated_tokens_total", "Tokens sampled").Add({});
-  Family<Counter>& computed_tokens = NewCounter("apb_prompt_tokens_computed_total",
-                                                "Prompt tokens computed, counted while prefill runs");
-  Counter& wasted_tokens =
-      NewCounter("apb_wasted_prompt_tokens_total", "Prompt tokens of requests that did not end well")
+      NewCounter("apb_cached_prompt_tokens_total", "Prompt tokens whose KV was there already")
           .Add({});
+  Counter& generated_tokens = NewCounter("apb_generated_tokens_total", "Tokens sampled").Add({});
+  Family<Counter>& computed_tokens = NewCounter(
+      "apb_prompt_tokens_computed_total", "Prompt tokens computed, counted while prefill runs");
+  Counter& wasted_tokens = NewCounter("apb_wasted_prompt_tokens_total",
+                                      "Prompt tokens of requests that did not end well")
+                               .Add({});
   Family<Counter>& phase_seconds =
       NewCounter("apb_prefill_phase_seconds_total", "Time of a rank by phase of the layer loop");
   Family<Counter>& collective_bytes =
@@ -133,7 +135,8 @@ struct Metrics::State {
   Family<Counter>& group_restarts =
       NewCounter("apb_group_restarts_total", "Starts of the local worker group after the first");
   Counter& slow_readers =
-      NewCounter("apb_slow_reader_aborts_total", "Streams cut because the client did not read").Add({});
+      NewCounter("apb_slow_reader_aborts_total", "Streams cut because the client did not read")
+          .Add({});
   Family<Counter>& http_requests =
       NewCounter("apb_http_requests_total", "HTTP requests by route, method and status");
   Family<Counter>& grpc_requests =
@@ -143,16 +146,17 @@ struct Metrics::State {
                                         "From arrival to the first token", RequestBuckets());
   Histogram& inter_token = NewHistogram("apb_inter_token_latency_seconds",
                                         "Between tokens of a request", TokenBuckets());
-  Histogram& duration = NewHistogram("apb_request_duration_seconds",
-                                     "From arrival to the end, accepted requests", RequestBuckets());
+  Histogram& duration =
+      NewHistogram("apb_request_duration_seconds", "From arrival to the end, accepted requests",
+                   RequestBuckets());
   Histogram& queue_time =
       NewHistogram("apb_queue_time_seconds", "Waiting at the worker", RequestBuckets());
   Histogram& prefill_time =
       NewHistogram("apb_prefill_time_seconds", "Prefill and query pass", RequestBuckets());
   Histogram& decode_time =
       NewHistogram("apb_decode_time_seconds", "First to last token", RequestBuckets());
-  Histogram& tokenize_time = NewHistogram("apb_tokenize_seconds",
-                                          "Chat template and tokenization", RequestBuckets());
+  Histogram& tokenize_time =
+      NewHistogram("apb_tokenize_seconds", "Chat template and tokenization", RequestBuckets());
   Histogram& prompt_lengths =
       NewHistogram("apb_request_prompt_tokens", "Prompt lengths", CountBuckets());
   Histogram& generated_lengths =
@@ -212,8 +216,7 @@ void Metrics::GroupConnected(std::string_view group, int ranks, std::string_view
                              int64_t kv_block_size, int64_t kv_blocks, double load_seconds) {
   State& s = *state_;
   const std::string id(group);
-  s.model_info
-      .Add({{"group", id}, {"ranks", absl::StrCat(ranks)}, {"dtype", std::string(dtype)}})
+  s.model_info.Add({{"group", id}, {"ranks", absl::StrCat(ranks)}, {"dtype", std::string(dtype)}})
       .Set(1);
   s.cache_config_info
       .Add({{"group", id},
@@ -233,7 +236,8 @@ void Metrics::GroupConnected(std::string_view group, int ranks, std::string_view
 void Metrics::GroupStats(const GroupSample& sample) {
   State& s = *state_;
   absl::MutexLock lock(&s.mutex);
-  s.Advance(s.computed_tokens.Add({{"group", sample.group}}), absl::StrCat(sample.group, "/computed"),
+  s.Advance(s.computed_tokens.Add({{"group", sample.group}}),
+            absl::StrCat(sample.group, "/computed"),
             static_cast<double>(sample.prompt_tokens_computed));
   for (const RankSample& rank : sample.ranks) {
     const Labels labels = {{"group", sample.group}, {"rank", absl::StrCat(rank.rank)}};
@@ -246,8 +250,8 @@ void Metrics::GroupStats(const GroupSample& sample) {
     state["state"] = "cached";
     s.kv_blocks.Add(state).Set(static_cast<double>(rank.kv_blocks_cached));
     state["state"] = "free";
-    s.kv_blocks.Add(state).Set(
-        total - static_cast<double>(rank.kv_blocks_used + rank.kv_blocks_cached));
+    s.kv_blocks.Add(state).Set(total -
+                               static_cast<double>(rank.kv_blocks_used + rank.kv_blocks_cached));
     for (const auto& [phase, seconds] : rank.phase_seconds) {
       Labels with_phase = labels;
       with_phase["phase"] = phase;

@@ -1,5 +1,5 @@
-// The server's metrics, by what happened rather than by counter: callers report events, this class knows
-// names, labels and buckets. Thread-safe; nothing here waits for anything slow.
+// The server's metrics, by what happened rather than by counter: callers report events, this class
+// knows names, labels and buckets. Thread-safe; nothing here waits for anything slow.
 #pragma once
 
 #include <cstdint>
