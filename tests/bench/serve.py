@@ -103,7 +103,7 @@ def summary(results, seconds, length, concurrency, strategy):
 
 
 async def measure(args, address, length, concurrency, strategy, model, vocabulary):
-    rng = random.Random(args.seed + length)
+    rng = random.Random(f"{args.seed} {length} {concurrency} {strategy}")  # no two lines share a prefix
     queue = list(range(args.requests or 4 * concurrency))
     results = []
 
