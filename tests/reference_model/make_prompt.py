@@ -63,12 +63,15 @@ def main():
     parser.add_argument("--keys", type=int, default=1, help="facts hidden; the one at --depth is asked for")
     parser.add_argument("--model", default="demo", help="model name in the request")
     parser.add_argument("--one-message", action="store_true", help="document and question in the same message")
+    parser.add_argument("--stream", action="store_true", help="ask for a streamed answer")
     parser.add_argument("--only", metavar="KEY", help="print this part alone, for example request")
     args = parser.parse_args()
     if args.tokens < 64 or not 0 <= args.depth <= 1 or args.keys < 1 or args.keys * 16 > args.tokens:
         parser.error("--tokens is at least 64 and 16 per key, --depth in [0, 1], --keys at least 1")
     count = counter(HERE / "checkpoint")
     made = make_prompt(args.tokens, args.depth, args.seed, args.keys, args.model, count, args.one_message)
+    if args.stream:
+        made["request"]["stream"] = made["completions_request"]["stream"] = True
     if args.only and args.only not in made:
         parser.error(f"--only is one of {', '.join(made)}")
     print(json.dumps(made[args.only] if args.only else made))
