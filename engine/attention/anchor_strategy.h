@@ -18,7 +18,6 @@ class AnchorStrategy : public ContextParallelStrategy {
   AnchorStrategy(const ShardPlan& plan, int64_t kv_heads, std::unique_ptr<Compressor> compressor,
                  kernels::Backend& backend, parallel::Communicator& communicator);
 
-  std::string_view name() const override { return "anchor"; }
   bool WantsPreRope(int layer) const override;
   absl::Status BeforeRope(const LayerCall& call, const kernels::TensorView& qkv,
                           kernels::Stream& stream) override;

@@ -88,14 +88,14 @@ absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
                 local = static_cast<int64_t>(slots.size());
   APB_ASSIGN_OR_RETURN(prefill->hidden_, core::Tensor::Create(context.backend, config.dtype,
                                                               {rows, config.hidden_size}));
-  APB_ASSIGN_OR_RETURN(prefill->positions_,
-                       core::Tensor::Create(context.backend, DType::kI32, {rows}));
-  APB_ASSIGN_OR_RETURN(prefill->slots_,
-                       core::Tensor::Create(context.backend, DType::kI64, {local}));
-  context.backend.Copy(TensorView::Contiguous(positions.data(), DType::kI32, {rows}),
-                       prefill->positions_.view(), stream);
-  context.backend.Copy(TensorView::Contiguous(slots.data(), DType::kI64, {local}),
-                       prefill->slots_.view(), stream);
+  APB_ASSIGN_OR_RETURN(
+      prefill->positions_,
+      core::Tensor::CopyOf(context.backend,
+                           TensorView::Contiguous(positions.data(), DType::kI32, {rows})));
+  APB_ASSIGN_OR_RETURN(
+      prefill->slots_,
+      core::Tensor::CopyOf(context.backend,
+                           TensorView::Contiguous(slots.data(), DType::kI64, {local})));
   APB_RETURN_IF_ERROR(context.decoder.Embed(tokens, prefill->hidden_.view(), stream));
   APB_RETURN_IF_ERROR(stream.Synchronize());  // the host copies end here
   APB_ASSIGN_OR_RETURN(prefill->strategy_,

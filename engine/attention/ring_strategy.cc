@@ -55,11 +55,9 @@ absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> RingStrategy::Create(
     }
   }
   const int64_t count = static_cast<int64_t>(positions.size());
-  APB_ASSIGN_OR_RETURN(strategy->positions_, core::Tensor::Create(backend, DType::kI32, {count}));
-  APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
-  backend.Copy(TensorView::Contiguous(positions.data(), DType::kI32, {count}),
-               strategy->positions_.view(), *stream);
-  APB_RETURN_IF_ERROR(stream->Synchronize());
+  APB_ASSIGN_OR_RETURN(strategy->positions_,
+                       core::Tensor::CopyOf(backend, TensorView::Contiguous(positions.data(),
+                                                                            DType::kI32, {count})));
   return std::unique_ptr<ContextParallelStrategy>(std::move(strategy));
 }
 
@@ -156,19 +154,11 @@ absl::Status RingStrategy::PassKv(const LayerCall& call, kernels::Stream& stream
   return absl::OkStatus();
 }
 
-absl::Status RingStrategy::PassQ(const LayerCall& call, kernels::Stream& stream) {
+absl::Status RingStrategy::ForEachVisitor(const LayerCall& call, Visit visit,
+                                          kernels::Stream& stream) {
   const int64_t rows = call.q.shape[0], heads = call.q.shape[1], d = call.q.shape[2];
-  // Of this rank's rows: part r over rank r's keys. Of visitors: one after the other.
-  APB_ASSIGN_OR_RETURN(const PartialResults mine,
-                       PartialResults::In(partials_, ranks_, rows, heads, d));
-  int64_t visiting_rows = 0;
-  for (int host = 0; host < ranks_; ++host) visiting_rows += host == rank_ ? 0 : RowsOf(host);
-  APB_ASSIGN_OR_RETURN(const TensorView visiting_memory,
-                       visitors_.Get(DType::kF32, {visiting_rows * heads * (d + 1)}));
   APB_ASSIGN_OR_RETURN(TensorView held, travelling_[0].Get(call.q.dtype, {rows, heads, d}));
   backend_.Copy(call.q, held, stream);
-  std::vector<PartialResults> visitors;
-  int64_t used = 0;
   for (int step = 0; step < ranks_; ++step) {
     TensorView next;
     std::unique_ptr<parallel::Pending> transfer;
@@ -177,18 +167,38 @@ absl::Status RingStrategy::PassQ(const LayerCall& call, kernels::Stream& stream)
                                      call.q.dtype, {RowsOf(Behind(step + 1)), heads, d}));
       APB_ASSIGN_OR_RETURN(transfer, PassOn(held, next, stream));
     }
-    const int owner = Behind(step);
-    if (step > 0) {
-      const int64_t size = RowsOf(owner) * heads * (d + 1);
-      visitors.push_back(
-          PartialResults::At(visiting_memory.Rows(used, used + size), 1, RowsOf(owner), heads, d));
-      used += size;
-    }
-    AttendPart(call, owner, held, rank_, call.k, call.v, step == 0 ? mine : visitors.back(),
-               step == 0 ? rank_ : 0, stream);
+    APB_RETURN_IF_ERROR(visit(step, Behind(step), held));
     if (transfer != nullptr) APB_RETURN_IF_ERROR(transfer->Wait(stream));
     held = next;
   }
+  return absl::OkStatus();
+}
+
+absl::Status RingStrategy::PassQ(const LayerCall& call, kernels::Stream& stream) {
+  const int64_t rows = call.q.shape[0], heads = call.q.shape[1], d = call.q.shape[2];
+  // Of this rank's rows: part r over rank r's keys. Of visitors: one after the other.
+  APB_ASSIGN_OR_RETURN(const PartialResults mine,
+                       PartialResults::In(partials_, ranks_, rows, heads, d));
+  int64_t visiting_rows = 0;
+  for (int host = 0; host < ranks_; ++host) visiting_rows += host == rank_ ? 0 : RowsOf(host);
+  APB_ASSIGN_OR_RETURN(const TensorView memory,
+                       visitors_.Get(DType::kF32, {visiting_rows * heads * (d + 1)}));
+  std::vector<PartialResults> visitors;
+  int64_t used = 0;
+  APB_RETURN_IF_ERROR(ForEachVisitor(
+      call,
+      [&](int step, int owner, const TensorView& q) {
+        if (step > 0) {
+          const int64_t size = RowsOf(owner) * heads * (d + 1);
+          visitors.push_back(
+              PartialResults::At(memory.Rows(used, used + size), 1, RowsOf(owner), heads, d));
+          used += size;
+        }
+        AttendPart(call, owner, q, rank_, call.k, call.v, step == 0 ? mine : visitors.back(),
+                   step == 0 ? rank_ : 0, stream);
+        return absl::OkStatus();
+      },
+      stream));
   for (int step = 1; step < ranks_; ++step) {  // home: to the owner, from the rank as far ahead
     APB_RETURN_IF_ERROR(communicator_.SendRecv(visitors[step - 1].Message(0), Behind(step),
                                                mine.Message(Behind(-step)), Behind(-step), stream));
@@ -206,36 +216,28 @@ absl::Status RingStrategy::PassTokens(const LayerCall& call, kernels::Stream& st
   const int64_t each = most * heads * (d + 1);
   // Two, because one returns while the next is computed.
   APB_ASSIGN_OR_RETURN(const TensorView memory, visitors_.Get(DType::kF32, {2 * each}));
-  APB_ASSIGN_OR_RETURN(TensorView held, travelling_[0].Get(call.q.dtype, {rows, heads, d}));
-  backend_.Copy(call.q, held, stream);
   std::unique_ptr<parallel::Pending> returning;
-  for (int step = 0; step < ranks_; ++step) {
-    TensorView next;
-    std::unique_ptr<parallel::Pending> transfer;
-    if (step + 1 < ranks_) {
-      APB_ASSIGN_OR_RETURN(next, travelling_[(step + 1) % 2].Get(
-                                     call.q.dtype, {RowsOf(Behind(step + 1)), heads, d}));
-      APB_ASSIGN_OR_RETURN(transfer, PassOn(held, next, stream));
-    }
-    const int owner = Behind(step);
-    const int64_t begin = step % 2 * each;
-    const PartialResults result =
-        step == 0 ? mine
-                  : PartialResults::At(memory.Rows(begin, begin + RowsOf(owner) * heads * (d + 1)),
-                                       1, RowsOf(owner), heads, d);
-    AttendPart(call, owner, held, rank_, call.k, call.v, result, 0, stream);
-    if (returning != nullptr) {
-      APB_RETURN_IF_ERROR(returning->Wait(stream));
-      backend_.MergePartials(mine.Outs(), mine.Lses(), mine.Out(0), mine.Lse(0), stream);
-    }
-    if (step > 0) {
-      APB_ASSIGN_OR_RETURN(returning,
-                           communicator_.StartSendRecv(result.Message(0), owner, mine.Message(1),
-                                                       Behind(-step), stream));
-    }
-    if (transfer != nullptr) APB_RETURN_IF_ERROR(transfer->Wait(stream));
-    held = next;
-  }
+  APB_RETURN_IF_ERROR(ForEachVisitor(
+      call,
+      [&](int step, int owner, const TensorView& q) -> absl::Status {
+        if (step == 0) {
+          AttendPart(call, owner, q, rank_, call.k, call.v, mine, 0, stream);
+          return absl::OkStatus();
+        }
+        const int64_t begin = step % 2 * each, size = RowsOf(owner) * heads * (d + 1);
+        const PartialResults result =
+            PartialResults::At(memory.Rows(begin, begin + size), 1, RowsOf(owner), heads, d);
+        AttendPart(call, owner, q, rank_, call.k, call.v, result, 0, stream);
+        if (returning != nullptr) {
+          APB_RETURN_IF_ERROR(returning->Wait(stream));
+          backend_.MergePartials(mine.Outs(), mine.Lses(), mine.Out(0), mine.Lse(0), stream);
+        }
+        APB_ASSIGN_OR_RETURN(returning,
+                             communicator_.StartSendRecv(result.Message(0), owner, mine.Message(1),
+                                                         Behind(-step), stream));
+        return absl::OkStatus();
+      },
+      stream));
   if (returning != nullptr) APB_RETURN_IF_ERROR(returning->Wait(stream));
   const int64_t parts = ranks_ > 1 ? 2 : 1;
   backend_.MergePartials(mine.Outs().Rows(0, parts), mine.Lses().Rows(0, parts), call.out, {},

@@ -9,9 +9,9 @@
 #pragma once
 
 #include <memory>
-#include <string_view>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "engine/attention/partial_results.h"
 #include "engine/attention/strategy.h"
 #include "engine/core/tensor.h"
@@ -24,7 +24,6 @@ class RingStrategy : public ContextParallelStrategy {
   static absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> Create(
       const ShardPlan& plan, kernels::Backend& backend, parallel::Communicator& communicator);
 
-  std::string_view name() const override { return "ring"; }
   bool WantsPreRope(int) const override { return false; }
   absl::Status BeforeRope(const LayerCall& call, const kernels::TensorView& qkv,
                           kernels::Stream& stream) override;
@@ -34,6 +33,10 @@ class RingStrategy : public ContextParallelStrategy {
   RingStrategy(const ShardPlan& plan, kernels::Backend& backend,
                parallel::Communicator& communicator);
   absl::Status PassKv(const LayerCall& call, kernels::Stream& stream);
+  // Sends every rank's rows around the ring; calls visit(step, owner, q) for each, this rank's own
+  // first, while the next are on their way.
+  using Visit = absl::FunctionRef<absl::Status(int, int, const kernels::TensorView&)>;
+  absl::Status ForEachVisitor(const LayerCall& call, Visit visit, kernels::Stream& stream);
   absl::Status PassQ(const LayerCall& call, kernels::Stream& stream);
   absl::Status PassTokens(const LayerCall& call, kernels::Stream& stream);
 

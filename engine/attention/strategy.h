@@ -4,7 +4,6 @@
 
 #include <memory>
 #include <span>
-#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -39,7 +38,6 @@ struct LayerCall {
 class ContextParallelStrategy {
  public:
   virtual ~ContextParallelStrategy() = default;
-  virtual std::string_view name() const = 0;
   // Whether BeforeRope is needed in this layer (it is not where nothing is passed on).
   virtual bool WantsPreRope(int layer) const = 0;
   // qkv as in LayerAttention::BeforeRope; `call` has q, k, v and out absent.

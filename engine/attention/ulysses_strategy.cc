@@ -61,11 +61,9 @@ absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> UlyssesStrategy::Create
   strategy->row_begin_.push_back(count);
   std::vector<int32_t> positions(count);
   std::iota(positions.begin(), positions.end(), 0);
-  APB_ASSIGN_OR_RETURN(strategy->positions_, core::Tensor::Create(backend, DType::kI32, {count}));
-  APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
-  backend.Copy(TensorView::Contiguous(positions.data(), DType::kI32, {count}),
-               strategy->positions_.view(), *stream);
-  APB_RETURN_IF_ERROR(stream->Synchronize());
+  APB_ASSIGN_OR_RETURN(strategy->positions_,
+                       core::Tensor::CopyOf(backend, TensorView::Contiguous(positions.data(),
+                                                                            DType::kI32, {count})));
   return std::unique_ptr<ContextParallelStrategy>(std::move(strategy));
 }
 

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <memory>
-#include <string_view>
 #include <vector>
 
 #include "engine/attention/strategy.h"
@@ -22,7 +21,6 @@ class UlyssesStrategy : public ContextParallelStrategy {
       const ShardPlan& plan, int64_t query_heads, int64_t kv_heads, kernels::Backend& backend,
       parallel::Communicator& communicator);
 
-  std::string_view name() const override { return "ulysses"; }
   bool WantsPreRope(int) const override { return false; }
   absl::Status BeforeRope(const LayerCall& call, const kernels::TensorView& qkv,
                           kernels::Stream& stream) override;

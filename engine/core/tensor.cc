@@ -19,6 +19,22 @@ absl::StatusOr<Tensor> Tensor::Create(kernels::Backend& backend, kernels::DType 
   return tensor;
 }
 
+absl::StatusOr<Tensor> Tensor::CopyOf(kernels::Backend& backend,
+                                      const kernels::TensorView& source) {
+  Tensor tensor;
+  APB_ASSIGN_OR_RETURN(tensor.buffer_,
+                       backend.Allocate(source.numel() * kernels::SizeOf(source.dtype)));
+  tensor.view_ = source;
+  tensor.view_.data = tensor.buffer_.data();
+  int64_t stride = 1;
+  for (int d = source.rank - 1; d >= 0; stride *= source.shape[d--])
+    tensor.view_.stride[d] = stride;
+  APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
+  backend.Copy(source, tensor.view_, *stream);
+  APB_RETURN_IF_ERROR(stream->Synchronize());
+  return tensor;
+}
+
 absl::StatusOr<kernels::TensorView> Workspace::Get(kernels::DType dtype,
                                                    std::initializer_list<int64_t> shape) {
   const size_t bytes = BytesOf(dtype, shape);

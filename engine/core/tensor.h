@@ -14,6 +14,9 @@ class Tensor {
   Tensor() = default;
   static absl::StatusOr<Tensor> Create(kernels::Backend& backend, kernels::DType dtype,
                                        std::initializer_list<int64_t> shape);
+  // A contiguous copy of `source`, which may be anywhere; complete when this returns.
+  static absl::StatusOr<Tensor> CopyOf(kernels::Backend& backend,
+                                       const kernels::TensorView& source);
   const kernels::TensorView& view() const { return view_; }
 
  private:

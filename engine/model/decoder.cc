@@ -45,12 +45,10 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Weights& weights,
   const RopeTable table = MakeRopeTable(weights.config().rope, weights.config().head_dim);
   decoder->attention_factor_ = table.attention_factor;
   const int64_t half = static_cast<int64_t>(table.inv_freq.size());
-  APB_ASSIGN_OR_RETURN(decoder->inv_freq_, core::Tensor::Create(backend, DType::kF32, {half}));
-  APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
-  backend.Copy(
-      TensorView::Contiguous(const_cast<float*>(table.inv_freq.data()), DType::kF32, {half}),
-      decoder->inv_freq_.view(), *stream);
-  APB_RETURN_IF_ERROR(stream->Synchronize());
+  APB_ASSIGN_OR_RETURN(decoder->inv_freq_,
+                       core::Tensor::CopyOf(backend, TensorView::Contiguous(
+                                                         const_cast<float*>(table.inv_freq.data()),
+                                                         DType::kF32, {half})));
   return decoder;
 }
 

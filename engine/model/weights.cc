@@ -93,18 +93,6 @@ TensorView ViewOf(void* data, DType dtype, const std::vector<int64_t>& shape) {
                            : TensorView::Contiguous(data, dtype, {shape[0], shape[1]});
 }
 
-absl::StatusOr<core::Tensor> CopyToBackend(const TensorView& source, kernels::Backend& backend) {
-  APB_ASSIGN_OR_RETURN(
-      core::Tensor copy,
-      source.rank == 1
-          ? core::Tensor::Create(backend, source.dtype, {source.shape[0]})
-          : core::Tensor::Create(backend, source.dtype, {source.shape[0], source.shape[1]}));
-  APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
-  backend.Copy(source, copy.view(), *stream);
-  APB_RETURN_IF_ERROR(stream->Synchronize());
-  return copy;
-}
-
 // The shard of each tensor, as the index says. Names stay inside the checkpoint's directory.
 absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& path) {
   APB_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kMaxIndexBytes));
@@ -244,7 +232,7 @@ struct Weights::Storage {
     *wanted.out = ViewOf(const_cast<std::byte*>(entry.data), dtype, entry.shape);
     const bool aligned = reinterpret_cast<uintptr_t>(entry.data) % SizeOf(dtype) == 0;
     if (aligned && backend.place() == kernels::Place::kHost) return absl::OkStatus();
-    APB_ASSIGN_OR_RETURN(core::Tensor copy, CopyToBackend(*wanted.out, backend));
+    APB_ASSIGN_OR_RETURN(core::Tensor copy, core::Tensor::CopyOf(backend, *wanted.out));
     *wanted.out = copy.view();
     owned.push_back(std::move(copy));
     return absl::OkStatus();
@@ -308,7 +296,7 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Random(const ModelConfig& conf
     const int64_t count = w.shape[0] * (w.shape.size() > 1 ? w.shape[1] : 1);
     std::vector<std::byte> bytes = random.Make(c.dtype, count, w.deviation, w.mean);
     APB_ASSIGN_OR_RETURN(core::Tensor tensor,
-                         CopyToBackend(ViewOf(bytes.data(), c.dtype, w.shape), backend));
+                         core::Tensor::CopyOf(backend, ViewOf(bytes.data(), c.dtype, w.shape)));
     *w.out = tensor.view();
     weights->storage_->owned.push_back(std::move(tensor));
   }

@@ -17,128 +17,6 @@ Scheduler::Scheduler(const SchedulerOptions& options)
 
 // ---- admission ----
 
-namespace {
-
-// What one request could do to a whole group: an executor error ends it.
-absl::Status CheckTokens(const SequenceSpec& spec, int64_t vocab_size) {
-  const auto check = [&](const std::vector<int32_t>& tokens, const char* what) {
-    for (const int32_t token : tokens) {
-      if (token < 0 || token >= vocab_size) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(what, ": token id ", token, " is outside the vocabulary of ", vocab_size));
-      }
-    }
-    return absl::OkStatus();
-  };
-  APB_RETURN_IF_ERROR(check(spec.tokens, "prompt"));
-  return check(spec.embedded_query, "embedded query");
-}
-
-absl::Status CheckSampling(const sampling::SamplingParams& p) {
-  for (const float number : {p.temperature, p.top_p, p.min_p, p.presence_penalty,
-                             p.frequency_penalty, p.repetition_penalty}) {
-    if (!std::isfinite(number))
-      return absl::InvalidArgumentError("sampling: every number must be finite");
-  }
-  if (p.repetition_penalty <= 0)
-    return absl::InvalidArgumentError("sampling: repetition_penalty must be above 0");
-  if (p.max_tokens < 0) return absl::InvalidArgumentError("sampling: max_tokens is negative");
-  return absl::OkStatus();
-}
-
-}  // namespace
-
-absl::Status Scheduler::Resolve(Request& request, KvLayout& layout) const {
-  SequenceSpec& spec = request.spec;
-  const int64_t length = static_cast<int64_t>(spec.tokens.size());
-  if (spec.query_begin < 0 || spec.query_begin >= length) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("query begins at ", spec.query_begin, " of ", length, " prompt tokens"));
-  }
-  APB_RETURN_IF_ERROR(CheckTokens(spec, options_.vocab_size));
-  APB_RETURN_IF_ERROR(CheckSampling(spec.sampling));
-  const int64_t room = options_.max_model_len - length;
-  if (room < (spec.sampling.max_tokens > 0 ? 1 : 0)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the prompt has ", length, " tokens, the context of this server ", options_.max_model_len));
-  }
-  if (spec.strategy.empty() || spec.strategy == "auto") {
-    const int hosts = spec.hosts == 0 ? options_.default_hosts : spec.hosts;
-    const bool exact = request.exact || hosts == 1 || spec.query_begin < options_.full_below;
-    const bool alone = options_.ranks == 1 || spec.query_begin < options_.ring_from;
-    spec.strategy = !exact ? "apb" : alone ? "full" : "ring_kv";
-    if (exact) spec.hosts = 0;  // meant for approximate strategies
-  }
-  if (request.exact && !attention::IsExact(spec.strategy)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("exact=true contradicts strategy '", spec.strategy, "'"));
-  }
-  if (spec.strategy == "ulysses" &&
-      !attention::UlyssesFits(options_.query_heads, options_.kv_heads, options_.ranks)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("strategy 'ulysses': ", options_.query_heads, " query and ", options_.kv_heads,
-                     " KV heads do not divide among ", options_.ranks, " ranks; use ring_kv"));
-  }
-  const bool one_each = attention::IsOneHostPerRank(spec.strategy);
-  if (spec.hosts == 0) spec.hosts = one_each ? options_.ranks : options_.default_hosts;
-  if (one_each && spec.hosts != options_.ranks) {
-    return absl::InvalidArgumentError(absl::StrCat("hosts=", spec.hosts, ": strategy '",
-                                                   spec.strategy, "' has one on each of the ",
-                                                   options_.ranks, " ranks"));
-  }
-  if (spec.strategy == "full") {
-    spec.hosts = 1;
-  } else if (spec.hosts < 1 || spec.hosts % options_.ranks != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "hosts=", spec.hosts, ": must be a multiple of the ", options_.ranks, " ranks"));
-  }
-  APB_ASSIGN_OR_RETURN(ShardPlan plan, attention::MakeShardPlan(
-                                           spec.strategy,
-                                           {.document_length = spec.query_begin,
-                                            .query_length = length - spec.query_begin,
-                                            .query_insert_position = spec.query_insert_position,
-                                            .embedded_query_length =
-                                                static_cast<int64_t>(spec.embedded_query.size())},
-                                           {.hosts = spec.hosts,
-                                            .anchor_length = spec.anchor_length,
-                                            .passing_length = spec.passing_length}));
-  const bool passes = std::any_of(plan.hosts.begin(), plan.hosts.end(),
-                                  [](const auto& h) { return h.passing_length > 0; });
-  if (!passes) {
-    spec.compressor.clear();
-  } else if (spec.compressor.empty()) {
-    spec.compressor = options_.has_retaining_heads ? "retaining_heads" : "query_aware";
-  }
-  if (spec.compressor == "retaining_heads" && !options_.has_retaining_heads) {
-    return absl::InvalidArgumentError(
-        "compressor 'retaining_heads': this model has none (use query_aware)");
-  }
-  if (!spec.compressor.empty() && spec.compressor != "retaining_heads" &&
-      spec.compressor != "query_aware" && spec.compressor != "random") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("compressor '", spec.compressor, "' is unknown"));
-  }
-  // New rows are dealt out evenly, so the fullest rank bounds what can be generated.
-  layout = KvLayout::Of(std::move(plan), spec.query_begin, options_.ranks);
-  int64_t new_rows = options_.max_model_len, most = 0;
-  for (const int64_t document_tokens : layout.below_plan_end) {
-    const int64_t left = options_.blocks_per_rank * options_.block_size - document_tokens;
-    new_rows = std::min(new_rows, left * options_.ranks);
-    most = std::max(most, document_tokens);
-  }
-  const int64_t query = length - spec.query_begin;
-  if (new_rows < query + (spec.sampling.max_tokens > 0 ? 1 : 0)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the prompt has ", length, " tokens; with strategy '", spec.strategy,
-                     "' a rank would keep ", most, " of them, its KV cache holds ",
-                     options_.blocks_per_rank * options_.block_size));
-  }
-  // A completion ends with `length` where the context or the cache ends.
-  spec.sampling.max_tokens =
-      static_cast<int32_t>(std::min<int64_t>({spec.sampling.max_tokens, room, new_rows - query}));
-  return absl::OkStatus();
-}
-
 void Scheduler::Submit(Request request, absl::Time now) {
   const SequenceId id = request.spec.id;
   if (sequences_.contains(id) || prefixes_.contains(id))
@@ -153,8 +31,9 @@ void Scheduler::Submit(Request request, absl::Time now) {
   Sequence s;
   s.request = std::move(request);
   s.submitted = now;
-  if (absl::Status status = Resolve(s.request, s.fresh); !status.ok())
-    return Reject(id, std::move(status));
+  absl::StatusOr<KvLayout> layout = ResolveRequest(options_, s.request);
+  if (!layout.ok()) return Reject(id, layout.status());
+  s.fresh = *std::move(layout);
   waiting_tokens_ += tokens;
   waiting_.push_back(id);
   sequences_.emplace(id, std::move(s));

@@ -1,12 +1,13 @@
 // What happens in the next step: pure logic over a clock that the caller gives, so that it can be
 // simulated.
 //
-//   state      enters when                      leaves when
-//   waiting    submitted, or preempted          its prompt fits the KV blocks of every rank (first
-//   come, first served) prefill    admitted with a document         all layers of the document are
-//   done query      prefill done, or no document     all query rows have run decode     the first
-//   token is drawn         stop token, length, KV cache full (gone)     ended, cancelled, rejected
-//   its blocks are released at the beginning of the next step
+//   waiting   submitted or preempted, until its prompt fits the KV blocks of every rank (first come,
+//             first served)
+//   prefill   admitted with a document, until all layers of the document are done
+//   query     no document, a cached prefix, or prefill done, until all query rows have run
+//   decode    the first token is drawn, until stop token, length, or end of the KV cache
+//   (gone)    ended, cancelled or rejected: its blocks are released, or stay as a cached prefix, at
+//             the beginning of the next step
 //
 // A step is one batch of rows (query and decode rows of any number of sequences) and at most one
 // slice of layers of one document prefill. A slice takes about `slice_seconds_busy` while others
@@ -25,40 +26,11 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "engine/attention/shard_plan.h"
 #include "engine/schedule/prefix_cache.h"
+#include "engine/schedule/request.h"
 #include "engine/schedule/step_plan.h"
 
 namespace apb::schedule {
-
-struct SchedulerOptions {
-  int ranks = 1;
-  int default_hosts = 1;    // ranks x virtual hosts
-  int64_t block_size = 32;  // tokens
-  int64_t blocks_per_rank = 0;
-  int32_t layers = 1;
-  int64_t max_model_len = 0;  // prompt + completion
-  int64_t vocab_size = int64_t{1} << 31;
-  bool has_retaining_heads = false;
-  int64_t query_heads = 1, kv_heads = 1;
-  // `auto` computes shorter documents exactly: APB's anchors would cost what it saves.
-  int64_t full_below = 8192;
-  // Where `auto` is exact it spreads documents of at least this length over the ranks.
-  int64_t ring_from = 512;
-  // KV of ended sequences is kept, while there is room, for prompts that begin like them.
-  bool prefix_cache = false;
-  int64_t max_batch_rows = 512;
-  int64_t max_waiting = 256;  // sequences
-  int64_t max_waiting_tokens = 4 << 20;
-  double slice_seconds_busy = 0.05;
-  double slice_seconds_idle = 0.25;
-};
-
-struct Request {
-  SequenceSpec spec;   // strategy may be "auto" or ""; hosts 0 = default
-  bool exact = false;  // `auto` may choose exact strategies only
-  bool report_progress = false;
-};
 
 struct SampledToken {
   SequenceId id{};
@@ -147,7 +119,6 @@ class Scheduler {
     double queue_seconds = -1, prefill_seconds = -1;
   };
 
-  absl::Status Resolve(Request& request, KvLayout& layout) const;
   // Own blocks of a sequence on `rank` when it has KV of the positions below `length`.
   int64_t BlocksFor(const Sequence& s, int rank, int64_t length) const;
   // Takes the blocks for `length` tokens, from cached prefixes if need be; false: they are not

@@ -2,8 +2,6 @@
 #include "server/frontend/text_model.h"
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -12,15 +10,10 @@
 #include "engine/base/status_macros.h"
 #include "engine/base/string_view.h"
 #include "server/frontend/status_map.h"
+#include "server/text/file_contents.h"
 
 namespace apb::frontend {
 namespace {
-
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened"));
-  return std::string(std::istreambuf_iterator<char>(file), {});
-}
 
 absl::StatusOr<nlohmann::json> ParseObject(const std::string& path, const std::string& text) {
   nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
@@ -42,7 +35,7 @@ void AddTokenIds(const nlohmann::json& object, std::vector<int32_t>* ids) {
 
 absl::Status TextModel::ReadConfig(const std::string& folder) {
   const std::string path = folder + "/config.json";
-  APB_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  APB_ASSIGN_OR_RETURN(const std::string text, text::ReadFile(path));
   APB_ASSIGN_OR_RETURN(const nlohmann::json config, ParseObject(path, text));
   fingerprint_ = base::Fingerprint(text);
   auto integer = [&](const char* name) -> int64_t {
@@ -63,7 +56,7 @@ absl::Status TextModel::ReadConfig(const std::string& folder) {
   }
   AddTokenIds(config, &stop_tokens_);
   const std::string generation_path = folder + "/generation_config.json";
-  if (auto generation_text = ReadFile(generation_path); generation_text.ok()) {
+  if (auto generation_text = text::ReadFile(generation_path); generation_text.ok()) {
     APB_ASSIGN_OR_RETURN(const nlohmann::json generation,
                          ParseObject(generation_path, *generation_text));
     AddTokenIds(generation, &stop_tokens_);

@@ -82,8 +82,17 @@ json Difference(const Snapshot& a, const Snapshot& b) {
           {"bytes", bytes}};
 }
 
+int HostsOf(std::string_view strategy, const Options& options, int ranks) {
+  if (strategy == "full") return 1;
+  return attention::IsOneHostPerRank(strategy) ? ranks : ranks * options.virtual_hosts;
+}
+
 // Query-key pairs of one layer that all hosts (and each rank's anchor) look at.
 double AttendedPairs(const attention::ShardPlan& plan, int ranks) {
+  if (plan.exchange != attention::Exchange::kAnchor) {
+    const double document = static_cast<double>(plan.document_length());
+    return document * document / 2;
+  }
   const double anchor = static_cast<double>(plan.anchor.size());
   double pairs = 0, passed = 0;
   std::vector<bool> has_anchor(ranks);
@@ -116,7 +125,7 @@ absl::StatusOr<int64_t> SlotsNeeded(const Options& options, int ranks) {
       APB_ASSIGN_OR_RETURN(
           const auto plan,
           attention::MakeShardPlan(strategy, {.document_length = document, .query_length = 1},
-                                   {.hosts = ranks * options.virtual_hosts}));
+                                   {.hosts = HostsOf(strategy, options, ranks)}));
       for (int r = 0; r < ranks; ++r)
         most = std::max(most, attention::DocumentTokensOfRank(plan, ranks, r));
     }
@@ -197,15 +206,14 @@ absl::StatusOr<json> RunCase(Rank& rank, const Options& options, const std::stri
     tokens[i] = static_cast<int32_t>((i * 7919 + 13) % config.vocab_size);
   const std::span<const int32_t> document(tokens.data(), length - query);
   const std::span<const int32_t> question(tokens.data() + length - query, query);
-  APB_ASSIGN_OR_RETURN(
-      const attention::ShardPlan plan,
-      attention::MakeShardPlan(strategy,
-                               {.document_length = length - query,
-                                .query_length = query,
-                                .embedded_query_length = query},
-                               {.hosts = strategy == "full" ? 1 : ranks * options.virtual_hosts,
-                                .anchor_length = options.anchor_length,
-                                .passing_length = options.passing_length}));
+  APB_ASSIGN_OR_RETURN(const attention::ShardPlan plan,
+                       attention::MakeShardPlan(strategy,
+                                                {.document_length = length - query,
+                                                 .query_length = query,
+                                                 .embedded_query_length = query},
+                                                {.hosts = HostsOf(strategy, options, ranks),
+                                                 .anchor_length = options.anchor_length,
+                                                 .passing_length = options.passing_length}));
   std::string compressor = options.compressor;
   if (compressor.empty())
     compressor = rank.weights->has_retaining_heads() ? "retaining_heads" : "query_aware";
@@ -269,7 +277,7 @@ json Summary(const Options& options, const model::ModelConfig& config, const std
   return {{"strategy", strategy},
           {"length", length},
           {"ranks", ranks.size()},
-          {"hosts", strategy == "full" ? 1 : ranks.size() * options.virtual_hosts},
+          {"hosts", HostsOf(strategy, options, static_cast<int>(ranks.size()))},
           {"threads_per_rank", options.threads},
           {"ttft_seconds", ttft},
           {"prefill_tokens_per_second", static_cast<double>(length) / ttft},

@@ -1,0 +1,46 @@
+// What is asked of the scheduler, and what of it is possible in this group.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "engine/schedule/prefix_cache.h"
+#include "engine/schedule/step_plan.h"
+
+namespace apb::schedule {
+
+struct SchedulerOptions {
+  int ranks = 1;
+  int default_hosts = 1;    // ranks x virtual hosts
+  int64_t block_size = 32;  // tokens
+  int64_t blocks_per_rank = 0;
+  int32_t layers = 1;
+  int64_t max_model_len = 0;  // prompt + completion
+  int64_t vocab_size = int64_t{1} << 31;
+  bool has_retaining_heads = false;
+  int64_t query_heads = 1, kv_heads = 1;
+  // `auto` computes shorter documents exactly: APB's anchors would cost what it saves.
+  int64_t full_below = 8192;
+  // Where `auto` is exact it spreads documents of at least this length over the ranks.
+  int64_t ring_from = 512;
+  // KV of ended sequences is kept, while there is room, for prompts that begin like them.
+  bool prefix_cache = false;
+  int64_t max_batch_rows = 512;
+  int64_t max_waiting = 256;  // sequences
+  int64_t max_waiting_tokens = 4 << 20;
+  double slice_seconds_busy = 0.05;
+  double slice_seconds_idle = 0.25;
+};
+
+struct Request {
+  SequenceSpec spec;   // strategy may be "auto" or ""; hosts 0 = default
+  bool exact = false;  // `auto` may choose exact strategies only
+  bool report_progress = false;
+};
+
+// Checks a request against the group, turns `auto` and defaults into what will be done, cuts max_tokens
+// to what context and cache leave, and tells where the KV goes if nothing of it is cached.
+// kInvalidArgument (naming the field) for what can never run.
+absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request& request);
+
+}  // namespace apb::schedule
