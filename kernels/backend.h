@@ -114,9 +114,13 @@ class Backend {
                        const TensorView& out, Stream& stream) = 0;
   virtual void Linear(const LinearArgs& args, Stream& stream) = 0;
   virtual void Rope(const RopeArgs& args, Stream& stream) = 0;
-  // out = silu(gate) * up, all [T, F]; an absent `up` gives silu(gate). out may be gate.
+  // out = silu(gate) * up, all [T, F]; an absent `up` gives silu(gate). gate and up have one type:
+  // out's or f32. out may be gate.
   virtual void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
                        Stream& stream) = 0;
+
+  // out += x. Both [T, D]; x f32 (a sum over ranks), out of any float type.
+  virtual void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) = 0;
 
   virtual void Attention(const AttentionArgs& args, Stream& stream) = 0;
   virtual void PagedAttention(const PagedAttentionArgs& args, Stream& stream) = 0;

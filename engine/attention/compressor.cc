@@ -15,8 +15,9 @@ using kernels::TensorView;
 
 class RetainingHeadCompressor : public Compressor {
  public:
-  RetainingHeadCompressor(const model::Weights& weights, kernels::Backend& backend)
-      : weights_(weights), backend_(backend), hidden_(backend) {}
+  RetainingHeadCompressor(const model::Weights& weights, kernels::Backend& backend,
+                          parallel::Communicator* tensor)
+      : weights_(weights), backend_(backend), tensor_(tensor), hidden_(backend), sums_(backend) {}
   std::string_view name() const override { return "retaining_heads"; }
   bool UsesPreRope() const override { return true; }
   bool UsesQuery() const override { return false; }
@@ -26,12 +27,20 @@ class RetainingHeadCompressor : public Compressor {
     const model::LayerWeights& layer = weights_.layer(call.layer);
     for (int64_t begin = 0; begin < call.qkv.rows(); begin += kChunk) {
       const int64_t end = std::min(begin + kChunk, call.qkv.rows());
-      APB_ASSIGN_OR_RETURN(
-          const TensorView hidden,
-          hidden_.Get(call.qkv.dtype, {end - begin, layer.retaining_fc1.shape[0]}));
-      backend_.Linear(
-          {.x = call.qkv.Rows(begin, end), .weight = layer.retaining_fc1, .out = hidden}, stream);
-      backend_.SiluMul(hidden, {}, hidden, stream);
+      const TensorView qkv = call.qkv.Rows(begin, end);
+      const int64_t width = layer.retaining_fc1.shape[0];
+      APB_ASSIGN_OR_RETURN(const TensorView hidden,
+                           hidden_.Get(call.qkv.dtype, {end - begin, width}));
+      if (tensor_ == nullptr) {
+        backend_.Linear({.x = qkv, .weight = layer.retaining_fc1, .out = hidden}, stream);
+        backend_.SiluMul(hidden, {}, hidden, stream);
+      } else {  // fc1 reads all heads, fc2 gives the scores of this share's
+        APB_ASSIGN_OR_RETURN(const TensorView sums,
+                             sums_.Get(kernels::DType::kF32, {end - begin, width}));
+        backend_.Linear({.x = qkv, .weight = layer.retaining_fc1, .out = sums}, stream);
+        APB_RETURN_IF_ERROR(tensor_->AllReduce(sums, parallel::ReduceOp::kSum, stream));
+        backend_.SiluMul(sums, {}, hidden, stream);
+      }
       backend_.Linear(
           {.x = hidden, .weight = layer.retaining_fc2, .out = call.scores.Rows(begin, end)},
           stream);
@@ -42,7 +51,8 @@ class RetainingHeadCompressor : public Compressor {
  private:
   const model::Weights& weights_;
   kernels::Backend& backend_;
-  core::Workspace hidden_;
+  parallel::Communicator* const tensor_;
+  core::Workspace hidden_, sums_;
 };
 
 class QueryAwareCompressor : public Compressor {
@@ -99,13 +109,14 @@ class RandomCompressor : public Compressor {
 
 absl::StatusOr<std::unique_ptr<Compressor>> CreateCompressor(std::string_view name,
                                                              const model::Weights& weights,
-                                                             kernels::Backend& backend) {
+                                                             kernels::Backend& backend,
+                                                             parallel::Communicator* tensor) {
   if (name == "retaining_heads") {
     if (!weights.has_retaining_heads()) {
       return absl::FailedPreconditionError(
           "compressor 'retaining_heads': the checkpoint has no retaining_heads.safetensors");
     }
-    return std::make_unique<RetainingHeadCompressor>(weights, backend);
+    return std::make_unique<RetainingHeadCompressor>(weights, backend, tensor);
   }
   if (name == "query_aware") return std::make_unique<QueryAwareCompressor>(weights, backend);
   if (name == "random") return std::make_unique<RandomCompressor>(backend);

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "engine/core/tensor.h"
 #include "engine/model/weights.h"
+#include "engine/parallel/communicator.h"
 #include "kernels/backend.h"
 
 namespace apb::attention {
@@ -40,9 +41,11 @@ class Compressor {
 
 // retaining_heads: Locret's MLP on q, k, v before RoPE; kFailedPrecondition if the checkpoint has
 // none. query_aware: training-free, mean attention logit of the embedded query's rows. random: a
-// hash of (layer, head, token); for ablations. `weights` and `backend` must outlive the compressor.
-absl::StatusOr<std::unique_ptr<Compressor>> CreateCompressor(std::string_view name,
-                                                             const model::Weights& weights,
-                                                             kernels::Backend& backend);
+// hash of (layer, head, token); for ablations. `tensor`: the ranks with the other tensor parallel
+// shares of the weights, null if there are none; then all of them score the same rows together.
+// References must outlive the compressor.
+absl::StatusOr<std::unique_ptr<Compressor>> CreateCompressor(
+    std::string_view name, const model::Weights& weights, kernels::Backend& backend,
+    parallel::Communicator* tensor = nullptr);
 
 }  // namespace apb::attention

@@ -57,8 +57,8 @@ absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
   const ShardPlan& p = prefill->plan_;
   std::unique_ptr<Compressor> compressor;
   if (!compressor_name.empty()) {
-    APB_ASSIGN_OR_RETURN(compressor,
-                         CreateCompressor(compressor_name, context.weights, context.backend));
+    APB_ASSIGN_OR_RETURN(compressor, CreateCompressor(compressor_name, context.weights,
+                                                      context.backend, context.tensor));
   }
   const int ranks = context.communicator.size(), rank = context.communicator.rank();
   std::vector<int32_t> tokens, positions, local_positions;
@@ -98,9 +98,10 @@ absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
                            TensorView::Contiguous(slots.data(), DType::kI64, {local})));
   APB_RETURN_IF_ERROR(context.decoder.Embed(tokens, prefill->hidden_.view(), stream));
   APB_RETURN_IF_ERROR(stream.Synchronize());  // the host copies end here
-  APB_ASSIGN_OR_RETURN(prefill->strategy_,
-                       CreateStrategy(p, config.query_heads, config.kv_heads, std::move(compressor),
-                                      context.backend, context.communicator));
+  APB_ASSIGN_OR_RETURN(
+      prefill->strategy_,
+      CreateStrategy(p, context.weights.query_heads(), context.weights.kv_heads(),
+                     std::move(compressor), context.backend, context.communicator));
   return prefill;
 }
 

@@ -21,7 +21,8 @@ struct PrefillContext {
   const model::Weights& weights;
   cache::PagedKvCache& cache;
   kernels::Backend& backend;
-  parallel::Communicator& communicator;
+  parallel::Communicator& communicator;      // the context group
+  parallel::Communicator* tensor = nullptr;  // the tensor parallel group, if there is one
 };
 
 class DocumentPrefill : public LayerAttention {

@@ -2,6 +2,7 @@
 
 #include "engine/attention/partial_results.h"
 #include "engine/base/status_macros.h"
+#include "engine/model/layer_weights.h"
 
 namespace apb::attention {
 
@@ -17,10 +18,12 @@ RowBatchAttention::RowBatchAttention(cache::PagedKvCache& cache, kernels::Backen
       positions_(backend),
       slots_(backend),
       partial_(backend),
+      parts_(backend),
       gathered_(backend) {}
 
 absl::Status RowBatchAttention::Prepare(const std::vector<BatchRows>& batch,
-                                        kernels::Stream& stream) {
+                                        kernels::Stream& stream, bool sliced) {
+  sliced_ = sliced;
   host_positions_.clear();
   host_slots_.clear();
   sequences_.clear();
@@ -82,13 +85,43 @@ absl::Status RowBatchAttention::Attend(int layer, const TensorView& q, const Ten
   // Outputs and log-sums lie in one buffer, so that one collective carries both.
   const int64_t rows = q.shape[0], heads = q.shape[1], d = q.shape[2];
   APB_ASSIGN_OR_RETURN(const PartialResults mine, PartialResults::In(partial_, 1, rows, heads, d));
-  APB_ASSIGN_OR_RETURN(const PartialResults all,
-                       PartialResults::In(gathered_, ranks, rows, heads, d));
   args.out = mine.Out(0);
   args.lse = mine.Lse(0);
   backend_.PagedAttention(args, stream);
+  if (sliced_) return MergeSlices(mine, out, stream);
+  APB_ASSIGN_OR_RETURN(const PartialResults all,
+                       PartialResults::In(gathered_, ranks, rows, heads, d));
   APB_RETURN_IF_ERROR(communicator_.AllGather(mine.Message(0), all.all(), stream));
   backend_.MergePartials(all.Outs(), all.Lses(), out, {}, stream);
+  return absl::OkStatus();
+}
+
+absl::Status RowBatchAttention::MergeSlices(const PartialResults& mine, const TensorView& out,
+                                            kernels::Stream& stream) {
+  const int ranks = communicator_.size(), rank = communicator_.rank();
+  const int64_t rows = out.shape[0], d = out.shape[2], heads = mine.Out(0).shape[1];
+  // Parts of equal size, as large as the largest slice.
+  const auto heads_of = [&](int r) { return model::PartOf(heads, {r, ranks}); };
+  const int64_t most = (heads + ranks - 1) / ranks, size = rows * most * (d + 1);
+  APB_ASSIGN_OR_RETURN(const TensorView send, parts_.Get(DType::kF32, {ranks, size}));
+  APB_ASSIGN_OR_RETURN(const TensorView received, gathered_.Get(DType::kF32, {ranks, size}));
+  for (int r = 0; r < ranks; ++r) {
+    const model::Range slice = heads_of(r);
+    const PartialResults part = PartialResults::At(send.Rows(r, r + 1), 1, rows, slice.length(), d);
+    TensorView from = mine.Out(0);
+    from.data = from.as<float>() + slice.begin * d;
+    from.shape[1] = slice.length();
+    backend_.Copy(from, part.Out(0), stream);
+    backend_.Copy(mine.Lse(0).Columns(slice.begin, slice.end), part.Lse(0), stream);
+  }
+  APB_RETURN_IF_ERROR(communicator_.AllToAll(send, received, stream));
+  const int64_t own = heads_of(rank).length();
+  TensorView outs = TensorView::Contiguous(received.data, DType::kF32, {ranks, rows, own, d});
+  outs.stride[0] = size;
+  TensorView lses = TensorView::Contiguous(received.as<float>() + rows * own * d, DType::kF32,
+                                           {ranks, rows, own});
+  lses.stride[0] = size;
+  backend_.MergePartials(outs, lses, out, {}, stream);
   return absl::OkStatus();
 }
 

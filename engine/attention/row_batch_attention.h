@@ -1,12 +1,14 @@
 // Exact attention of new rows over KV that is spread over the ranks: query pass and decode, any
-// number of sequences in one batch. Every rank runs all rows; each attends to its own share of the
-// keys; partial results are exchanged by one collective a layer and merged in rank order, so hidden
-// states stay equal on all ranks.
+// number of sequences in one batch. Every rank has q of all rows and heads; each attends to its own
+// share of the keys; partial results are exchanged by one collective a layer and merged in rank
+// order. Replicated: every rank gets all heads. Sliced: a rank gets the heads that it goes on with
+// (model::Decoder), which is all that it needs.
 #pragma once
 
 #include <vector>
 
 #include "engine/attention/layer_attention.h"
+#include "engine/attention/partial_results.h"
 #include "engine/cache/paged_kv_cache.h"
 #include "engine/core/tensor.h"
 #include "engine/parallel/communicator.h"
@@ -30,7 +32,8 @@ class RowBatchAttention : public LayerAttention {
   // Takes cache slots for the rows that this rank keeps. Rows of the batch are those of `batch` one
   // after another. kResourceExhausted leaves the sequences before the failing one with reserved
   // slots: the step has failed.
-  absl::Status Prepare(const std::vector<BatchRows>& batch, kernels::Stream& stream);
+  absl::Status Prepare(const std::vector<BatchRows>& batch, kernels::Stream& stream,
+                       bool sliced = false);
   const kernels::TensorView& positions() const { return positions_view_; }
 
   bool WantsPreRope(int) const override { return false; }
@@ -42,6 +45,10 @@ class RowBatchAttention : public LayerAttention {
                       kernels::Stream& stream) override;
 
  private:
+  // Gives every rank the partial results of its heads, and merges those of this rank's to `out`.
+  absl::Status MergeSlices(const PartialResults& mine, const kernels::TensorView& out,
+                           kernels::Stream& stream);
+
   cache::PagedKvCache& cache_;
   kernels::Backend& backend_;
   parallel::Communicator& communicator_;
@@ -49,7 +56,8 @@ class RowBatchAttention : public LayerAttention {
   std::vector<int32_t> host_positions_;
   std::vector<int64_t> host_slots_;
   std::vector<kernels::PagedSequence> sequences_;
-  core::Workspace positions_, slots_, partial_, gathered_;
+  core::Workspace positions_, slots_, partial_, parts_, gathered_;
+  bool sliced_ = false;
   kernels::TensorView positions_view_, slots_view_;
 };
 

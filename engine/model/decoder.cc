@@ -37,10 +37,12 @@ Decoder::Decoder(const Weights& weights, kernels::Backend& backend)
       normed_(backend),
       gate_(backend),
       up_(backend),
+      sums_(backend),
       ids_(backend) {}
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Weights& weights,
-                                                         kernels::Backend& backend) {
+                                                         kernels::Backend& backend,
+                                                         parallel::Communicator* tensor) {
   auto decoder = std::unique_ptr<Decoder>(new Decoder(weights, backend));
   const RopeTable table = MakeRopeTable(weights.config().rope, weights.config().head_dim);
   decoder->attention_factor_ = table.attention_factor;
@@ -49,7 +51,53 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Weights& weights,
                        core::Tensor::CopyOf(backend, TensorView::Contiguous(
                                                          const_cast<float*>(table.inv_freq.data()),
                                                          DType::kF32, {half})));
+  Division& whole = decoder->whole_;
+  for (int l = 0; l < weights.config().layers; ++l) whole.layers.push_back(weights.layer(l));
+  whole.output = weights.output();
+  whole.shape = weights.shape();
+  if (tensor != nullptr && tensor->size() > 1) {
+    whole.sums = tensor;
+    std::vector<std::vector<Range>> vocabulary;
+    for (int r = 0; r < tensor->size(); ++r)
+      vocabulary.push_back({PartOf(weights.config().vocab_size, {r, tensor->size()})});
+    whole.logits = std::make_unique<ColumnGather>(backend, *tensor, std::move(vocabulary));
+  }
   return decoder;
+}
+
+bool Decoder::EnableSlices(parallel::Communicator& context, parallel::Communicator& all) {
+  const PartShape& whole = weights_.shape();
+  const int64_t d = config().head_dim, count = context.size(), shares = weights_.share().count;
+  if (whole.query_heads.length() < count || whole.mlp.length() < count ||
+      whole.vocabulary.length() < count)
+    return false;
+  const Share mine{context.rank(), context.size()};
+  auto division = std::make_unique<Division>();
+  division->shape = whole.Part(mine);
+  for (const LayerWeights& layer : whole_.layers)
+    division->layers.push_back(PartOf(layer, division->shape, d, mine.index == 0));
+  const Range& rows = division->shape.vocabulary;
+  division->output = weights_.output().Rows(rows.begin, rows.end);
+  division->sums = &all;
+  std::vector<std::vector<Range>> qkv, vocabulary;
+  const int64_t k_begin = weights_.query_heads() * d, v_begin = k_begin + weights_.kv_heads() * d;
+  for (int r = 0; r < context.size(); ++r) {
+    const PartShape part = whole.Part({r, context.size()});
+    const Range kv{part.kv_heads.begin * d, part.kv_heads.end * d};
+    qkv.push_back({{part.query_heads.begin * d, part.query_heads.end * d},
+                   {k_begin + kv.begin, k_begin + kv.end},
+                   {v_begin + kv.begin, v_begin + kv.end}});
+  }
+  for (int r = 0; r < all.size(); ++r) {
+    const Share share{static_cast<int>(r % shares), static_cast<int>(shares)};
+    const Range of_share = PartOf(config().vocab_size, share);
+    const Range part = PartOf(of_share.length(), {static_cast<int>(r / shares), context.size()});
+    vocabulary.push_back({{of_share.begin + part.begin, of_share.begin + part.end}});
+  }
+  division->qkv = std::make_unique<ColumnGather>(backend_, context, std::move(qkv));
+  division->logits = std::make_unique<ColumnGather>(backend_, all, std::move(vocabulary));
+  sliced_ = std::move(division);
+  return true;
 }
 
 absl::Status Decoder::Embed(std::span<const int32_t> tokens, const TensorView& hidden,
@@ -68,10 +116,12 @@ absl::Status Decoder::Embed(std::span<const int32_t> tokens, const TensorView& h
   return absl::OkStatus();
 }
 
-absl::Status Decoder::Project(const LayerWeights& layer, const TensorView& hidden,
+absl::Status Decoder::Project(const Division& division, int l, const TensorView& hidden,
                               const TensorView& qkv, bool only_kv, kernels::Stream& stream) {
   const ModelConfig& c = config();
-  const int64_t q_width = c.query_heads * c.head_dim, kv_width = c.kv_heads * c.head_dim;
+  const LayerWeights& layer = division.layers[l];
+  const int64_t q_width = division.shape.query_heads.length() * c.head_dim,
+                kv_width = division.shape.kv_heads.length() * c.head_dim;
   const float epsilon = static_cast<float>(c.rms_norm_epsilon);
   for (int64_t begin = 0; begin < hidden.rows(); begin += kRowChunk) {
     const int64_t end = std::min(begin + kRowChunk, hidden.rows());
@@ -80,29 +130,22 @@ absl::Status Decoder::Project(const LayerWeights& layer, const TensorView& hidde
     backend_.RmsNorm(hidden.Rows(begin, end), layer.input_norm, epsilon, normed, stream);
     const TensorView rows = qkv.Rows(begin, end);
     if (!only_kv) {
-      backend_.Linear({.x = normed,
-                       .weight = layer.q_proj,
-                       .bias = layer.q_bias,
-                       .out = rows.Columns(0, q_width)},
+      const TensorView q = rows.Columns(0, q_width);
+      backend_.Linear({.x = normed, .weight = layer.q_proj, .bias = layer.q_bias, .out = q},
                       stream);
-    }
-    backend_.Linear({.x = normed,
-                     .weight = layer.k_proj,
-                     .bias = layer.k_bias,
-                     .out = rows.Columns(q_width, q_width + kv_width)},
-                    stream);
-    backend_.Linear({.x = normed,
-                     .weight = layer.v_proj,
-                     .bias = layer.v_bias,
-                     .out = rows.Columns(q_width + kv_width, q_width + 2 * kv_width)},
-                    stream);
-    if (layer.q_norm.present()) {
-      const TensorView k = rows.Columns(q_width, q_width + kv_width).SplitHeads(c.head_dim);
-      backend_.RmsNorm(k, layer.k_norm, epsilon, k, stream);
-      if (!only_kv) {
-        const TensorView q = rows.Columns(0, q_width).SplitHeads(c.head_dim);
-        backend_.RmsNorm(q, layer.q_norm, epsilon, q, stream);
+      if (layer.q_norm.present()) {
+        const TensorView heads = q.SplitHeads(c.head_dim);
+        backend_.RmsNorm(heads, layer.q_norm, epsilon, heads, stream);
       }
+    }
+    if (kv_width == 0) continue;  // more ranks than KV heads
+    const TensorView k = rows.Columns(q_width, q_width + kv_width),
+                     v = rows.Columns(q_width + kv_width, q_width + 2 * kv_width);
+    backend_.Linear({.x = normed, .weight = layer.k_proj, .bias = layer.k_bias, .out = k}, stream);
+    backend_.Linear({.x = normed, .weight = layer.v_proj, .bias = layer.v_bias, .out = v}, stream);
+    if (layer.k_norm.present()) {
+      const TensorView heads = k.SplitHeads(c.head_dim);
+      backend_.RmsNorm(heads, layer.k_norm, epsilon, heads, stream);
     }
   }
   return absl::OkStatus();
@@ -111,7 +154,8 @@ absl::Status Decoder::Project(const LayerWeights& layer, const TensorView& hidde
 void Decoder::Rotate(const TensorView& qkv, const TensorView& positions, bool only_kv,
                      kernels::Stream& stream) {
   const ModelConfig& c = config();
-  const int64_t q_width = c.query_heads * c.head_dim, kv_width = c.kv_heads * c.head_dim;
+  const int64_t q_width = weights_.query_heads() * c.head_dim,
+                kv_width = weights_.kv_heads() * c.head_dim;
   // q and k lie side by side and rotate alike.
   backend_.Rope({.x = qkv.Columns(only_kv ? q_width : 0, q_width + kv_width).SplitHeads(c.head_dim),
                  .positions = positions,
@@ -120,52 +164,84 @@ void Decoder::Rotate(const TensorView& qkv, const TensorView& positions, bool on
                 stream);
 }
 
-absl::Status Decoder::OutputAndMlp(const LayerWeights& layer, const TensorView& attended,
+absl::Status Decoder::AddProduct(const Division& division, const TensorView& x,
+                                 const TensorView& weight, const TensorView& bias,
+                                 const TensorView& rows, double& phase, kernels::Stream& stream) {
+  if (division.sums == nullptr) {
+    PhaseTimer timer(phase);
+    backend_.Linear({.x = x, .weight = weight, .bias = bias, .out = rows, .accumulate = true},
+                    stream);
+    return absl::OkStatus();
+  }
+  APB_ASSIGN_OR_RETURN(const TensorView sums, sums_.Get(DType::kF32, {rows.rows(), rows.shape[1]}));
+  {
+    PhaseTimer timer(phase);
+    backend_.Linear({.x = x, .weight = weight, .bias = bias, .out = sums}, stream);
+  }
+  {
+    PhaseTimer timer(phase_seconds_.communicate);
+    APB_RETURN_IF_ERROR(division.sums->AllReduce(sums, parallel::ReduceOp::kSum, stream));
+  }
+  PhaseTimer timer(phase);
+  backend_.Accumulate(sums, rows, stream);
+  return absl::OkStatus();
+}
+
+absl::Status Decoder::OutputAndMlp(const Division& division, int l, const TensorView& attended,
                                    const TensorView& hidden, kernels::Stream& stream) {
   const ModelConfig& c = config();
+  const LayerWeights& layer = division.layers[l];
+  const int64_t width = division.shape.mlp.length();
   for (int64_t begin = 0; begin < hidden.rows(); begin += kRowChunk) {
     const int64_t end = std::min(begin + kRowChunk, hidden.rows());
     const TensorView rows = hidden.Rows(begin, end);
-    {
-      PhaseTimer timer(phase_seconds_.projection);
-      backend_.Linear({.x = attended.Rows(begin, end),
-                       .weight = layer.o_proj,
-                       .bias = layer.o_bias,
-                       .out = rows,
-                       .accumulate = true},
-                      stream);
-    }
-    PhaseTimer timer(phase_seconds_.mlp);
+    APB_RETURN_IF_ERROR(AddProduct(division, attended.Rows(begin, end), layer.o_proj, layer.o_bias,
+                                   rows, phase_seconds_.projection, stream));
     APB_ASSIGN_OR_RETURN(const TensorView normed,
                          normed_.Get(c.dtype, {end - begin, c.hidden_size}));
-    APB_ASSIGN_OR_RETURN(const TensorView gate, gate_.Get(c.dtype, {end - begin, c.mlp_size}));
-    APB_ASSIGN_OR_RETURN(const TensorView up, up_.Get(c.dtype, {end - begin, c.mlp_size}));
-    backend_.RmsNorm(rows, layer.post_norm, static_cast<float>(c.rms_norm_epsilon), normed, stream);
-    backend_.Linear({.x = normed, .weight = layer.gate_proj, .out = gate}, stream);
-    backend_.Linear({.x = normed, .weight = layer.up_proj, .out = up}, stream);
-    backend_.SiluMul(gate, up, gate, stream);
-    backend_.Linear({.x = gate, .weight = layer.down_proj, .out = rows, .accumulate = true},
-                    stream);
+    APB_ASSIGN_OR_RETURN(const TensorView gate, gate_.Get(c.dtype, {end - begin, width}));
+    APB_ASSIGN_OR_RETURN(const TensorView up, up_.Get(c.dtype, {end - begin, width}));
+    {
+      PhaseTimer timer(phase_seconds_.mlp);
+      backend_.RmsNorm(rows, layer.post_norm, static_cast<float>(c.rms_norm_epsilon), normed,
+                       stream);
+      backend_.Linear({.x = normed, .weight = layer.gate_proj, .out = gate}, stream);
+      backend_.Linear({.x = normed, .weight = layer.up_proj, .out = up}, stream);
+      backend_.SiluMul(gate, up, gate, stream);
+    }
+    APB_RETURN_IF_ERROR(
+        AddProduct(division, gate, layer.down_proj, {}, rows, phase_seconds_.mlp, stream));
   }
   return absl::OkStatus();
 }
 
 absl::Status Decoder::RunLayers(int layer_begin, int layer_end, const TensorView& hidden,
                                 const TensorView& positions, attention::LayerAttention& attention,
-                                kernels::Stream& stream) {
+                                kernels::Stream& stream, bool sliced) {
+  if (sliced && sliced_ == nullptr)
+    return absl::InternalError("sliced layers asked of a decoder that has no slices");
+  const Division& division = sliced ? *sliced_ : whole_;
   const ModelConfig& c = config();
-  const int64_t rows = hidden.rows(), q_width = c.query_heads * c.head_dim,
-                kv_width = c.kv_heads * c.head_dim;
-  APB_ASSIGN_OR_RETURN(const TensorView qkv, qkv_.Get(c.dtype, {rows, c.qkv_width()}));
-  APB_ASSIGN_OR_RETURN(const TensorView attended, attended_.Get(c.dtype, {rows, q_width}));
+  const int64_t rows = hidden.rows(), d = c.head_dim, q_width = weights_.query_heads() * d,
+                kv_width = weights_.kv_heads() * d,
+                own_width = division.shape.query_heads.length() * d;
+  APB_ASSIGN_OR_RETURN(const TensorView qkv, qkv_.Get(c.dtype, {rows, weights_.qkv_width()}));
+  APB_ASSIGN_OR_RETURN(const TensorView attended, attended_.Get(c.dtype, {rows, own_width}));
   for (int l = layer_begin; l < layer_end; ++l) {
-    const LayerWeights& layer = weights_.layer(l);
     const bool wants_output = attention.WantsOutput(l), wants_qkv = attention.WantsPreRope(l);
     // Where nobody attends and nobody reads q, it need not be computed.
     const bool only_kv = !wants_output && !wants_qkv;
+    TensorView projected = qkv;
+    if (division.qkv != nullptr) {
+      APB_ASSIGN_OR_RETURN(projected, division.qkv->Mine(c.dtype, rows));
+    }
     {
       PhaseTimer timer(phase_seconds_.projection);
-      APB_RETURN_IF_ERROR(Project(layer, hidden, qkv, only_kv, stream));
+      APB_RETURN_IF_ERROR(Project(division, l, hidden, projected, only_kv, stream));
+    }
+    if (division.qkv != nullptr) {
+      PhaseTimer timer(phase_seconds_.communicate);
+      APB_RETURN_IF_ERROR(division.qkv->Gather(qkv, stream));
     }
     if (wants_qkv) {
       PhaseTimer timer(phase_seconds_.compress);
@@ -177,27 +253,35 @@ absl::Status Decoder::RunLayers(int layer_begin, int layer_end, const TensorView
     }
     {
       PhaseTimer timer(phase_seconds_.attend);
-      APB_RETURN_IF_ERROR(attention.Attend(
-          l, qkv.Columns(0, q_width).SplitHeads(c.head_dim),
-          qkv.Columns(q_width, q_width + kv_width).SplitHeads(c.head_dim),
-          qkv.Columns(q_width + kv_width, q_width + 2 * kv_width).SplitHeads(c.head_dim),
-          attended.SplitHeads(c.head_dim), stream));
+      APB_RETURN_IF_ERROR(
+          attention.Attend(l, qkv.Columns(0, q_width).SplitHeads(d),
+                           qkv.Columns(q_width, q_width + kv_width).SplitHeads(d),
+                           qkv.Columns(q_width + kv_width, q_width + 2 * kv_width).SplitHeads(d),
+                           attended.SplitHeads(d), stream));
     }
-    if (wants_output) APB_RETURN_IF_ERROR(OutputAndMlp(layer, attended, hidden, stream));
+    if (wants_output) APB_RETURN_IF_ERROR(OutputAndMlp(division, l, attended, hidden, stream));
   }
   return stream.Synchronize();
 }
 
 absl::Status Decoder::Logits(const TensorView& hidden, const TensorView& logits,
-                             kernels::Stream& stream) {
+                             kernels::Stream& stream, bool sliced) {
+  if (sliced && sliced_ == nullptr)
+    return absl::InternalError("sliced logits asked of a decoder that has no slices");
+  const Division& division = sliced ? *sliced_ : whole_;
   PhaseTimer timer(phase_seconds_.head);
   const ModelConfig& c = config();
   APB_ASSIGN_OR_RETURN(const TensorView normed,
                        normed_.Get(c.dtype, {hidden.rows(), c.hidden_size}));
   backend_.RmsNorm(hidden, weights_.final_norm(), static_cast<float>(c.rms_norm_epsilon), normed,
                    stream);
-  backend_.Linear({.x = normed, .weight = weights_.output(), .out = logits}, stream);
-  return absl::OkStatus();
+  if (division.logits == nullptr) {
+    backend_.Linear({.x = normed, .weight = division.output, .out = logits}, stream);
+    return absl::OkStatus();
+  }
+  APB_ASSIGN_OR_RETURN(const TensorView mine, division.logits->Mine(DType::kF32, hidden.rows()));
+  backend_.Linear({.x = normed, .weight = division.output, .out = mine}, stream);
+  return division.logits->Gather(logits, stream);
 }
 
 void Decoder::Trim() {

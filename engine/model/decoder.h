@@ -1,5 +1,7 @@
 // THE layer loop: the same for prefill under every strategy, query pass and decode. Weights are
-// read by reference (straight from the mapped checkpoint on a CPU).
+// read by reference (straight from the mapped checkpoint on a CPU). A matrix product may be divided
+// among ranks: by tensor parallel shares for good, and by slices of those for rows that are the same
+// on several ranks (docs/algorithms.md, "Decode").
 #pragma once
 
 #include <cstdint>
@@ -10,8 +12,10 @@
 #include "absl/status/statusor.h"
 #include "engine/attention/layer_attention.h"
 #include "engine/core/tensor.h"
+#include "engine/model/column_gather.h"
 #include "engine/model/model_config.h"
 #include "engine/model/weights.h"
+#include "engine/parallel/communicator.h"
 #include "kernels/backend.h"
 
 namespace apb::model {
@@ -22,16 +26,25 @@ struct PhaseSeconds {
   double compress = 0;    // scores and selection (LayerAttention::BeforeRope)
   double attend = 0;      // LayerAttention::Attend, communication included
   double mlp = 0;
-  double head = 0;  // final norm and logits
+  double communicate = 0;  // between the ranks that a product is divided among
+  double head = 0;         // final norm and logits
 };
 
 class Decoder {
  public:
-  // `weights` and `backend` must outlive the decoder. Scratch is allocated on first use and kept;
-  // its size depends on the row chunk, not on the prompt, except for the packed QKV and attention
-  // output of a call.
+  // All references must outlive the decoder. `tensor`: the ranks with the other tensor parallel
+  // shares, in their order; null where `weights` are whole. Scratch is allocated on first use and
+  // kept; its size depends on the row chunk, not on the prompt, except for the packed QKV and
+  // attention output of a call.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(const Weights& weights,
-                                                         kernels::Backend& backend);
+                                                         kernels::Backend& backend,
+                                                         parallel::Communicator* tensor = nullptr);
+
+  // Lets calls be sliced: the ranks of `context`, which have the same tensor parallel share and run
+  // the same rows, multiply by a slice of the weights each, so that each reads 1 / size of them.
+  // `all`: the ranks of all slices of all shares, rank = context rank * shares + share. False:
+  // there are more ranks than heads or columns to give them.
+  bool EnableSlices(parallel::Communicator& context, parallel::Communicator& all);
 
   // hidden [T, D] of the model's type; tokens [T] in host memory, each checked against the
   // vocabulary.
@@ -41,14 +54,16 @@ class Decoder {
   // Runs layers [layer_begin, layer_end) in place on hidden [T, D]; positions [T] i32 (backend
   // memory). Row-wise parts run in chunks of rows, so MLP scratch does not grow with T. Where
   // attention.WantsOutput(layer) is false the layer ends after K and V are stored and hidden is
-  // left undefined.
+  // left undefined. Sliced: hidden is the same on all ranks of `context`; attention is given q, k, v
+  // of all heads and fills an `out` of its own heads.
   absl::Status RunLayers(int layer_begin, int layer_end, const kernels::TensorView& hidden,
                          const kernels::TensorView& positions, attention::LayerAttention& attention,
-                         kernels::Stream& stream);
+                         kernels::Stream& stream, bool sliced = false);
 
-  // Final norm and output projection: hidden [R, D] -> logits [R, V] f32.
+  // Final norm and output projection: hidden [R, D] -> logits [R, V] f32, on all ranks between which
+  // the output projection is divided; all of them must call.
   absl::Status Logits(const kernels::TensorView& hidden, const kernels::TensorView& logits,
-                      kernels::Stream& stream);
+                      kernels::Stream& stream, bool sliced = false);
 
   // Gives back the memory that only long prompts need; call when a prefill has ended.
   void Trim();
@@ -57,24 +72,42 @@ class Decoder {
   const PhaseSeconds& phase_seconds() const { return phase_seconds_; }
 
  private:
+  // Who computes what in a call.
+  struct Division {
+    std::vector<LayerWeights> layers;  // this rank's part
+    kernels::TensorView output;
+    PartShape shape;
+    parallel::Communicator* sums = nullptr;  // between the ranks with the parts; null: no others
+    std::unique_ptr<ColumnGather> qkv;       // null: the heads of this part are all that attend
+    std::unique_ptr<ColumnGather> logits;    // null: the vocabulary is whole
+  };
+
   Decoder(const Weights& weights, kernels::Backend& backend);
   // Rows that the row-wise parts take at a time: large enough for the matrix products, small enough
   // for the cache.
   static constexpr int64_t kRowChunk = 1024;
 
-  absl::Status Project(const LayerWeights& layer, const kernels::TensorView& hidden,
+  absl::Status Project(const Division& division, int layer, const kernels::TensorView& hidden,
                        const kernels::TensorView& qkv, bool only_kv, kernels::Stream& stream);
   void Rotate(const kernels::TensorView& qkv, const kernels::TensorView& positions, bool only_kv,
               kernels::Stream& stream);
-  absl::Status OutputAndMlp(const LayerWeights& layer, const kernels::TensorView& attended,
-                            const kernels::TensorView& hidden, kernels::Stream& stream);
+  absl::Status OutputAndMlp(const Division& division, int layer,
+                            const kernels::TensorView& attended, const kernels::TensorView& hidden,
+                            kernels::Stream& stream);
+  // rows += x * weight^T + bias, summed over the ranks of the division. The time of the product
+  // goes to `phase`.
+  absl::Status AddProduct(const Division& division, const kernels::TensorView& x,
+                          const kernels::TensorView& weight, const kernels::TensorView& bias,
+                          const kernels::TensorView& rows, double& phase, kernels::Stream& stream);
 
   const Weights& weights_;
   kernels::Backend& backend_;
   core::Tensor inv_freq_;
   float attention_factor_ = 1.0f;
-  core::Workspace qkv_, attended_;            // as long as the call's rows
-  core::Workspace normed_, gate_, up_, ids_;  // one chunk of rows
+  Division whole_;                                   // between tensor parallel shares, if any
+  std::unique_ptr<Division> sliced_;                 // between all ranks
+  core::Workspace qkv_, attended_;                   // as long as the call's rows
+  core::Workspace normed_, gate_, up_, sums_, ids_;  // one chunk of rows
   PhaseSeconds phase_seconds_;
 };
 

@@ -208,8 +208,8 @@ struct Weights::Storage {
     return true;
   }
 
-  // A view of a tensor of exactly this type and shape.
-  absl::Status Get(WantedTensor wanted, DType dtype, kernels::Backend& backend) {
+  // A view, into the mapped file, of a tensor of exactly this type and shape.
+  absl::Status Get(const WantedTensor& wanted, DType dtype) {
     auto found = tensors.find(wanted.name);
     if (found == tensors.end()) {
       return absl::InvalidArgumentError(
@@ -230,10 +230,16 @@ struct Weights::Storage {
                        ", config.json asks for ", ShapeText(wanted.shape)));
     }
     *wanted.out = ViewOf(const_cast<std::byte*>(entry.data), dtype, entry.shape);
-    const bool aligned = reinterpret_cast<uintptr_t>(entry.data) % SizeOf(dtype) == 0;
+    return absl::OkStatus();
+  }
+
+  // Replaces a view into the file by a copy where the backend cannot compute on the file.
+  absl::Status MoveTo(kernels::Backend& backend, TensorView* view) {
+    if (!view->present()) return absl::OkStatus();  // a bias of another share
+    const bool aligned = reinterpret_cast<uintptr_t>(view->data) % SizeOf(view->dtype) == 0;
     if (aligned && backend.place() == kernels::Place::kHost) return absl::OkStatus();
-    APB_ASSIGN_OR_RETURN(core::Tensor copy, core::Tensor::CopyOf(backend, *wanted.out));
-    *wanted.out = copy.view();
+    APB_ASSIGN_OR_RETURN(core::Tensor copy, core::Tensor::CopyOf(backend, *view));
+    *view = copy.view();
     owned.push_back(std::move(copy));
     return absl::OkStatus();
   }
@@ -257,11 +263,52 @@ std::vector<WantedTensor> Weights::Tensors(int64_t retaining_width) {
   return all;
 }
 
+absl::Status Weights::Take(Share tensor, kernels::Backend& backend) {
+  const ModelConfig& c = config_;
+  const PartShape whole = {.query_heads = {0, c.query_heads},
+                           .kv_heads = {0, c.kv_heads},
+                           .mlp = {0, c.mlp_size},
+                           .vocabulary = {0, c.vocab_size}};
+  share_ = tensor;
+  shape_ = whole.Part(tensor);
+  if (tensor.count == 1) return absl::OkStatus();
+  if (tensor.count < 1 || c.kv_heads % tensor.count != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("tensor parallel over ", tensor.count,
+                                                   " ranks: the model's ", c.kv_heads,
+                                                   " KV heads do not divide among them"));
+  }
+  const Range q{shape_.query_heads.begin * c.head_dim, shape_.query_heads.end * c.head_dim};
+  const Range kv{shape_.kv_heads.begin * c.head_dim, shape_.kv_heads.end * c.head_dim};
+  for (LayerWeights& layer : layers_) {
+    const TensorView fc1 = layer.retaining_fc1, fc2 = layer.retaining_fc2;
+    layer = PartOf(layer, shape_, c.head_dim, tensor.index == 0);
+    if (!fc1.present()) continue;
+    // Its columns are three ranges: the one weight that is copied.
+    const int64_t k_begin = c.query_heads * c.head_dim, v_begin = k_begin + c.kv_heads * c.head_dim;
+    APB_ASSIGN_OR_RETURN(core::Tensor columns,
+                         core::Tensor::Create(backend, fc1.dtype, {fc1.shape[0], qkv_width()}));
+    APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
+    int64_t at = 0;
+    for (const Range& from : {q, Range{k_begin + kv.begin, k_begin + kv.end},
+                              Range{v_begin + kv.begin, v_begin + kv.end}}) {
+      backend.Copy(fc1.Columns(from.begin, from.end),
+                   columns.view().Columns(at, at + from.length()), *stream);
+      at += from.length();
+    }
+    APB_RETURN_IF_ERROR(stream->Synchronize());
+    layer.retaining_fc1 = columns.view();
+    layer.retaining_fc2 = fc2.Rows(shape_.kv_heads.begin, shape_.kv_heads.end);
+    storage_->owned.push_back(std::move(columns));
+  }
+  output_ = output_.Rows(shape_.vocabulary.begin, shape_.vocabulary.end);
+  return absl::OkStatus();
+}
+
 Weights::Weights() : storage_(std::make_unique<Storage>()) {}
 Weights::~Weights() = default;
 
 absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& directory,
-                                                       kernels::Backend& backend) {
+                                                       kernels::Backend& backend, Share tensor) {
   auto weights = std::unique_ptr<Weights>(new Weights());
   APB_ASSIGN_OR_RETURN(weights->config_, LoadModelConfig(directory));
   const ModelConfig& c = weights->config_;
@@ -270,9 +317,8 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& direct
   const std::string heads_path = directory + "/retaining_heads.safetensors";
   APB_ASSIGN_OR_RETURN(const bool has_heads, storage.AddRetainingHeads(heads_path, c));
 
-  for (WantedTensor& w : weights->Tensors(has_heads ? -1 : 0))
-    APB_RETURN_IF_ERROR(storage.Get(std::move(w), c.dtype, backend));
-  if (c.tied_embeddings) weights->output_ = weights->embedding_;
+  const std::vector<WantedTensor> wanted = weights->Tensors(has_heads ? -1 : 0);
+  for (const WantedTensor& w : wanted) APB_RETURN_IF_ERROR(storage.Get(w, c.dtype));
   for (int i = 0; has_heads && i < c.layers; ++i) {
     const int64_t width = weights->layers_[i].retaining_fc1.shape[0];
     const int64_t takes = weights->layers_[i].retaining_fc2.shape[1];
@@ -282,12 +328,19 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& direct
                        takes, "; both must be the same, from 1 to ", kMaxRetainingWidth));
     }
   }
+  if (c.tied_embeddings) weights->output_ = weights->embedding_;
+  APB_RETURN_IF_ERROR(weights->Take(tensor, backend));
+  for (const WantedTensor& w : wanted) APB_RETURN_IF_ERROR(storage.MoveTo(backend, w.out));
+  if (c.tied_embeddings) {
+    const Range& rows = weights->shape_.vocabulary;
+    weights->output_ = weights->embedding_.Rows(rows.begin, rows.end);
+  }
   return weights;
 }
 
 absl::StatusOr<std::unique_ptr<Weights>> Weights::Random(const ModelConfig& config, uint64_t seed,
                                                          int64_t retaining_width,
-                                                         kernels::Backend& backend) {
+                                                         kernels::Backend& backend, Share tensor) {
   auto weights = std::unique_ptr<Weights>(new Weights());
   weights->config_ = config;
   const ModelConfig& c = config;
@@ -301,6 +354,7 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Random(const ModelConfig& conf
     weights->storage_->owned.push_back(std::move(tensor));
   }
   if (c.tied_embeddings) weights->output_ = weights->embedding_;
+  APB_RETURN_IF_ERROR(weights->Take(tensor, backend));
   return weights;
 }
 

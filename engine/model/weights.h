@@ -7,24 +7,11 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/model/layer_weights.h"
 #include "engine/model/model_config.h"
 #include "kernels/backend.h"
 
 namespace apb::model {
-
-struct LayerWeights {
-  kernels::TensorView input_norm;              // [D]
-  kernels::TensorView q_proj, k_proj, v_proj;  // [n_q d, D], [n_kv d, D], [n_kv d, D]
-  kernels::TensorView q_bias, k_bias, v_bias;  // absent without qkv_bias
-  kernels::TensorView q_norm, k_norm;          // [d], absent without qk_norm
-  kernels::TensorView o_proj, o_bias;          // [D, n_q d]; bias absent as a rule
-  kernels::TensorView post_norm;               // [D]
-  kernels::TensorView gate_proj, up_proj;      // [F, D]
-  kernels::TensorView down_proj;               // [D, F]
-  // Retaining head (docs/algorithms.md): fc1 [d_R, qkv_width], fc2 [n_kv, d_R]; absent when the
-  // model has none.
-  kernels::TensorView retaining_fc1, retaining_fc2;
-};
 
 struct WantedTensor;
 
@@ -33,21 +20,32 @@ class Weights {
   // Maps `<directory>/model.safetensors` or else the shards of model.safetensors.index.json, and
   // `retaining_heads.safetensors` if it is there. Names, types and shapes are checked against
   // config.json; the error names the tensor (f16 checkpoints are refused, not converted). `backend`
-  // gets copies of the tensors where its place is not the host.
+  // gets copies of the tensors where its place is not the host. With a tensor parallel share, heads,
+  // MLP columns and vocabulary are that share's (the embedding is whole); kInvalidArgument where the
+  // KV heads do not divide.
   static absl::StatusOr<std::unique_ptr<Weights>> Load(const std::string& directory,
-                                                       kernels::Backend& backend);
+                                                       kernels::Backend& backend,
+                                                       Share tensor = {});
   // Gaussian weights with a fixed seed, for benchmarks and tests; with retaining heads of width
   // `retaining_width` (0 = none).
   static absl::StatusOr<std::unique_ptr<Weights>> Random(const ModelConfig& config, uint64_t seed,
                                                          int64_t retaining_width,
-                                                         kernels::Backend& backend);
+                                                         kernels::Backend& backend,
+                                                         Share tensor = {});
   ~Weights();
 
+  // Of the whole model; what these weights have of it is below.
   const ModelConfig& config() const { return config_; }
+  const PartShape& shape() const { return shape_; }
+  const Share& share() const { return share_; }
+  int64_t query_heads() const { return shape_.query_heads.length(); }
+  int64_t kv_heads() const { return shape_.kv_heads.length(); }
+  int64_t mlp_size() const { return shape_.mlp.length(); }
+  int64_t qkv_width() const { return (query_heads() + 2 * kv_heads()) * config_.head_dim; }
   const LayerWeights& layer(int i) const { return layers_[i]; }
   const kernels::TensorView& embedding() const { return embedding_; }    // [V, D]
   const kernels::TensorView& final_norm() const { return final_norm_; }  // [D]
-  const kernels::TensorView& output() const { return output_; }          // [V, D]
+  const kernels::TensorView& output() const { return output_; }  // [V, D], of a share its rows
   bool has_retaining_heads() const {
     return config_.layers > 0 && layers_[0].retaining_fc1.present();
   }
@@ -58,7 +56,11 @@ class Weights {
   // All tensors that config_ asks for, pointing at the views here; with retaining heads of a width
   // (0 = none, -1 = any).
   std::vector<WantedTensor> Tensors(int64_t retaining_width);
+  // Cuts the views down to a tensor parallel share.
+  absl::Status Take(Share tensor, kernels::Backend& backend);
   ModelConfig config_;
+  Share share_;
+  PartShape shape_;
   std::vector<LayerWeights> layers_;
   kernels::TensorView embedding_, final_norm_, output_;
   std::unique_ptr<Storage> storage_;

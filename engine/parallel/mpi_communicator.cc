@@ -79,10 +79,13 @@ class MpiPending : public Pending {
   bool waited_ = false;
 };
 
-absl::StatusOr<std::unique_ptr<Communicator>> MpiCommunicator::Create(absl::Duration deadline) {
+absl::StatusOr<std::unique_ptr<Communicator>> MpiCommunicator::Create(absl::Duration deadline,
+                                                                      int color) {
   auto c = std::unique_ptr<MpiCommunicator>(new MpiCommunicator(deadline));
-  if (MPI_Comm_dup(MPI_COMM_WORLD, &c->comm_) != MPI_SUCCESS)
-    return absl::UnavailableError("MPI_Comm_dup failed");
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  if (MPI_Comm_split(MPI_COMM_WORLD, color, rank, &c->comm_) != MPI_SUCCESS)
+    return absl::UnavailableError("MPI_Comm_split failed");
   MPI_Comm_set_errhandler(c->comm_, MPI_ERRORS_RETURN);
   MPI_Comm_rank(c->comm_, &c->rank_);
   MPI_Comm_size(c->comm_, &c->size_);

@@ -15,8 +15,9 @@ namespace apb::parallel {
 
 class MpiCommunicator : public Communicator {
  public:
-  // Duplicates MPI_COMM_WORLD; MPI must be initialised.
-  static absl::StatusOr<std::unique_ptr<Communicator>> Create(absl::Duration deadline);
+  // Between the ranks that give the same color, in the order of their ranks, on an MPI context of its
+  // own. All ranks call; MPI must be initialised.
+  static absl::StatusOr<std::unique_ptr<Communicator>> Create(absl::Duration deadline, int color);
   ~MpiCommunicator() override;
 
   int rank() const override { return rank_; }

@@ -110,8 +110,23 @@ std::string MpiRuntime::host() const {
   return name;
 }
 
-absl::StatusOr<std::unique_ptr<Communicator>> MpiRuntime::NewCommunicator(absl::Duration deadline) {
-  return MpiCommunicator::Create(deadline);
+absl::StatusOr<std::unique_ptr<Communicator>> MpiRuntime::NewCommunicator(absl::Duration deadline,
+                                                                          int color) {
+  return MpiCommunicator::Create(deadline, color);
+}
+
+absl::StatusOr<Mesh> MpiRuntime::NewMesh(int tensor_size, absl::Duration deadline) {
+  if (tensor_size < 1 || size_ % tensor_size != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--tensor-parallel ", tensor_size, ": does not divide the ", size_, " ranks"));
+  }
+  APB_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> all, NewCommunicator(deadline));
+  if (tensor_size == 1) return Mesh(std::move(all));
+  APB_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> context,
+                       NewCommunicator(deadline, rank_ % tensor_size));
+  APB_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> tensor,
+                       NewCommunicator(deadline, rank_ / tensor_size));
+  return Mesh(std::move(all), std::move(context), std::move(tensor));
 }
 
 absl::Status MpiRuntime::SendPlan(const std::string& message, absl::Duration deadline) {

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/parallel/communicator.h"
+#include "engine/parallel/mesh.h"
 
 namespace apb::parallel {
 
@@ -26,8 +27,13 @@ class MpiRuntime {
   int local_size() const { return local_size_; }
   std::string host() const;
 
-  // A communicator over all ranks, on its own MPI context. `deadline` bounds each collective.
-  absl::StatusOr<std::unique_ptr<Communicator>> NewCommunicator(absl::Duration deadline);
+  // A communicator between the ranks that give the same color (all of them call), on its own MPI
+  // context. `deadline` bounds each collective.
+  absl::StatusOr<std::unique_ptr<Communicator>> NewCommunicator(absl::Duration deadline,
+                                                                int color = 0);
+  // The ranks as a mesh with `tensor_size` ranks in a tensor group. kInvalidArgument where that does
+  // not divide the ranks.
+  absl::StatusOr<Mesh> NewMesh(int tensor_size, absl::Duration deadline);
 
   // Leader: gives `message` to every follower.
   absl::Status SendPlan(const std::string& message, absl::Duration deadline);

@@ -16,7 +16,7 @@ std::string SerializedRankStats(const parallel::MpiRuntime& mpi, const StepExecu
   seconds["communicate"] = phases.communicate;
   seconds["attend"] = phases.attend;
   seconds["mlp"] = phases.mlp;
-  for (const auto& operation : executor.communicator().stats().operations) {
+  for (const auto& operation : executor.mesh().stats().operations) {
     (*stats.mutable_collective_bytes())[operation.name] = operation.bytes_sent;
   }
   stats.set_kv_blocks_used(executor.pool().used_count());

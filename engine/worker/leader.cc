@@ -98,16 +98,16 @@ class Leader {
         engine_(engine),
         stop_(stop),
         deadline_(absl::Seconds(options.collective_timeout_seconds)),
-        scheduler_({.ranks = mpi.size(),
-                    .default_hosts = mpi.size() * options.virtual_hosts,
+        scheduler_({.ranks = engine.mesh->context().size(),
+                    .default_hosts = engine.mesh->context().size() * options.virtual_hosts,
                     .block_size = engine.shape.block_size,
                     .blocks_per_rank = engine.shape.block_count,
                     .layers = engine.weights->config().layers,
                     .max_model_len = engine.max_model_len,
                     .vocab_size = engine.weights->config().vocab_size,
                     .has_retaining_heads = engine.weights->has_retaining_heads(),
-                    .query_heads = engine.weights->config().query_heads,
-                    .kv_heads = engine.weights->config().kv_heads,
+                    .query_heads = engine.weights->query_heads(),
+                    .kv_heads = engine.weights->kv_heads(),
                     .full_below = options.full_below,
                     .ring_from = options.ring_from,
                     .prefix_cache = options.prefix_cache,
@@ -150,9 +150,9 @@ class Leader {
     hello.set_model_fingerprint(config.fingerprint);
     hello.set_max_model_len(engine_.max_model_len);
     hello.set_kv_block_size(engine_.shape.block_size);
-    hello.set_kv_blocks_total(engine_.shape.block_count * mpi_.size());
+    hello.set_kv_blocks_total(engine_.shape.block_count * engine_.mesh->context().size());
     hello.set_has_retaining_heads(engine_.weights->has_retaining_heads());
-    hello.set_default_hosts(mpi_.size() * options_.virtual_hosts);
+    hello.set_default_hosts(engine_.mesh->context().size() * options_.virtual_hosts);
     hello.set_dtype(config.dtype == kernels::DType::kBF16 ? "bfloat16" : "float32");
     hello.set_token(options_.token);
     hello.set_load_seconds(engine_.load_seconds);
@@ -243,8 +243,12 @@ class Leader {
       if (!rank->ParseFromString(all[r]))
         return absl::DataLossError("statistics of a rank are damaged");
       // The pool does not know which of its blocks only a cached prefix holds.
-      rank->set_kv_blocks_cached(scheduler_.cached_blocks(static_cast<int>(r)));
+      const size_t context_rank = r / options_.tensor_parallel;
+      rank->set_kv_blocks_cached(scheduler_.cached_blocks(static_cast<int>(context_rank)));
       rank->set_kv_blocks_used(rank->kv_blocks_used() - rank->kv_blocks_cached());
+      // The ranks of a tensor group hold the heads of the same tokens.
+      if (r % options_.tensor_parallel == 0)
+        stats->set_kv_blocks_used(stats->kv_blocks_used() + rank->kv_blocks_used());
     }
     channel_->Send(message);
     return absl::OkStatus();

@@ -16,6 +16,14 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
   app.add_option("--token", o->token, "Secret that apb-server expects")->envname("APB_GROUP_TOKEN");
   app.add_option("--threads", o->threads, "Threads of a rank; 0: cores / ranks of this machine")
       ->check(CLI::Range(0, 1024));
+  app.add_option(
+         "--tensor-parallel", o->tensor_parallel,
+         "Ranks that share the heads and the MLP of every layer; the others share the context")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--decode", o->decode,
+                 "How ranks share the weights for query and decode rows: replicated (each computes "
+                 "all), sliced (each a slice), auto (what a measured step says)")
+      ->check(CLI::IsMember({"auto", "replicated", "sliced"}));
   app.add_option("--virtual-hosts", o->virtual_hosts, "APB hosts that a rank plays by default")
       ->check(CLI::Range(1, 1024));
   app.add_option("--kv-cache-tokens", o->kv_cache_tokens,

@@ -12,6 +12,8 @@ struct WorkerOptions {
   std::string group_id = "group-0";
   std::string token;            // shared secret of this start; APB_GROUP_TOKEN
   int threads = 0;              // per rank; 0 = cores / ranks of this machine
+  int tensor_parallel = 1;      // ranks that share the heads of a layer
+  std::string decode = "auto";  // query and decode rows: replicated, sliced, or what is faster
   int virtual_hosts = 4;        // hosts that a rank plays
   int64_t kv_cache_tokens = 0;  // of the whole group; 0 = from free memory
   int64_t kv_block_size = 32;

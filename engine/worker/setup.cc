@@ -39,24 +39,74 @@ absl::StatusOr<float> LargestOverRanks(parallel::Communicator& communicator,
 }
 
 absl::Status LoadOnThisRank(const WorkerOptions& options, Engine& engine) {
-  APB_ASSIGN_OR_RETURN(engine.weights, model::Weights::Load(options.model, *engine.backend));
+  const parallel::Communicator* tensor = engine.mesh->tensor();
+  const model::Share share =
+      tensor == nullptr ? model::Share{} : model::Share{tensor->rank(), tensor->size()};
+  APB_ASSIGN_OR_RETURN(engine.weights, model::Weights::Load(options.model, *engine.backend, share));
   return absl::OkStatus();
 }
 
 // Blocks of one rank: what was asked for, or half of the memory that is free now, shared by the
 // machine's ranks, but no more than twice the model's context for the whole group.
 int64_t BlocksPerRank(const WorkerOptions& options, const model::ModelConfig& config,
-                      const cache::KvCacheShape& shape, const parallel::MpiRuntime& mpi) {
+                      const cache::KvCacheShape& shape, const parallel::MpiRuntime& mpi,
+                      int64_t context_ranks) {
   int64_t tokens = options.kv_cache_tokens;
   if (tokens == 0) {
     const int64_t bytes_per_token =
         std::max<int64_t>(1, shape.bytes_per_block() / shape.block_size);
     const int64_t fits = AvailableMemoryBytes() / 2 / mpi.local_size() / bytes_per_token;
     tokens =
-        std::min<int64_t>(fits * mpi.size(), std::max<int64_t>(2 * config.max_positions, 65536));
+        std::min<int64_t>(fits * context_ranks, std::max<int64_t>(2 * config.max_positions, 65536));
   }
-  const int64_t per_rank = (tokens + mpi.size() - 1) / mpi.size();
+  const int64_t per_rank = (tokens + context_ranks - 1) / context_ranks;
   return std::max<int64_t>(1, (per_rank + shape.block_size - 1) / shape.block_size);
+}
+
+// Seconds of a decode step of one row, the best of a few.
+absl::StatusOr<float> SecondsOfStep(StepExecutor& executor) {
+  const schedule::SequenceId id{};
+  schedule::StepPlan plan;
+  plan.admissions.push_back({.id = id, .tokens = {0}, .strategy = "full"});
+  constexpr int kSteps = 5;
+  double best = 0;
+  for (int step = 0; step < kSteps; ++step) {
+    plan.rows = {{.id = id, .position = step, .tokens = {0}, .sample = true}};
+    const absl::Time start = absl::Now();
+    APB_RETURN_IF_ERROR(executor.Execute(plan).status());
+    const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+    // The first reads weights that no one has read before.
+    if (step == 1 || (step > 1 && seconds < best)) best = seconds;
+    plan = {};
+  }
+  plan.releases = {id};
+  APB_RETURN_IF_ERROR(executor.Execute(plan).status());
+  return static_cast<float>(best);
+}
+
+// Replicated or sliced query and decode rows: as told, or what a measured step says is faster.
+absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine) {
+  const int ranks = engine.mesh->context().size();
+  if (options.decode == "replicated" || ranks == 1) return absl::OkStatus();
+  StepExecutor& executor = *engine.executor;
+  if (!executor.SetSliced(true)) {
+    if (options.decode == "auto") return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--decode sliced: ", ranks, " ranks are more than the model's heads to divide among them"));
+  }
+  if (options.decode == "sliced") return absl::OkStatus();
+  float seconds[2];  // replicated, sliced
+  for (const bool sliced : {false, true}) {
+    executor.SetSliced(sliced);
+    APB_ASSIGN_OR_RETURN(const float mine, SecondsOfStep(executor));
+    APB_ASSIGN_OR_RETURN(seconds[sliced],
+                         LargestOverRanks(engine.mesh->all(), *engine.backend, mine));
+  }
+  // Clearly faster, so that the next start decides alike: the two round differently.
+  executor.SetSliced(seconds[1] < 0.9f * seconds[0]);
+  APB_LOG(Info, "decode step: replicated ", seconds[0] * 1e3, " ms, sliced ", seconds[1] * 1e3,
+          " ms: ", executor.sliced() ? "sliced" : "replicated", " is used");
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -68,31 +118,35 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime&
       options.threads > 0 ? options.threads : std::max(1, UsableCores() / mpi.local_size());
   APB_ASSIGN_OR_RETURN(engine.backend,
                        kernels::CreateCpuBackend({.threads = threads, .force_isa = ""}));
-  APB_ASSIGN_OR_RETURN(engine.communicator,
-                       mpi.NewCommunicator(absl::Seconds(options.collective_timeout_seconds)));
+  APB_ASSIGN_OR_RETURN(
+      parallel::Mesh mesh,
+      mpi.NewMesh(options.tensor_parallel, absl::Seconds(options.collective_timeout_seconds)));
+  engine.mesh = std::make_unique<parallel::Mesh>(std::move(mesh));
   const absl::Status loaded = LoadOnThisRank(options, engine);
-  APB_ASSIGN_OR_RETURN(const float failed, LargestOverRanks(*engine.communicator, *engine.backend,
-                                                            loaded.ok() ? 0 : 1));
+  APB_ASSIGN_OR_RETURN(const float failed,
+                       LargestOverRanks(engine.mesh->all(), *engine.backend, loaded.ok() ? 0 : 1));
   APB_RETURN_IF_ERROR(loaded);
   if (failed != 0) return absl::FailedPreconditionError("another rank could not load the model");
 
   const model::ModelConfig& config = engine.weights->config();
   engine.shape = {.layers = config.layers,
-                  .kv_heads = config.kv_heads,
+                  .kv_heads = engine.weights->kv_heads(),
                   .head_dim = config.head_dim,
                   .block_size = options.kv_block_size,
                   .block_count = 0,
                   .dtype = config.dtype};
-  const int64_t mine = BlocksPerRank(options, config, engine.shape, mpi);
+  const int64_t mine =
+      BlocksPerRank(options, config, engine.shape, mpi, engine.mesh->context().size());
   APB_ASSIGN_OR_RETURN(const float least,
-                       LargestOverRanks(*engine.communicator, *engine.backend,
+                       LargestOverRanks(engine.mesh->all(), *engine.backend,
                                         -static_cast<float>(std::min<int64_t>(mine, 1 << 24))));
   engine.shape.block_count = static_cast<int64_t>(-least);
-  APB_ASSIGN_OR_RETURN(
-      engine.executor,
-      StepExecutor::Create(*engine.weights, engine.shape, *engine.backend, *engine.communicator));
+  APB_ASSIGN_OR_RETURN(engine.executor, StepExecutor::Create(*engine.weights, engine.shape,
+                                                             *engine.backend, *engine.mesh));
+  APB_RETURN_IF_ERROR(ChooseRowMode(options, engine));
 
-  const int64_t pool_tokens = engine.shape.block_count * engine.shape.block_size * mpi.size();
+  const int64_t pool_tokens =
+      engine.shape.block_count * engine.shape.block_size * engine.mesh->context().size();
   engine.max_model_len = std::min(
       pool_tokens, options.max_model_len > 0 ? options.max_model_len : config.max_positions);
   engine.load_seconds = absl::ToDoubleSeconds(absl::Now() - start);

@@ -12,7 +12,7 @@ namespace apb::worker {
 
 struct Engine {
   std::unique_ptr<kernels::Backend> backend;
-  std::unique_ptr<parallel::Communicator> communicator;
+  std::unique_ptr<parallel::Mesh> mesh;
   std::unique_ptr<model::Weights> weights;
   std::unique_ptr<StepExecutor> executor;
   cache::KvCacheShape shape;  // block_count is the same on every rank

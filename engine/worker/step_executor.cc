@@ -14,32 +14,42 @@ using kernels::TensorView;
 using schedule::SequenceId;
 
 StepExecutor::StepExecutor(const model::Weights& weights, kernels::Backend& backend,
-                           parallel::Communicator& communicator)
+                           const parallel::Mesh& mesh)
     : weights_(weights),
       backend_(backend),
-      communicator_(communicator),
+      mesh_(mesh),
       hidden_(backend),
       sampled_(backend),
       logits_(backend) {}
 
-absl::StatusOr<std::unique_ptr<StepExecutor>> StepExecutor::Create(
-    const model::Weights& weights, const cache::KvCacheShape& shape, kernels::Backend& backend,
-    parallel::Communicator& communicator) {
-  auto executor = std::unique_ptr<StepExecutor>(new StepExecutor(weights, backend, communicator));
+absl::StatusOr<std::unique_ptr<StepExecutor>> StepExecutor::Create(const model::Weights& weights,
+                                                                   const cache::KvCacheShape& shape,
+                                                                   kernels::Backend& backend,
+                                                                   const parallel::Mesh& mesh) {
+  auto executor = std::unique_ptr<StepExecutor>(new StepExecutor(weights, backend, mesh));
   APB_ASSIGN_OR_RETURN(executor->stream_, backend.NewStream());
-  APB_ASSIGN_OR_RETURN(executor->decoder_, model::Decoder::Create(weights, backend));
+  APB_ASSIGN_OR_RETURN(executor->decoder_, model::Decoder::Create(weights, backend, mesh.tensor()));
   APB_ASSIGN_OR_RETURN(executor->cache_, cache::PagedKvCache::Create(shape, backend));
   executor->row_attention_ = std::make_unique<attention::RowBatchAttention>(
-      *executor->cache_, backend, communicator,
+      *executor->cache_, backend, mesh.context(),
       1.0f / std::sqrt(static_cast<float>(weights.config().head_dim)));
+  executor->can_slice_ =
+      mesh.context().size() > 1 && executor->decoder_->EnableSlices(mesh.context(), mesh.all());
   return executor;
 }
 
-double StepExecutor::CommunicationSeconds() const {
+bool StepExecutor::SetSliced(bool sliced) {
+  sliced_ = sliced && can_slice_;
+  return sliced_ == sliced;
+}
+
+namespace {
+double SecondsIn(const parallel::Communicator& communicator) {
   double seconds = 0;
-  for (const auto& operation : communicator_.stats().operations) seconds += operation.seconds;
+  for (const auto& operation : communicator.stats().operations) seconds += operation.seconds;
   return seconds;
 }
+}  // namespace
 
 absl::StatusOr<schedule::StepResult> StepExecutor::Execute(const schedule::StepPlan& plan) {
   schedule::StepResult result;
@@ -65,7 +75,7 @@ absl::Status StepExecutor::Admit(const schedule::SequenceSpec& spec) {
   Sequence& s = sequences_[spec.id];
   s.spec = spec;
   const std::span<const int32_t> tokens = spec.tokens;
-  if (communicator_.rank() == 0) {
+  if (mesh_.all().rank() == 0) {
     const size_t prompt = tokens.size() - spec.generated_before;
     // Penalties are the only reader of the prompt's tokens.
     if (spec.sampling.repetition_penalty != 1.0f) s.counts.AddPrompt(tokens.first(prompt));
@@ -92,7 +102,8 @@ absl::Status StepExecutor::Admit(const schedule::SequenceSpec& spec) {
           {.hosts = spec.hosts,
            .anchor_length = spec.anchor_length,
            .passing_length = spec.passing_length}));
-  const attention::PrefillContext context{*decoder_, weights_, *cache_, backend_, communicator_};
+  const attention::PrefillContext context{*decoder_, weights_,        *cache_,
+                                          backend_,  mesh_.context(), mesh_.tensor()};
   APB_ASSIGN_OR_RETURN(s.prefill,
                        attention::DocumentPrefill::Start(context, std::move(plan), spec.compressor,
                                                          tokens.first(spec.query_begin),
@@ -106,15 +117,16 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
   if (found == sequences_.end() || found->second.prefill == nullptr)
     return absl::InternalError("the plan computes layers of a sequence that has no prefill");
   const model::PhaseSeconds before = decoder_->phase_seconds();
-  const double waited = CommunicationSeconds(), chosen = found->second.prefill->compress_seconds();
+  const double waited = SecondsIn(mesh_.context()),
+               chosen = found->second.prefill->compress_seconds();
   APB_RETURN_IF_ERROR(
       found->second.prefill->RunLayers(slice.layer_begin, slice.layer_end, *stream_));
   const model::PhaseSeconds& after = decoder_->phase_seconds();
-  const double communicate = CommunicationSeconds() - waited;
+  const double communicate = SecondsIn(mesh_.context()) - waited;
   const double choose = found->second.prefill->compress_seconds() - chosen;
   phases_.projection += after.projection - before.projection;
   phases_.compress += after.compress - before.compress + choose;
-  phases_.communicate += communicate;
+  phases_.communicate += communicate + after.communicate - before.communicate;
   phases_.attend += after.attend - before.attend - communicate - choose;
   phases_.mlp += after.mlp - before.mlp;
   if (slice.layer_end == weights_.config().layers) {
@@ -142,11 +154,12 @@ absl::Status StepExecutor::RunRows(const std::vector<schedule::RowSpan>& rows,
   APB_ASSIGN_OR_RETURN(
       const TensorView hidden,
       hidden_.Get(config.dtype, {static_cast<int64_t>(ids.size()), config.hidden_size}));
-  APB_RETURN_IF_ERROR(row_attention_->Prepare(batch, *stream_));
+  APB_RETURN_IF_ERROR(row_attention_->Prepare(batch, *stream_, sliced_));
   APB_RETURN_IF_ERROR(decoder_->Embed(ids, hidden, *stream_));
   APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, row_attention_->positions(),
-                                          *row_attention_, *stream_));
-  if (communicator_.rank() != 0) return absl::OkStatus();
+                                          *row_attention_, *stream_, sliced_));
+  // All ranks that hold a part of the output projection that the leader needs.
+  if (!sliced_ && mesh_.context().rank() != 0) return absl::OkStatus();
   return SampleRows(rows, hidden, result);
 }
 
@@ -169,7 +182,13 @@ absl::Status StepExecutor::SampleRows(const std::vector<schedule::RowSpan>& rows
   for (int64_t i = 0; i < count; ++i)
     backend_.Copy(hidden.Rows(last_rows[i], last_rows[i] + 1), chosen.Rows(i, i + 1), *stream_);
   APB_ASSIGN_OR_RETURN(const TensorView logits, logits_.Get(DType::kF32, {count, vocab}));
-  APB_RETURN_IF_ERROR(decoder_->Logits(chosen, logits, *stream_));
+  APB_RETURN_IF_ERROR(decoder_->Logits(chosen, logits, *stream_, sliced_));
+  return mesh_.all().rank() == 0 ? Draw(owners, logits, result) : absl::OkStatus();
+}
+
+absl::Status StepExecutor::Draw(const std::vector<Sequence*>& owners, const TensorView& logits,
+                                schedule::StepResult& result) {
+  const int64_t count = logits.shape[0], vocab = logits.shape[1];
   host_logits_.resize(count * vocab);
   backend_.Copy(logits, TensorView::Contiguous(host_logits_.data(), DType::kF32, {count, vocab}),
                 *stream_);

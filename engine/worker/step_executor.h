@@ -1,5 +1,5 @@
 // Executes step plans on one rank: owns the KV cache, the sequences and their prefills. Rank 0 also
-// computes logits and draws tokens; the other ranks run the same rows for their share of the keys.
+// draws tokens; the other ranks run the same rows for their share of the keys.
 #pragma once
 
 #include <map>
@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "engine/attention/document_prefill.h"
 #include "engine/attention/row_batch_attention.h"
+#include "engine/parallel/mesh.h"
 #include "engine/sampling/sampler.h"
 #include "engine/schedule/scheduler.h"
 #include "engine/schedule/step_plan.h"
@@ -22,11 +23,18 @@ struct PrefillPhases {
 
 class StepExecutor {
  public:
-  // Allocates the whole cache. References must outlive the executor.
+  // Allocates the whole cache. References must outlive the executor. The weights are the tensor
+  // parallel share of this rank's place in the mesh.
   static absl::StatusOr<std::unique_ptr<StepExecutor>> Create(const model::Weights& weights,
                                                               const cache::KvCacheShape& shape,
                                                               kernels::Backend& backend,
-                                                              parallel::Communicator& communicator);
+                                                              const parallel::Mesh& mesh);
+
+  // Whether the ranks of the context group divide the products of query and decode rows (sliced), or
+  // each compute all of them (replicated, as after Create). The same on all ranks, between steps.
+  // False: sliced is not possible, there are more ranks than heads.
+  bool SetSliced(bool sliced);
+  bool sliced() const { return sliced_; }
 
   // All ranks call it with the same plan. Tokens and failures (of drawing a token) are filled on
   // rank 0 only. Any error is fatal for the group.
@@ -34,7 +42,7 @@ class StepExecutor {
 
   const PrefillPhases& phases() const { return phases_; }
   const cache::BlockPool& pool() const { return cache_->pool(); }
-  const parallel::Communicator& communicator() const { return communicator_; }
+  const parallel::Mesh& mesh() const { return mesh_; }
   size_t sequences() const { return sequences_.size(); }
 
  private:
@@ -47,17 +55,19 @@ class StepExecutor {
   };
 
   StepExecutor(const model::Weights& weights, kernels::Backend& backend,
-               parallel::Communicator& communicator);
+               const parallel::Mesh& mesh);
   absl::Status Admit(const schedule::SequenceSpec& spec);
   absl::Status RunPrefill(const schedule::PrefillSlice& slice);
   absl::Status RunRows(const std::vector<schedule::RowSpan>& rows, schedule::StepResult& result);
   absl::Status SampleRows(const std::vector<schedule::RowSpan>& rows,
                           const kernels::TensorView& hidden, schedule::StepResult& result);
-  double CommunicationSeconds() const;
+  absl::Status Draw(const std::vector<Sequence*>& owners, const kernels::TensorView& logits,
+                    schedule::StepResult& result);
 
   const model::Weights& weights_;
   kernels::Backend& backend_;
-  parallel::Communicator& communicator_;
+  const parallel::Mesh& mesh_;
+  bool can_slice_ = false, sliced_ = false;
   std::unique_ptr<kernels::Stream> stream_;
   std::unique_ptr<model::Decoder> decoder_;
   std::unique_ptr<cache::PagedKvCache> cache_;

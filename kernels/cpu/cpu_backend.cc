@@ -173,13 +173,22 @@ class CpuBackend : public Backend {
   void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
                Stream& stream) override {
     if (!Check(stream,
-               gate.rank == 2 && IsFloat(gate.dtype) && gate.shape == out.shape &&
-                   gate.dtype == out.dtype &&
+               gate.rank == 2 && IsFloat(out.dtype) && gate.shape == out.shape &&
+                   (gate.dtype == out.dtype || gate.dtype == DType::kF32) &&
                    (!up.present() || (up.shape == gate.shape && up.dtype == gate.dtype)),
                "SiluMul", gate, out)) {
       return;
     }
     isa_.silu_mul(gate, up, out, threads_);
+  }
+
+  void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) override {
+    if (!Check(stream,
+               x.rank == 2 && x.dtype == DType::kF32 && IsFloat(out.dtype) && x.shape == out.shape,
+               "Accumulate", x, out)) {
+      return;
+    }
+    isa_.accumulate(x, out, threads_);
   }
 
   void Attention(const AttentionArgs& a, Stream& stream) override {

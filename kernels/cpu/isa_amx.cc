@@ -19,6 +19,6 @@ namespace isa_amx {
 
 const IsaKernels kAmxKernels = {"amxbf16",        isa_amx::Attention,     isa_amx::PagedAttention,
                                 isa_amx::Linear,  isa_amx::RmsNorm,       isa_amx::Rope,
-                                isa_amx::SiluMul, isa_amx::MergePartials, isa_amx::KeyScores};
+                                isa_amx::SiluMul, isa_amx::Accumulate, isa_amx::MergePartials, isa_amx::KeyScores};
 
 }  // namespace apb::kernels

@@ -22,7 +22,7 @@ const IsaKernels kAvx2Kernels = {"avx2",
                                  isa_avx2::Linear,
                                  isa_avx2::RmsNorm,
                                  isa_avx2::Rope,
-                                 isa_avx2::SiluMul,
+                                 isa_avx2::SiluMul, isa_avx2::Accumulate,
                                  isa_avx2::MergePartials,
                                  isa_avx2::KeyScores};
 

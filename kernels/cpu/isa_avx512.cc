@@ -19,6 +19,6 @@ namespace isa_avx512 {
 const IsaKernels kAvx512Kernels = {
     "avx512bf16",        isa_avx512::Attention,     isa_avx512::PagedAttention,
     isa_avx512::Linear,  isa_avx512::RmsNorm,       isa_avx512::Rope,
-    isa_avx512::SiluMul, isa_avx512::MergePartials, isa_avx512::KeyScores};
+    isa_avx512::SiluMul, isa_avx512::Accumulate, isa_avx512::MergePartials, isa_avx512::KeyScores};
 
 }  // namespace apb::kernels

@@ -40,6 +40,7 @@ struct IsaKernels {
   void (*rope)(const RopeArgs& args, int threads);
   void (*silu_mul)(const TensorView& gate, const TensorView& up, const TensorView& out,
                    int threads);
+  void (*accumulate)(const TensorView& x, const TensorView& out, int threads);
   void (*merge_partials)(const TensorView& outs, const TensorView& lses, const TensorView& out,
                          const TensorView& lse, int threads);
   void (*key_scores)(const KeyScoreArgs& args, int threads);

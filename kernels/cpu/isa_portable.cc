@@ -22,7 +22,7 @@ const IsaKernels kPortableKernels = {"portable",
                                      isa_portable::Linear,
                                      isa_portable::RmsNorm,
                                      isa_portable::Rope,
-                                     isa_portable::SiluMul,
+                                     isa_portable::SiluMul, isa_portable::Accumulate,
                                      isa_portable::MergePartials,
                                      isa_portable::KeyScores};
 

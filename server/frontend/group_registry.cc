@@ -67,7 +67,6 @@ void GroupRegistry::OnStats(WorkerGroup& group, const cluster::v1::GroupStats& s
   observability::GroupSample sample;
   sample.group = group.hello().group_id();
   sample.prompt_tokens_computed = stats.prompt_tokens_computed();
-  int64_t used = 0;
   for (const auto& rank : stats.ranks()) {
     observability::RankSample& to = sample.ranks.emplace_back();
     to.rank = rank.rank();
@@ -79,9 +78,8 @@ void GroupRegistry::OnStats(WorkerGroup& group, const cluster::v1::GroupStats& s
     for (const auto& [operation, bytes] : rank.collective_bytes()) {
       to.collective_bytes.emplace_back(operation, static_cast<double>(bytes));
     }
-    used += rank.kv_blocks_used();
   }
-  group.set_kv_blocks_used(used);
+  group.set_kv_blocks_used(stats.kv_blocks_used());
   metrics_.GroupStats(sample);
 }
 

@@ -93,7 +93,7 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const std::string& file) {
 
 struct Engine {
   std::unique_ptr<kernels::Backend> backend;
-  std::vector<std::unique_ptr<parallel::Communicator>> group;
+  std::unique_ptr<parallel::Mesh> mesh;
   std::unique_ptr<model::Weights> weights;
   std::unique_ptr<worker::StepExecutor> executor;
   std::unique_ptr<schedule::Scheduler> scheduler;
@@ -102,7 +102,8 @@ struct Engine {
 absl::StatusOr<Engine> MakeEngine(const Options& options, int64_t longest) {
   Engine e;
   APB_ASSIGN_OR_RETURN(e.backend, kernels::CreateCpuBackend({.threads = options.threads}));
-  e.group = parallel::CreateLocalGroup(1, absl::Minutes(1));
+  e.mesh = std::make_unique<parallel::Mesh>(
+      std::move(parallel::CreateLocalGroup(1, absl::Minutes(1))[0]));
   APB_ASSIGN_OR_RETURN(e.weights, model::Weights::Load(options.model, *e.backend));
   const model::ModelConfig& config = e.weights->config();
   constexpr int64_t kBlock = 32;
@@ -113,7 +114,7 @@ absl::StatusOr<Engine> MakeEngine(const Options& options, int64_t longest) {
                                   .block_count = 2 * (longest / kBlock + 2),
                                   .dtype = config.dtype};
   APB_ASSIGN_OR_RETURN(e.executor,
-                       worker::StepExecutor::Create(*e.weights, shape, *e.backend, *e.group[0]));
+                       worker::StepExecutor::Create(*e.weights, shape, *e.backend, *e.mesh));
   schedule::SchedulerOptions limits;
   limits.block_size = kBlock;
   limits.blocks_per_rank = shape.block_count;

@@ -114,6 +114,16 @@ TEST_P(Ops, NormRopeSilu) {
         Expect(reference::SiluMul(gate.view, up.view), out.view, dtype);
         backend_->SiluMul(gate.view, {}, out.view, *stream_);
         Expect(reference::SiluMul(gate.view, {}), out.view, dtype);
+        if (dtype == DType::kBF16) {  // sums of several ranks, back to the model's type
+          HostTensor wide = HostTensor::Random(DType::kF32, {rows, n}, rng_, 4.0f);
+          backend_->SiluMul(wide.view, {}, out.view, *stream_);
+          Expect(reference::SiluMul(wide.view, {}), out.view, dtype);
+        }
+        const HostTensor sums = HostTensor::Random(DType::kF32, {rows, n}, rng_);
+        std::vector<double> total = ToDoubles(up.view);
+        for (size_t i = 0; i < total.size(); ++i) total[i] += sums.view.as<float>()[i];
+        backend_->Accumulate(sums.view, up.view, *stream_);
+        Expect(total, up.view, dtype);
         if (HasFatalFailure()) return;
       }
     }

@@ -12,6 +12,8 @@ namespace apb::attention {
 namespace {
 
 constexpr int64_t kVocabSize = 1009;  // a prime number
+constexpr uint64_t kSeed = 17;
+constexpr int64_t kRetainingWidth = 24;
 
 using kernels::DType;
 using kernels::TensorView;
@@ -63,10 +65,15 @@ const TinyModel& TinyModel::Get() {
     c.qkv_bias = true;  // what a retaining head reads has the biases in it
     c.dtype = DType::kF32;
     tiny->backend = Check(kernels::CreateCpuBackend({.threads = 1, .force_isa = ""}));
-    tiny->weights = Check(model::Weights::Random(c, 17, 24, *tiny->backend));
+    tiny->weights = Check(model::Weights::Random(c, kSeed, kRetainingWidth, *tiny->backend));
     return tiny;
   }();
   return *model;
+}
+
+std::unique_ptr<model::Weights> TinyModel::Share(model::Share share) {
+  const TinyModel& tiny = Get();
+  return Check(model::Weights::Random(tiny.config, kSeed, kRetainingWidth, *tiny.backend, share));
 }
 
 std::vector<int32_t> Text(int64_t begin, int64_t end) {

@@ -11,6 +11,7 @@
 #include <random>
 
 #include "engine/parallel/local_communicator.h"
+#include "engine/parallel/mesh.h"
 #include "tests/engine/attention/tiny_engine.h"
 #include "tests/engine/parallel/mpi_main.h"
 
@@ -28,29 +29,50 @@ using schedule::StepPlan;
 constexpr int64_t kBlockSize = 4;
 const absl::Duration kDeadline = absl::Minutes(1);
 
-std::unique_ptr<StepExecutor> MakeExecutor(parallel::Communicator& communicator, int64_t blocks) {
+// How a group divides its work.
+struct Division {
+  int tensor = 1;
+  bool sliced = false;
+};
+
+std::unique_ptr<StepExecutor> MakeExecutor(const parallel::Mesh& mesh, int64_t blocks,
+                                           bool sliced) {
   static kernels::Backend& backend =
       *[] { return kernels::CreateCpuBackend({.threads = 1, .force_isa = ""})->release(); }();
   const TinyModel& tiny = TinyModel::Get();
-  auto executor = StepExecutor::Create(*tiny.weights,
+  const model::Weights* weights = tiny.weights.get();
+  if (const parallel::Communicator* tensor = mesh.tensor()) {
+    static std::map<int, std::unique_ptr<model::Weights>> shares;
+    std::unique_ptr<model::Weights>& share = shares[tensor->size()];
+    if (share == nullptr) share = TinyModel::Share({tensor->rank(), tensor->size()});
+    weights = share.get();
+  }
+  auto executor = StepExecutor::Create(*weights,
                                        {.layers = tiny.config.layers,
-                                        .kv_heads = tiny.config.kv_heads,
+                                        .kv_heads = weights->kv_heads(),
                                         .head_dim = tiny.config.head_dim,
                                         .block_size = kBlockSize,
                                         .block_count = blocks,
                                         .dtype = tiny.config.dtype},
-                                       backend, communicator);
+                                       backend, mesh);
   EXPECT_TRUE(executor.ok()) << executor.status();
+  // One rank, and groups with as many ranks as heads at most, can.
+  EXPECT_EQ((*executor)->SetSliced(sliced), !sliced || mesh.context().size() > 1);
   return *std::move(executor);
+}
+
+parallel::Mesh OneRank() {
+  return parallel::Mesh(std::move(parallel::CreateLocalGroup(1, kDeadline)[0]));
 }
 
 // Rank 0's view of a group: over MPI, or of one rank without it.
 class Group {
  public:
-  Group(parallel::Communicator& communicator, bool mpi, int64_t blocks, bool prefix_cache = false)
-      : mpi_(mpi && communicator.size() > 1),
-        executor_(MakeExecutor(communicator, blocks)),
-        scheduler_({.ranks = communicator.size(),
+  Group(const parallel::Mesh& mesh, int64_t blocks, bool prefix_cache = false, bool sliced = false)
+      : ranks_(mesh.all().size()),
+        tensor_(mesh.tensor() == nullptr ? 1 : mesh.tensor()->size()),
+        executor_(MakeExecutor(mesh, blocks, sliced)),
+        scheduler_({.ranks = mesh.context().size(),
                     .default_hosts = 4,
                     .block_size = kBlockSize,
                     .blocks_per_rank = blocks,
@@ -58,6 +80,8 @@ class Group {
                     .max_model_len = 300,
                     .vocab_size = TinyModel::Get().config.vocab_size,
                     .has_retaining_heads = true,
+                    .query_heads = TinyModel::Get().config.query_heads / tensor_,
+                    .kv_heads = TinyModel::Get().config.kv_heads / tensor_,
                     .prefix_cache = prefix_cache,
                     .max_batch_rows = 24,
                     .max_waiting = 100000,
@@ -72,13 +96,14 @@ class Group {
     EXPECT_TRUE(result.ok()) << result.status();
     if (!result.ok()) parallel::MpiRuntime::AbortGroup(1);  // the others wait for us
     used_ = {executor_->pool().used_count()};
-    if (mpi_) {
+    if (ranks_ > 1) {
       const auto all = parallel::TestRuntime().GatherToLeader("", kDeadline);
       for (size_t r = 1; r < all->size(); ++r) used_.push_back(std::stoll((*all)[r]));
     }
     // What the scheduler counts is enough: an executor never runs out of blocks in a step.
     for (size_t r = 0; r < used_.size(); ++r) {
-      EXPECT_LE(used_[r], scheduler_.used_blocks(r) + scheduler_.cached_blocks(r));
+      const int context = static_cast<int>(r) / tensor_;
+      EXPECT_LE(used_[r], scheduler_.used_blocks(context) + scheduler_.cached_blocks(context));
     }
     scheduler_.Complete(plan, *result, absl::Now());
     for (Event& event : scheduler_.TakeEvents()) {
@@ -117,19 +142,19 @@ class Group {
 
  private:
   void Send(const StepPlan& plan) {
-    if (!mpi_) return;
+    if (ranks_ == 1) return;
     const absl::Status sent =
         parallel::TestRuntime().SendPlan(schedule::EncodeStepPlan(plan), kDeadline);
     EXPECT_TRUE(sent.ok()) << sent;
   }
-  const bool mpi_;
+  const int ranks_, tensor_;
   std::unique_ptr<StepExecutor> executor_;
   schedule::Scheduler scheduler_;
   std::vector<int64_t> used_;
 };
 
-void Follow(parallel::Communicator& communicator, int64_t blocks) {
-  auto executor = MakeExecutor(communicator, blocks);
+void Follow(const parallel::Mesh& mesh, int64_t blocks, bool sliced) {
+  auto executor = MakeExecutor(mesh, blocks, sliced);
   while (true) {
     auto bytes = parallel::TestRuntime().ReceivePlan();
     ASSERT_TRUE(bytes.ok()) << bytes.status();
@@ -147,11 +172,12 @@ void Follow(parallel::Communicator& communicator, int64_t blocks) {
 }
 
 // Every rank calls it; `lead` runs on rank 0.
-void RunGroup(int64_t blocks, const std::function<void(Group&)>& lead, bool prefix_cache = false) {
-  auto communicator = parallel::TestRuntime().NewCommunicator(kDeadline);
-  ASSERT_TRUE(communicator.ok()) << communicator.status();
-  if (parallel::TestRuntime().rank() > 0) return Follow(**communicator, blocks);
-  Group group(**communicator, /*mpi=*/true, blocks, prefix_cache);
+void RunGroup(int64_t blocks, const std::function<void(Group&)>& lead, bool prefix_cache = false,
+              const Division& division = {}) {
+  auto mesh = parallel::TestRuntime().NewMesh(division.tensor, kDeadline);
+  ASSERT_TRUE(mesh.ok()) << mesh.status();
+  if (parallel::TestRuntime().rank() > 0) return Follow(*mesh, blocks, division.sliced);
+  Group group(*mesh, blocks, prefix_cache, division.sliced);
   lead(group);
   group.Shutdown();
 }
@@ -173,21 +199,40 @@ Request Make(uint64_t id, int64_t document, int64_t query, int32_t max_tokens) {
 
 TEST(StepExecutor, AnswersAsOneRank) {
   constexpr int64_t kBlocks = 200;
+  const int ranks = parallel::TestRuntime().size();
   const auto submit = [](Group& group) {
     uint64_t id = 1;
     for (const int64_t document : {0, 1, 30, 61, 90, 127})
       for (const int64_t query : {1, 7, 30}) group.Submit(Make(id++, document, query, 6));
+    for (const char* strategy : {"ring_kv", "ring_q", "token_ring", "ulysses"}) {
+      Request request = Make(id++, 77, 5, 6);
+      request.spec.strategy = strategy;
+      request.spec.hosts = 0;
+      request.spec.compressor.clear();
+      group.Submit(std::move(request));
+    }
     group.RunUntilIdle();
   };
-  RunGroup(kBlocks, [&](Group& group) {
-    submit(group);
-    auto alone = parallel::CreateLocalGroup(1, kDeadline);
-    Group single(*alone[0], /*mpi=*/false, 2 * kBlocks);
-    submit(single);
-    EXPECT_EQ(group.tokens.size(), 18u);
-    EXPECT_EQ(group.tokens, single.tokens);
-    for (const auto& [id, end] : group.ends) EXPECT_EQ(end.reason, EndReason::kLength);
-  });
+  for (const Division& division :
+       {Division{1, false}, Division{1, true}, Division{2, false}, Division{2, true}}) {
+    if (ranks % division.tensor != 0 || (division.sliced && ranks / division.tensor == 1)) continue;
+    RunGroup(
+        kBlocks,
+        [&](Group& group) {
+          submit(group);
+          const parallel::Mesh alone = OneRank();
+          Group single(alone, 2 * kBlocks);
+          submit(single);
+          EXPECT_EQ(group.tokens.size(), single.tokens.size());
+          for (const auto& [id, tokens] : group.tokens) {
+            EXPECT_EQ(tokens, single.tokens[id])
+                << static_cast<uint64_t>(id) << " tensor=" << division.tensor
+                << " sliced=" << division.sliced;
+          }
+          for (const auto& [id, end] : group.ends) EXPECT_EQ(end.reason, EndReason::kLength);
+        },
+        /*prefix_cache=*/false, division);
+  }
 }
 
 // Conversations whose turns come in random order, up to three at a time.
@@ -252,8 +297,8 @@ TEST(StepExecutor, FollowUpTurnsAreLikeFromScratch) {
                 EXPECT_GE(turn.cached, turn.known - 1);
               }
               // Alone, on one rank, with nothing cached.
-              auto alone = parallel::CreateLocalGroup(1, kDeadline);
-              Group single(*alone[0], /*mpi=*/false, 500);
+              const parallel::Mesh alone = OneRank();
+              Group single(alone, 500);
               Request request = Make(3, static_cast<int64_t>(turn.prompt.size()) - 1, 1, 4);
               request.spec.tokens = turn.prompt;
               single.Submit(std::move(request));
@@ -272,8 +317,8 @@ TEST(StepExecutor, FollowUpTurnsAfterApbDoNotDependOnRanks) {
   RunGroup(
       2000,
       [&](Group& group) {
-        auto alone = parallel::CreateLocalGroup(1, kDeadline);
-        Group single(*alone[0], /*mpi=*/false, 2000, /*prefix_cache=*/true);
+        const parallel::Mesh alone = OneRank();
+        Group single(alone, 2000, /*prefix_cache=*/true);
         const auto turns = Converse(group, /*exact=*/false, 4),
                    wanted = Converse(single, /*exact=*/false, 4);
         for (size_t c = 0; c < turns.size(); ++c) {
@@ -327,7 +372,8 @@ TEST(StepExecutor, AFailedDrawEndsItsSequenceOnly) {
 
 TEST(StepExecutor, TenThousandRequestsLeakNothing) {
   static constexpr uint64_t kRequests = 10000;
-  RunGroup(60, [](Group& group) {  // few blocks: decoding requests are preempted
+  const int64_t blocks = 60 / std::max(1, parallel::TestRuntime().size() - 1);
+  RunGroup(blocks, [](Group& group) {  // few: decoding requests are preempted
     std::mt19937 rng(11);
     const auto below = [&](uint64_t n) { return static_cast<int64_t>(rng() % n); };
     uint64_t next = 1;

@@ -1,0 +1,35 @@
+// Ranks that run the same rows and computed different columns of them give each other the rest.
+#pragma once
+
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/core/tensor.h"
+#include "engine/model/layer_weights.h"
+#include "engine/parallel/communicator.h"
+
+namespace apb::model {
+
+class ColumnGather {
+ public:
+  // columns[r]: the columns of the whole that rank r has; in its part they lie side by side.
+  // References outlive the object.
+  ColumnGather(kernels::Backend& backend, parallel::Communicator& communicator,
+               std::vector<std::vector<Range>> columns);
+
+  // Memory for this rank's part: [rows, its columns].
+  absl::StatusOr<kernels::TensorView> Mine(kernels::DType dtype, int64_t rows);
+  // Fills whole [rows, all columns] from the parts of all ranks, after Mine of as many rows is
+  // filled. One collective.
+  absl::Status Gather(const kernels::TensorView& whole, kernels::Stream& stream);
+
+ private:
+  kernels::Backend& backend_;
+  parallel::Communicator& communicator_;
+  const std::vector<std::vector<Range>> columns_;
+  std::vector<int64_t> widths_;  // by rank
+  core::Workspace send_, received_;
+  kernels::TensorView mine_;
+};
+
+}  // namespace apb::model

@@ -1,0 +1,88 @@
+// The weights of one layer as views, and parts of them: whole heads, columns of the MLP, rows of the
+// vocabulary. Tensor parallel ranks have one part for good; ranks that run the same rows (decode)
+// take a part of that for a step. A part is views into what is there: no copy of any weight.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/tensor_view.h"
+
+namespace apb::model {
+
+struct LayerWeights {
+  kernels::TensorView input_norm;              // [D]
+  kernels::TensorView q_proj, k_proj, v_proj;  // [n_q d, D], [n_kv d, D], [n_kv d, D]
+  kernels::TensorView q_bias, k_bias, v_bias;  // absent without qkv_bias
+  kernels::TensorView q_norm, k_norm;          // [d], absent without qk_norm
+  kernels::TensorView o_proj, o_bias;          // [D, n_q d]; bias absent as a rule
+  kernels::TensorView post_norm;               // [D]
+  kernels::TensorView gate_proj, up_proj;      // [F, D]
+  kernels::TensorView down_proj;               // [D, F]
+  // Retaining head (docs/algorithms.md): fc1 [d_R, qkv_width], fc2 [n_kv, d_R]; absent when the
+  // model has none. A part has the columns of its heads, q before k before v, and the rows of its KV
+  // heads.
+  kernels::TensorView retaining_fc1, retaining_fc2;
+};
+
+// Share `index` of `count`.
+struct Share {
+  int index = 0;
+  int count = 1;
+};
+
+struct Range {
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t length() const { return end - begin; }
+};
+
+// The units of a share of n; the shares together have each unit once. Borders are multiples of
+// `step`. Shares may be empty.
+inline Range PartOf(int64_t n, Share share, int64_t step = 1) {
+  const int64_t steps = n / step;
+  const auto border = [&](int64_t i) {
+    return i == share.count ? n : steps * i / share.count * step;
+  };
+  return {border(share.index), border(share.index + 1)};
+}
+
+// Which heads, MLP columns and rows of the vocabulary a part has.
+struct PartShape {
+  Range query_heads, kv_heads, mlp, vocabulary;
+  // The part of this part that a share has, counted from where this one begins.
+  PartShape Part(Share share) const {
+    // The matrix products like sums of whole steps.
+    const int64_t step = mlp.length() >= 64 * share.count ? 64 : 1;
+    return {.query_heads = PartOf(query_heads.length(), share),
+            .kv_heads = PartOf(kv_heads.length(), share),
+            .mlp = PartOf(mlp.length(), share, step),
+            .vocabulary = PartOf(vocabulary.length(), share)};
+  }
+};
+
+// Sums over the parts give what the whole layer gives: the output bias stays with the first. Without
+// the retaining head, whose columns are not one range.
+inline LayerWeights PartOf(const LayerWeights& layer, const PartShape& part, int64_t head_dim,
+                           bool first) {
+  const Range q{part.query_heads.begin * head_dim, part.query_heads.end * head_dim};
+  const Range kv{part.kv_heads.begin * head_dim, part.kv_heads.end * head_dim};
+  const auto rows = [](const kernels::TensorView& view, const Range& range) {
+    return view.present() ? view.Rows(range.begin, range.end) : view;
+  };
+  LayerWeights out = layer;
+  out.q_proj = rows(layer.q_proj, q);
+  out.k_proj = rows(layer.k_proj, kv);
+  out.v_proj = rows(layer.v_proj, kv);
+  out.q_bias = rows(layer.q_bias, q);
+  out.k_bias = rows(layer.k_bias, kv);
+  out.v_bias = rows(layer.v_bias, kv);
+  out.o_proj = layer.o_proj.Columns(q.begin, q.end);
+  if (!first) out.o_bias = {};
+  out.gate_proj = rows(layer.gate_proj, part.mlp);
+  out.up_proj = rows(layer.up_proj, part.mlp);
+  out.down_proj = layer.down_proj.Columns(part.mlp.begin, part.mlp.end);
+  out.retaining_fc1 = out.retaining_fc2 = {};
+  return out;
+}
+
+}  // namespace apb::model
