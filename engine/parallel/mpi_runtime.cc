@@ -140,12 +140,15 @@ absl::Status MpiRuntime::SendPlan(const std::string& message, absl::Duration dea
   return WaitAll(requests.data(), size_ - 1, deadline, nullptr, "sending a step plan");
 }
 
-absl::StatusOr<std::string> MpiRuntime::ReceivePlan() {
+absl::StatusOr<std::string> MpiRuntime::ReceivePlan(absl::Duration deadline) {
   Backoff backoff;
   MPI_Status status;
   for (int found = 0; !found;) {
     const int code = MPI_Iprobe(0, kPlanTag, context_->messages, &found, &status);
     if (code != MPI_SUCCESS) return MpiError(code, "waiting for a step plan");
+    if (!found && backoff.waited() > deadline)
+      return absl::UnavailableError(
+          absl::StrCat("the leader sent no step plan within ", absl::FormatDuration(deadline)));
     if (!found) backoff.Pause();
   }
   int bytes = 0;

@@ -37,9 +37,9 @@ class MpiRuntime {
 
   // Leader: gives `message` to every follower.
   absl::Status SendPlan(const std::string& message, absl::Duration deadline);
-  // Follower: waits for the next one, without limit. Polls for a millisecond, then sleeps between
-  // looks, up to 2 ms, so that an idle group costs next to nothing.
-  absl::StatusOr<std::string> ReceivePlan();
+  // Follower: waits for the next one. Polls for a millisecond, then sleeps between looks, up to 2 ms,
+  // so that an idle group costs next to nothing. kUnavailable after `deadline`.
+  absl::StatusOr<std::string> ReceivePlan(absl::Duration deadline);
   // Every rank gives a message; the leader gets all, by rank (followers get an empty list).
   absl::StatusOr<std::vector<std::string>> GatherToLeader(const std::string& message,
                                                           absl::Duration deadline);

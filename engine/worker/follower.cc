@@ -2,6 +2,7 @@
 
 #include "apb/cluster/v1/worker_group_service.pb.h"
 #include "engine/base/status_macros.h"
+#include "engine/worker/leader.h"
 
 namespace apb::worker {
 
@@ -27,7 +28,8 @@ std::string SerializedRankStats(const parallel::MpiRuntime& mpi, const StepExecu
 absl::Status RunFollower(const WorkerOptions& options, parallel::MpiRuntime& mpi, Engine& engine) {
   const absl::Duration deadline = absl::Seconds(options.collective_timeout_seconds);
   while (true) {
-    APB_ASSIGN_OR_RETURN(const std::string bytes, mpi.ReceivePlan());
+    // A cut link is noticed by the leader's silence.
+    APB_ASSIGN_OR_RETURN(const std::string bytes, mpi.ReceivePlan(deadline + kStatsWhileIdle));
     APB_ASSIGN_OR_RETURN(const schedule::StepPlan plan, schedule::DecodeStepPlan(bytes));
     APB_RETURN_IF_ERROR(engine.executor->Execute(plan).status());
     if (plan.collect_stats) {

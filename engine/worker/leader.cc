@@ -17,7 +17,6 @@ using schedule::Event;
 using schedule::SequenceId;
 
 constexpr absl::Duration kStatsWhileBusy = absl::Seconds(1);
-constexpr absl::Duration kStatsWhileIdle = absl::Seconds(5);
 
 schedule::Request ToRequest(const cluster::v1::Submit& submit) {
   schedule::Request request;
@@ -116,8 +115,8 @@ class Leader {
                     .max_waiting_tokens = options.max_queued_tokens}) {}
 
   absl::Status Run() {
-    APB_ASSIGN_OR_RETURN(channel_,
-                         ControlChannel::Connect(options_.server, MakeHello(), absl::Seconds(30)));
+    APB_ASSIGN_OR_RETURN(channel_, ControlChannel::Connect(options_.server, MakeHello(),
+                                                           std::min(deadline_, absl::Seconds(30))));
     while (!channel_->closed()) {
       TakeCommands();
       if ((draining_ || stop_.load()) && scheduler_.idle()) break;

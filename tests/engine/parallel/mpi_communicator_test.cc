@@ -40,7 +40,7 @@ TEST(MpiRuntime, PlansAndStatistics) {
     if (runtime.rank() == 0) {
       ASSERT_TRUE(runtime.SendPlan(plan, absl::Minutes(1)).ok());
     } else {
-      auto received = runtime.ReceivePlan();
+      auto received = runtime.ReceivePlan(absl::Minutes(1));
       ASSERT_TRUE(received.ok()) << received.status();
       ASSERT_EQ(*received, plan);
     }
@@ -60,8 +60,17 @@ TEST(MpiRuntime, AnIdleFollowerSleeps) {
     return;
   }
   const double before = CpuSeconds();
-  ASSERT_TRUE(runtime.ReceivePlan().ok());
+  ASSERT_TRUE(runtime.ReceivePlan(absl::Minutes(1)).ok());
   EXPECT_LT(CpuSeconds() - before, 0.05);
+}
+
+TEST(MpiRuntime, ASilentLeaderIsNoticed) {
+  MpiRuntime& runtime = TestRuntime();
+  if (runtime.rank() > 0) {
+    const absl::Status status = runtime.ReceivePlan(absl::Milliseconds(50)).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  }
+  ASSERT_TRUE(runtime.GatherToLeader("", absl::Minutes(1)).ok());
 }
 
 TEST(MpiCommunicator, AbortBreaksIt) {

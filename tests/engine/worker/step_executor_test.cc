@@ -156,7 +156,7 @@ class Group {
 void Follow(const parallel::Mesh& mesh, int64_t blocks, bool sliced) {
   auto executor = MakeExecutor(mesh, blocks, sliced);
   while (true) {
-    auto bytes = parallel::TestRuntime().ReceivePlan();
+    auto bytes = parallel::TestRuntime().ReceivePlan(kDeadline);
     ASSERT_TRUE(bytes.ok()) << bytes.status();
     auto plan = schedule::DecodeStepPlan(*bytes);
     ASSERT_TRUE(plan.ok()) << plan.status();
