@@ -21,6 +21,7 @@ class Result:
         self.tokens = []  # arrival times
         self.timings = None
         self.error = None
+        self.second = None  # the turn that followed
 
     def ttft(self):
         return (self.tokens[0] - self.start) * 1e3
@@ -96,6 +97,10 @@ def summary(results, seconds, length, concurrency, strategy):
             row[f"{name}_{label}"] = percentile(values, share)
     row["ttft_overhead_ms_p50"] = percentile(overhead, 0.5)
     row["token_overhead_ms_p50"] = percentile(token_overhead, 0.5)
+    second = [r.second for r in good if r.second and r.second.error is None and r.second.tokens]
+    if second:
+        row["second_turn_ttft_ms_p50"] = percentile([r.ttft() for r in second], 0.5)
+        row["second_turn_cached_tokens_p50"] = percentile([r.timings["cache_n"] for r in second], 0.5)
     row["requests_per_second"] = len(good) / seconds
     row["generated_tokens_per_second"] = generated / seconds
     row["prompt_tokens_per_second"] = length * len(good) / seconds
@@ -114,6 +119,9 @@ async def measure(args, address, length, concurrency, strategy, model, vocabular
             body = {"model": model, "prompt": ids, "max_tokens": args.max_tokens, "ignore_eos": True, "temperature": 0,
                     "stream": True, "apb": {"strategy": strategy}}
             results.append(await complete(address, json.dumps(body).encode(), args.api_key))
+            if args.follow_up:
+                body["prompt"] = ids + [rng.randrange(300, vocabulary) for _ in range(args.follow_up)]
+                results[-1].second = await complete(address, json.dumps(body).encode(), args.api_key)
 
     start = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(concurrency)))
@@ -124,7 +132,8 @@ COLUMNS = [("prompt", "prompt_tokens", "d"), ("conc", "concurrency", "d"), ("str
            ("err", "errors", "d"), ("TTFT p50", "ttft_ms_p50", ".1f"), ("p90", "ttft_ms_p90", ".1f"), ("p99", "ttft_ms_p99", ".1f"),
            ("ITL p50", "itl_ms_p50", ".2f"), ("p90", "itl_ms_p90", ".2f"), ("p99", "itl_ms_p99", ".2f"),
            ("over TTFT", "ttft_overhead_ms_p50", ".2f"), ("over tok", "token_overhead_ms_p50", ".3f"),
-           ("gen tok/s", "generated_tokens_per_second", ".0f"), ("prompt tok/s", "prompt_tokens_per_second", ".0f")]
+           ("gen tok/s", "generated_tokens_per_second", ".0f"), ("prompt tok/s", "prompt_tokens_per_second", ".0f"),
+           ("2nd TTFT", "second_turn_ttft_ms_p50", ".1f"), ("cached", "second_turn_cached_tokens_p50", ".0f")]
 
 
 def line(cells):
@@ -140,6 +149,8 @@ def main():
     parser.add_argument("--strategies", default="auto")
     parser.add_argument("--requests", type=int, default=0, help="of each line; 0: four times the concurrency")
     parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--follow-up", type=int, default=0, metavar="N",
+                        help="after each answer a second turn: the same prompt and N more tokens")
     parser.add_argument("--vocabulary", type=int, default=2048, help="token ids of prompts are below")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--api-key", default="")
