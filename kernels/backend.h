@@ -134,6 +134,11 @@ class Backend {
   virtual void AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
                              const TensorView& k_cache, const TensorView& v_cache,
                              Stream& stream) = 0;
+  // The way back: k[t], v[t] = what lies in cache slot slots[t] (>= 0, all of them). k, v [T, n_kv,
+  // d], rows may be strided; the rest as in AppendToCache.
+  virtual void ReadFromCache(const TensorView& slots, const TensorView& k_cache,
+                             const TensorView& v_cache, const TensorView& k, const TensorView& v,
+                             Stream& stream) = 0;
 
   // Max over a window of `window` (odd) rows around each row, -inf outside. scores, out [T, n_kv]
   // f32, not the same memory.

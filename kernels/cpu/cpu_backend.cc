@@ -244,15 +244,13 @@ class CpuBackend : public Backend {
   void AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
                      const TensorView& k_cache, const TensorView& v_cache,
                      Stream& stream) override {
-    if (!Check(stream,
-               k.rank == 3 && k.shape == v.shape && slots.dtype == DType::kI64 &&
-                   slots.shape[0] == k.shape[0] && k_cache.rank == 4 &&
-                   k_cache.shape == v_cache.shape && k_cache.shape[1] == k.shape[1] &&
-                   k_cache.shape[3] == k.shape[2] && k.dtype == k_cache.dtype,
-               "AppendToCache", k, k_cache)) {
-      return;
-    }
+    if (!CheckCache(stream, "AppendToCache", k, v, slots, k_cache, v_cache)) return;
     AppendToCacheOnCpu(k, v, slots, k_cache, v_cache, threads_);
+  }
+  void ReadFromCache(const TensorView& slots, const TensorView& k_cache, const TensorView& v_cache,
+                     const TensorView& k, const TensorView& v, Stream& stream) override {
+    if (!CheckCache(stream, "ReadFromCache", k, v, slots, k_cache, v_cache)) return;
+    ReadFromCacheOnCpu(slots, k_cache, v_cache, k, v, threads_);
   }
 
   void MaxPoolRows(const TensorView& scores, int window, const TensorView& out,
@@ -307,6 +305,16 @@ class CpuBackend : public Backend {
           absl::StrCat(op, ": shapes or types do not fit: ", Shape(a), " and ", Shape(b))));
     }
     return !Of(stream).failed();
+  }
+  static bool CheckCache(Stream& stream, const char* op, const TensorView& k, const TensorView& v,
+                         const TensorView& slots, const TensorView& k_cache,
+                         const TensorView& v_cache) {
+    return Check(stream,
+                 k.rank == 3 && k.shape == v.shape && slots.dtype == DType::kI64 &&
+                     slots.shape[0] == k.shape[0] && k_cache.rank == 4 &&
+                     k_cache.shape == v_cache.shape && k_cache.shape[1] == k.shape[1] &&
+                     k_cache.shape[3] == k.shape[2] && k.dtype == k_cache.dtype,
+                 op, k, k_cache);
   }
   static void NoMemory(Stream& stream, const char* op) {
     Of(stream).Fail(absl::ResourceExhaustedError(absl::StrCat(op, ": no memory for packed keys")));

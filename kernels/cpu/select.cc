@@ -13,6 +13,14 @@ std::byte* RowAt(const TensorView& view, int64_t row, int64_t second = 0) {
   return static_cast<std::byte*>(view.data) + (row * view.stride[0] + second * view.stride[1]) *
                                                   static_cast<int64_t>(SizeOf(view.dtype));
 }
+
+// Where head `head` of a cache slot lies.
+std::byte* SlotAt(const TensorView& cache, int64_t slot, int64_t head) {
+  const int64_t block = slot / cache.shape[2], offset = slot % cache.shape[2];
+  return static_cast<std::byte*>(cache.data) +
+         (block * cache.stride[0] + head * cache.stride[1] + offset * cache.stride[2]) *
+             static_cast<int64_t>(SizeOf(cache.dtype));
+}
 }  // namespace
 
 void EmbeddingOnCpu(const TensorView& table, const TensorView& ids, const TensorView& out,
@@ -26,19 +34,30 @@ void EmbeddingOnCpu(const TensorView& table, const TensorView& ids, const Tensor
 
 void AppendToCacheOnCpu(const TensorView& k, const TensorView& v, const TensorView& slots,
                         const TensorView& k_cache, const TensorView& v_cache, int threads) {
-  const int64_t heads = k.shape[1], block_size = k_cache.shape[2];
+  const int64_t heads = k.shape[1];
   const size_t bytes = k.shape[2] * SizeOf(k.dtype);
 #pragma omp parallel for schedule(static) num_threads(threads) if (k.shape[0] > 64)
   for (int64_t t = 0; t < k.shape[0]; ++t) {
     const int64_t slot = slots.as<int64_t>()[t];
     if (slot < 0) continue;
-    const int64_t block = slot / block_size, offset = slot % block_size;
     for (int64_t h = 0; h < heads; ++h) {
-      const int64_t at =
-          (block * k_cache.stride[0] + h * k_cache.stride[1] + offset * k_cache.stride[2]) *
-          static_cast<int64_t>(SizeOf(k.dtype));
-      std::memcpy(static_cast<std::byte*>(k_cache.data) + at, RowAt(k, t, h), bytes);
-      std::memcpy(static_cast<std::byte*>(v_cache.data) + at, RowAt(v, t, h), bytes);
+      std::memcpy(SlotAt(k_cache, slot, h), RowAt(k, t, h), bytes);
+      std::memcpy(SlotAt(v_cache, slot, h), RowAt(v, t, h), bytes);
+    }
+  }
+}
+
+void ReadFromCacheOnCpu(const TensorView& slots, const TensorView& k_cache,
+                        const TensorView& v_cache, const TensorView& k, const TensorView& v,
+                        int threads) {
+  const int64_t heads = k.shape[1];
+  const size_t bytes = k.shape[2] * SizeOf(k.dtype);
+#pragma omp parallel for schedule(static) num_threads(threads) if (k.shape[0] > 64)
+  for (int64_t t = 0; t < k.shape[0]; ++t) {
+    const int64_t slot = slots.as<int64_t>()[t];
+    for (int64_t h = 0; h < heads; ++h) {
+      std::memcpy(RowAt(k, t, h), SlotAt(k_cache, slot, h), bytes);
+      std::memcpy(RowAt(v, t, h), SlotAt(v_cache, slot, h), bytes);
     }
   }
 }

@@ -214,6 +214,26 @@ TEST_P(Ops, SelectionAndCache) {
       }
     }
     EXPECT_NEAR(sum, want, 1e-6);  // skipped rows left no trace
+    // And back, into rows that are not contiguous: slot slots[t] holds row t.
+    HostTensor read_k = HostTensor::Zeros(dtype, {40, 3 * heads * d}),
+               read_v = HostTensor::Zeros(dtype, {40, 3 * heads * d});
+    HostTensor kept = HostTensor::Zeros(DType::kI64, {40});
+    for (int64_t i = 0; i < 40; ++i) kept.view.as<int64_t>()[i] = all[i * 5 + 1];
+    const auto middle = [&](const HostTensor& x) {
+      return x.view.Columns(heads * d, 2 * heads * d).SplitHeads(d);
+    };
+    backend_->ReadFromCache(kept.view, k_cache.view, v_cache.view, middle(read_k), middle(read_v),
+                            *stream_);
+    ASSERT_TRUE(stream_->Synchronize().ok());
+    for (int64_t i = 0; i < 40; ++i) {
+      EXPECT_EQ(reference::At(read_k.view, i, 0), 0);  // what lies beside is left alone
+      for (int64_t h = 0; h < heads; ++h) {
+        for (int64_t c = 0; c < d; ++c) {
+          ASSERT_EQ(reference::At(middle(read_k), i, h, c), reference::At(k.view, i * 5 + 1, h, c));
+          ASSERT_EQ(reference::At(middle(read_v), i, h, c), reference::At(v.view, i * 5 + 1, h, c));
+        }
+      }
+    }
   }
 }
 
