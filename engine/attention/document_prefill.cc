@@ -17,15 +17,20 @@ namespace {
 
 // The parts must fit together: plan, tokens, model, group and compressor. All ranks check all
 // tokens, also those that another computes, so that they refuse alike and none waits for another.
-absl::Status CheckParts(const ShardPlan& plan, int ranks, std::string_view compressor,
-                        int64_t vocab_size, std::span<const int32_t> document,
-                        std::span<const int32_t> embedded_query) {
+absl::Status CheckDocument(const PrefillDocument& document, int ranks, int64_t vocab_size) {
+  const ShardPlan& plan = document.plan;
+  const int64_t length = static_cast<int64_t>(document.tokens.size());
   APB_RETURN_IF_ERROR(CheckRanks(plan, ranks));
-  if (plan.document_length() != static_cast<int64_t>(document.size())) {
-    return absl::InvalidArgumentError(absl::StrCat("a plan for ", plan.document_length(),
-                                                   " document tokens, given ", document.size()));
+  if (plan.document_length() > length) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a plan for ", plan.document_length(), " document tokens, given ", length));
   }
-  for (const std::span<const int32_t>& tokens : {document, embedded_query}) {
+  const bool ring = plan.exchange == Exchange::kRingKv || plan.exchange == Exchange::kRingQ ||
+                    plan.exchange == Exchange::kTokenRing;
+  if (plan.document_length() < length && !ring && !(plan.exchange == Exchange::kNone && ranks == 1))
+    return absl::InvalidArgumentError(
+        "a cached prefix can be continued by a ring, or on one rank by full");
+  for (const std::span<const int32_t>& tokens : {document.tokens, document.embedded_query}) {
     for (const int32_t token : tokens) {
       if (token < 0 || token >= vocab_size)
         return absl::InvalidArgumentError(
@@ -33,76 +38,140 @@ absl::Status CheckParts(const ShardPlan& plan, int ranks, std::string_view compr
     }
   }
   for (const AnchorSource source : plan.anchor) {
-    const size_t length = source >= 0 ? document.size() : embedded_query.size();
-    if (static_cast<size_t>(source >= 0 ? source : -1 - source) >= length)
+    const int64_t available =
+        source >= 0 ? length : static_cast<int64_t>(document.embedded_query.size());
+    if ((source >= 0 ? source : -1 - source) >= available)
       return absl::InvalidArgumentError("the plan's anchor has tokens that the prompt has not");
   }
   for (const HostShard& host : plan.hosts) {
-    if (host.passing_length > 0 && compressor.empty())
+    if (host.passing_length > 0 && document.compressor.empty())
       return absl::InvalidArgumentError("the plan passes tokens on: a compressor must be named");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckBatch(const std::vector<PrefillDocument>& documents) {
+  if (documents.empty()) return absl::InvalidArgumentError("a prefill of no documents");
+  if (documents.size() == 1) return absl::OkStatus();
+  const Exchange exchange = documents[0].plan.exchange;
+  for (const PrefillDocument& document : documents) {
+    if (document.plan.exchange != exchange || exchange == Exchange::kAnchor ||
+        exchange == Exchange::kUlysses) {
+      return absl::InvalidArgumentError(
+          "documents are computed together by full or by one kind of ring only");
+    }
   }
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
-    const PrefillContext& context, ShardPlan plan, std::string_view compressor_name,
-    std::span<const int32_t> document, std::span<const int32_t> embedded_query,
-    cache::SequenceKv& kv, kernels::Stream& stream) {
-  APB_RETURN_IF_ERROR(CheckParts(plan, context.communicator.size(), compressor_name,
-                                 context.weights.config().vocab_size, document, embedded_query));
-  auto prefill = std::unique_ptr<DocumentPrefill>(new DocumentPrefill(context));
-  prefill->plan_ = std::move(plan);
-  const ShardPlan& p = prefill->plan_;
-  std::unique_ptr<Compressor> compressor;
-  if (!compressor_name.empty()) {
-    APB_ASSIGN_OR_RETURN(compressor, CreateCompressor(compressor_name, context.weights,
-                                                      context.backend, context.tensor));
+void DocumentPrefill::AddAnchor(const PrefillDocument& document, const Compressor* compressor,
+                                Rows& rows) {
+  const ShardPlan& plan = document.plan;
+  if (!AnchorStrategy::NeedsAnchor(plan, context_.communicator.size(), context_.communicator.rank(),
+                                   compressor))
+    return;
+  for (const AnchorSource source : plan.anchor) {
+    rows.positions.push_back(static_cast<int32_t>(rows.tokens.size()));
+    rows.tokens.push_back(source >= 0 ? document.tokens[source]
+                                      : document.embedded_query[-1 - source]);
   }
-  const int ranks = context.communicator.size(), rank = context.communicator.rank();
-  std::vector<int32_t> tokens, positions, local_positions;
-  if (AnchorStrategy::NeedsAnchor(p, ranks, rank, compressor.get())) {
-    for (const AnchorSource source : p.anchor) {
-      positions.push_back(static_cast<int32_t>(tokens.size()));
-      tokens.push_back(source >= 0 ? document[source] : embedded_query[-1 - source]);
-    }
-  }
-  prefill->anchor_rows_ = static_cast<int64_t>(tokens.size());
-  const HostRange range = HostsOfRank(static_cast<int>(p.hosts.size()), ranks, rank);
+  anchor_rows_ = static_cast<int64_t>(rows.tokens.size());
+}
+
+absl::Status DocumentPrefill::AddDocument(PrefillDocument document, Rows& rows) {
+  Document added{.plan = std::move(document.plan), .kv = document.kv};
+  const int hosts = static_cast<int>(added.plan.hosts.size());
+  const HostRange range =
+      HostsOfRank(hosts, context_.communicator.size(), context_.communicator.rank());
+  std::vector<int32_t> local_positions;
   for (int h = range.first; h < range.last; ++h) {
-    const int64_t begin = static_cast<int64_t>(tokens.size());
-    for (const TokenSpan& span : p.hosts[h].local) {
+    const int64_t begin = static_cast<int64_t>(rows.tokens.size());
+    for (const TokenSpan& span : added.plan.hosts[h].local) {
       for (int64_t t = span.begin; t < span.end; ++t) {
-        tokens.push_back(document[t]);
-        positions.push_back(static_cast<int32_t>(t));
+        rows.tokens.push_back(document.tokens[t]);
         local_positions.push_back(static_cast<int32_t>(t));
       }
     }
-    prefill->hosts_.push_back({h, begin, static_cast<int64_t>(tokens.size())});
+    added.hosts.push_back({h, begin, static_cast<int64_t>(rows.tokens.size())});
   }
-  APB_ASSIGN_OR_RETURN(std::vector<int64_t> slots, context.cache.Reserve(kv, local_positions));
+  rows.positions.insert(rows.positions.end(), local_positions.begin(), local_positions.end());
+  APB_ASSIGN_OR_RETURN(const std::vector<int64_t> slots,
+                       context_.cache.Reserve(*document.kv, local_positions));
+  rows.slots.insert(rows.slots.end(), slots.begin(), slots.end());
+  documents_.push_back(std::move(added));
+  return absl::OkStatus();
+}
 
+absl::Status DocumentPrefill::Embed(Rows rows, kernels::Stream& stream) {
+  const int64_t count = static_cast<int64_t>(rows.tokens.size()),
+                stored = static_cast<int64_t>(rows.slots.size());
+  const model::ModelConfig& config = context_.weights.config();
+  APB_ASSIGN_OR_RETURN(
+      hidden_, core::Tensor::Create(context_.backend, config.dtype, {count, config.hidden_size}));
+  APB_ASSIGN_OR_RETURN(
+      positions_,
+      core::Tensor::CopyOf(context_.backend,
+                           TensorView::Contiguous(rows.positions.data(), DType::kI32, {count})));
+  APB_ASSIGN_OR_RETURN(slots_, core::Tensor::CopyOf(context_.backend,
+                                                    TensorView::Contiguous(rows.slots.data(),
+                                                                           DType::kI64, {stored})));
+  APB_RETURN_IF_ERROR(context_.decoder.Embed(rows.tokens, hidden_.view(), stream));
+  return stream.Synchronize();  // the host copies end here
+}
+
+absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
+    const PrefillContext& context, std::vector<PrefillDocument> documents,
+    kernels::Stream& stream) {
   const model::ModelConfig& config = context.weights.config();
-  const int64_t rows = static_cast<int64_t>(tokens.size()),
-                local = static_cast<int64_t>(slots.size());
-  APB_ASSIGN_OR_RETURN(prefill->hidden_, core::Tensor::Create(context.backend, config.dtype,
-                                                              {rows, config.hidden_size}));
-  APB_ASSIGN_OR_RETURN(
-      prefill->positions_,
-      core::Tensor::CopyOf(context.backend,
-                           TensorView::Contiguous(positions.data(), DType::kI32, {rows})));
-  APB_ASSIGN_OR_RETURN(
-      prefill->slots_,
-      core::Tensor::CopyOf(context.backend,
-                           TensorView::Contiguous(slots.data(), DType::kI64, {local})));
-  APB_RETURN_IF_ERROR(context.decoder.Embed(tokens, prefill->hidden_.view(), stream));
-  APB_RETURN_IF_ERROR(stream.Synchronize());  // the host copies end here
-  APB_ASSIGN_OR_RETURN(
-      prefill->strategy_,
-      CreateStrategy(p, context.weights.query_heads(), context.weights.kv_heads(),
-                     std::move(compressor), context.backend, context.communicator));
+  APB_RETURN_IF_ERROR(CheckBatch(documents));
+  for (const PrefillDocument& document : documents)
+    APB_RETURN_IF_ERROR(CheckDocument(document, context.communicator.size(), config.vocab_size));
+  auto prefill = std::unique_ptr<DocumentPrefill>(new DocumentPrefill(context));
+  std::unique_ptr<Compressor> compressor;
+  if (!documents[0].compressor.empty()) {
+    APB_ASSIGN_OR_RETURN(compressor, CreateCompressor(documents[0].compressor, context.weights,
+                                                      context.backend, context.tensor));
+  }
+  Rows rows;
+  prefill->AddAnchor(documents[0], compressor.get(), rows);
+  prefill->documents_.reserve(documents.size());  // strategies keep pointers to the plans
+  std::vector<StrategyDocument> seen;
+  for (PrefillDocument& document : documents) {
+    const int64_t length = static_cast<int64_t>(document.tokens.size()),
+                  cached = document.kv->slot_count();
+    const int64_t prefix = length - document.plan.document_length();
+    APB_RETURN_IF_ERROR(prefill->AddDocument(std::move(document), rows));
+    const Document& added = prefill->documents_.back();
+    seen.push_back({.plan = &added.plan,
+                    .cached_slots = context.cache.Slots(*added.kv, 0, cached),
+                    .prefix_length = prefix});
+  }
+  APB_RETURN_IF_ERROR(prefill->Embed(std::move(rows), stream));
+  const StrategyContext strategy_context{.query_heads = context.weights.query_heads(),
+                                         .kv_heads = context.weights.kv_heads(),
+                                         .cache = context.cache,
+                                         .backend = context.backend,
+                                         .communicator = context.communicator};
+  APB_ASSIGN_OR_RETURN(prefill->strategy_,
+                       CreateStrategy(seen, strategy_context, std::move(compressor), stream));
   return prefill;
+}
+
+absl::Status DocumentPrefill::Drop(const cache::SequenceKv& kv, kernels::Stream& stream) {
+  for (const Document& document : documents_) {
+    if (document.kv != &kv) continue;
+    for (const HostRows& rows : document.hosts) {
+      std::vector<int64_t> nowhere(rows.end - rows.begin, -1);
+      const int64_t count = static_cast<int64_t>(nowhere.size());
+      context_.backend.Copy(TensorView::Contiguous(nowhere.data(), DType::kI64, {count}),
+                            slots_.view().Rows(rows.begin - anchor_rows_, rows.end - anchor_rows_),
+                            stream);
+      APB_RETURN_IF_ERROR(stream.Synchronize());  // the host copy ends here
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status DocumentPrefill::RunLayers(int begin, int end, kernels::Stream& stream) {
@@ -120,9 +189,8 @@ bool DocumentPrefill::WantsPreRope(int layer) const {
 
 LayerCall DocumentPrefill::Call(int layer) const {
   return {.layer = layer,
-          .plan = plan_,
           .anchor_rows = anchor_rows_,
-          .hosts = hosts_,
+          .hosts = documents_[0].hosts,
           .scale = 1.0f / std::sqrt(static_cast<float>(context_.weights.config().head_dim)),
           .positions = positions_.view()};
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 
 namespace apb::attention {
@@ -14,15 +15,13 @@ using kernels::Visibility;
 
 namespace {
 
-// Chunk 0 or 1 of a host, as its number among all 2 * hosts chunks.
-int ChunkOf(int host, int which, int hosts) { return which == 0 ? host : 2 * hosts - 1 - host; }
-
-Visibility See(int query_chunk, int key_chunk) {
-  if (key_chunk == query_chunk) return Visibility::kCausal;
-  return key_chunk < query_chunk ? Visibility::kAll : Visibility::kNone;
+// Two spans of a document, of rows and of keys, are the same one or apart.
+Visibility See(const TokenSpan& rows, const TokenSpan& keys) {
+  if (keys.end <= rows.begin) return Visibility::kAll;
+  return rows.end <= keys.begin ? Visibility::kNone : Visibility::kCausal;
 }
 
-// A message of keys and values: [2, T, n_kv, d].
+// Keys or values of a message of both, [2, T, n_kv, d].
 TensorView Half(const TensorView& both, int which) {
   TensorView view = both.Rows(which, which + 1);
   view.rank = 3;
@@ -31,34 +30,100 @@ TensorView Half(const TensorView& both, int which) {
   return view;
 }
 
+std::vector<const ShardPlan*> PlansOf(std::span<const StrategyDocument> documents) {
+  std::vector<const ShardPlan*> plans;
+  for (const StrategyDocument& document : documents) plans.push_back(document.plan);
+  return plans;
+}
+
+// What every host keeps of the documents' prefixes, by document and host.
+absl::StatusOr<std::vector<std::vector<int64_t>>> CachedCounts(
+    std::span<const StrategyDocument> documents, kernels::Backend& backend,
+    parallel::Communicator& communicator, kernels::Stream& stream) {
+  const size_t count = documents.size(), hosts = documents[0].plan->hosts.size();
+  std::vector<int64_t> mine, all(count * hosts, 0);
+  bool any = false;
+  for (const StrategyDocument& document : documents) {
+    mine.push_back(static_cast<int64_t>(document.cached_slots.size()));
+    any |= document.prefix_length > 0;
+  }
+  const auto host_view = [&](std::vector<int64_t>& values) {
+    return TensorView::Contiguous(values.data(), DType::kI64,
+                                  {static_cast<int64_t>(values.size())});
+  };
+  if (any && hosts > 1) {
+    APB_ASSIGN_OR_RETURN(const core::Tensor send, core::Tensor::CopyOf(backend, host_view(mine)));
+    APB_ASSIGN_OR_RETURN(const core::Tensor received,
+                         core::Tensor::CopyOf(backend, host_view(all)));
+    APB_RETURN_IF_ERROR(communicator.AllGather(send.view(), received.view(), stream));
+    backend.Copy(received.view(), host_view(all), stream);
+    APB_RETURN_IF_ERROR(stream.Synchronize());
+  } else if (any) {
+    all = mine;
+  }
+  std::vector<std::vector<int64_t>> cached(count, std::vector<int64_t>(hosts));
+  for (size_t i = 0; i < count; ++i) {
+    int64_t found = 0;
+    for (size_t h = 0; h < hosts; ++h) found += cached[i][h] = all[h * count + i];
+    if (found != documents[i].prefix_length) {
+      return absl::InternalError(absl::StrCat("the ranks keep ", found, " tokens of a prefix of ",
+                                              documents[i].prefix_length));
+    }
+  }
+  return cached;
+}
+
 }  // namespace
 
-RingStrategy::RingStrategy(const ShardPlan& plan, kernels::Backend& backend,
+RingStrategy::RingStrategy(std::span<const StrategyDocument> documents, RingShards shards,
+                           const cache::PagedKvCache& cache, kernels::Backend& backend,
                            parallel::Communicator& communicator)
-    : plan_(plan),
+    : plans_(PlansOf(documents)),
+      shards_(std::move(shards)),
+      cache_(cache),
       backend_(backend),
       communicator_(communicator),
       rank_(communicator.rank()),
-      ranks_(communicator.size()),
+      ranks_(shards_.hosts()),
       travelling_{core::Workspace(backend), core::Workspace(backend)},
+      home_(backend),
       partials_(backend),
       visitors_(backend) {}
 
 absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> RingStrategy::Create(
-    const ShardPlan& plan, kernels::Backend& backend, parallel::Communicator& communicator) {
-  std::unique_ptr<RingStrategy> strategy(new RingStrategy(plan, backend, communicator));
+    std::span<const StrategyDocument> documents, const cache::PagedKvCache& cache,
+    kernels::Backend& backend, parallel::Communicator& communicator, kernels::Stream& stream) {
+  APB_ASSIGN_OR_RETURN(const auto cached, CachedCounts(documents, backend, communicator, stream));
+  std::unique_ptr<RingStrategy> strategy(new RingStrategy(
+      documents, RingShards(PlansOf(documents), cached), cache, backend, communicator));
+  APB_RETURN_IF_ERROR(strategy->CopyToDevice(documents));
+  return std::unique_ptr<ContextParallelStrategy>(std::move(strategy));
+}
+
+absl::Status RingStrategy::CopyToDevice(std::span<const StrategyDocument> documents) {
+  for (const StrategyDocument& document : documents) {
+    std::vector<int64_t> slots = document.cached_slots;
+    const int64_t count = static_cast<int64_t>(slots.size());
+    has_cached_ |= count > 0;
+    APB_ASSIGN_OR_RETURN(
+        cached_slots_.emplace_back(),
+        core::Tensor::CopyOf(backend_, TensorView::Contiguous(slots.data(), DType::kI64, {count})));
+  }
   std::vector<int32_t> positions;
-  for (const HostShard& host : plan.hosts) {
-    strategy->position_begin_.push_back(static_cast<int64_t>(positions.size()));
-    for (const TokenSpan& span : host.local) {
-      for (int64_t t = span.begin; t < span.end; ++t) positions.push_back(static_cast<int32_t>(t));
+  for (int h = 0; h < ranks_; ++h) {
+    position_begin_.push_back(static_cast<int64_t>(positions.size()));
+    for (const ShardPlan* plan : plans_) {
+      for (const TokenSpan& span : plan->hosts[h].local) {
+        for (int64_t t = span.begin; t < span.end; ++t)
+          positions.push_back(static_cast<int32_t>(t));
+      }
     }
   }
   const int64_t count = static_cast<int64_t>(positions.size());
-  APB_ASSIGN_OR_RETURN(strategy->positions_,
-                       core::Tensor::CopyOf(backend, TensorView::Contiguous(positions.data(),
-                                                                            DType::kI32, {count})));
-  return std::unique_ptr<ContextParallelStrategy>(std::move(strategy));
+  APB_ASSIGN_OR_RETURN(
+      positions_, core::Tensor::CopyOf(
+                      backend_, TensorView::Contiguous(positions.data(), DType::kI32, {count})));
+  return absl::OkStatus();
 }
 
 TensorView RingStrategy::PositionsOf(int host) const {
@@ -71,7 +136,13 @@ absl::Status RingStrategy::BeforeRope(const LayerCall&, const TensorView&, kerne
 }
 
 absl::Status RingStrategy::Attend(const LayerCall& call, kernels::Stream& stream) {
-  switch (plan_.exchange) {
+  if (rank_ >= ranks_) return absl::OkStatus();  // full: this rank has no rows
+  if (ranks_ == 1) {
+    APB_ASSIGN_OR_RETURN(const Keys keys, HomeKeys(call, stream));
+    AttendPart(call, 0, call.q, 0, keys, {.out = call.out}, stream);
+    return stream.Synchronize();
+  }
+  switch (plans_[0]->exchange) {
     case Exchange::kRingKv:
       APB_RETURN_IF_ERROR(PassKv(call, stream));
       break;
@@ -85,35 +156,71 @@ absl::Status RingStrategy::Attend(const LayerCall& call, kernels::Stream& stream
   return stream.Synchronize();
 }
 
-// Both shards are two chunks of the document, so a whole chunk is seen by all rows of another one,
-// by none, or (the same chunk) causally: no mask is computed but on the diagonal.
-void RingStrategy::AttendPart(const LayerCall& call, int query_host, const TensorView& q,
-                              int key_host, const TensorView& k, const TensorView& v,
-                              const PartialResults& results, int64_t part,
-                              kernels::Stream& stream) {
-  if (q.rows() == 0) return;
-  const std::vector<TokenSpan>& keys = plan_.hosts[key_host].local;
-  const TensorView key_positions = PositionsOf(key_host);
-  std::vector<KeySegment> segments;
-  int64_t at = 0;
-  for (size_t i = 0; i < keys.size(); ++i) {
-    const int64_t end = at + keys[i].length();
-    const int key_chunk = ChunkOf(key_host, static_cast<int>(i), ranks_);
-    segments.push_back({.k = k.Rows(at, end),
-                        .v = v.Rows(at, end),
-                        .positions = key_positions.Rows(at, end),
-                        .visible_to_group = {See(ChunkOf(query_host, 0, ranks_), key_chunk),
-                                             See(ChunkOf(query_host, 1, ranks_), key_chunk)}});
-    at = end;
+absl::StatusOr<TensorView> RingStrategy::KeyMessage(const LayerCall& call, core::Workspace& memory,
+                                                    kernels::Stream& stream) {
+  const int64_t kv_heads = call.k.shape[1], d = call.k.shape[2];
+  APB_ASSIGN_OR_RETURN(const TensorView message,
+                       memory.Get(call.k.dtype, {2, shards_.keys(rank_), kv_heads, d}));
+  const TensorView k = Half(message, 0), v = Half(message, 1);
+  for (size_t i = 0; i < plans_.size(); ++i) {
+    const RingShards::Part& part = shards_.parts(rank_)[i];
+    if (part.new_begin > part.key_begin) {
+      backend_.ReadFromCache(cached_slots_[i].view(), cache_.keys(call.layer),
+                             cache_.values(call.layer), k.Rows(part.key_begin, part.new_begin),
+                             v.Rows(part.key_begin, part.new_begin), stream);
+    }
+    backend_.Copy(call.k.Rows(part.row_begin, part.row_end), k.Rows(part.new_begin, part.key_end),
+                  stream);
+    backend_.Copy(call.v.Rows(part.row_begin, part.row_end), v.Rows(part.new_begin, part.key_end),
+                  stream);
   }
-  backend_.Attention({.q = q,
-                      .q_positions = PositionsOf(query_host),
-                      .group_split = plan_.hosts[query_host].local[0].length(),
-                      .keys = segments,
-                      .scale = call.scale,
-                      .out = results.Out(part),
-                      .lse = results.Lse(part)},
-                     stream);
+  return message;
+}
+
+absl::StatusOr<RingStrategy::Keys> RingStrategy::HomeKeys(const LayerCall& call,
+                                                          kernels::Stream& stream) {
+  if (!has_cached_) return Keys{call.k, call.v};
+  APB_ASSIGN_OR_RETURN(const TensorView message, KeyMessage(call, home_, stream));
+  return Keys{Half(message, 0), Half(message, 1)};
+}
+
+// Rows and keys of a host are at most two spans of a document, so a whole span is seen by all rows
+// of another one, by none, or (the same span) causally: no mask is computed but on the diagonal.
+void RingStrategy::AttendPart(const LayerCall& call, int query_host, const TensorView& q,
+                              int key_host, const Keys& keys, const Result& result,
+                              kernels::Stream& stream) {
+  const TensorView query_positions = PositionsOf(query_host), key_positions = PositionsOf(key_host);
+  for (size_t i = 0; i < plans_.size(); ++i) {
+    const RingShards::Part &rows = shards_.parts(query_host)[i], &own = shards_.parts(key_host)[i];
+    if (rows.row_begin == rows.row_end) continue;
+    const std::vector<TokenSpan>& groups = plans_[i]->hosts[query_host].local;
+    std::vector<KeySegment> segments;
+    if (own.new_begin > own.key_begin) {
+      segments.push_back({.k = keys.k.Rows(own.key_begin, own.new_begin),
+                          .v = keys.v.Rows(own.key_begin, own.new_begin),
+                          .visible_to_group = {Visibility::kAll, Visibility::kAll}});
+    }
+    int64_t at = 0;
+    for (const TokenSpan& span : plans_[i]->hosts[key_host].local) {
+      const int64_t key = own.new_begin + at, row = own.row_begin + at;
+      segments.push_back(
+          {.k = keys.k.Rows(key, key + span.length()),
+           .v = keys.v.Rows(key, key + span.length()),
+           .positions = key_positions.Rows(row, row + span.length()),
+           .visible_to_group = {See(groups.front(), span), See(groups.back(), span)}});
+      at += span.length();
+    }
+    TensorView lse = result.lse;
+    if (lse.present()) lse = lse.Rows(rows.row_begin, rows.row_end);
+    backend_.Attention({.q = q.Rows(rows.row_begin, rows.row_end),
+                        .q_positions = query_positions.Rows(rows.row_begin, rows.row_end),
+                        .group_split = groups.front().length(),
+                        .keys = segments,
+                        .scale = call.scale,
+                        .out = result.out.Rows(rows.row_begin, rows.row_end),
+                        .lse = lse},
+                       stream);
+  }
 }
 
 absl::StatusOr<std::unique_ptr<parallel::Pending>> RingStrategy::PassOn(const TensorView& held,
@@ -124,23 +231,22 @@ absl::StatusOr<std::unique_ptr<parallel::Pending>> RingStrategy::PassOn(const Te
 
 absl::Status RingStrategy::PassKv(const LayerCall& call, kernels::Stream& stream) {
   const int64_t rows = call.q.shape[0], heads = call.q.shape[1], d = call.q.shape[2];
-  const int64_t kv_heads = call.k.shape[1];
   APB_ASSIGN_OR_RETURN(const PartialResults results,
                        PartialResults::In(partials_, 2, rows, heads, d));
-  APB_ASSIGN_OR_RETURN(TensorView held, travelling_[0].Get(call.k.dtype, {2, rows, kv_heads, d}));
-  backend_.Copy(call.k, Half(held, 0), stream);
-  backend_.Copy(call.v, Half(held, 1), stream);
+  APB_ASSIGN_OR_RETURN(TensorView held, KeyMessage(call, travelling_[0], stream));
   for (int step = 0; step < ranks_; ++step) {
     const bool last = step + 1 == ranks_;
     TensorView next;
     std::unique_ptr<parallel::Pending> transfer;
     if (!last) {
-      APB_ASSIGN_OR_RETURN(next, travelling_[(step + 1) % 2].Get(
-                                     call.k.dtype, {2, RowsOf(Behind(step + 1)), kv_heads, d}));
+      APB_ASSIGN_OR_RETURN(
+          next, travelling_[(step + 1) % 2].Get(
+                    call.k.dtype, {2, shards_.keys(Behind(step + 1)), call.k.shape[1], d}));
       APB_ASSIGN_OR_RETURN(transfer, PassOn(held, next, stream));
     }
-    AttendPart(call, rank_, call.q, Behind(step), Half(held, 0), Half(held, 1), results,
-               step == 0 ? 0 : 1, stream);
+    const int part = step == 0 ? 0 : 1;
+    AttendPart(call, rank_, call.q, Behind(step), {Half(held, 0), Half(held, 1)},
+               {results.Out(part), results.Lse(part)}, stream);
     if (step > 0 && !last) {
       backend_.MergePartials(results.Outs(), results.Lses(), results.Out(0), results.Lse(0),
                              stream);
@@ -148,9 +254,7 @@ absl::Status RingStrategy::PassKv(const LayerCall& call, kernels::Stream& stream
     if (transfer != nullptr) APB_RETURN_IF_ERROR(transfer->Wait(stream));
     held = next;
   }
-  const int64_t parts = ranks_ > 1 ? 2 : 1;
-  backend_.MergePartials(results.Outs().Rows(0, parts), results.Lses().Rows(0, parts), call.out, {},
-                         stream);
+  backend_.MergePartials(results.Outs(), results.Lses(), call.out, {}, stream);
   return absl::OkStatus();
 }
 
@@ -176,6 +280,7 @@ absl::Status RingStrategy::ForEachVisitor(const LayerCall& call, Visit visit,
 
 absl::Status RingStrategy::PassQ(const LayerCall& call, kernels::Stream& stream) {
   const int64_t rows = call.q.shape[0], heads = call.q.shape[1], d = call.q.shape[2];
+  APB_ASSIGN_OR_RETURN(const Keys keys, HomeKeys(call, stream));
   // Of this rank's rows: part r over rank r's keys. Of visitors: one after the other.
   APB_ASSIGN_OR_RETURN(const PartialResults mine,
                        PartialResults::In(partials_, ranks_, rows, heads, d));
@@ -194,8 +299,9 @@ absl::Status RingStrategy::PassQ(const LayerCall& call, kernels::Stream& stream)
               PartialResults::At(memory.Rows(used, used + size), 1, RowsOf(owner), heads, d));
           used += size;
         }
-        AttendPart(call, owner, q, rank_, call.k, call.v, step == 0 ? mine : visitors.back(),
-                   step == 0 ? rank_ : 0, stream);
+        const PartialResults& results = step == 0 ? mine : visitors.back();
+        const int part = step == 0 ? rank_ : 0;
+        AttendPart(call, owner, q, rank_, keys, {results.Out(part), results.Lse(part)}, stream);
         return absl::OkStatus();
       },
       stream));
@@ -209,6 +315,7 @@ absl::Status RingStrategy::PassQ(const LayerCall& call, kernels::Stream& stream)
 
 absl::Status RingStrategy::PassTokens(const LayerCall& call, kernels::Stream& stream) {
   const int64_t rows = call.q.shape[0], heads = call.q.shape[1], d = call.q.shape[2];
+  APB_ASSIGN_OR_RETURN(const Keys keys, HomeKeys(call, stream));
   // Part 0: merged so far. Part 1: what comes back.
   APB_ASSIGN_OR_RETURN(const PartialResults mine, PartialResults::In(partials_, 2, rows, heads, d));
   int64_t most = 0;
@@ -221,13 +328,13 @@ absl::Status RingStrategy::PassTokens(const LayerCall& call, kernels::Stream& st
       call,
       [&](int step, int owner, const TensorView& q) -> absl::Status {
         if (step == 0) {
-          AttendPart(call, owner, q, rank_, call.k, call.v, mine, 0, stream);
+          AttendPart(call, owner, q, rank_, keys, {mine.Out(0), mine.Lse(0)}, stream);
           return absl::OkStatus();
         }
         const int64_t begin = step % 2 * each, size = RowsOf(owner) * heads * (d + 1);
         const PartialResults result =
             PartialResults::At(memory.Rows(begin, begin + size), 1, RowsOf(owner), heads, d);
-        AttendPart(call, owner, q, rank_, call.k, call.v, result, 0, stream);
+        AttendPart(call, owner, q, rank_, keys, {result.Out(0), result.Lse(0)}, stream);
         if (returning != nullptr) {
           APB_RETURN_IF_ERROR(returning->Wait(stream));
           backend_.MergePartials(mine.Outs(), mine.Lses(), mine.Out(0), mine.Lse(0), stream);
@@ -239,9 +346,7 @@ absl::Status RingStrategy::PassTokens(const LayerCall& call, kernels::Stream& st
       },
       stream));
   if (returning != nullptr) APB_RETURN_IF_ERROR(returning->Wait(stream));
-  const int64_t parts = ranks_ > 1 ? 2 : 1;
-  backend_.MergePartials(mine.Outs().Rows(0, parts), mine.Lses().Rows(0, parts), call.out, {},
-                         stream);
+  backend_.MergePartials(mine.Outs(), mine.Lses(), call.out, {}, stream);
   return absl::OkStatus();
 }
 

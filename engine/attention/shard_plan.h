@@ -15,6 +15,9 @@ namespace apb::attention {
 // The prompt: document tokens at positions [0, document_length), then the query.
 struct PromptLayout {
   int64_t document_length = 0;
+  // Document tokens [0, cached_length) have their KV already: the plan spreads the others. Only
+  // full and the rings can start from there.
+  int64_t cached_length = 0;
   int64_t query_length = 0;           // at least 1
   int64_t query_insert_position = 0;  // where the embedded query goes in the anchor
   int64_t embedded_query_length = 0;
@@ -56,7 +59,8 @@ using AnchorSource = int32_t;
 
 // How hosts see each other's tokens in a document prefill.
 enum class Exchange {
-  kAnchor,     // an anchor and passing blocks (apb, star), or not at all (full)
+  kNone,       // one host has all tokens (full)
+  kAnchor,     // an anchor and passing blocks (apb), an anchor alone (star)
   kRingKv,     // keys and values travel around the ring of ranks
   kRingQ,      // queries travel, partial outputs return in the end
   kTokenRing,  // queries travel one way while partial outputs return the other way
@@ -72,6 +76,7 @@ struct ShardPlan {
   std::vector<AnchorSource> anchor;
   bool operator==(const ShardPlan&) const = default;
 
+  // Document tokens that the hosts compute: all but the cached ones.
   int64_t document_length() const;
   // For logs and tests.
   std::string DebugString() const;

@@ -1,9 +1,10 @@
-// A way of spreading the prefill of one document over the hosts. A new strategy is one plan
+// A way of spreading the prefill of documents over the hosts. A new strategy is one plan
 // function, one class and one line in the registry (strategy_registry.cc).
 #pragma once
 
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -20,13 +21,22 @@ struct HostRows {
   int64_t end = 0;
 };
 
+// One document of a prefill as its strategy sees it.
+struct StrategyDocument {
+  const ShardPlan* plan = nullptr;  // must outlive the strategy
+  // Where this rank's share of the cached prefix lies in the KV cache; its tokens come before those
+  // of the plan.
+  std::vector<int64_t> cached_slots;
+  int64_t prefix_length = 0;  // tokens of the cached prefix on all ranks together
+};
+
 // One layer of one prefill on one rank. The rank's rows are [anchor ; local of its hosts in order];
-// the anchor rows [0, anchor_rows) are absent (0) on ranks that need none.
+// the anchor rows [0, anchor_rows) are absent (0) on ranks that need none. With several documents
+// (rings, full) they are one behind the other.
 struct LayerCall {
   int layer = 0;
-  const ShardPlan& plan;
   int64_t anchor_rows = 0;
-  std::span<const HostRows> hosts;
+  std::span<const HostRows> hosts;  // of the first document
   float scale = 0;
   kernels::TensorView positions;  // [T] i32
   kernels::TensorView q;          // [T, n_q, d], after RoPE

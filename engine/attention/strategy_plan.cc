@@ -71,17 +71,24 @@ ShardPlan ApbPlan(const PromptLayout& layout, const StrategyOptions& options) {
   return plan;
 }
 
-ShardPlan ZigzagPlan(int64_t n, int hosts) {
-  const int64_t chunk = (n + 2 * hosts - 1) / (2 * hosts);
+ShardPlan ZigzagPlan(int64_t begin, int64_t end, int hosts) {
+  const int64_t chunk = (end - begin + 2 * hosts - 1) / (2 * hosts);
   ShardPlan plan;
   for (int h = 0; h < hosts; ++h) {
     HostShard shard;
     for (const int64_t c : {h, 2 * hosts - 1 - h}) {
-      const TokenSpan span{std::min(n, c * chunk), std::min(n, (c + 1) * chunk)};
+      const TokenSpan span{std::min(end, begin + c * chunk),
+                           std::min(end, begin + (c + 1) * chunk)};
       if (span.length() > 0) shard.local.push_back(span);
     }
     plan.hosts.push_back(shard);
   }
+  return plan;
+}
+
+ShardPlan FullPlan(int64_t begin, int64_t end) {
+  ShardPlan plan{.hosts = {HostShard()}, .exchange = Exchange::kNone};
+  if (end > begin) plan.hosts[0].local.push_back({begin, end});
   return plan;
 }
 
@@ -129,17 +136,23 @@ absl::StatusOr<ShardPlan> MakeShardPlan(std::string_view strategy, const PromptL
                                                    " passing_length=", options.passing_length,
                                                    ": must not be negative (-1 = default)"));
   }
-  if (strategy == "full") {
-    int64_t block = 0;
-    return EqualBlocks(layout.document_length, 1, &block);
+  if (layout.cached_length < 0 || layout.cached_length > layout.document_length) {
+    return absl::InvalidArgumentError(absl::StrCat(layout.cached_length, " cached tokens of ",
+                                                   layout.document_length, " document tokens"));
   }
+  if (layout.cached_length > 0 && !CanBatch(strategy)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("strategy '", std::string(strategy),
+                     "' cannot start from a cached prefix (full and the rings can)"));
+  }
+  if (strategy == "full") return FullPlan(layout.cached_length, layout.document_length);
   if (strategy == "apb") return ApbPlan(layout, options);
   if (strategy == "star") return StarPlan(layout, options);
   if (const ExactStrategy* exact = FindExact(strategy)) {
     int64_t block = 0;
     ShardPlan plan = exact->exchange == Exchange::kUlysses
                          ? EqualBlocks(layout.document_length, options.hosts, &block)
-                         : ZigzagPlan(layout.document_length, options.hosts);
+                         : ZigzagPlan(layout.cached_length, layout.document_length, options.hosts);
     plan.exchange = exact->exchange;
     return plan;
   }
@@ -152,6 +165,21 @@ bool IsExact(std::string_view strategy) {
   return strategy == "full" || FindExact(strategy) != nullptr;
 }
 
+bool CanBatch(std::string_view strategy) {
+  if (strategy == "full") return true;
+  const ExactStrategy* exact = FindExact(strategy);
+  return exact != nullptr && exact->exchange != Exchange::kUlysses;
+}
+
+std::string_view StrategyOverPrefix(const AttentionShape& shape, int ranks, int64_t cached,
+                                    int64_t rest) {
+  if (ranks == 1) return "full";
+  // Per head dimension; partial results are float32. Log-sums are left out: one number for each d.
+  const int64_t ring_q = rest * shape.query_heads * (shape.element_bytes + 4);
+  const int64_t ring_kv = (cached + rest) * shape.kv_heads * 2 * shape.element_bytes;
+  return ring_q < ring_kv ? "ring_q" : "ring_kv";
+}
+
 bool UlyssesFits(int64_t query_heads, int64_t kv_heads, int64_t ranks) {
   return query_heads % ranks == 0 && (kv_heads % ranks == 0 || ranks % kv_heads == 0);
 }
@@ -159,7 +187,7 @@ bool UlyssesFits(int64_t query_heads, int64_t kv_heads, int64_t ranks) {
 bool IsOneHostPerRank(std::string_view strategy) { return FindExact(strategy) != nullptr; }
 
 absl::Status CheckRanks(const ShardPlan& plan, int ranks) {
-  if (plan.exchange != Exchange::kAnchor) {
+  if (plan.exchange != Exchange::kAnchor && plan.exchange != Exchange::kNone) {
     if (static_cast<int>(plan.hosts.size()) == ranks) return absl::OkStatus();
     return absl::InvalidArgumentError(
         absl::StrCat("hosts=", plan.hosts.size(),

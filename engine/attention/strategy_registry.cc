@@ -9,19 +9,22 @@
 namespace apb::attention {
 
 absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> CreateStrategy(
-    const ShardPlan& plan, int64_t query_heads, int64_t kv_heads,
-    std::unique_ptr<Compressor> compressor, kernels::Backend& backend,
-    parallel::Communicator& communicator) {
+    std::span<const StrategyDocument> documents, const StrategyContext& context,
+    std::unique_ptr<Compressor> compressor, kernels::Stream& stream) {
+  const ShardPlan& plan = *documents[0].plan;
   switch (plan.exchange) {
     case Exchange::kAnchor:
-      return std::make_unique<AnchorStrategy>(plan, kv_heads, std::move(compressor), backend,
-                                              communicator);
+      return std::make_unique<AnchorStrategy>(plan, context.kv_heads, std::move(compressor),
+                                              context.backend, context.communicator);
+    case Exchange::kNone:
     case Exchange::kRingKv:
     case Exchange::kRingQ:
     case Exchange::kTokenRing:
-      return RingStrategy::Create(plan, backend, communicator);
+      return RingStrategy::Create(documents, context.cache, context.backend, context.communicator,
+                                  stream);
     case Exchange::kUlysses:
-      return UlyssesStrategy::Create(plan, query_heads, kv_heads, backend, communicator);
+      return UlyssesStrategy::Create(plan, context.query_heads, context.kv_heads, context.backend,
+                                     context.communicator);
   }
   return absl::InternalError("a plan with an unknown exchange");
 }

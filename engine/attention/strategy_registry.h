@@ -1,18 +1,28 @@
-// The tensor half of the registry: from a plan to the object that attends as it says.
+// The tensor half of the registry: from plans to the object that attends as they say.
 #pragma once
 
 #include <memory>
+#include <span>
 
 #include "absl/status/statusor.h"
 #include "engine/attention/compressor.h"
 #include "engine/attention/strategy.h"
+#include "engine/cache/paged_kv_cache.h"
 
 namespace apb::attention {
 
-// The plan must outlive the strategy. `compressor` may be null where the plan passes nothing on.
+// What a strategy computes with; everything outlives it.
+struct StrategyContext {
+  int64_t query_heads = 0, kv_heads = 0;
+  const cache::PagedKvCache& cache;
+  kernels::Backend& backend;
+  parallel::Communicator& communicator;
+};
+
+// All ranks call it together. Several documents, and cached prefixes, only where CanBatch allows
+// them. `compressor` may be null where the plan passes nothing on.
 absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> CreateStrategy(
-    const ShardPlan& plan, int64_t query_heads, int64_t kv_heads,
-    std::unique_ptr<Compressor> compressor, kernels::Backend& backend,
-    parallel::Communicator& communicator);
+    std::span<const StrategyDocument> documents, const StrategyContext& context,
+    std::unique_ptr<Compressor> compressor, kernels::Stream& stream);
 
 }  // namespace apb::attention

@@ -41,9 +41,14 @@ absl::StatusOr<std::vector<int64_t>> PagedKvCache::Reserve(SequenceKv& sequence,
     sequence.blocks.insert(sequence.blocks.end(), blocks.begin(), blocks.end());
   }
   sequence.positions.insert(sequence.positions.end(), positions.begin(), positions.end());
+  return Slots(sequence, before, after);
+}
+
+std::vector<int64_t> PagedKvCache::Slots(const SequenceKv& sequence, int64_t begin,
+                                         int64_t end) const {
   std::vector<int64_t> slots;
-  slots.reserve(positions.size());
-  for (int64_t i = before; i < after; ++i) {
+  slots.reserve(end - begin);
+  for (int64_t i = begin; i < end; ++i) {
     slots.push_back(sequence.blocks[i / shape_.block_size] * shape_.block_size +
                     i % shape_.block_size);
   }

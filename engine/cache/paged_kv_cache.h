@@ -43,6 +43,8 @@ class PagedKvCache {
   // offset), or kResourceExhausted and changes nothing.
   absl::StatusOr<std::vector<int64_t>> Reserve(SequenceKv& sequence,
                                                std::span<const int32_t> positions);
+  // Where the tokens [begin, end) of a sequence on this rank lie, as Reserve gave them.
+  std::vector<int64_t> Slots(const SequenceKv& sequence, int64_t begin, int64_t end) const;
   // A new sequence with the tokens of `from` at positions below `end`: full blocks are shared, what
   // lies in a part of a block is copied, so both may grow. Positions of `from` must ascend.
   // kResourceExhausted if there is no block for the copy.

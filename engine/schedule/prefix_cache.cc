@@ -8,36 +8,41 @@
 
 namespace apb::schedule {
 
-KvLayout KvLayout::Of(attention::ShardPlan plan, int64_t plan_end, int ranks) {
-  KvLayout layout;
-  for (int r = 0; r < ranks; ++r)
-    layout.below_plan_end.push_back(attention::DocumentTokensOfRank(plan, ranks, r));
-  layout.plan = std::make_shared<const attention::ShardPlan>(std::move(plan));
-  layout.plan_end = plan_end;
-  return layout;
+void KvLayout::Append(attention::ShardPlan plan, int64_t end) {
+  const int64_t begin = end - plan.document_length();
+  if (begin == end) return;
+  APB_CHECK(pieces_.empty() || pieces_.back().end <= begin);
+  pieces_.push_back({begin, end, std::make_shared<const attention::ShardPlan>(std::move(plan))});
 }
 
 KvLayout KvLayout::Prefix(int64_t length) const {
   KvLayout prefix = *this;
-  prefix.plan_end = std::min(plan_end, length);
-  for (size_t r = 0; r < below_plan_end.size(); ++r)
-    prefix.below_plan_end[r] = Count(static_cast<int>(r), prefix.plan_end);
+  while (!prefix.pieces_.empty() && prefix.pieces_.back().begin >= length)
+    prefix.pieces_.pop_back();
+  if (!prefix.pieces_.empty())
+    prefix.pieces_.back().end = std::min(prefix.pieces_.back().end, length);
   return prefix;
 }
 
-int64_t KvLayout::Count(int rank, int64_t length) const {
-  const int64_t ranks = static_cast<int64_t>(below_plan_end.size());
-  if (length >= plan_end) {
-    // Positions p with p % ranks == rank below a bound.
-    const auto below = [&](int64_t bound) { return (bound + ranks - 1 - rank) / ranks; };
-    return below_plan_end[rank] + below(length) - below(plan_end);
-  }
+int64_t KvLayout::CountOf(const Piece& piece, int rank, int64_t length) const {
   const attention::HostRange hosts =
-      attention::HostsOfRank(static_cast<int>(plan->hosts.size()), static_cast<int>(ranks), rank);
+      attention::HostsOfRank(static_cast<int>(piece.plan->hosts.size()), ranks_, rank);
   int64_t count = 0;
   for (int h = hosts.first; h < hosts.last; ++h) {
-    for (const attention::TokenSpan& span : plan->hosts[h].local)
+    for (const attention::TokenSpan& span : piece.plan->hosts[h].local)
       count += std::clamp<int64_t>(length - span.begin, 0, span.length());
+  }
+  return count;
+}
+
+int64_t KvLayout::Count(int rank, int64_t length) const {
+  // Positions p with p % ranks == rank below a bound.
+  const auto dealt = [&](int64_t bound) { return (bound + ranks_ - 1 - rank) / ranks_; };
+  int64_t count = dealt(length);
+  for (const Piece& piece : pieces_) {
+    if (piece.begin >= length) break;
+    const int64_t end = std::min(piece.end, length);
+    count += CountOf(piece, rank, end) - (dealt(end) - dealt(piece.begin));
   }
   return count;
 }

@@ -17,18 +17,29 @@
 
 namespace apb::schedule {
 
-// Which rank keeps the KV of which position: below plan_end as the plan of the document prefill
-// says, from there on rank position % ranks.
-struct KvLayout {
-  std::shared_ptr<const attention::ShardPlan> plan;
-  int64_t plan_end = 0;
-  std::vector<int64_t> below_plan_end;  // tokens of each rank
-
-  static KvLayout Of(attention::ShardPlan plan, int64_t plan_end, int ranks);
+// Which rank keeps the KV of which position: where a document prefill computed a run of positions,
+// as its plan says; all others on rank position % ranks.
+class KvLayout {
+ public:
+  KvLayout() = default;
+  explicit KvLayout(int ranks) : ranks_(ranks) {}
+  // The positions of `plan`, which are the last ones below `end` and follow those of earlier plans.
+  void Append(attention::ShardPlan plan, int64_t end);
   // The same up to `length`, new rows behind it.
   KvLayout Prefix(int64_t length) const;
   // Tokens at positions below `length` on `rank`.
   int64_t Count(int rank, int64_t length) const;
+
+ private:
+  struct Piece {
+    int64_t begin = 0, end = 0;  // positions
+    std::shared_ptr<const attention::ShardPlan> plan;
+  };
+  // Tokens of `piece` at positions below `length` on `rank`.
+  int64_t CountOf(const Piece& piece, int rank, int64_t length) const;
+
+  int ranks_ = 1;
+  std::vector<Piece> pieces_;  // ascending
 };
 
 struct CachedPrefix {

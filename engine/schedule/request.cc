@@ -43,6 +43,20 @@ absl::Status CheckSampling(const sampling::SamplingParams& p) {
 
 }  // namespace
 
+absl::StatusOr<ShardPlan> PlanOf(const SequenceSpec& spec, int ranks) {
+  const bool cached = spec.cached_tokens > 0;
+  return attention::MakeShardPlan(
+      cached ? spec.prefix_strategy : spec.strategy,
+      {.document_length = spec.query_begin,
+       .cached_length = spec.cached_tokens,
+       .query_length = static_cast<int64_t>(spec.tokens.size()) - spec.query_begin,
+       .query_insert_position = spec.query_insert_position,
+       .embedded_query_length = static_cast<int64_t>(spec.embedded_query.size())},
+      {.hosts = cached ? ranks : spec.hosts,
+       .anchor_length = spec.anchor_length,
+       .passing_length = spec.passing_length});
+}
+
 absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request& request) {
   SequenceSpec& spec = request.spec;
   const int64_t length = static_cast<int64_t>(spec.tokens.size());
@@ -62,6 +76,7 @@ absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request
     const bool exact = request.exact || hosts == 1 || spec.query_begin < options.full_below;
     const bool alone = options.ranks == 1 || spec.query_begin < options.ring_from;
     spec.strategy = !exact ? "apb" : alone ? "full" : "ring_kv";
+    request.chosen = true;
     if (exact) spec.hosts = 0;  // meant for approximate strategies
   }
   if (request.exact && !attention::IsExact(spec.strategy)) {
@@ -87,16 +102,7 @@ absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request
     return absl::InvalidArgumentError(absl::StrCat(
         "hosts=", spec.hosts, ": must be a multiple of the ", options.ranks, " ranks"));
   }
-  APB_ASSIGN_OR_RETURN(ShardPlan plan, attention::MakeShardPlan(
-                                           spec.strategy,
-                                           {.document_length = spec.query_begin,
-                                            .query_length = length - spec.query_begin,
-                                            .query_insert_position = spec.query_insert_position,
-                                            .embedded_query_length =
-                                                static_cast<int64_t>(spec.embedded_query.size())},
-                                           {.hosts = spec.hosts,
-                                            .anchor_length = spec.anchor_length,
-                                            .passing_length = spec.passing_length}));
+  APB_ASSIGN_OR_RETURN(ShardPlan plan, PlanOf(spec, options.ranks));
   const bool passes = std::any_of(plan.hosts.begin(), plan.hosts.end(),
                                   [](const auto& h) { return h.passing_length > 0; });
   if (!passes) {
@@ -114,9 +120,11 @@ absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request
         absl::StrCat("compressor '", spec.compressor, "' is unknown"));
   }
   // New rows are dealt out evenly, so the fullest rank bounds what can be generated.
-  KvLayout layout = KvLayout::Of(std::move(plan), spec.query_begin, options.ranks);
+  KvLayout layout(options.ranks);
+  layout.Append(std::move(plan), spec.query_begin);
   int64_t new_rows = options.max_model_len, most = 0;
-  for (const int64_t document_tokens : layout.below_plan_end) {
+  for (int rank = 0; rank < options.ranks; ++rank) {
+    const int64_t document_tokens = layout.Count(rank, spec.query_begin);
     const int64_t left = options.blocks_per_rank * options.block_size - document_tokens;
     new_rows = std::min(new_rows, left * options.ranks);
     most = std::max(most, document_tokens);

@@ -19,10 +19,14 @@ struct SchedulerOptions {
   int64_t vocab_size = int64_t{1} << 31;
   bool has_retaining_heads = false;
   int64_t query_heads = 1, kv_heads = 1;
+  int64_t element_bytes = 2;  // of activations and cache
   // `auto` computes shorter documents exactly: APB's anchors would cost what it saves.
   int64_t full_below = 8192;
-  // Where `auto` is exact it spreads documents of at least this length over the ranks.
+  // Where `auto` is exact it spreads documents of at least this length over the ranks; as many
+  // tokens behind a cached prefix are computed by a prefill, fewer as rows.
   int64_t ring_from = 512;
+  // Exact prefills that are admitted together run together up to so many tokens.
+  int64_t prefill_batch_tokens = 2048;
   // KV of ended sequences is kept, while there is room, for prompts that begin like them.
   bool prefix_cache = false;
   int64_t max_batch_rows = 512;
@@ -33,10 +37,15 @@ struct SchedulerOptions {
 };
 
 struct Request {
-  SequenceSpec spec;   // strategy may be "auto" or ""; hosts 0 = default
-  bool exact = false;  // `auto` may choose exact strategies only
+  SequenceSpec spec;    // strategy may be "auto" or ""; hosts 0 = default
+  bool exact = false;   // `auto` may choose exact strategies only
+  bool chosen = false;  // set by ResolveRequest: spec.strategy was `auto`
   bool report_progress = false;
 };
+
+// Who computes which of the document's tokens, on a group of so many ranks: all of them by
+// spec.strategy or, where some are cached, the others by spec.prefix_strategy.
+absl::StatusOr<attention::ShardPlan> PlanOf(const SequenceSpec& spec, int ranks);
 
 // Checks a request against the group, turns `auto` and defaults into what will be done, cuts max_tokens
 // to what context and cache leave, and tells where the KV goes if nothing of it is cached.

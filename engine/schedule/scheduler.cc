@@ -127,22 +127,32 @@ bool Scheduler::KeepAsPrefix(Sequence& s) {
   return true;
 }
 
-// Looks for KV that the prompt can start from. It is worth it where what is left, which all ranks
-// compute together, costs no more than a prefill that they share.
-void Scheduler::UsePrefix(Sequence& s) {
+// As if nothing were cached.
+void Scheduler::StartFresh(Sequence& s) {
   SequenceSpec& spec = s.request.spec;
   s.layout = s.fresh;
   s.shared.clear();
   s.maker = MakerOf(spec);
   s.least = s.maker.empty() ? 0 : spec.query_begin;
+  s.document_rows = spec.query_begin;
   spec.parent = SequenceId{};
   spec.cached_tokens = 0;
+  spec.prefix_strategy.clear();
+}
+
+// Looks for KV that the prompt can start from. What is left of the document is computed exactly, by
+// a prefill that all ranks share or, if it is short, as rows that all of them compute.
+void Scheduler::UsePrefix(Sequence& s) {
+  SequenceSpec& spec = s.request.spec;
+  StartFresh(s);
   if (!options_.prefix_cache) return;
   std::vector<std::string> makers = {""};  // what is exact is good for all
   if (!s.maker.empty()) makers.push_back(s.maker);
   const int64_t length = static_cast<int64_t>(spec.tokens.size());
   const PrefixCache::Match match = prefixes_.Find(spec.tokens, makers);
-  if (match.prefix == nullptr || (length - match.length) * options_.ranks > length) return;
+  if (match.prefix == nullptr) return;
+  // An approximate prefill of the whole may be less work than an exact one of most of it.
+  if (!attention::IsExact(spec.strategy) && 2 * match.length < length) return;
   s.parent = spec.parent = match.prefix->id;
   spec.cached_tokens = match.length;
   s.maker = match.prefix->maker;
@@ -151,6 +161,20 @@ void Scheduler::UsePrefix(Sequence& s) {
   s.layout = match.prefix->layout.Prefix(match.length);
   for (int r = 0; r < options_.ranks; ++r)
     s.shared.push_back(s.layout.Count(r, match.length) / options_.block_size);
+  const int64_t left = spec.query_begin - match.length;
+  s.document_rows = left >= options_.ring_from ? left : 0;
+  if (s.document_rows == 0) return;
+  const bool as_asked = options_.ranks > 1 && !s.request.chosen && spec.strategy != "full" &&
+                        attention::CanBatch(spec.strategy);
+  spec.prefix_strategy =
+      as_asked ? spec.strategy
+               : attention::StrategyOverPrefix({.query_heads = options_.query_heads,
+                                                .kv_heads = options_.kv_heads,
+                                                .element_bytes = options_.element_bytes},
+                                               options_.ranks, match.length, left);
+  absl::StatusOr<ShardPlan> plan = PlanOf(spec, options_.ranks);
+  APB_CHECK(plan.ok());  // the request was resolved, and these strategies start from a prefix
+  s.layout.Append(*std::move(plan), spec.query_begin);
 }
 
 void Scheduler::DropParent(Sequence& s) {
@@ -160,24 +184,47 @@ void Scheduler::DropParent(Sequence& s) {
 
 // ---- admission, continued ----
 
+// Takes the blocks for a waiting sequence's prompt, over a cached prefix if there is one.
+bool Scheduler::TakeRoom(Sequence& s) {
+  const int64_t length = static_cast<int64_t>(s.request.spec.tokens.size()) + 1;
+  UsePrefix(s);
+  if (Grow(s, length)) return true;
+  if (!s.parent.has_value()) return false;
+  DropParent(s);
+  if (running() > 0) return false;  // they will give room back
+  // Nobody else has the room: it is the prefix, of which the prompt uses a part only.
+  StartFresh(s);
+  return Grow(s, length);
+}
+
+void Scheduler::JoinBatch(Sequence& s, std::map<std::string, Batch>& open) {
+  const SequenceSpec& spec = s.request.spec;
+  const std::string& strategy = spec.cached_tokens > 0 ? spec.prefix_strategy : spec.strategy;
+  Batch& batch = open[strategy];
+  if (batch.number == 0 || !attention::CanBatch(strategy) ||
+      batch.rows + s.document_rows > options_.prefill_batch_tokens) {
+    batch = {.number = next_batch_++};
+  }
+  s.batch = batch.number;
+  batch.rows += s.document_rows;
+}
+
 void Scheduler::Admit(StepPlan& plan, absl::Time now) {
+  std::map<std::string, Batch> open;
   // First come, first served: a large request is not overtaken for ever by small ones.
   while (!waiting_.empty()) {
     Sequence& s = sequences_.at(waiting_.front());
     const SequenceSpec& spec = s.request.spec;
-    UsePrefix(s);
-    if (!Grow(s, static_cast<int64_t>(spec.tokens.size()) + 1)) {
-      DropParent(s);
-      return;
-    }
+    if (!TakeRoom(s)) return;
     waiting_.pop_front();
     waiting_tokens_ -= static_cast<int64_t>(spec.tokens.size());
-    const bool cached = s.parent.has_value();
-    s.state = spec.query_begin > 0 && !cached ? State::kPrefill : State::kQuery;
-    s.layers_done = cached ? options_.layers : 0;
-    s.next_row = cached ? spec.cached_tokens : spec.query_begin;
+    const bool prefills = s.document_rows > 0;
+    s.state = prefills ? State::kPrefill : State::kQuery;
+    s.layers_done = prefills ? 0 : options_.layers;
+    s.next_row = prefills ? spec.query_begin : spec.cached_tokens;
+    if (prefills) JoinBatch(s, open);
     if (s.generated == 0) s.cached_tokens = spec.cached_tokens;
-    if (cached && s.request.report_progress) Progress(s, now);
+    if (spec.cached_tokens > 0 && s.request.report_progress) Progress(s, now);
     s.admitted = next_admission_++;
     if (s.queue_seconds < 0) {
       s.queue_seconds = absl::ToDoubleSeconds(now - s.submitted);
@@ -264,11 +311,15 @@ void Scheduler::AddQueryRows(StepPlan& plan) {
 }
 
 void Scheduler::AddPrefillSlice(StepPlan& plan, absl::Time now) {
-  Sequence* chosen = nullptr;
+  std::map<uint64_t, int64_t> batch_rows;
+  for (const auto& [id, s] : sequences_) {
+    if (s.state == State::kPrefill) batch_rows[s.batch] += s.document_rows;
+  }
+  const Sequence* chosen = nullptr;
   double least = 0;
-  for (auto& [id, s] : sequences_) {
+  for (const auto& [id, s] : sequences_) {
     if (s.state != State::kPrefill) continue;
-    const double left = static_cast<double>(s.request.spec.query_begin) *
+    const double left = static_cast<double>(batch_rows[s.batch]) *
                         (options_.layers - s.layers_done) / options_.layers;
     const double work = left - kAgingTokensPerSecond * absl::ToDoubleSeconds(now - s.submitted);
     if (chosen == nullptr || work < least) {
@@ -284,14 +335,17 @@ void Scheduler::AddPrefillSlice(StepPlan& plan, absl::Time now) {
   double layer_seconds =
       chosen->layers_done > 0
           ? chosen->prefill_seconds_spent / chosen->layers_done
-          : seconds_per_token_layer_ * static_cast<double>(chosen->request.spec.query_begin);
+          : seconds_per_token_layer_ * static_cast<double>(batch_rows[chosen->batch]);
   int32_t layers =
       layer_seconds > 0
           ? static_cast<int32_t>(std::min<double>(target / layer_seconds, options_.layers))
           : 1;
   layers = std::clamp(layers, 1, options_.layers - chosen->layers_done);
-  plan.prefill.push_back(
-      {chosen->request.spec.id, chosen->layers_done, chosen->layers_done + layers});
+  PrefillSlice slice{.layer_begin = chosen->layers_done, .layer_end = chosen->layers_done + layers};
+  for (const auto& [id, s] : sequences_) {
+    if (s.state == State::kPrefill && s.batch == chosen->batch) slice.ids.push_back(id);
+  }
+  plan.prefill.push_back(std::move(slice));
 }
 
 // ---- results ----
@@ -321,19 +375,23 @@ void Scheduler::Complete(const StepPlan& plan, const StepResult& result, absl::T
 }
 
 void Scheduler::OnPrefillDone(const PrefillSlice& slice, double seconds, absl::Time now) {
-  auto found = sequences_.find(slice.id);
-  if (found == sequences_.end()) return;
-  Sequence& s = found->second;
   const int32_t layers = slice.layer_end - slice.layer_begin;
-  s.layers_done = slice.layer_end;
-  s.prefill_seconds_spent += seconds;
-  const double document = static_cast<double>(s.request.spec.query_begin);
-  const double sample = seconds / (layers * document);
+  int64_t rows = 0;
+  for (const SequenceId id : slice.ids) {
+    auto found = sequences_.find(id);
+    if (found == sequences_.end()) continue;  // cancelled meanwhile
+    Sequence& s = found->second;
+    s.layers_done = slice.layer_end;
+    s.prefill_seconds_spent += seconds;
+    rows += s.document_rows;
+    if (s.layers_done == options_.layers) s.state = State::kQuery;
+    if (s.request.report_progress) Progress(s, now);
+  }
+  if (rows == 0) return;
+  const double sample = seconds / (layers * static_cast<double>(rows));
   seconds_per_token_layer_ =
       seconds_per_token_layer_ == 0 ? sample : 0.7 * seconds_per_token_layer_ + 0.3 * sample;
-  prompt_tokens_computed_ += static_cast<int64_t>(document * layers / options_.layers);
-  if (s.layers_done == options_.layers) s.state = State::kQuery;
-  if (s.request.report_progress) Progress(s, now);
+  prompt_tokens_computed_ += rows * layers / options_.layers;
 }
 
 void Scheduler::Progress(Sequence& s, absl::Time now) {
@@ -341,18 +399,18 @@ void Scheduler::Progress(Sequence& s, absl::Time now) {
   if (!done && now - s.last_progress < absl::Milliseconds(250)) return;
   s.last_progress = now;
   const double share = static_cast<double>(s.layers_done) / options_.layers;
-  const double whole = static_cast<double>(s.parent.has_value() ? s.request.spec.cached_tokens
-                                                                : s.request.spec.query_begin);
+  const double computed = share * static_cast<double>(s.document_rows);
   const double elapsed = absl::ToDoubleSeconds(now - s.prefill_begin);
-  events_.push_back({.kind = Event::Kind::kProgress,
-                     .id = s.request.spec.id,
-                     .processed_tokens = static_cast<int64_t>(share * whole),
-                     .total_tokens = static_cast<int64_t>(s.request.spec.tokens.size()),
-                     .elapsed_seconds = elapsed,
-                     .eta_seconds = share > 0 ? elapsed / share * (1 - share) : 0,
-                     .queue_seconds = std::max(0.0, s.queue_seconds),
-                     .strategy = s.request.spec.strategy,
-                     .cached_tokens = s.cached_tokens});
+  events_.push_back(
+      {.kind = Event::Kind::kProgress,
+       .id = s.request.spec.id,
+       .processed_tokens = s.request.spec.cached_tokens + static_cast<int64_t>(computed),
+       .total_tokens = static_cast<int64_t>(s.request.spec.tokens.size()),
+       .elapsed_seconds = elapsed,
+       .eta_seconds = share > 0 ? elapsed / share * (1 - share) : 0,
+       .queue_seconds = std::max(0.0, s.queue_seconds),
+       .strategy = s.request.spec.strategy,
+       .cached_tokens = s.cached_tokens});
 }
 
 void Scheduler::OnToken(Sequence& s, const SampledToken& token, absl::Time now) {

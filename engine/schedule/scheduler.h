@@ -3,14 +3,16 @@
 //
 //   waiting   submitted or preempted, until its prompt fits the KV blocks of every rank (first come,
 //             first served)
-//   prefill   admitted with a document, until all layers of the document are done
-//   query     no document, a cached prefix, or prefill done, until all query rows have run
+//   prefill   admitted with a document, until all layers of what is not cached of it are done
+//   query     no document, all or nearly all of it cached, or prefill done, until all query rows
+//             (and what is left of the document) have run
 //   decode    the first token is drawn, until stop token, length, or end of the KV cache
 //   (gone)    ended, cancelled or rejected: its blocks are released, or stay as a cached prefix, at
 //             the beginning of the next step
 //
 // A step is one batch of rows (query and decode rows of any number of sequences) and at most one
-// slice of layers of one document prefill. A slice takes about `slice_seconds_busy` while others
+// slice of layers of one document prefill. Short documents that are admitted in the same step are
+// one prefill, where their strategies allow it (CanBatch). A slice takes about `slice_seconds_busy` while others
 // decode, so a long prefill delays a token by that much and no more. Of several prefills the one
 // with the least work left goes on first; waiting counts for it (kAgingTokensPerSecond), so a long
 // one is not starved. When decoding sequences run out of blocks, the youngest is preempted: its
@@ -109,6 +111,8 @@ class Scheduler {
     std::string maker;                 // of its document's KV, as CachedPrefix has it
     int64_t least = 0;
     int64_t cached_tokens = 0;  // of the prompt, for the client
+    int64_t document_rows = 0;  // tokens that its document prefill computes
+    uint64_t batch = 0;         // prefills with the same number run together
     int32_t layers_done = 0;
     int64_t next_row = 0;    // position of the next row to run (query or decode)
     int32_t last_token = 0;  // the row at next_row while decoding
@@ -128,9 +132,17 @@ class Scheduler {
   void ReleaseBlocks(Sequence& s);
   // The sequence's KV stays as a cached prefix, if it is whole.
   bool KeepAsPrefix(Sequence& s);
+  void StartFresh(Sequence& s);
   void UsePrefix(Sequence& s);
   void DropParent(Sequence& s);
+  bool TakeRoom(Sequence& s);
   void Admit(StepPlan& plan, absl::Time now);
+  // Gives the prefill of a sequence that is admitted now to a batch of `open`, by strategy.
+  struct Batch {
+    uint64_t number = 0;
+    int64_t rows = 0;
+  };
+  void JoinBatch(Sequence& s, std::map<std::string, Batch>& open);
   void AddDecodeRows(StepPlan& plan, absl::Time now);
   void AddQueryRows(StepPlan& plan);
   void AddPrefillSlice(StepPlan& plan, absl::Time now);
@@ -151,7 +163,7 @@ class Scheduler {
   PrefixCache prefixes_;
   std::vector<Event> events_;
   int64_t waiting_tokens_ = 0;
-  uint64_t next_step_ = 1, next_admission_ = 1;
+  uint64_t next_step_ = 1, next_admission_ = 1, next_batch_ = 1;
   double seconds_per_token_layer_ = 0;  // of document prefills, moving average
   int64_t prompt_tokens_computed_ = 0, preemptions_ = 0;
 };

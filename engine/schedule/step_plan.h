@@ -31,15 +31,18 @@ struct SequenceSpec {
   int64_t generated_before =
       0;  // tokens at the end of `tokens` that were generated before a preemption
   // Starts with the KV of the first cached_tokens tokens of sequence `parent`, which has ended (or
-  // not: 0 tokens). No document prefill then: all the rest runs as rows.
+  // not: 0 tokens). What is left of the document is computed by a prefill with strategy
+  // `prefix_strategy` then or, where that is empty, as rows.
   SequenceId parent{};
   int64_t cached_tokens = 0;
+  std::string prefix_strategy;
   sampling::SamplingParams sampling;
 };
 
-// Layers [layer_begin, layer_end) of the document prefill of one sequence.
+// Layers [layer_begin, layer_end) of the document prefill of one sequence, or of a batch of them
+// that go through all layers together. Who is cancelled on the way is left out of later slices.
 struct PrefillSlice {
-  SequenceId id{};
+  std::vector<SequenceId> ids;
   int32_t layer_begin = 0;
   int32_t layer_end = 0;
 };

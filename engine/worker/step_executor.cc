@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
-#include "engine/attention/strategy_plan.h"
 #include "engine/base/status_macros.h"
 
 namespace apb::worker {
@@ -53,15 +52,7 @@ double SecondsIn(const parallel::Communicator& communicator) {
 
 absl::StatusOr<schedule::StepResult> StepExecutor::Execute(const schedule::StepPlan& plan) {
   schedule::StepResult result;
-  for (const SequenceId id : plan.releases) {
-    auto found = sequences_.find(id);
-    if (found == sequences_.end())
-      return absl::InternalError("the plan releases a sequence that is not here");
-    if (found->second.prefill != nullptr) decoder_->Trim();  // cancelled in the middle
-    found->second.prefill.reset();
-    cache_->Release(found->second.kv);
-    sequences_.erase(found);
-  }
+  for (const SequenceId id : plan.releases) APB_RETURN_IF_ERROR(Release(id));
   for (const schedule::SequenceSpec& spec : plan.admissions) APB_RETURN_IF_ERROR(Admit(spec));
   const auto start = std::chrono::steady_clock::now();
   for (const schedule::PrefillSlice& slice : plan.prefill) APB_RETURN_IF_ERROR(RunPrefill(slice));
@@ -69,6 +60,21 @@ absl::StatusOr<schedule::StepResult> StepExecutor::Execute(const schedule::StepP
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (!plan.rows.empty()) APB_RETURN_IF_ERROR(RunRows(plan.rows, result));
   return result;
+}
+
+absl::Status StepExecutor::Release(SequenceId id) {
+  auto found = sequences_.find(id);
+  if (found == sequences_.end())
+    return absl::InternalError("the plan releases a sequence that is not here");
+  Sequence& s = found->second;
+  if (s.prefill != nullptr) {  // cancelled in the middle
+    APB_RETURN_IF_ERROR(s.prefill->Drop(s.kv, *stream_));
+    s.prefill.reset();
+    decoder_->Trim();
+  }
+  cache_->Release(s.kv);
+  sequences_.erase(found);
+  return absl::OkStatus();
 }
 
 absl::Status StepExecutor::Admit(const schedule::SequenceSpec& spec) {
@@ -81,56 +87,63 @@ absl::Status StepExecutor::Admit(const schedule::SequenceSpec& spec) {
     if (spec.sampling.repetition_penalty != 1.0f) s.counts.AddPrompt(tokens.first(prompt));
     for (const int32_t token : tokens.subspan(prompt)) s.counts.AddGenerated(token);
   }
-  if (spec.cached_tokens > 0) {
-    auto parent = sequences_.find(spec.parent);
-    if (parent == sequences_.end())
-      return absl::InternalError("the plan starts from a sequence that is not here");
-    APB_ASSIGN_OR_RETURN(
-        s.kv, cache_->Fork(parent->second.kv, static_cast<int32_t>(spec.cached_tokens), *stream_));
-    s.document_slots = s.kv.slot_count();
-    return absl::OkStatus();
-  }
-  if (spec.query_begin == 0) return absl::OkStatus();
+  if (spec.cached_tokens == 0) return absl::OkStatus();
+  auto parent = sequences_.find(spec.parent);
+  if (parent == sequences_.end())
+    return absl::InternalError("the plan starts from a sequence that is not here");
   APB_ASSIGN_OR_RETURN(
-      attention::ShardPlan plan,
-      attention::MakeShardPlan(
-          spec.strategy,
-          {.document_length = spec.query_begin,
-           .query_length = static_cast<int64_t>(tokens.size()) - spec.query_begin,
-           .query_insert_position = spec.query_insert_position,
-           .embedded_query_length = static_cast<int64_t>(spec.embedded_query.size())},
-          {.hosts = spec.hosts,
-           .anchor_length = spec.anchor_length,
-           .passing_length = spec.passing_length}));
-  const attention::PrefillContext context{*decoder_, weights_,        *cache_,
-                                          backend_,  mesh_.context(), mesh_.tensor()};
-  APB_ASSIGN_OR_RETURN(s.prefill,
-                       attention::DocumentPrefill::Start(context, std::move(plan), spec.compressor,
-                                                         tokens.first(spec.query_begin),
-                                                         spec.embedded_query, s.kv, *stream_));
+      s.kv, cache_->Fork(parent->second.kv, static_cast<int32_t>(spec.cached_tokens), *stream_));
   s.document_slots = s.kv.slot_count();
   return absl::OkStatus();
 }
 
+absl::Status StepExecutor::StartPrefill(const std::vector<SequenceId>& ids) {
+  std::vector<attention::PrefillDocument> documents;
+  for (const SequenceId id : ids) {
+    auto found = sequences_.find(id);
+    if (found == sequences_.end())
+      return absl::InternalError("the plan begins the prefill of a sequence that is not here");
+    Sequence& s = found->second;
+    APB_ASSIGN_OR_RETURN(attention::ShardPlan plan,
+                         schedule::PlanOf(s.spec, mesh_.context().size()));
+    documents.push_back({.plan = std::move(plan),
+                         .tokens = std::span(s.spec.tokens).first(s.spec.query_begin),
+                         .embedded_query = s.spec.embedded_query,
+                         .compressor = s.spec.compressor,
+                         .kv = &s.kv});
+    if (s.spec.cached_tokens > 0) documents.back().compressor = {};  // what follows is exact
+  }
+  const attention::PrefillContext context{*decoder_, weights_,        *cache_,
+                                          backend_,  mesh_.context(), mesh_.tensor()};
+  APB_ASSIGN_OR_RETURN(const std::shared_ptr<attention::DocumentPrefill> prefill,
+                       attention::DocumentPrefill::Start(context, std::move(documents), *stream_));
+  for (const SequenceId id : ids) {
+    Sequence& s = sequences_.at(id);
+    s.prefill = prefill;
+    s.document_slots = s.kv.slot_count();
+  }
+  return absl::OkStatus();
+}
+
 absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
-  auto found = sequences_.find(slice.id);
+  if (slice.layer_begin == 0) APB_RETURN_IF_ERROR(StartPrefill(slice.ids));
+  auto found = sequences_.find(slice.ids.at(0));
   if (found == sequences_.end() || found->second.prefill == nullptr)
     return absl::InternalError("the plan computes layers of a sequence that has no prefill");
+  attention::DocumentPrefill& prefill = *found->second.prefill;
   const model::PhaseSeconds before = decoder_->phase_seconds();
-  const double waited = SecondsIn(mesh_.context()),
-               chosen = found->second.prefill->compress_seconds();
-  APB_RETURN_IF_ERROR(
-      found->second.prefill->RunLayers(slice.layer_begin, slice.layer_end, *stream_));
+  const double waited = SecondsIn(mesh_.context()), chosen = prefill.compress_seconds();
+  APB_RETURN_IF_ERROR(prefill.RunLayers(slice.layer_begin, slice.layer_end, *stream_));
   const model::PhaseSeconds& after = decoder_->phase_seconds();
   const double communicate = SecondsIn(mesh_.context()) - waited;
-  const double choose = found->second.prefill->compress_seconds() - chosen;
+  const double choose = prefill.compress_seconds() - chosen;
   phases_.projection += after.projection - before.projection;
   phases_.compress += after.compress - before.compress + choose;
   phases_.communicate += communicate + after.communicate - before.communicate;
   phases_.attend += after.attend - before.attend - communicate - choose;
   phases_.mlp += after.mlp - before.mlp;
   if (slice.layer_end == weights_.config().layers) {
-    found->second.prefill.reset();
+    for (const SequenceId id : slice.ids) sequences_.at(id).prefill.reset();
     decoder_->Trim();
   }
   return absl::OkStatus();

@@ -50,13 +50,16 @@ class StepExecutor {
     schedule::SequenceSpec spec;
     cache::SequenceKv kv;
     int64_t document_slots = 0;
-    std::unique_ptr<attention::DocumentPrefill> prefill;  // until the last layer is done
-    sampling::TokenCounts counts;                         // rank 0
+    // From the first layer until the last one is done; shared by the sequences of a batch.
+    std::shared_ptr<attention::DocumentPrefill> prefill;
+    sampling::TokenCounts counts;  // rank 0
   };
 
   StepExecutor(const model::Weights& weights, kernels::Backend& backend,
                const parallel::Mesh& mesh);
+  absl::Status Release(schedule::SequenceId id);
   absl::Status Admit(const schedule::SequenceSpec& spec);
+  absl::Status StartPrefill(const std::vector<schedule::SequenceId>& ids);
   absl::Status RunPrefill(const schedule::PrefillSlice& slice);
   absl::Status RunRows(const std::vector<schedule::RowSpan>& rows, schedule::StepResult& result);
   absl::Status SampleRows(const std::vector<schedule::RowSpan>& rows,

@@ -92,7 +92,7 @@ void CheckRanksDoNotMatter(parallel::Communicator& communicator) {
   TinyEngine engine(communicator);
   for (const int64_t n : {13, 97}) {
     for (const char* compressor : kCompressors) {
-      const PrefillCase c = TypicalCase(compressor, 12, n);  // 12 hosts: on 1, 2, 3, 4 ranks
+      const PrefillCase c = TypicalCase(compressor, 24, n);  // 24 hosts: on 1, 2, 3, 4, 8 ranks
       auto result = engine.Prefill(c);
       EXPECT_LT(Difference(result.document, OnOneRank(c).document), kTolerance) << c.Name();
       EXPECT_TRUE(engine.EqualOnAllRanks(result.document.values));
@@ -105,7 +105,7 @@ void CheckAnchorsAreEqual(parallel::Communicator& communicator) {
   TinyEngine engine(communicator);
   for (const int virtual_hosts : {1, 2}) {
     const PrefillCase c =
-        TypicalCase("query_aware", std::max(2, engine.ranks() * virtual_hosts), 120);
+        TypicalCase("query_aware", std::max(2, engine.ranks() * virtual_hosts), 250);
     auto result = engine.Prefill(c);
     // Every rank has anchor rows here: rank 0 scores by the anchor's query rows.
     ASSERT_EQ(result.anchor.rows, 12) << c.Name();

@@ -10,6 +10,10 @@ namespace apb::attention {
 void CheckPassingEverythingIsFull(parallel::Communicator& communicator);
 // ring_kv, ring_q, token_ring, and ulysses where the heads divide among the ranks.
 void CheckExactStrategiesAreFull(parallel::Communicator& communicator);
+// Batches of documents with cached prefixes of any length, layout and origin.
+void CheckBatchesOverPrefixesAreFull(parallel::Communicator& communicator);
+// The attention of one layer of such batches against a float64 oracle.
+void CheckRingsAreLikeTheOracle(parallel::Communicator& communicator);
 void CheckHostZeroIsFull(parallel::Communicator& communicator);
 void CheckRanksDoNotMatter(parallel::Communicator& communicator);
 void CheckAnchorsAreEqual(parallel::Communicator& communicator);

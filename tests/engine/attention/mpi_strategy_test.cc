@@ -1,5 +1,5 @@
-// Goal: the exactness contract holds under real MPI. Method: the checks of strategy_test on 1 to 4
-// processes.
+// Goal: the exactness contract holds under real MPI. Method: the checks of strategy_test on 1 to 4, and
+// on 8, processes.
 #include <gtest/gtest.h>
 
 #include "tests/engine/attention/contract.h"
@@ -16,6 +16,8 @@ void OnThisGroup(void (*check)(parallel::Communicator&)) {
 
 TEST(MpiContract, PassingEverythingIsFull) { OnThisGroup(CheckPassingEverythingIsFull); }
 TEST(MpiContract, ExactStrategiesAreFull) { OnThisGroup(CheckExactStrategiesAreFull); }
+TEST(MpiContract, BatchesOverPrefixesAreFull) { OnThisGroup(CheckBatchesOverPrefixesAreFull); }
+TEST(MpiContract, RingsAreLikeTheOracle) { OnThisGroup(CheckRingsAreLikeTheOracle); }
 TEST(MpiContract, HostZeroIsFull) { OnThisGroup(CheckHostZeroIsFull); }
 TEST(MpiContract, RanksDoNotMatter) { OnThisGroup(CheckRanksDoNotMatter); }
 TEST(MpiContract, AnchorsAreEqual) { OnThisGroup(CheckAnchorsAreEqual); }

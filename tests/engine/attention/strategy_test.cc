@@ -31,6 +31,10 @@ class Contract : public testing::TestWithParam<int> {};
 
 TEST_P(Contract, PassingEverythingIsFull) { OnRanks(GetParam(), CheckPassingEverythingIsFull); }
 TEST_P(Contract, ExactStrategiesAreFull) { OnRanks(GetParam(), CheckExactStrategiesAreFull); }
+TEST_P(Contract, BatchesOverPrefixesAreFull) {
+  OnRanks(GetParam(), CheckBatchesOverPrefixesAreFull);
+}
+TEST_P(Contract, RingsAreLikeTheOracle) { OnRanks(GetParam(), CheckRingsAreLikeTheOracle); }
 TEST_P(Contract, HostZeroIsFull) { OnRanks(GetParam(), CheckHostZeroIsFull); }
 TEST_P(Contract, RanksDoNotMatter) { OnRanks(GetParam(), CheckRanksDoNotMatter); }
 TEST_P(Contract, AnchorsAreEqual) { OnRanks(GetParam(), CheckAnchorsAreEqual); }

@@ -38,8 +38,13 @@ absl::StatusOr<std::unique_ptr<DocumentPrefill>> StartPrefill(const PrefillConte
                             .embedded_query_length = static_cast<int64_t>(c.embedded_query.size())};
   auto plan = MakeShardPlan(c.strategy, layout, c.options);
   if (!plan.ok()) return plan.status();
-  return DocumentPrefill::Start(context, *std::move(plan), c.compressor, document, c.embedded_query,
-                                kv, stream);
+  return DocumentPrefill::Start(context,
+                                {{.plan = *std::move(plan),
+                                  .tokens = document,
+                                  .embedded_query = c.embedded_query,
+                                  .compressor = c.compressor,
+                                  .kv = &kv}},
+                                stream);
 }
 
 Hidden CopyRows(const TensorView& view, int64_t begin, int64_t end) {
@@ -139,19 +144,48 @@ TinyEngine::PrefillResult TinyEngine::Prefill(const PrefillCase& c, bool with_la
   result.plan = prefill->plan();
   const TensorView& hidden = prefill->hidden();
   result.anchor = CopyRows(hidden, 0, prefill->anchor_rows());
+  result.document = Collect(*prefill, 0, 0, c.document_length);
+  return result;
+}
+
+Hidden TinyEngine::Collect(const DocumentPrefill& prefill, size_t document, int64_t begin,
+                           int64_t end) {
   const int64_t width = TinyModel::Get().config.hidden_size;
-  std::vector<float> all(c.document_length * width, 0.0f);
-  for (const HostRows& rows : prefill->hosts()) {
+  std::vector<float> all((end - begin) * width, 0.0f);
+  for (const HostRows& rows : prefill.hosts(document)) {
     int64_t at = rows.begin;
-    for (const TokenSpan& span : result.plan.hosts[rows.host].local) {
-      std::memcpy(all.data() + span.begin * width, hidden.as<float>() + at * width,
-                  span.length() * width * sizeof(float));
+    for (const TokenSpan& span : prefill.plan(document).hosts[rows.host].local) {
+      std::memcpy(all.data() + (span.begin - begin) * width,
+                  prefill.hidden().as<float>() + at * width, span.length() * width * sizeof(float));
       at += span.length();
     }
   }
   // Every row has one owner, all others give 0.
-  result.document = {c.document_length, Reduced(std::move(all), parallel::ReduceOp::kSum)};
-  return result;
+  return {end - begin, Reduced(std::move(all), parallel::ReduceOp::kSum)};
+}
+
+std::vector<Hidden> TinyEngine::PrefillBatch(std::string_view strategy,
+                                             const std::vector<BatchDocument>& documents) {
+  std::vector<PrefillDocument> batch;
+  for (const BatchDocument& d : documents) {
+    const int64_t length = static_cast<int64_t>(d.text.size());
+    batch.push_back(
+        {.plan = Check(MakeShardPlan(
+             strategy, {.document_length = length, .cached_length = d.cached, .query_length = 1},
+             {.hosts = ranks()})),
+         .tokens = d.text,
+         .kv = d.kv});
+  }
+  auto prefill = Check(DocumentPrefill::Start(Context(), std::move(batch), *stream_));
+  prefill->ComputeLastOutput();
+  Check(prefill->RunLayers(0, 1, *stream_));
+  Check(prefill->RunLayers(1, TinyModel::Get().config.layers, *stream_));
+  std::vector<Hidden> hidden;
+  for (size_t i = 0; i < documents.size(); ++i) {
+    hidden.push_back(
+        Collect(*prefill, i, documents[i].cached, static_cast<int64_t>(documents[i].text.size())));
+  }
+  return hidden;
 }
 
 absl::Status TinyEngine::TryPrefill(const PrefillCase& c) {

@@ -67,6 +67,16 @@ class TinyEngine {
   PrefillResult Prefill(const PrefillCase& c, bool with_last_output = true);
   absl::Status TryPrefill(const PrefillCase& c);
 
+  // One document of a batch: `kv` holds its first `cached` tokens already (of all ranks together).
+  struct BatchDocument {
+    std::vector<int32_t> text;
+    int64_t cached = 0;
+    cache::SequenceKv* kv = nullptr;
+  };
+  // Hidden states of the tokens that were not cached, by document, of all ranks.
+  std::vector<Hidden> PrefillBatch(std::string_view strategy,
+                                   const std::vector<BatchDocument>& documents);
+
   // One batch of new rows: hidden states behind the last layer. tokens[i] belong to spans[i].
   Hidden RunRows(const std::vector<BatchRows>& spans,
                  const std::vector<std::vector<int32_t>>& tokens);
@@ -83,6 +93,9 @@ class TinyEngine {
 
  private:
   PrefillContext Context();
+  // Hidden states of a document's tokens from `begin` on, as this rank's prefill has them; all ranks
+  // get all.
+  Hidden Collect(const DocumentPrefill& prefill, size_t document, int64_t begin, int64_t end);
   parallel::Communicator& communicator_;
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<model::Decoder> decoder_;
