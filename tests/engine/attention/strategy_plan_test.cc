@@ -39,6 +39,29 @@ TEST(StrategyPlan, DefaultLengthsAreTheAuthors) {
   }
 }
 
+TEST(StrategyPlan, RingsSpreadWhatIsNotCached) {
+  const PromptLayout layout{.document_length = 50, .cached_length = 10, .query_length = 1};
+  const ShardPlan ring = Plan("ring_kv", layout, {.hosts = 2});
+  EXPECT_EQ(ring.document_length(), 40);
+  EXPECT_THAT(ring.hosts[0].local, ElementsAre(TokenSpan{10, 20}, TokenSpan{40, 50}));
+  EXPECT_THAT(ring.hosts[1].local, ElementsAre(TokenSpan{20, 30}, TokenSpan{30, 40}));
+  EXPECT_THAT(Plan("full", layout, {}).hosts[0].local, ElementsAre(TokenSpan{10, 50}));
+  for (const char* strategy : {"apb", "star", "ulysses"}) {
+    EXPECT_EQ(MakeShardPlan(strategy, layout, {.hosts = 2}).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+  EXPECT_FALSE(MakeShardPlan("ring_kv", {.document_length = 5, .cached_length = 6}, {}).ok());
+}
+
+// With 4 query heads for each KV head and bf16, q and what returns are 6 times as long as k and v.
+TEST(StrategyPlan, TheRingOverAPrefixIsTheOneThatSendsLess) {
+  const AttentionShape shape{.query_heads = 8, .kv_heads = 2, .element_bytes = 2};
+  EXPECT_EQ(StrategyOverPrefix(shape, 1, 1000, 10), "full");
+  EXPECT_EQ(StrategyOverPrefix(shape, 4, 0, 1000), "ring_kv");
+  EXPECT_EQ(StrategyOverPrefix(shape, 4, 4900, 1000), "ring_kv");
+  EXPECT_EQ(StrategyOverPrefix(shape, 4, 5100, 1000), "ring_q");
+}
+
 // Head, embedded query, document. The anchor's length has the query in it.
 TEST(StrategyPlan, AnchorHasTheQueryBehindTheHead) {
   const PromptLayout layout{.document_length = 40,

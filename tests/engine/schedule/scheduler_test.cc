@@ -6,9 +6,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <numeric>
 #include <random>
 #include <set>
+#include <utility>
+
+#include "engine/attention/strategy_plan.h"
 
 namespace apb::schedule {
 namespace {
@@ -45,7 +51,10 @@ class FakeExecutor {
   // One step; tokens drawn count up per sequence, so repeats and gaps show.
   StepPlan Step() {
     StepPlan plan = scheduler_.NextStep(now_);
-    for (const SequenceId id : plan.releases) EXPECT_EQ(live_.erase(id), 1u);
+    for (const SequenceId id : plan.releases) {
+      EXPECT_EQ(live_.erase(id), 1u);
+      layers_.erase(id);
+    }
     for (const SequenceSpec& spec : plan.admissions) {
       EXPECT_TRUE(live_.emplace(spec.id, spec).second);
       if (spec.cached_tokens > 0) {
@@ -56,7 +65,12 @@ class FakeExecutor {
     }
     StepResult result;
     for (const PrefillSlice& slice : plan.prefill) {
-      EXPECT_TRUE(live_.contains(slice.id));
+      EXPECT_FALSE(slice.ids.empty());
+      for (const SequenceId id : slice.ids) {
+        EXPECT_TRUE(live_.contains(id));
+        // Sequences of a batch are at the same layer, always.
+        EXPECT_EQ(std::exchange(layers_[id], slice.layer_end), slice.layer_begin);
+      }
       EXPECT_LT(slice.layer_begin, slice.layer_end);
       result.prefill_seconds = 0.01 * (slice.layer_end - slice.layer_begin);
     }
@@ -100,6 +114,7 @@ class FakeExecutor {
   Scheduler& scheduler_;
   absl::Time now_ = absl::UnixEpoch();
   std::map<SequenceId, SequenceSpec> live_;
+  std::map<SequenceId, int32_t> layers_;
 };
 
 TEST(Scheduler, OneRequestFromStartToEnd) {
@@ -315,7 +330,7 @@ TEST(Scheduler, ShortPrefillOvertakesALongOne) {
   scheduler.Submit(Make(1, 1500, 2, 1), run.now());
   run.Step();
   scheduler.Submit(Make(2, 50, 2, 1), run.now());
-  EXPECT_EQ(run.Step().prefill[0].id, SequenceId{2});
+  EXPECT_EQ(run.Step().prefill[0].ids, std::vector<SequenceId>{SequenceId{2}});
   run.RunUntilIdle();
 }
 
@@ -335,11 +350,160 @@ TEST(Scheduler, PreemptionRepeatsNoToken) {
   }
 }
 
+// Documents of one exact strategy that come together are one prefill, up to a number of tokens.
+TEST(Scheduler, ShortDocumentsRunTogether) {
+  SchedulerOptions options = Options();
+  options.blocks_per_rank = 1000;
+  options.prefill_batch_tokens = 60;
+  Scheduler scheduler(options);
+  FakeExecutor run(scheduler);
+  const char* strategies[] = {"ring_kv", "apb", "ring_kv", "ring_kv", "ring_q", "full", "full"};
+  for (uint64_t id = 1; id <= 7; ++id) {
+    Request r = Make(id, 25, 3, 1);
+    r.spec.strategy = strategies[id - 1];
+    scheduler.Submit(r, run.now());
+  }
+  std::set<std::vector<SequenceId>> batches;
+  run.Step();
+  scheduler.Cancel(SequenceId{6}, run.now());  // the other one of its batch goes on
+  while (!scheduler.idle()) {
+    for (const PrefillSlice& slice : run.Step().prefill) batches.insert(slice.ids);
+  }
+  const auto ids = [](std::initializer_list<uint64_t> numbers) {
+    std::vector<SequenceId> all;
+    for (const uint64_t id : numbers) all.push_back(SequenceId{id});
+    return all;
+  };
+  EXPECT_EQ(batches, (std::set<std::vector<SequenceId>>{ids({1, 3}), ids({2}), ids({4}), ids({5}),
+                                                        ids({7})}));
+  EXPECT_EQ(run.ends.size(), 7u);
+}
+
+// A prompt of `length` tokens that begins like all the others.
+Request Alike(uint64_t id, int64_t length, int64_t query) {
+  Request r = Make(id, length - query, query, 1);
+  std::iota(r.spec.tokens.begin(), r.spec.tokens.end(), 1);
+  return r;
+}
+
+TEST(Scheduler, ALongRestBehindAPrefixIsPrefilled) {
+  SchedulerOptions options = Options();
+  options.prefix_cache = true;
+  options.max_model_len = 1000;
+  options.blocks_per_rank = 1000;
+  options.ring_from = 20;
+  options.query_heads = 8;
+  Scheduler scheduler(options);
+  FakeExecutor run(scheduler);
+  const auto submit = [&](Request r) {
+    scheduler.Submit(r, run.now());
+    const StepPlan plan = run.Step();
+    EXPECT_EQ(plan.admissions.size(), 1u);
+    while (!scheduler.idle()) run.Step();
+    return plan;
+  };
+  Request first = Alike(1, 90, 2);
+  first.spec.strategy = "apb";
+  submit(first);
+  // 110 - 90 tokens are left of the document: few for a prefill.
+  Request next = Alike(2, 111, 2);
+  next.spec.strategy = "apb";
+  StepPlan plan = submit(next);
+  EXPECT_TRUE(plan.prefill.empty());
+  EXPECT_EQ(plan.rows[0].position, 90);
+  // What is left now is prefilled, behind prefix, rows of the query and rows of a turn.
+  next = Alike(3, 200, 2);
+  next.spec.strategy = "apb";
+  plan = submit(next);
+  ASSERT_EQ(plan.prefill.size(), 1u);
+  EXPECT_EQ(plan.admissions[0].cached_tokens, 111);
+  EXPECT_EQ(plan.admissions[0].prefix_strategy, "ring_kv");
+  // An approximate prefill of all is less work than an exact one of most of it. Exact ones are not
+  // mixed with it.
+  next = Alike(4, 900, 2);
+  next.spec.strategy = "apb";
+  plan = submit(next);
+  EXPECT_EQ(plan.admissions[0].cached_tokens, 0);
+  next = Alike(5, 300, 2);
+  next.spec.strategy = "token_ring";
+  EXPECT_EQ(submit(next).admissions[0].cached_tokens, 0);
+  // A ring that was asked for is kept; what cannot start from a prefix is not.
+  uint64_t id = 6;
+  for (const char* strategy : {"ring_q", "token_ring", "ulysses"}) {
+    next = Alike(id, 50 + 50 * static_cast<int64_t>(id), 2);
+    ++id;
+    next.spec.strategy = strategy;
+    plan = submit(next);
+    EXPECT_GE(plan.admissions[0].cached_tokens, 300) << strategy;
+    EXPECT_EQ(plan.admissions[0].prefix_strategy,
+              std::string_view(strategy) == "ulysses" ? "ring_kv" : strategy);
+  }
+  scheduler.ForgetPrefixes();
+  run.RunUntilIdle();
+}
+
+// A prefix that is much longer than what is used of it may take the room that the prompt needs.
+TEST(Scheduler, APrefixDoesNotKeepItsUserOut) {
+  SchedulerOptions options = Options();
+  options.prefix_cache = true;
+  options.max_model_len = 450;
+  Scheduler scheduler(options);
+  FakeExecutor run(scheduler);
+  for (uint64_t id = 1; id <= 2; ++id) {
+    Request r = Alike(id, 400, 2);
+    for (size_t i = 150; i < 400; ++i) r.spec.tokens[i] = static_cast<int32_t>(1000 * id + i);
+    r.spec.strategy = "ring_kv";
+    scheduler.Submit(r, run.now());
+    for (int i = 0; i < 1000 && !scheduler.idle(); ++i) run.Step();
+    EXPECT_EQ(run.ends.at(SequenceId{id}).reason, EndReason::kLength);
+    EXPECT_EQ(run.ends.at(SequenceId{id}).cached_tokens, 0);
+  }
+  scheduler.ForgetPrefixes();
+  run.RunUntilIdle();
+}
+
+// Every position is on one rank, however plans and rows follow each other.
+TEST(KvLayout, PlansAndRowsOneBehindTheOther) {
+  std::mt19937 rng(5);
+  for (int trial = 0; trial < 200; ++trial) {
+    const int ranks = 1 + static_cast<int>(rng() % 4);
+    KvLayout layout(ranks);
+    std::vector<int> keeper;
+    for (int piece = 0; piece < 4; ++piece) {
+      for (int64_t rows = rng() % 9; rows > 0; --rows)
+        keeper.push_back(static_cast<int>(keeper.size() % ranks));
+      const int64_t begin = static_cast<int64_t>(keeper.size()), end = begin + rng() % 40;
+      auto plan = attention::MakeShardPlan(
+          rng() % 4 == 0 ? "full" : "ring_kv",
+          {.document_length = end, .cached_length = begin, .query_length = 1}, {.hosts = ranks});
+      ASSERT_TRUE(plan.ok());
+      keeper.resize(end);
+      for (size_t h = 0; h < plan->hosts.size(); ++h) {
+        for (const attention::TokenSpan& span : plan->hosts[h].local)
+          std::fill(keeper.begin() + span.begin, keeper.begin() + span.end, static_cast<int>(h));
+      }
+      layout.Append(*std::move(plan), end);
+      if (rng() % 3 == 0) {  // the next one begins like this one
+        keeper.resize(rng() % (keeper.size() + 1));
+        layout = layout.Prefix(static_cast<int64_t>(keeper.size()));
+      }
+    }
+    for (int i = 0; i < 5; ++i) keeper.push_back(static_cast<int>(keeper.size() % ranks));
+    for (int r = 0; r < ranks; ++r) {
+      for (size_t length = 0; length <= keeper.size(); ++length) {
+        ASSERT_EQ(layout.Count(r, static_cast<int64_t>(length)),
+                  std::count(keeper.begin(), keeper.begin() + length, r));
+      }
+    }
+  }
+}
+
 class SchedulerSimulation : public testing::TestWithParam<bool> {};
 
 TEST_P(SchedulerSimulation, HundredThousandRequestsWithCancels) {
   SchedulerOptions options = Options();
   options.prefix_cache = GetParam();  // all prompts are the same token, so all share prefixes
+  options.ring_from = 16;
   Scheduler scheduler(options);
   FakeExecutor run(scheduler);
   std::mt19937 rng(9);

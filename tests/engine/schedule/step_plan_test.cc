@@ -23,11 +23,14 @@ StepPlan Example() {
                     .hosts = 4,
                     .anchor_length = 5,
                     .passing_length = 6,
-                    .generated_before = 1};
+                    .generated_before = 1,
+                    .parent = SequenceId{2},
+                    .cached_tokens = 1,
+                    .prefix_strategy = "ring_q"};
   spec.sampling.stop_tokens = {11, 12};
   spec.sampling.temperature = 0.5f;
   plan.admissions = {spec, spec};
-  plan.prefill = {{SequenceId{4}, 1, 3}};
+  plan.prefill = {{{SequenceId{4}, SequenceId{6}}, 1, 3}};
   plan.rows = {{.id = SequenceId{5}, .position = 10, .tokens = {42}, .sample = true}};
   plan.collect_stats = true;
   return plan;
@@ -40,6 +43,8 @@ TEST(StepPlan, RoundTrip) {
   EXPECT_EQ(EncodeStepPlan(*plan), bytes);
   EXPECT_EQ(plan->admissions[1].sampling.stop_tokens, (std::vector<int32_t>{11, 12}));
   EXPECT_EQ(plan->admissions[1].strategy, "apb");
+  EXPECT_EQ(plan->admissions[1].prefix_strategy, "ring_q");
+  EXPECT_EQ(plan->prefill[0].ids, (std::vector<SequenceId>{SequenceId{4}, SequenceId{6}}));
   EXPECT_TRUE(plan->rows[0].sample && plan->collect_stats && !plan->shutdown);
 }
 
