@@ -43,13 +43,18 @@ absl::Status CheckSampling(const sampling::SamplingParams& p) {
 
 }  // namespace
 
+int64_t PrefillEnd(const SequenceSpec& spec) {
+  if (spec.cached_tokens == 0) return spec.query_begin;
+  return spec.prefix_strategy.empty() ? spec.cached_tokens : spec.prefill_end;
+}
+
 absl::StatusOr<ShardPlan> PlanOf(const SequenceSpec& spec, int ranks) {
   const bool cached = spec.cached_tokens > 0;
   return attention::MakeShardPlan(
       cached ? spec.prefix_strategy : spec.strategy,
-      {.document_length = spec.query_begin,
+      {.document_length = PrefillEnd(spec),
        .cached_length = spec.cached_tokens,
-       .query_length = static_cast<int64_t>(spec.tokens.size()) - spec.query_begin,
+       .query_length = static_cast<int64_t>(spec.tokens.size()) - PrefillEnd(spec),
        .query_insert_position = spec.query_insert_position,
        .embedded_query_length = static_cast<int64_t>(spec.embedded_query.size())},
       {.hosts = cached ? ranks : spec.hosts,

@@ -43,8 +43,10 @@ struct Request {
   bool report_progress = false;
 };
 
-// Who computes which of the document's tokens, on a group of so many ranks: all of them by
-// spec.strategy or, where some are cached, the others by spec.prefix_strategy.
+// Tokens whose KV is there when the rows of the query begin: cached, or computed by a prefill.
+int64_t PrefillEnd(const SequenceSpec& spec);
+// Who computes which tokens in a sequence's prefill, on a group of so many ranks: the document by
+// spec.strategy or, behind a cached prefix, the tokens up to prefill_end by spec.prefix_strategy.
 absl::StatusOr<attention::ShardPlan> PlanOf(const SequenceSpec& spec, int ranks);
 
 // Checks a request against the group, turns `auto` and defaults into what will be done, cuts max_tokens

@@ -136,12 +136,13 @@ void Scheduler::StartFresh(Sequence& s) {
   s.least = s.maker.empty() ? 0 : spec.query_begin;
   s.document_rows = spec.query_begin;
   spec.parent = SequenceId{};
-  spec.cached_tokens = 0;
+  spec.cached_tokens = spec.prefill_end = 0;
   spec.prefix_strategy.clear();
 }
 
-// Looks for KV that the prompt can start from. What is left of the document is computed exactly, by
-// a prefill that all ranks share or, if it is short, as rows that all of them compute.
+// Looks for KV that the prompt can start from. What is left is computed exactly, so it does not
+// matter what of it is document and what query: if it is long, all but the last token go through a
+// prefill that the ranks share, else all of it is rows that every rank computes.
 void Scheduler::UsePrefix(Sequence& s) {
   SequenceSpec& spec = s.request.spec;
   StartFresh(s);
@@ -161,9 +162,10 @@ void Scheduler::UsePrefix(Sequence& s) {
   s.layout = match.prefix->layout.Prefix(match.length);
   for (int r = 0; r < options_.ranks; ++r)
     s.shared.push_back(s.layout.Count(r, match.length) / options_.block_size);
-  const int64_t left = spec.query_begin - match.length;
+  const int64_t left = length - 1 - match.length;
   s.document_rows = left >= options_.ring_from ? left : 0;
   if (s.document_rows == 0) return;
+  spec.prefill_end = length - 1;
   const bool as_asked = options_.ranks > 1 && !s.request.chosen && spec.strategy != "full" &&
                         attention::CanBatch(spec.strategy);
   spec.prefix_strategy =
@@ -174,7 +176,7 @@ void Scheduler::UsePrefix(Sequence& s) {
                                                options_.ranks, match.length, left);
   absl::StatusOr<ShardPlan> plan = PlanOf(spec, options_.ranks);
   APB_CHECK(plan.ok());  // the request was resolved, and these strategies start from a prefix
-  s.layout.Append(*std::move(plan), spec.query_begin);
+  s.layout.Append(*std::move(plan), spec.prefill_end);
 }
 
 void Scheduler::DropParent(Sequence& s) {
@@ -221,7 +223,7 @@ void Scheduler::Admit(StepPlan& plan, absl::Time now) {
     const bool prefills = s.document_rows > 0;
     s.state = prefills ? State::kPrefill : State::kQuery;
     s.layers_done = prefills ? 0 : options_.layers;
-    s.next_row = prefills ? spec.query_begin : spec.cached_tokens;
+    s.next_row = PrefillEnd(spec);
     if (prefills) JoinBatch(s, open);
     if (s.generated == 0) s.cached_tokens = spec.cached_tokens;
     if (spec.cached_tokens > 0 && s.request.report_progress) Progress(s, now);

@@ -3,9 +3,9 @@
 //
 //   waiting   submitted or preempted, until its prompt fits the KV blocks of every rank (first come,
 //             first served)
-//   prefill   admitted with a document, until all layers of what is not cached of it are done
-//   query     no document, all or nearly all of it cached, or prefill done, until all query rows
-//             (and what is left of the document) have run
+//   prefill   admitted with a document, or with much that is not cached, until all layers are done
+//   query     no document, nearly all of the prompt cached, or prefill done, until all rows of the
+//             prompt have run
 //   decode    the first token is drawn, until stop token, length, or end of the KV cache
 //   (gone)    ended, cancelled or rejected: its blocks are released, or stay as a cached prefix, at
 //             the beginning of the next step

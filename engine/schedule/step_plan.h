@@ -31,10 +31,11 @@ struct SequenceSpec {
   int64_t generated_before =
       0;  // tokens at the end of `tokens` that were generated before a preemption
   // Starts with the KV of the first cached_tokens tokens of sequence `parent`, which has ended (or
-  // not: 0 tokens). What is left of the document is computed by a prefill with strategy
-  // `prefix_strategy` then or, where that is empty, as rows.
+  // not: 0 tokens). Tokens [cached_tokens, prefill_end) are computed by a prefill with strategy
+  // `prefix_strategy` then, of document and query alike; all the rest runs as rows.
   SequenceId parent{};
   int64_t cached_tokens = 0;
+  int64_t prefill_end = 0;
   std::string prefix_strategy;
   sampling::SamplingParams sampling;
 };

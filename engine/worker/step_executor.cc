@@ -107,7 +107,7 @@ absl::Status StepExecutor::StartPrefill(const std::vector<SequenceId>& ids) {
     APB_ASSIGN_OR_RETURN(attention::ShardPlan plan,
                          schedule::PlanOf(s.spec, mesh_.context().size()));
     documents.push_back({.plan = std::move(plan),
-                         .tokens = std::span(s.spec.tokens).first(s.spec.query_begin),
+                         .tokens = std::span(s.spec.tokens).first(schedule::PrefillEnd(s.spec)),
                          .embedded_query = s.spec.embedded_query,
                          .compressor = s.spec.compressor,
                          .kv = &s.kv});

@@ -54,6 +54,22 @@ class FollowUpTest(unittest.TestCase):
     def test_conversation_after_apb(self):
         self.check_conversation("apb", 9000)
 
+    def test_long_second_turn(self):
+        # The second turn brings a document of its own: it is prefilled over the KV of the first.
+        first, second = (fixture.make_prompt(tokens, seed=seed, keys=2) for tokens, seed in ((3000, 51), (2500, 52)))
+        messages = [user(first["document"]), user(first["question"])]
+        answer, usage = chat(SERVER, messages, strategy="ring_kv")
+        self.assertEqual(answer, first["expected"])
+        before = usage["total_tokens"]
+        messages += [{"role": "assistant", "content": answer}, user(second["document"] + "\n" + second["question"])]
+        scratch, usage = chat(SMALL, messages, strategy="full")
+        self.assertEqual(cached(usage), 0)
+        answer, usage = chat(SERVER, messages, exact=True)
+        self.assertEqual(answer, scratch)
+        self.assertEqual(answer, second["expected"])
+        self.assertIn(cached(usage), range(before - 16, before + 1))
+        self.assertGreater(usage["prompt_tokens"] - cached(usage), 2000)
+
     def test_second_question_about_a_document(self):
         sample = fixture.make_prompt(9000, seed=32)
         other = [user(sample["document"]), user("Please: " + sample["question"])]

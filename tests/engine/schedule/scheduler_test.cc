@@ -391,7 +391,7 @@ TEST(Scheduler, ALongRestBehindAPrefixIsPrefilled) {
   options.prefix_cache = true;
   options.max_model_len = 1000;
   options.blocks_per_rank = 1000;
-  options.ring_from = 20;
+  options.ring_from = 21;
   options.query_heads = 8;
   Scheduler scheduler(options);
   FakeExecutor run(scheduler);
@@ -405,19 +405,19 @@ TEST(Scheduler, ALongRestBehindAPrefixIsPrefilled) {
   Request first = Alike(1, 90, 2);
   first.spec.strategy = "apb";
   submit(first);
-  // 110 - 90 tokens are left of the document: few for a prefill.
+  // Two turns of 20 and of 88 tokens, but for the last one.
   Request next = Alike(2, 111, 2);
   next.spec.strategy = "apb";
   StepPlan plan = submit(next);
   EXPECT_TRUE(plan.prefill.empty());
   EXPECT_EQ(plan.rows[0].position, 90);
-  // What is left now is prefilled, behind prefix, rows of the query and rows of a turn.
   next = Alike(3, 200, 2);
   next.spec.strategy = "apb";
   plan = submit(next);
   ASSERT_EQ(plan.prefill.size(), 1u);
   EXPECT_EQ(plan.admissions[0].cached_tokens, 111);
   EXPECT_EQ(plan.admissions[0].prefix_strategy, "ring_kv");
+  EXPECT_EQ(plan.admissions[0].prefill_end, 199);
   // An approximate prefill of all is less work than an exact one of most of it. Exact ones are not
   // mixed with it.
   next = Alike(4, 900, 2);

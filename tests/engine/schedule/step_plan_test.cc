@@ -26,6 +26,7 @@ StepPlan Example() {
                     .generated_before = 1,
                     .parent = SequenceId{2},
                     .cached_tokens = 1,
+                    .prefill_end = 2,
                     .prefix_strategy = "ring_q"};
   spec.sampling.stop_tokens = {11, 12};
   spec.sampling.temperature = 0.5f;
