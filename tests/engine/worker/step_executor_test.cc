@@ -215,11 +215,12 @@ Request Make(uint64_t id, int64_t document, int64_t query, int32_t max_tokens) {
 TEST(StepExecutor, AnswersAsOneRank) {
   constexpr int64_t kBlocks = 200;
   const int ranks = parallel::TestRuntime().size();
-  const auto submit = [](Group& group) {
+  const auto submit = [ranks](Group& group) {
     uint64_t id = 1;
     for (const int64_t document : {0, 1, 30, 61, 90, 127})
       for (const int64_t query : {1, 7, 30}) group.Submit(Make(id++, document, query, 6));
     for (const char* strategy : {"ring_kv", "ring_q", "token_ring", "ulysses"}) {
+      if (ranks == 3 && std::string_view(strategy) == "ulysses") continue;  // has no even share
       Request request = Make(id++, 77, 5, 6);
       request.spec.strategy = strategy;
       request.spec.hosts = 0;
@@ -436,8 +437,8 @@ TEST(StepExecutor, AFailedDrawEndsItsSequenceOnly) {
 
 TEST(StepExecutor, TenThousandRequestsLeakNothing) {
   // More ranks than cores are slow.
-  static const uint64_t kRequests = parallel::TestRuntime().size() > 2 ? 1000 : 10000;
-  const int64_t blocks = 60 / std::max(1, parallel::TestRuntime().size() - 1);
+  static const uint64_t kRequests = parallel::TestRuntime().size() > 2 ? 3000 : 10000;
+  const int64_t blocks = parallel::TestRuntime().size() > 2 ? 20 : 60;
   RunGroup(blocks, [](Group& group) {  // few: decoding requests are preempted
     std::mt19937 rng(11);
     const auto below = [&](uint64_t n) { return static_cast<int64_t>(rng() % n); };
