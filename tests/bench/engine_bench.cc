@@ -229,8 +229,13 @@ absl::StatusOr<json> RunCase(Rank& rank, const Options& options, const std::stri
   const Snapshot start = Take(rank);
   if (!document.empty()) {
     APB_ASSIGN_OR_RETURN(auto prefill,
-                         attention::DocumentPrefill::Start(context, plan, compressor, document,
-                                                           question, kv, *rank.stream));
+                         attention::DocumentPrefill::Start(context,
+                                                           {{.plan = plan,
+                                                             .tokens = document,
+                                                             .embedded_query = question,
+                                                             .compressor = compressor,
+                                                             .kv = &kv}},
+                                                           *rank.stream));
     APB_RETURN_IF_ERROR(prefill->RunLayers(0, config.layers, *rank.stream));
     APB_RETURN_IF_ERROR(rank.stream->Synchronize());
   }

@@ -1,0 +1,372 @@
+// What the rings overlap, and what batches gain, under mpirun.
+//   mpirun -n 2 ring_bench --shape 125m --lengths 2048,8192 --prefixes 0,8192
+// Overlap: seconds of one layer of a prefill of `length` tokens behind `prefix` cached ones, as it
+// is; without its messages (compute alone); and its messages with nothing between them
+// (communication alone); what of those the layer shows. Ranks of one machine exchange by memory, so
+// --link-gbit makes a transfer as slow as on a link of that speed.
+// Batches: seconds for the same short documents, so many of them in one prefill.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "absl/time/clock.h"
+#include "engine/attention/document_prefill.h"
+#include "engine/attention/strategy_plan.h"
+#include "engine/base/status_macros.h"
+#include "engine/parallel/mpi_runtime.h"
+#include "tests/bench/bench_shapes.h"
+
+namespace apb::bench {
+namespace {
+
+using kernels::DType;
+using kernels::TensorView;
+using nlohmann::json;
+
+struct Options {
+  std::string shape = "125m", json_file;
+  std::vector<std::string> strategies = {"ring_kv", "ring_q", "token_ring"};
+  std::vector<int64_t> lengths = {2048, 8192}, prefixes = {0, 8192}, batches = {1, 4, 16};
+  int64_t documents = 16, document_length = 512;
+  int threads = 0, repeat = 3;
+  double link_gbit = 0;
+};
+
+// Passes everything on, and remembers the transfers between neighbours; or keeps those to itself.
+// With a link speed a transfer is not there before its bytes could be.
+class WatchedCommunicator : public parallel::Communicator {
+ public:
+  struct Transfer {
+    int64_t sent = 0, received = 0;  // bytes
+    int target = 0, source = 0;
+  };
+  WatchedCommunicator(parallel::Communicator& real, double link_gbit)
+      : real_(real), seconds_per_byte_(link_gbit > 0 ? 8e-9 / link_gbit : 0) {}
+  bool mute = false;
+  std::vector<Transfer> transfers;
+
+  int rank() const override { return real_.rank(); }
+  int size() const override { return real_.size(); }
+  absl::StatusOr<std::unique_ptr<parallel::Pending>> StartSendRecv(
+      const TensorView& send, int target, const TensorView& recv, int source,
+      kernels::Stream& stream) override {
+    if (mute) return std::unique_ptr<parallel::Pending>(std::make_unique<Nothing>());
+    const auto bytes = [](const TensorView& view) {
+      return view.numel() * static_cast<int64_t>(SizeOf(view.dtype));
+    };
+    transfers.push_back({bytes(send), bytes(recv), target, source});
+    auto delayed = std::make_unique<Delayed>();
+    APB_ASSIGN_OR_RETURN(delayed->real, real_.StartSendRecv(send, target, recv, source, stream));
+    const double bytes_most = static_cast<double>(std::max(bytes(send), bytes(recv)));
+    // One transfer after the other in each direction.
+    link_free_ = std::max(link_free_, absl::Now()) + absl::Seconds(bytes_most * seconds_per_byte_);
+    delayed->ready = link_free_;
+    return std::unique_ptr<parallel::Pending>(std::move(delayed));
+  }
+  absl::Status SendRecv(const TensorView& send, int target, const TensorView& recv, int source,
+                        kernels::Stream& stream) override {
+    APB_ASSIGN_OR_RETURN(auto pending, StartSendRecv(send, target, recv, source, stream));
+    return pending->Wait(stream);
+  }
+  absl::Status AllGather(const TensorView& send, const TensorView& recv,
+                         kernels::Stream& stream) override {
+    return real_.AllGather(send, recv, stream);
+  }
+  absl::StatusOr<std::unique_ptr<parallel::Pending>> StartAllGather(
+      const TensorView& send, const TensorView& recv, kernels::Stream& stream) override {
+    return real_.StartAllGather(send, recv, stream);
+  }
+  absl::Status AllGatherV(const TensorView& send, const TensorView& recv,
+                          std::span<const int64_t> counts, kernels::Stream& stream) override {
+    return real_.AllGatherV(send, recv, counts, stream);
+  }
+  absl::Status AllReduce(const TensorView& data, parallel::ReduceOp op,
+                         kernels::Stream& stream) override {
+    return real_.AllReduce(data, op, stream);
+  }
+  absl::Status ReduceScatter(const TensorView& send, const TensorView& recv,
+                             kernels::Stream& stream) override {
+    return real_.ReduceScatter(send, recv, stream);
+  }
+  absl::Status AllToAll(const TensorView& send, const TensorView& recv,
+                        kernels::Stream& stream) override {
+    return real_.AllToAll(send, recv, stream);
+  }
+  absl::Status Broadcast(const TensorView& data, int root, kernels::Stream& stream) override {
+    return real_.Broadcast(data, root, stream);
+  }
+  absl::Status Barrier() override { return real_.Barrier(); }
+  void Abort(std::string reason) override { real_.Abort(std::move(reason)); }
+  parallel::CommunicatorStats stats() const override { return real_.stats(); }
+
+ private:
+  struct Nothing : parallel::Pending {
+    absl::Status Wait(kernels::Stream&) override { return absl::OkStatus(); }
+  };
+  struct Delayed : parallel::Pending {
+    absl::Status Wait(kernels::Stream& stream) override {
+      APB_RETURN_IF_ERROR(real->Wait(stream));
+      absl::SleepFor(ready - absl::Now());
+      return absl::OkStatus();
+    }
+    std::unique_ptr<parallel::Pending> real;
+    absl::Time ready;
+  };
+  parallel::Communicator& real_;
+  const double seconds_per_byte_;
+  absl::Time link_free_ = absl::InfinitePast();
+};
+
+// Everything a rank computes with.
+struct Rank {
+  std::unique_ptr<parallel::Communicator> communicator;
+  std::unique_ptr<WatchedCommunicator> watched;
+  std::unique_ptr<kernels::Backend> backend;
+  std::unique_ptr<kernels::Stream> stream;
+  std::unique_ptr<model::Weights> weights;
+  std::unique_ptr<model::Decoder> decoder;
+  std::unique_ptr<cache::PagedKvCache> cache;
+  int ranks() const { return communicator->size(); }
+  attention::PrefillContext Context() {
+    return {*decoder, *weights, *cache, *backend, *watched, nullptr};
+  }
+};
+
+absl::StatusOr<Rank> MakeRank(const Options& options, parallel::MpiRuntime& runtime) {
+  Rank rank;
+  APB_ASSIGN_OR_RETURN(rank.communicator, runtime.NewCommunicator(absl::Minutes(10)));
+  rank.watched = std::make_unique<WatchedCommunicator>(*rank.communicator, options.link_gbit);
+  APB_ASSIGN_OR_RETURN(rank.backend, kernels::CreateCpuBackend({.threads = options.threads}));
+  APB_ASSIGN_OR_RETURN(rank.stream, rank.backend->NewStream());
+  APB_ASSIGN_OR_RETURN(model::ModelConfig config, NamedShape(options.shape));
+  config.layers = 3;  // two that compute all, and the last
+  APB_ASSIGN_OR_RETURN(rank.weights, model::Weights::Random(config, 1, 0, *rank.backend));
+  APB_ASSIGN_OR_RETURN(rank.decoder, model::Decoder::Create(*rank.weights, *rank.backend));
+  const int64_t longest = *std::max_element(options.lengths.begin(), options.lengths.end()) +
+                          *std::max_element(options.prefixes.begin(), options.prefixes.end());
+  const int64_t tokens = std::max(longest, options.documents * options.document_length);
+  constexpr int64_t kBlock = 32;
+  // A share, a part of a block for each document, and the copy of one when a prefix is forked.
+  APB_ASSIGN_OR_RETURN(rank.cache,
+                       cache::PagedKvCache::Create(
+                           {.layers = config.layers,
+                            .kv_heads = config.kv_heads,
+                            .head_dim = config.head_dim,
+                            .block_size = kBlock,
+                            .block_count = tokens / rank.ranks() / kBlock + options.documents + 8,
+                            .dtype = config.dtype},
+                           *rank.backend));
+  return rank;
+}
+
+std::vector<int32_t> Tokens(const Rank& rank, int64_t count, int64_t seed) {
+  std::vector<int32_t> tokens(count);
+  for (int64_t i = 0; i < count; ++i)
+    tokens[i] = static_cast<int32_t>(((i + seed) * 7919 + 13) % rank.weights->config().vocab_size);
+  return tokens;
+}
+
+absl::StatusOr<std::unique_ptr<attention::DocumentPrefill>> Start(
+    Rank& rank, const std::string& strategy, const std::vector<std::vector<int32_t>>& documents,
+    int64_t cached, std::vector<cache::SequenceKv>& kv) {
+  std::vector<attention::PrefillDocument> batch;
+  for (size_t i = 0; i < documents.size(); ++i) {
+    APB_ASSIGN_OR_RETURN(
+        attention::ShardPlan plan,
+        attention::MakeShardPlan(strategy,
+                                 {.document_length = static_cast<int64_t>(documents[i].size()),
+                                  .cached_length = cached,
+                                  .query_length = 1},
+                                 {.hosts = rank.ranks()}));
+    batch.push_back({.plan = std::move(plan), .tokens = documents[i], .kv = &kv[i]});
+  }
+  return attention::DocumentPrefill::Start(rank.Context(), std::move(batch), *rank.stream);
+}
+
+double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
+
+// Seconds for the second layer of a prefill.
+absl::StatusOr<double> TimeLayer(Rank& rank, const std::string& strategy,
+                                 const std::vector<int32_t>& document, int64_t cached,
+                                 const cache::SequenceKv& prefix, bool mute) {
+  std::vector<cache::SequenceKv> kv(1);
+  APB_ASSIGN_OR_RETURN(kv[0], rank.cache->Fork(prefix, static_cast<int32_t>(cached), *rank.stream));
+  APB_ASSIGN_OR_RETURN(auto prefill, Start(rank, strategy, {document}, cached, kv));
+  APB_RETURN_IF_ERROR(prefill->RunLayers(0, 1, *rank.stream));
+  APB_RETURN_IF_ERROR(rank.communicator->Barrier());
+  rank.watched->transfers.clear();
+  rank.watched->mute = mute;
+  const absl::Time start = absl::Now();
+  APB_RETURN_IF_ERROR(prefill->RunLayers(1, 2, *rank.stream));
+  const double seconds = SecondsSince(start);
+  rank.watched->mute = false;
+  rank.cache->Release(kv[0]);
+  return seconds;
+}
+
+// The transfers of the layer before, one behind the other.
+absl::StatusOr<double> TimeTransfers(Rank& rank) {
+  int64_t most = 1;
+  const std::vector<WatchedCommunicator::Transfer> transfers = rank.watched->transfers;
+  for (const auto& t : transfers) most = std::max({most, t.sent, t.received});
+  most = (most + 3) / 4;
+  std::vector<float> out(most, 1.0f), in(most, 1.0f);
+  APB_RETURN_IF_ERROR(rank.communicator->Barrier());
+  const absl::Time start = absl::Now();
+  for (const auto& t : transfers) {
+    APB_RETURN_IF_ERROR(rank.watched->SendRecv(
+        TensorView::Contiguous(out.data(), DType::kF32, {t.sent / 4}), t.target,
+        TensorView::Contiguous(in.data(), DType::kF32, {t.received / 4}), t.source, *rank.stream));
+  }
+  const double seconds = SecondsSince(start);
+  rank.watched->transfers = transfers;
+  return seconds;
+}
+
+absl::StatusOr<json> Overlap(Rank& rank, const Options& options, const std::string& strategy,
+                             int64_t length, int64_t cached) {
+  const std::vector<int32_t> document = Tokens(rank, cached + length, 0);
+  std::vector<cache::SequenceKv> prefix(1);
+  if (cached > 0) {
+    APB_ASSIGN_OR_RETURN(
+        auto prefill,
+        Start(rank, "ring_kv", {{document.begin(), document.begin() + cached}}, 0, prefix));
+    APB_RETURN_IF_ERROR(prefill->RunLayers(0, 2, *rank.stream));
+  }
+  double layer = 1e9, compute = 1e9, communicate = 1e9;
+  int64_t bytes = 0;
+  for (int i = 0; i < options.repeat; ++i) {
+    APB_ASSIGN_OR_RETURN(const double with,
+                         TimeLayer(rank, strategy, document, cached, prefix[0], false));
+    APB_ASSIGN_OR_RETURN(const double transfers, TimeTransfers(rank));
+    bytes = 0;
+    for (const auto& t : rank.watched->transfers) bytes += t.sent;
+    APB_ASSIGN_OR_RETURN(const double without,
+                         TimeLayer(rank, strategy, document, cached, prefix[0], true));
+    layer = std::min(layer, with);
+    compute = std::min(compute, without);
+    communicate = std::min(communicate, transfers);
+  }
+  rank.cache->Release(prefix[0]);
+  return json{{"strategy", strategy},       {"tokens", length},
+              {"cached", cached},           {"layer_seconds", layer},
+              {"compute_seconds", compute}, {"communicate_seconds", communicate},
+              {"bytes_sent", bytes},        {"exposed_seconds", layer - compute}};
+}
+
+// Seconds for all documents through all layers, `together` of them in one prefill.
+absl::StatusOr<json> Batches(Rank& rank, const Options& options, const std::string& strategy,
+                             int64_t together) {
+  double best = 1e9;
+  for (int i = 0; i < options.repeat; ++i) {
+    APB_RETURN_IF_ERROR(rank.communicator->Barrier());
+    const absl::Time start = absl::Now();
+    for (int64_t first = 0; first < options.documents; first += together) {
+      const int64_t count = std::min(together, options.documents - first);
+      std::vector<std::vector<int32_t>> documents;
+      for (int64_t d = 0; d < count; ++d)
+        documents.push_back(Tokens(rank, options.document_length, first + d));
+      std::vector<cache::SequenceKv> kv(count);
+      APB_ASSIGN_OR_RETURN(auto prefill, Start(rank, strategy, documents, 0, kv));
+      APB_RETURN_IF_ERROR(prefill->RunLayers(0, 3, *rank.stream));
+      for (cache::SequenceKv& sequence : kv) rank.cache->Release(sequence);
+    }
+    best = std::min(best, SecondsSince(start));
+  }
+  return json{{"strategy", strategy},
+              {"documents", options.documents},
+              {"tokens", options.document_length},
+              {"together", together},
+              {"seconds", best}};
+}
+
+absl::Status Run(const Options& options, parallel::MpiRuntime& runtime) {
+  APB_ASSIGN_OR_RETURN(Rank rank, MakeRank(options, runtime));
+  const bool leader = runtime.rank() == 0;
+  json overlap = json::array(), batches = json::array();
+  if (leader) {
+    std::printf("%-10s %7s %7s | %9s %9s %9s | %8s %7s\n", "strategy", "tokens", "cached",
+                "layer ms", "compute", "comm.", "MB sent", "exposed");
+  }
+  for (const std::string& strategy : options.strategies) {
+    for (const int64_t cached : options.prefixes) {
+      for (const int64_t length : options.lengths) {
+        APB_ASSIGN_OR_RETURN(json r, Overlap(rank, options, strategy, length, cached));
+        if (!leader) continue;
+        std::printf("%-10s %7lld %7lld | %9.2f %9.2f %9.2f | %8.2f %7.1f\n", strategy.c_str(),
+                    static_cast<long long>(length), static_cast<long long>(cached),
+                    1e3 * r["layer_seconds"].get<double>(),
+                    1e3 * r["compute_seconds"].get<double>(),
+                    1e3 * r["communicate_seconds"].get<double>(),
+                    1e-6 * r["bytes_sent"].get<double>(), 1e3 * r["exposed_seconds"].get<double>());
+        std::fflush(stdout);
+        overlap.push_back(std::move(r));
+      }
+    }
+  }
+  if (leader)
+    std::printf("\n%-10s %9s %7s %9s | %9s\n", "strategy", "documents", "tokens", "together", "ms");
+  for (const std::string& strategy : options.strategies) {
+    for (const int64_t together : options.batches) {
+      APB_ASSIGN_OR_RETURN(json r, Batches(rank, options, strategy, together));
+      if (!leader) continue;
+      std::printf("%-10s %9lld %7lld %9lld | %9.1f\n", strategy.c_str(),
+                  static_cast<long long>(options.documents),
+                  static_cast<long long>(options.document_length), static_cast<long long>(together),
+                  1e3 * r["seconds"].get<double>());
+      std::fflush(stdout);
+      batches.push_back(std::move(r));
+    }
+  }
+  if (leader && !options.json_file.empty()) {
+    std::ofstream(options.json_file) << json{{"shape", options.shape},
+                                             {"ranks", rank.ranks()},
+                                             {"threads_per_rank", options.threads},
+                                             {"link_gbit", options.link_gbit},
+                                             {"overlap", overlap},
+                                             {"batches", batches}}
+                                            .dump(1)
+                                     << "\n";
+  }
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  CLI::App app("What the rings overlap, and what batches gain; run it under mpirun");
+  app.add_option("--shape", options.shape, "tiny, 125m, 1b (random weights, three layers)");
+  app.add_option("--strategies", options.strategies, "ring_kv, ring_q, token_ring")->delimiter(',');
+  app.add_option("--lengths", options.lengths, "new tokens")->delimiter(',');
+  app.add_option("--prefixes", options.prefixes, "cached tokens before them")->delimiter(',');
+  app.add_option("--batches", options.batches, "documents in one prefill")->delimiter(',');
+  app.add_option("--documents", options.documents, "documents of the batches");
+  app.add_option("--document-length", options.document_length, "tokens of each of them");
+  app.add_option("--threads", options.threads, "per rank; 0 = cores / ranks of this machine");
+  app.add_option("--link-gbit", options.link_gbit, "speed of the link between ranks; 0 = as it is");
+  app.add_option("--repeat", options.repeat, "runs; the fastest counts");
+  app.add_option("--json", options.json_file, "writes the results there too");
+  CLI11_PARSE(app, argc, argv);
+  auto runtime = parallel::MpiRuntime::Start(&argc, &argv);
+  if (!runtime.ok()) {
+    std::fprintf(stderr, "ring_bench: %s\n", runtime.status().ToString().c_str());
+    return 1;
+  }
+  if (options.threads == 0) {
+    options.threads = std::max(
+        1, static_cast<int>(std::thread::hardware_concurrency()) / (*runtime)->local_size());
+  }
+  if (const absl::Status status = Run(options, **runtime); !status.ok()) {
+    std::fprintf(stderr, "ring_bench: rank %d: %s\n", (*runtime)->rank(),
+                 status.ToString().c_str());
+    parallel::MpiRuntime::AbortGroup(1);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace apb::bench
+
+int main(int argc, char** argv) { return apb::bench::Main(argc, argv); }
