@@ -45,8 +45,10 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
   app.add_option("--full-below", o->full_below,
                  "Strategy auto computes documents shorter than this exactly")
       ->check(CLI::NonNegativeNumber);
-  app.add_option("--ring-from", o->ring_from,
-                 "Where auto is exact: documents from this length are spread over the ranks")
+  app.add_option(
+         "--ring-from", o->ring_from,
+         "Where auto is exact: documents from this length are spread over the ranks. So are "
+         "tokens behind a cached prefix")
       ->check(CLI::NonNegativeNumber);
   app.add_flag("--prefix-caching,!--no-prefix-caching", o->prefix_cache,
                "Keep the KV of ended requests for prompts that begin like them (default on)");

@@ -23,7 +23,7 @@ struct WorkerOptions {
   int64_t max_queued_tokens = 4 << 20;
   int64_t full_below = 8192;  // `auto` computes shorter documents exactly
   bool prefix_cache = true;   // KV of ended requests serves prompts that begin like them
-  int64_t ring_from = 512;    // where it is exact, longer ones on all ranks
+  int64_t ring_from = 512;    // where it is exact, longer ones (and long turns) on all ranks
   int collective_timeout_seconds = 300;
   std::string log_level = "info";
   bool log_json = false;

@@ -90,7 +90,8 @@ class Group {
                     .prefix_cache = prefix_cache,
                     .max_batch_rows = 24,
                     .max_waiting = 100000,
-                    // A slice is one layer where a prefill is alone: room for a cancellation.
+                    // A slice is one layer: room for a cancellation.
+                    .slice_seconds_busy = 1e-9,
                     .slice_seconds_idle = 1e-9}) {}
 
   StepPlan Step() {
@@ -346,7 +347,8 @@ TEST(StepExecutor, FollowUpTurnsAreLikeFromScratch) {
   }
 }
 
-// Prompts that come together, of any length and strategy; some are cancelled among the layers.
+// Prompts that come together, of any length and strategy. Some are cancelled among the layers, and
+// their blocks have new owners while the others go on.
 TEST(StepExecutor, BatchesOfDocumentsAnswerAsOneRank) {
   for (const int tensor : {1, 2}) {
     if (parallel::TestRuntime().size() % tensor != 0) continue;
@@ -354,24 +356,36 @@ TEST(StepExecutor, BatchesOfDocumentsAnswerAsOneRank) {
              [&](Group& group) {
                const parallel::Mesh alone = OneRank();
                Group single(alone, 1600);
-               for (uint64_t id = 1; id <= 24; ++id) {
-                 Request request = Make(id, 1 + static_cast<int64_t>(id * 37 % 50), 4, 5);
+               const auto submit = [](Group& to, uint64_t id, int64_t document, bool rows_only) {
+                 constexpr const char* kExact[] = {"full", "ring_kv", "ring_q", "token_ring"};
+                 Request request = Make(id, document, 24, 5);
                  request.spec.compressor.clear();
                  request.spec.hosts = 0;
-                 constexpr const char* kExact[] = {"full", "ring_kv", "ring_q", "token_ring"};
-                 request.spec.strategy = kExact[id % 4];
-                 group.Submit(request);
-                 if (id % 5 == 0) continue;
-                 request.spec.strategy = "full";
-                 request.spec.query_begin = 0;  // rows only
-                 single.Submit(std::move(request));
+                 request.spec.strategy = rows_only ? "full" : kExact[id % 4];
+                 if (rows_only) request.spec.query_begin = 0;
+                 to.Submit(std::move(request));
+               };
+               const auto length = [](uint64_t id) {
+                 return 1 + static_cast<int64_t>(id * 37 % 50);
+               };
+               for (uint64_t id = 1; id <= 24; ++id) submit(group, id, length(id), false);
+               std::set<SequenceId> cancelled;
+               for (int step = 0; step < 8; ++step) {
+                 const StepPlan plan = group.Step();
+                 if (plan.prefill.empty() || plan.prefill[0].layer_begin > 0) continue;
+                 cancelled.insert(plan.prefill[0].ids.back());
+                 group.Cancel(static_cast<uint64_t>(plan.prefill[0].ids.back()));
+                 submit(group, 100 + step, 0, true);  // its rows run in the next step
                }
-               group.Step();
-               EXPECT_GT(group.used()[0], 0);
-               for (uint64_t id = 5; id <= 24; id += 5) group.Cancel(id);
+               EXPECT_GE(cancelled.size(), 2u);
                group.RunUntilIdle();
+               for (const auto& [id, tokens] : group.tokens) {
+                 const uint64_t number = static_cast<uint64_t>(id);
+                 submit(single, number, number < 100 ? length(number) : 0, true);
+               }
                single.RunUntilIdle();
                EXPECT_GE(group.most_together, 4u);
+               EXPECT_EQ(group.tokens.size(), 24u);
                EXPECT_EQ(group.tokens, single.tokens);
              },
              /*prefix_cache=*/false, {.tensor = tensor});
