@@ -49,10 +49,11 @@ struct PagedSequence {
   // Memory of the backend's place.
   const int32_t* block_table = nullptr;
   int64_t slot_count = 0;  // slots in use on this rank; 0 is allowed (lse = -inf, out = 0)
-  // Position of the token in each slot, [slot_count]. Slots need not be in order of position.
-  const int32_t* slot_positions = nullptr;
   // Slots before this index are visible to all rows; the rest by position (causal).
   int64_t causal_begin = 0;
+  // Position of the token in each slot from causal_begin on, [slot_count - causal_begin]; need not
+  // ascend. Memory of the backend's place.
+  const int32_t* slot_positions = nullptr;
 };
 
 // Decode attention over this rank's paged cache (also the query pass, with several rows a

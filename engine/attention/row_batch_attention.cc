@@ -17,6 +17,7 @@ RowBatchAttention::RowBatchAttention(cache::PagedKvCache& cache, kernels::Backen
       scale_(scale),
       positions_(backend),
       slots_(backend),
+      tables_(backend),
       partial_(backend),
       parts_(backend),
       gathered_(backend) {}
@@ -46,12 +47,7 @@ absl::Status RowBatchAttention::Prepare(const std::vector<BatchRows>& batch,
     sequence.slot_count = rows.kv->slot_count();
     sequences_.push_back(sequence);
   }
-  // Pointers last: reserving may move the tables. (A device backend would copy both to its memory
-  // here.)
-  for (size_t i = 0; i < batch.size(); ++i) {
-    sequences_[i].block_table = batch[i].kv->blocks.data();
-    sequences_[i].slot_positions = batch[i].kv->positions.data();
-  }
+  APB_RETURN_IF_ERROR(PlaceTables(batch, stream));  // last: reserving may move them
   const int64_t rows = static_cast<int64_t>(host_positions_.size());
   APB_ASSIGN_OR_RETURN(positions_view_, positions_.Get(DType::kI32, {rows}));
   APB_ASSIGN_OR_RETURN(slots_view_, slots_.Get(DType::kI64, {rows}));
@@ -59,6 +55,34 @@ absl::Status RowBatchAttention::Prepare(const std::vector<BatchRows>& batch,
                 positions_view_, stream);
   backend_.Copy(TensorView::Contiguous(host_slots_.data(), DType::kI64, {rows}), slots_view_,
                 stream);
+  return absl::OkStatus();
+}
+
+absl::Status RowBatchAttention::PlaceTables(const std::vector<BatchRows>& batch,
+                                            kernels::Stream& stream) {
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const cache::SequenceKv& kv = *batch[i].kv;
+    sequences_[i].block_table = kv.blocks.data();
+    sequences_[i].slot_positions = kv.positions.data() + batch[i].document_slots;
+  }
+  if (backend_.place() == kernels::Place::kHost) return absl::OkStatus();
+  host_tables_.clear();
+  for (const BatchRows& rows : batch) {
+    const cache::SequenceKv& kv = *rows.kv;
+    host_tables_.insert(host_tables_.end(), kv.blocks.begin(), kv.blocks.end());
+    host_tables_.insert(host_tables_.end(), kv.positions.begin() + rows.document_slots,
+                        kv.positions.end());
+  }
+  const int64_t size = static_cast<int64_t>(host_tables_.size());
+  APB_ASSIGN_OR_RETURN(const TensorView tables, tables_.Get(DType::kI32, {size}));
+  backend_.Copy(TensorView::Contiguous(host_tables_.data(), DType::kI32, {size}), tables, stream);
+  const int32_t* at = tables.as<int32_t>();
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const cache::SequenceKv& kv = *batch[i].kv;
+    sequences_[i].block_table = at;
+    sequences_[i].slot_positions = at + kv.blocks.size();
+    at = sequences_[i].slot_positions + (kv.slot_count() - batch[i].document_slots);
+  }
   return absl::OkStatus();
 }
 

@@ -45,6 +45,8 @@ class RowBatchAttention : public LayerAttention {
                       kernels::Stream& stream) override;
 
  private:
+  // Where the kernels find the tables of each sequence: on a device copies of this step's.
+  absl::Status PlaceTables(const std::vector<BatchRows>& batch, kernels::Stream& stream);
   // Gives every rank the partial results of its heads, and merges those of this rank's to `out`.
   absl::Status MergeSlices(const PartialResults& mine, const kernels::TensorView& out,
                            kernels::Stream& stream);
@@ -55,8 +57,9 @@ class RowBatchAttention : public LayerAttention {
   const float scale_;
   std::vector<int32_t> host_positions_;
   std::vector<int64_t> host_slots_;
+  std::vector<int32_t> host_tables_;
   std::vector<kernels::PagedSequence> sequences_;
-  core::Workspace positions_, slots_, partial_, parts_, gathered_;
+  core::Workspace positions_, slots_, tables_, partial_, parts_, gathered_;
   bool sliced_ = false;
   kernels::TensorView positions_view_, slots_view_;
 };

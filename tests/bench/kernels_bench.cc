@@ -381,8 +381,8 @@ void PagedCase(Bench& bench, const Ceilings& c, DType dtype, int64_t heads, int6
               .row_count = rows,
               .block_table = table.data() + i * (slots / block),
               .slot_count = slots,
-              .slot_positions = at.as<int32_t>(),
-              .causal_begin = slots - 64};
+              .causal_begin = slots - 64,
+              .slot_positions = at.as<int32_t>()};
   }
   const double seconds = bench.Seconds([&] {
     for (int64_t l = 0; l < layers; ++l) {

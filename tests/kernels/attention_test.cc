@@ -167,7 +167,7 @@ TEST(PagedAttention, EqualsOracleOverRandomShapes) {
       }
       for (int i = 0; i < count; ++i) {
         sequences[i].block_table = tables[i].data();
-        sequences[i].slot_positions = slots[i].data();
+        sequences[i].slot_positions = slots[i].data() + sequences[i].causal_begin;
       }
       HostTensor k = HostTensor::Random(dtype, {blocks + 1, kv_heads, block, d}, rng);
       HostTensor v = HostTensor::Random(dtype, {blocks + 1, kv_heads, block, d}, rng);

@@ -127,8 +127,8 @@ AttentionResult PagedAttention(const kernels::PagedAttentionArgs& args) {
       for (int64_t h = 0; h < heads; ++h) {
         std::vector<std::pair<double, std::vector<double>>> seen;
         for (int64_t s = 0; s < sequence.slot_count; ++s) {
-          if (s >= sequence.causal_begin &&
-              sequence.slot_positions[s] > args.q_positions.as<int32_t>()[t])
+          if (s >= sequence.causal_begin && sequence.slot_positions[s - sequence.causal_begin] >
+                                                args.q_positions.as<int32_t>()[t])
             continue;
           const int64_t block = sequence.block_table[s / block_size];
           double score = 0;

@@ -76,9 +76,8 @@ const TinyModel& TinyModel::Get() {
   return *model;
 }
 
-std::unique_ptr<model::Weights> TinyModel::Share(model::Share share) {
-  const TinyModel& tiny = Get();
-  return Check(model::Weights::Random(tiny.config, kSeed, kRetainingWidth, *tiny.backend, share));
+std::unique_ptr<model::Weights> TinyModel::Weights(kernels::Backend& backend, model::Share share) {
+  return Check(model::Weights::Random(Get().config, kSeed, kRetainingWidth, backend, share));
 }
 
 std::vector<int32_t> Text(int64_t begin, int64_t end) {

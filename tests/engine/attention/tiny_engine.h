@@ -21,8 +21,8 @@ namespace apb::attention {
 // width 24.
 struct TinyModel {
   static const TinyModel& Get();
-  // A tensor parallel share of the same model.
-  static std::unique_ptr<model::Weights> Share(model::Share share);
+  // The same weights, or a tensor parallel share of them, in another place.
+  static std::unique_ptr<model::Weights> Weights(kernels::Backend& backend, model::Share share);
   model::ModelConfig config;
   std::unique_ptr<kernels::Backend> backend;
   std::unique_ptr<model::Weights> weights;

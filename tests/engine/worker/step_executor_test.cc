@@ -13,7 +13,9 @@
 
 #include "engine/parallel/local_communicator.h"
 #include "engine/parallel/mesh.h"
+#include "engine/parallel/staged_communicator.h"
 #include "tests/engine/attention/tiny_engine.h"
+#include "tests/engine/device/guarded_backend.h"
 #include "tests/engine/parallel/mpi_main.h"
 
 namespace apb::worker {
@@ -31,24 +33,44 @@ constexpr int64_t kBlockSize = 4;
 constexpr int kHosts = 12;  // on 1, 2, 3 or 4 ranks
 const absl::Duration kDeadline = absl::Minutes(1);
 
-// How a group divides its work.
+// How a group divides its work, and where it does it.
 struct Division {
   int tensor = 1;
   bool sliced = false;
+  bool device = false;  // one that host code cannot touch
 };
 
+kernels::Backend& BackendOf(const Division& division) {
+  // Never destroyed: tests keep weights in them.
+  static kernels::Backend& cpu =
+      *kernels::CreateCpuBackend({.threads = 1, .force_isa = ""})->release();
+  static kernels::Backend& device = *kernels::CreateGuardedBackend(64 << 20).release();
+  return division.device ? device : cpu;
+}
+
+parallel::Mesh MakeMesh(const Division& division) {
+  parallel::MpiRuntime& mpi = parallel::TestRuntime();
+  const auto communicator = [&](int color) {
+    auto made = *mpi.NewCommunicator(kDeadline, color);
+    return division.device ? parallel::StageThroughHost(std::move(made), BackendOf(division))
+                           : std::move(made);
+  };
+  auto all = communicator(0);
+  if (division.tensor == 1) return parallel::Mesh(std::move(all));
+  auto context = communicator(mpi.rank() % division.tensor);
+  return parallel::Mesh(std::move(all), std::move(context),
+                        communicator(mpi.rank() / division.tensor));
+}
+
 std::unique_ptr<StepExecutor> MakeExecutor(const parallel::Mesh& mesh, int64_t blocks,
-                                           bool sliced) {
-  static kernels::Backend& backend =
-      *[] { return kernels::CreateCpuBackend({.threads = 1, .force_isa = ""})->release(); }();
+                                           const Division& division) {
   const TinyModel& tiny = TinyModel::Get();
-  const model::Weights* weights = tiny.weights.get();
-  if (const parallel::Communicator* tensor = mesh.tensor()) {
-    static std::map<int, std::unique_ptr<model::Weights>> shares;
-    std::unique_ptr<model::Weights>& share = shares[tensor->size()];
-    if (share == nullptr) share = TinyModel::Share({tensor->rank(), tensor->size()});
-    weights = share.get();
-  }
+  model::Share share;
+  if (const parallel::Communicator* tensor = mesh.tensor())
+    share = {tensor->rank(), tensor->size()};
+  static std::map<std::pair<int, bool>, std::unique_ptr<model::Weights>> all_weights;
+  auto& weights = all_weights[{share.count, division.device}];
+  if (weights == nullptr) weights = TinyModel::Weights(BackendOf(division), share);
   auto executor = StepExecutor::Create(*weights,
                                        {.layers = tiny.config.layers,
                                         .kv_heads = weights->kv_heads(),
@@ -56,10 +78,10 @@ std::unique_ptr<StepExecutor> MakeExecutor(const parallel::Mesh& mesh, int64_t b
                                         .block_size = kBlockSize,
                                         .block_count = blocks,
                                         .dtype = tiny.config.dtype},
-                                       backend, mesh);
+                                       BackendOf(division), mesh);
   EXPECT_TRUE(executor.ok()) << executor.status();
   // One rank, and groups with as many ranks as heads at most, can.
-  EXPECT_EQ((*executor)->SetSliced(sliced), !sliced || mesh.context().size() > 1);
+  EXPECT_EQ((*executor)->SetSliced(division.sliced), !division.sliced || mesh.context().size() > 1);
   return *std::move(executor);
 }
 
@@ -70,10 +92,11 @@ parallel::Mesh OneRank() {
 // Rank 0's view of a group: over MPI, or of one rank without it.
 class Group {
  public:
-  Group(const parallel::Mesh& mesh, int64_t blocks, bool prefix_cache = false, bool sliced = false)
+  Group(const parallel::Mesh& mesh, int64_t blocks, bool prefix_cache = false,
+        const Division& division = {})
       : ranks_(mesh.all().size()),
         tensor_(mesh.tensor() == nullptr ? 1 : mesh.tensor()->size()),
-        executor_(MakeExecutor(mesh, blocks, sliced)),
+        executor_(MakeExecutor(mesh, blocks, division)),
         scheduler_({.ranks = mesh.context().size(),
                     .default_hosts = kHosts,
                     .block_size = kBlockSize,
@@ -169,8 +192,8 @@ class Group {
   std::vector<int64_t> used_;
 };
 
-void Follow(const parallel::Mesh& mesh, int64_t blocks, bool sliced) {
-  auto executor = MakeExecutor(mesh, blocks, sliced);
+void Follow(const parallel::Mesh& mesh, int64_t blocks, const Division& division) {
+  auto executor = MakeExecutor(mesh, blocks, division);
   while (true) {
     auto bytes = parallel::TestRuntime().ReceivePlan(kDeadline);
     ASSERT_TRUE(bytes.ok()) << bytes.status();
@@ -190,10 +213,9 @@ void Follow(const parallel::Mesh& mesh, int64_t blocks, bool sliced) {
 // Every rank calls it; `lead` runs on rank 0.
 void RunGroup(int64_t blocks, const std::function<void(Group&)>& lead, bool prefix_cache = false,
               const Division& division = {}) {
-  auto mesh = parallel::TestRuntime().NewMesh(division.tensor, kDeadline);
-  ASSERT_TRUE(mesh.ok()) << mesh.status();
-  if (parallel::TestRuntime().rank() > 0) return Follow(*mesh, blocks, division.sliced);
-  Group group(*mesh, blocks, prefix_cache, division.sliced);
+  const parallel::Mesh mesh = MakeMesh(division);
+  if (parallel::TestRuntime().rank() > 0) return Follow(mesh, blocks, division);
+  Group group(mesh, blocks, prefix_cache, division);
   lead(group);
   group.Shutdown();
 }
@@ -231,7 +253,8 @@ TEST(StepExecutor, AnswersAsOneRank) {
     group.RunUntilIdle();
   };
   for (const Division& division :
-       {Division{1, false}, Division{1, true}, Division{2, false}, Division{2, true}}) {
+       {Division{1, false}, Division{1, true}, Division{2, false}, Division{2, true},
+        Division{1, false, /*device=*/true}, Division{2, true, /*device=*/true}}) {
     if (ranks % division.tensor != 0 || (division.sliced && ranks / division.tensor == 1)) continue;
     RunGroup(
         kBlocks,
@@ -244,7 +267,7 @@ TEST(StepExecutor, AnswersAsOneRank) {
           for (const auto& [id, tokens] : group.tokens) {
             EXPECT_EQ(tokens, single.tokens[id])
                 << static_cast<uint64_t>(id) << " tensor=" << division.tensor
-                << " sliced=" << division.sliced;
+                << " sliced=" << division.sliced << " device=" << division.device;
           }
           for (const auto& [id, end] : group.ends) EXPECT_EQ(end.reason, EndReason::kLength);
         },
@@ -309,41 +332,44 @@ std::vector<std::vector<Turn>> Converse(Group& group, bool exact, uint32_t seed)
 }
 
 TEST(StepExecutor, FollowUpTurnsAreLikeFromScratch) {
-  for (const int64_t blocks : {2000, 150}) {  // room for all; or for few, so that they are evicted
-    RunGroup(
-        blocks,
-        [&](Group& group) {
-          const auto turns = Converse(group, /*exact=*/true, 3);
-          int64_t found = 0, found_long = 0;
-          for (const auto& conversation : turns) {
-            for (const Turn& turn : conversation) {
-              found += turn.cached > 0;
-              found_long += turn.cached > 0 && turn.is_long;
-              if (blocks == 2000 && turn.known > 0) {
-                EXPECT_GE(turn.cached, turn.known - 1);
-              }
-              // Alone, on one rank, with nothing cached.
-              const parallel::Mesh alone = OneRank();
-              Group single(alone, 500);
-              Request request = Make(3, static_cast<int64_t>(turn.prompt.size()) - 1, 1, 4);
-              request.spec.tokens = turn.prompt;
-              single.Submit(std::move(request));
-              single.RunUntilIdle();
-              EXPECT_EQ(turn.answer, single.tokens.at(SequenceId{3}));
-            }
-          }
-          EXPECT_GT(found, found_long);
-          EXPECT_GT(found_long, 2);
-          if (blocks == 2000) {
-            EXPECT_GT(group.most_together, 1u);
-          }
-          EXPECT_EQ(group.prefix_strategies,
-                    group.used().size() == 1
-                        ? std::set<std::string>{"full"}
-                        : std::set<std::string>({"ring_kv", "ring_q", "token_ring"}));
-          group.RunUntilIdle();
-        },
-        /*prefix_cache=*/true);
+  struct Case {
+    int64_t blocks;  // room for all; or for few, so that they are evicted
+    bool device;
+  };
+  for (const auto& [blocks, device] : {Case{2000, false}, Case{150, false}, Case{2000, true}}) {
+    RunGroup(blocks,
+             [&, blocks = blocks](Group& group) {
+               const auto turns = Converse(group, /*exact=*/true, 3);
+               int64_t found = 0, found_long = 0;
+               for (const auto& conversation : turns) {
+                 for (const Turn& turn : conversation) {
+                   found += turn.cached > 0;
+                   found_long += turn.cached > 0 && turn.is_long;
+                   if (blocks == 2000 && turn.known > 0) {
+                     EXPECT_GE(turn.cached, turn.known - 1);
+                   }
+                   // Alone, on one rank, with nothing cached.
+                   const parallel::Mesh alone = OneRank();
+                   Group single(alone, 500);
+                   Request request = Make(3, static_cast<int64_t>(turn.prompt.size()) - 1, 1, 4);
+                   request.spec.tokens = turn.prompt;
+                   single.Submit(std::move(request));
+                   single.RunUntilIdle();
+                   EXPECT_EQ(turn.answer, single.tokens.at(SequenceId{3}));
+                 }
+               }
+               EXPECT_GT(found, found_long);
+               EXPECT_GT(found_long, 2);
+               if (blocks == 2000) {
+                 EXPECT_GT(group.most_together, 1u);
+               }
+               EXPECT_EQ(group.prefix_strategies,
+                         group.used().size() == 1
+                             ? std::set<std::string>{"full"}
+                             : std::set<std::string>({"ring_kv", "ring_q", "token_ring"}));
+               group.RunUntilIdle();
+             },
+             /*prefix_cache=*/true, {.device = device});
   }
 }
 

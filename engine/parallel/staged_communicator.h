@@ -1,0 +1,15 @@
+// Collectives of device memory over a communicator of host memory: every operand is copied to the
+// host before and back behind. For devices whose ranks have no NCCL between them; slow, and right.
+#pragma once
+
+#include <memory>
+
+#include "engine/parallel/communicator.h"
+
+namespace apb::parallel {
+
+// `backend` (whose memory the views are in) must outlive the communicator.
+std::unique_ptr<Communicator> StageThroughHost(std::unique_ptr<Communicator> inner,
+                                               kernels::Backend& backend);
+
+}  // namespace apb::parallel

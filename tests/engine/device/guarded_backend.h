@@ -1,0 +1,16 @@
+// A "device" for tests on machines that have none: the CPU backend with memory of its own that nobody
+// but its operations can touch. Host code that reads or writes device memory dies of SIGSEGV; an operation
+// that is given host memory fails its stream. So the engine is shown to keep the two apart, as it
+// must with a GPU. What it cannot show: work that is still under way when an operation returns.
+#pragma once
+
+#include <memory>
+
+#include "kernels/backend.h"
+
+namespace apb::kernels {
+
+// `arena_bytes`: all of its memory.
+std::unique_ptr<Backend> CreateGuardedBackend(size_t arena_bytes);
+
+}  // namespace apb::kernels
