@@ -35,6 +35,7 @@ frontend::FrontendOptions FrontendOptionsOf(const Options& o) {
       .max_model_len = o.max_model_len,
       .max_input_bytes = o.max_body_bytes,
       .queue = {.waiting_requests = o.max_queued_requests, .waiting_tokens = o.max_queued_tokens},
+      .contexts = {.max_contexts = o.max_contexts, .max_ttl_seconds = o.max_context_ttl_seconds},
       .default_strategy = o.default_strategy,
       .text_threads = o.text_threads};
 }

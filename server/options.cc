@@ -130,6 +130,15 @@ void AddLimits(CLI::App& app, Options& o) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str()
       ->group("Limits");
+  app.add_option("--max-contexts", o.max_contexts, "Contexts that may be kept at a time; 0: none")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str()
+      ->group("Limits");
+  app.add_option("--max-context-ttl", o.max_context_ttl_seconds,
+                 "Longest ttl_seconds of a context; also the default where that is below an hour")
+      ->check(CLI::Range(1, 1 << 30))
+      ->capture_default_str()
+      ->group("Limits");
   app.add_option("--max-body-bytes", o.max_body_bytes, "HTTP body and gRPC message")
       ->check(CLI::Range(1024, 1 << 30))
       ->capture_default_str()

@@ -37,6 +37,8 @@ struct Options {
   std::string default_strategy = "auto";
   int64_t max_queued_requests = 128;
   int64_t max_queued_tokens = 4 << 20;
+  int64_t max_contexts = 64;
+  int64_t max_context_ttl_seconds = 24 * 3600;
   int64_t max_body_bytes = 64 << 20;
   int64_t max_connections = 4096;
   double sse_keepalive_seconds = 15;

@@ -1,6 +1,7 @@
 #include "engine/schedule/prefix_cache.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "engine/attention/strategy_plan.h"
@@ -61,6 +62,16 @@ std::vector<uint64_t> PrefixCache::Hashes(std::span<const int32_t> tokens,
   return hashes;
 }
 
+namespace {
+
+// Tokens at the beginning of both, one less than `tokens` at most.
+int64_t Common(const std::vector<int32_t>& own, std::span<const int32_t> tokens) {
+  const auto differs = std::mismatch(own.begin(), own.end(), tokens.begin(), tokens.end());
+  return std::min<int64_t>(differs.first - own.begin(), static_cast<int64_t>(tokens.size()) - 1);
+}
+
+}  // namespace
+
 PrefixCache::Match PrefixCache::Find(std::span<const int32_t> tokens,
                                      std::span<const std::string> makers) {
   Match best;
@@ -74,10 +85,7 @@ PrefixCache::Match PrefixCache::Find(std::span<const int32_t> tokens,
     const auto [begin, end] = index_.equal_range(hashes[chunks - 1]);
     for (auto it = begin; it != end; ++it) {
       Entry& entry = entries_.at(it->second);
-      const std::vector<int32_t>& own = entry.prefix.tokens;
-      const auto differs = std::mismatch(own.begin(), own.end(), tokens.begin(), tokens.end());
-      const int64_t length =
-          std::min<int64_t>(differs.first - own.begin(), static_cast<int64_t>(tokens.size()) - 1);
+      const int64_t length = Common(entry.prefix.tokens, tokens);
       if (entry.prefix.maker != maker || length < entry.prefix.least || length <= best.length)
         continue;
       best = {&entry.prefix, length};
@@ -88,8 +96,30 @@ PrefixCache::Match PrefixCache::Find(std::span<const int32_t> tokens,
   return best;
 }
 
+bool PrefixCache::GoesOnFrom(const CachedPrefix& prefix, SequenceId context) const {
+  const CachedPrefix* p = &prefix;
+  while (p->id != context && p->parent.has_value()) p = &entries_.at(*p->parent).prefix;
+  return p->id == context;
+}
+
+PrefixCache::Match PrefixCache::FindFrom(SequenceId context, std::span<const int32_t> tokens,
+                                         bool behind) {
+  Match best;
+  Entry* found = nullptr;
+  for (auto& [id, entry] : entries_) {
+    if (behind ? !GoesOnFrom(entry.prefix, context) : id != context) continue;
+    const int64_t length = Common(entry.prefix.tokens, tokens);
+    if (length <= best.length || length < entry.prefix.least) continue;
+    best = {&entry.prefix, length};
+    found = &entry;
+  }
+  if (found != nullptr) found->last_use = ++clock_;
+  return best;
+}
+
 void PrefixCache::Insert(CachedPrefix prefix) {
   Entry entry;
+  entry.pins = prefix.kept ? 1 : 0;
   entry.hashes = Hashes(prefix.tokens, prefix.maker);
   entry.last_use = ++clock_;
   const SequenceId id = prefix.id;
@@ -104,6 +134,30 @@ void PrefixCache::Unpin(SequenceId id) {
   Entry& entry = entries_.at(id);
   APB_CHECK(entry.pins > 0);
   --entry.pins;
+}
+
+bool PrefixCache::Unkeep(SequenceId id) {
+  if (kept(id) == nullptr) return false;
+  entries_.at(id).prefix.kept = false;
+  Unpin(id);
+  return true;
+}
+
+const CachedPrefix* PrefixCache::kept(SequenceId id) const {
+  const auto found = entries_.find(id);
+  return found == entries_.end() || !found->second.prefix.kept ? nullptr : &found->second.prefix;
+}
+
+int64_t PrefixCache::HeldBlocks(int rank, std::optional<SequenceId> also) const {
+  std::set<SequenceId> held;
+  for (const auto& [id, entry] : entries_) {
+    if (!entry.prefix.kept && also != id) continue;
+    for (std::optional<SequenceId> at = id; at.has_value() && held.insert(*at).second;)
+      at = entries_.at(*at).prefix.parent;
+  }
+  int64_t blocks = 0;
+  for (const SequenceId id : held) blocks += entries_.at(id).prefix.own_blocks[rank];
+  return blocks;
 }
 
 std::optional<CachedPrefix> PrefixCache::Evict() {

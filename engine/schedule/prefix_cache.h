@@ -53,6 +53,7 @@ struct CachedPrefix {
   KvLayout layout;
   std::vector<int64_t> own_blocks;   // of each rank, those shared with `parent` not counted
   std::optional<SequenceId> parent;  // whose blocks it shares
+  bool kept = false;                 // a context: it stays until Unkeep
 };
 
 class PrefixCache {
@@ -66,16 +67,24 @@ class PrefixCache {
   };
   // The longest usable prefix of `tokens` whose KV was made by one of `makers`.
   Match Find(std::span<const int32_t> tokens, std::span<const std::string> makers);
+  // The same with the KV of `context` itself, or (`behind`) of a prefix that goes on from it.
+  Match FindFrom(SequenceId context, std::span<const int32_t> tokens, bool behind);
   // The parent, if any, is pinned already.
   void Insert(CachedPrefix prefix);
-  // A pinned prefix is not evicted: a sequence or another prefix shares its blocks.
+  // A pinned prefix is not evicted: it is kept, or a sequence or another prefix shares its blocks.
   void Pin(SequenceId id);
   void Unpin(SequenceId id);
+  // A kept prefix becomes one like all others. False: there is none with this id.
+  bool Unkeep(SequenceId id);
+  // Blocks of `rank` that cannot be given back while the kept prefixes and `also` are there.
+  int64_t HeldBlocks(int rank, std::optional<SequenceId> also = std::nullopt) const;
   // Forgets the prefix that was not used for longest and is not pinned.
   std::optional<CachedPrefix> Evict();
 
   size_t size() const { return entries_.size(); }
   bool contains(SequenceId id) const { return entries_.contains(id); }
+  // Null: there is none.
+  const CachedPrefix* kept(SequenceId id) const;
 
  private:
   struct Entry {
@@ -85,6 +94,7 @@ class PrefixCache {
     std::vector<uint64_t> hashes;  // of the first 1, 2, 3, ... chunks
   };
   static std::vector<uint64_t> Hashes(std::span<const int32_t> tokens, const std::string& maker);
+  bool GoesOnFrom(const CachedPrefix& prefix, SequenceId context) const;
 
   std::map<SequenceId, Entry> entries_;
   std::unordered_multimap<uint64_t, SequenceId> index_;

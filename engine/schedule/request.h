@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "absl/status/statusor.h"
 #include "engine/schedule/prefix_cache.h"
@@ -41,6 +42,10 @@ struct Request {
   bool exact = false;   // `auto` may choose exact strategies only
   bool chosen = false;  // set by ResolveRequest: spec.strategy was `auto`
   bool report_progress = false;
+  // The prompt's KV stays as a context when the request has ended, until the sequence is cancelled.
+  bool keep = false;
+  // The kept sequence whose tokens the prompt goes on from. What its KV was computed by applies.
+  std::optional<SequenceId> context;
 };
 
 // Tokens whose KV is there when the rows of the query begin: cached, or computed by a prefill.

@@ -28,15 +28,32 @@ void Scheduler::Submit(Request request, absl::Time now) {
                                                                 " requests with ", waiting_tokens_,
                                                                 " tokens wait")));
   }
+  if (absl::Status status = CheckContext(request); !status.ok()) return Reject(id, status);
   Sequence s;
   s.request = std::move(request);
   s.submitted = now;
   absl::StatusOr<KvLayout> layout = ResolveRequest(options_, s.request);
   if (!layout.ok()) return Reject(id, layout.status());
   s.fresh = *std::move(layout);
+  // It has its context, also if that is given up while it waits.
+  if (s.request.context.has_value()) prefixes_.Pin(*s.request.context);
   waiting_tokens_ += tokens;
   waiting_.push_back(id);
   sequences_.emplace(id, std::move(s));
+}
+
+absl::Status Scheduler::CheckContext(const Request& request) const {
+  if (request.keep && request.spec.sampling.max_tokens != 0)
+    return absl::InvalidArgumentError("a prompt that is kept as a context generates no tokens");
+  if (!request.context.has_value()) return absl::OkStatus();
+  const CachedPrefix* context = prefixes_.kept(*request.context);
+  if (context == nullptr)
+    return absl::NotFoundError("the context is not kept here any more; create it again");
+  const std::vector<int32_t>& own = context->tokens;
+  const std::vector<int32_t>& tokens = request.spec.tokens;
+  if (own.size() >= tokens.size() || !std::equal(own.begin(), own.end(), tokens.begin()))
+    return absl::InvalidArgumentError("the prompt does not go on from the context's tokens");
+  return absl::OkStatus();
 }
 
 void Scheduler::Reject(SequenceId id, absl::Status status) {
@@ -104,15 +121,16 @@ void Scheduler::ForgetPrefixes() {
   }
 }
 
-bool Scheduler::KeepAsPrefix(Sequence& s) {
+bool Scheduler::KeepAsPrefix(Sequence& s, bool kept) {
   SequenceSpec& spec = s.request.spec;
   const int64_t length = s.next_row;  // all rows below have run
-  if (!options_.prefix_cache || s.blocks.empty() || length < PrefixCache::kChunk ||
-      (s.state != State::kDecode && s.state != State::kQuery) || length < spec.query_begin ||
-      length > static_cast<int64_t>(spec.tokens.size())) {
+  const bool wanted = kept || (options_.prefix_cache && length >= PrefixCache::kChunk);
+  if (!wanted || s.blocks.empty() || (s.state != State::kDecode && s.state != State::kQuery) ||
+      length < spec.query_begin || length > static_cast<int64_t>(spec.tokens.size())) {
     return false;
   }
   CachedPrefix prefix{.id = spec.id, .maker = s.maker, .least = s.least};
+  prefix.kept = kept;
   prefix.tokens.assign(spec.tokens.begin(), spec.tokens.begin() + length);
   for (int r = 0; r < options_.ranks; ++r) {
     prefix.own_blocks.push_back(BlocksFor(s, r, length));
@@ -140,20 +158,29 @@ void Scheduler::StartFresh(Sequence& s) {
   spec.prefix_strategy.clear();
 }
 
-// Looks for KV that the prompt can start from. What is left is computed exactly, so it does not
-// matter what of it is document and what query: if it is long, all but the last token go through a
-// prefill that the ranks share, else all of it is rows that every rank computes.
-void Scheduler::UsePrefix(Sequence& s) {
-  SequenceSpec& spec = s.request.spec;
-  StartFresh(s);
-  if (!options_.prefix_cache) return;
+// KV that the prompt can start from: its context's, else what is like its own.
+PrefixCache::Match Scheduler::FindPrefix(const Sequence& s, bool search) {
+  const SequenceSpec& spec = s.request.spec;
+  if (s.request.context.has_value())
+    return prefixes_.FindFrom(*s.request.context, spec.tokens, search);
+  if (!options_.prefix_cache || !search) return {};
   std::vector<std::string> makers = {""};  // what is exact is good for all
   if (!s.maker.empty()) makers.push_back(s.maker);
-  const int64_t length = static_cast<int64_t>(spec.tokens.size());
   const PrefixCache::Match match = prefixes_.Find(spec.tokens, makers);
-  if (match.prefix == nullptr) return;
   // An approximate prefill of the whole may be less work than an exact one of most of it.
-  if (!attention::IsExact(spec.strategy) && 2 * match.length < length) return;
+  const bool most = 2 * match.length >= static_cast<int64_t>(spec.tokens.size());
+  return attention::IsExact(spec.strategy) || most ? match : PrefixCache::Match{};
+}
+
+// What is left is computed exactly, so it does not matter what of it is document and what query: if
+// it is long, all but the last token go through a prefill that the ranks share, else all of it is
+// rows that every rank computes.
+void Scheduler::UsePrefix(Sequence& s, bool search) {
+  SequenceSpec& spec = s.request.spec;
+  StartFresh(s);
+  const int64_t length = static_cast<int64_t>(spec.tokens.size());
+  const PrefixCache::Match match = FindPrefix(s, search);
+  if (match.prefix == nullptr) return;
   s.parent = spec.parent = match.prefix->id;
   spec.cached_tokens = match.length;
   s.maker = match.prefix->maker;
@@ -180,8 +207,13 @@ void Scheduler::UsePrefix(Sequence& s) {
 }
 
 void Scheduler::DropParent(Sequence& s) {
-  if (s.parent.has_value()) prefixes_.Unpin(*s.parent);
+  if (s.parent.has_value()) Unpin(*s.parent);
   s.parent.reset();
+}
+
+void Scheduler::Unpin(SequenceId prefix) {
+  prefixes_.Unpin(prefix);
+  if (!options_.prefix_cache) ForgetPrefixes();  // but for those that are pinned
 }
 
 // ---- admission, continued ----
@@ -189,14 +221,15 @@ void Scheduler::DropParent(Sequence& s) {
 // Takes the blocks for a waiting sequence's prompt, over a cached prefix if there is one.
 bool Scheduler::TakeRoom(Sequence& s) {
   const int64_t length = static_cast<int64_t>(s.request.spec.tokens.size()) + 1;
-  UsePrefix(s);
+  UsePrefix(s, /*search=*/true);
   if (Grow(s, length)) return true;
-  if (!s.parent.has_value()) return false;
   DropParent(s);
-  if (running() > 0) return false;  // they will give room back
-  // Nobody else has the room: it is the prefix, of which the prompt uses a part only.
-  StartFresh(s);
-  return Grow(s, length);
+  // Where nobody runs who will give room back, the prefix that was found has it, of which the prompt
+  // uses a part only.
+  UsePrefix(s, /*search=*/false);
+  if (running() == 0 && Grow(s, length)) return true;
+  DropParent(s);
+  return false;
 }
 
 void Scheduler::JoinBatch(Sequence& s, std::map<std::string, Batch>& open) {
@@ -217,7 +250,11 @@ void Scheduler::Admit(StepPlan& plan, absl::Time now) {
   while (!waiting_.empty()) {
     Sequence& s = sequences_.at(waiting_.front());
     const SequenceSpec& spec = s.request.spec;
-    if (!TakeRoom(s)) return;
+    if (!TakeRoom(s)) {
+      if (running() > 0 && FitsBesideContexts(s)) return;
+      RefuseForRoom(s, now);
+      continue;
+    }
     waiting_.pop_front();
     waiting_tokens_ -= static_cast<int64_t>(spec.tokens.size());
     const bool prefills = s.document_rows > 0;
@@ -234,6 +271,32 @@ void Scheduler::Admit(StepPlan& plan, absl::Time now) {
     }
     plan.admissions.push_back(spec);
   }
+}
+
+bool Scheduler::FitsBesideContexts(const Sequence& s) const {
+  const int64_t length = static_cast<int64_t>(s.request.spec.tokens.size()) + 1;
+  for (int r = 0; r < options_.ranks; ++r) {
+    const int64_t held = prefixes_.HeldBlocks(r, s.request.context);
+    if (BlocksFor(s, r, length) + held > options_.blocks_per_rank) return false;
+  }
+  return true;
+}
+
+// Only contexts can be in the way: ResolveRequest lets nothing pass that would not fit alone.
+void Scheduler::RefuseForRoom(Sequence& s, absl::Time now) {
+  if (s.generated > 0) return End(s, EndReason::kLength, now);  // preempted; the cache ends here
+  int64_t needed = 0, held = 0;
+  for (int r = 0; r < options_.ranks; ++r) {
+    const int64_t length = static_cast<int64_t>(s.request.spec.tokens.size()) + 1;
+    needed = std::max(needed, BlocksFor(s, r, length));
+    held = std::max(held, prefixes_.HeldBlocks(r, s.request.context));
+  }
+  End(s, EndReason::kRejected, now,
+      absl::ResourceExhaustedError(
+          absl::StrCat("the request needs room for ", needed * options_.block_size,
+                       " tokens on a rank, and contexts hold ", held * options_.block_size,
+                       " of the ", options_.blocks_per_rank * options_.block_size,
+                       " there; delete a context, or let one expire")));
 }
 
 // ---- steps ----
@@ -457,13 +520,17 @@ void Scheduler::End(Sequence& s, EndReason reason, absl::Time now, absl::Status 
     waiting_.erase(std::find(waiting_.begin(), waiting_.end(), id));
     waiting_tokens_ -= static_cast<int64_t>(s.request.spec.tokens.size());
   }
-  if (reason == EndReason::kFailed || !KeepAsPrefix(s)) ReleaseBlocks(s);
+  const bool kept = s.request.keep && reason == EndReason::kLength;
+  if (reason == EndReason::kFailed || !KeepAsPrefix(s, kept)) ReleaseBlocks(s);
+  const std::optional<SequenceId> context = s.request.context;
   sequences_.erase(id);
+  if (context.has_value()) Unpin(*context);
 }
 
 void Scheduler::Cancel(SequenceId id, absl::Time now) {
   auto found = sequences_.find(id);
-  if (found != sequences_.end()) End(found->second, EndReason::kCancelled, now);
+  if (found != sequences_.end()) return End(found->second, EndReason::kCancelled, now);
+  if (prefixes_.Unkeep(id) && !options_.prefix_cache) ForgetPrefixes();
 }
 
 std::vector<Event> Scheduler::TakeEvents() { return std::exchange(events_, {}); }

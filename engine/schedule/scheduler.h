@@ -10,6 +10,9 @@
 //   (gone)    ended, cancelled or rejected: its blocks are released, or stay as a cached prefix, at
 //             the beginning of the next step
 //
+// A request may ask that its KV is kept as a *context*: a cached prefix that stays until it is
+// cancelled, with or without a prefix cache. What can never fit beside the contexts is refused.
+//
 // A step is one batch of rows (query and decode rows of any number of sequences) and at most one
 // slice of layers of one document prefill. Short documents that are admitted in the same step are
 // one prefill, where their strategies allow it (CanBatch). A slice takes about `slice_seconds_busy` while others
@@ -78,7 +81,8 @@ class Scheduler {
   // Errors become an end event (kRejected) of the sequence: kInvalidArgument when it can never run,
   // kResourceExhausted when the queue is full.
   void Submit(Request request, absl::Time now);
-  // Unknown and ended ids are ignored.
+  // Ends the sequence; of one that has ended and is kept, the KV is kept no longer. Other ids are
+  // ignored.
   void Cancel(SequenceId id, absl::Time now);
   // The next step; may be empty when there is nothing to do. The one before must be complete.
   StepPlan NextStep(absl::Time now);
@@ -94,6 +98,8 @@ class Scheduler {
   // prefixes hold.
   int64_t used_blocks(int rank) const { return used_blocks_[rank] - cached_blocks_[rank]; }
   int64_t cached_blocks(int rank) const { return cached_blocks_[rank]; }
+  // Those of cached_blocks that stay because of contexts.
+  int64_t kept_blocks(int rank) const { return prefixes_.HeldBlocks(rank); }
   int64_t prompt_tokens_computed() const { return prompt_tokens_computed_; }
   int64_t preemptions() const { return preemptions_; }
 
@@ -130,12 +136,18 @@ class Scheduler {
   bool Grow(Sequence& s, int64_t length);
   bool EvictPrefix();
   void ReleaseBlocks(Sequence& s);
-  // The sequence's KV stays as a cached prefix, if it is whole.
-  bool KeepAsPrefix(Sequence& s);
+  // The sequence's KV stays as a cached prefix, if it is whole; `kept`: as a context.
+  bool KeepAsPrefix(Sequence& s, bool kept);
   void StartFresh(Sequence& s);
-  void UsePrefix(Sequence& s);
+  // `search`: else it starts from its context only, if it has one.
+  PrefixCache::Match FindPrefix(const Sequence& s, bool search);
+  void UsePrefix(Sequence& s, bool search);
   void DropParent(Sequence& s);
+  void Unpin(SequenceId prefix);
+  absl::Status CheckContext(const Request& request) const;
   bool TakeRoom(Sequence& s);
+  bool FitsBesideContexts(const Sequence& s) const;
+  void RefuseForRoom(Sequence& s, absl::Time now);
   void Admit(StepPlan& plan, absl::Time now);
   // Gives the prefill of a sequence that is admitted now to a batch of `open`, by strategy.
   struct Batch {

@@ -46,6 +46,8 @@ schedule::Request ToRequest(const cluster::v1::Submit& submit) {
                    .min_tokens = s.min_tokens()};
   request.exact = submit.exact();
   request.report_progress = submit.report_progress();
+  request.keep = submit.keep();
+  if (submit.context() != 0) request.context = SequenceId{submit.context()};
   return request;
 }
 
@@ -244,12 +246,15 @@ class Leader {
       if (!rank->ParseFromString(all[r]))
         return absl::DataLossError("statistics of a rank are damaged");
       // The pool does not know which of its blocks only a cached prefix holds.
-      const size_t context_rank = r / options_.tensor_parallel;
-      rank->set_kv_blocks_cached(scheduler_.cached_blocks(static_cast<int>(context_rank)));
-      rank->set_kv_blocks_used(rank->kv_blocks_used() - rank->kv_blocks_cached());
+      const int context_rank = static_cast<int>(r) / options_.tensor_parallel;
+      const int64_t cached = scheduler_.cached_blocks(context_rank);
+      rank->set_kv_blocks_used(rank->kv_blocks_used() - cached);
+      rank->set_kv_blocks_pinned(scheduler_.kept_blocks(context_rank));
+      rank->set_kv_blocks_cached(cached - rank->kv_blocks_pinned());
       // The ranks of a tensor group hold the heads of the same tokens.
       if (r % options_.tensor_parallel == 0)
-        stats->set_kv_blocks_used(stats->kv_blocks_used() + rank->kv_blocks_used());
+        stats->set_kv_blocks_used(stats->kv_blocks_used() + rank->kv_blocks_used() +
+                                  rank->kv_blocks_pinned());
     }
     channel_->Send(message);
     return absl::OkStatus();

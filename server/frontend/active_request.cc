@@ -25,6 +25,8 @@ absl::Status StatusOfEnd(const cluster::v1::SequenceEnd& end) {
   if (code == absl::StatusCode::kOk) code = absl::StatusCode::kInternal;
   if (message.empty()) message = "the worker gave no reason";
   absl::Status status(code, message);
+  if (code == absl::StatusCode::kNotFound)
+    status = WithErrorCode(std::move(status), "context_not_found");
   const bool later =
       code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kResourceExhausted;
   return later ? WithRetryAfter(std::move(status), 2) : status;
@@ -38,11 +40,14 @@ uint64_t RandomSeed() {
 }  // namespace
 
 ActiveRequest::ActiveRequest(Frontend& frontend, CanonicalRequest request,
+                             std::shared_ptr<const Context> context,
                              std::shared_ptr<EventSink> sink, int64_t waiting_ahead)
     : frontend_(frontend),
       request_(std::move(request)),
+      context_(std::move(context)),
       sink_(std::move(sink)),
-      waiting_ahead_(waiting_ahead) {}
+      waiting_ahead_(waiting_ahead),
+      has_place_(request_.create_context) {}
 
 void ActiveRequest::Cancel() {
   absl::MutexLock lock(&mutex_);
@@ -61,12 +66,27 @@ void ActiveRequest::Prepare() {
     if (state_ == State::kDone) return;  // cancelled while it waited for the pool
   }
   const absl::Time begin = absl::Now();
-  absl::StatusOr<text::PromptSplit> prompt = frontend_.text_model().Prepare(request_);
+  Context created;
+  const absl::StatusOr<text::PromptSplit> prompt = PrepareText(created);
   frontend_.metrics().TextWork(absl::ToDoubleSeconds(absl::Now() - begin));
   absl::MutexLock lock(&mutex_);
   if (state_ == State::kDone) return;
-  const absl::Status status = prompt.ok() ? Submit(*std::move(prompt)) : prompt.status();
+  created_ = std::move(created);
+  const absl::Status status = prompt.ok() ? Submit(*prompt) : prompt.status();
   if (!status.ok()) FailLocked(status);
+}
+
+absl::StatusOr<text::PromptSplit> ActiveRequest::PrepareText(Context& created) const {
+  const TextModel& model = frontend_.text_model();
+  if (!request_.create_context) return model.Prepare(request_, context_.get());
+  const int64_t ttl =
+      std::min(ContextStore::kDefaultTtlSeconds, frontend_.contexts().options().max_ttl_seconds);
+  created.id = absl::StrCat("ctx-", NewRequestId());
+  created.created = absl::Now();
+  created.ttl = absl::Seconds(request_.ttl_seconds.value_or(ttl));
+  created.apb = request_.apb;
+  APB_RETURN_IF_ERROR(model.PrepareContext(request_, created));
+  return created.prompt;
 }
 
 cluster::v1::SamplingSpec ActiveRequest::MakeSampling(int64_t max_tokens) const {
@@ -90,32 +110,29 @@ cluster::v1::SamplingSpec ActiveRequest::MakeSampling(int64_t max_tokens) const 
   return spec;
 }
 
-absl::Status ActiveRequest::Submit(text::PromptSplit prompt) {
-  prompt_tokens_ = static_cast<int64_t>(prompt.tokens.size());
-  if (prompt_tokens_ == 0) return InvalidField("prompt", "has no tokens");
-  APB_ASSIGN_OR_RETURN(const int64_t budget,
-                       CompletionBudget(request_, prompt_tokens_, frontend_.max_model_len()));
-  APB_RETURN_IF_ERROR(frontend_.load_.AddTokens(prompt_tokens_));
-  waiting_tokens_ = prompt_tokens_;
-
-  cluster::v1::Submit submit;
-  *submit.mutable_sampling() = MakeSampling(budget);
-  TokenStreamOptions stream_options;
-  stream_options.stop_strings = request_.sampling.stop;
-  stream_options.stop_tokens.assign(submit.sampling().stop_tokens().begin(),
-                                    submit.sampling().stop_tokens().end());
-  stream_options.include_stop_string = request_.sampling.include_stop_string;
-  stream_options.skip_special_tokens = request_.sampling.skip_special_tokens;
-  stream_options.logprobs = request_.sampling.logprobs.has_value();
-  APB_ASSIGN_OR_RETURN(auto stream, TokenStream::Create(frontend_.text_model().tokenizer(),
-                                                        std::move(stream_options)));
+absl::Status ActiveRequest::StartTokenStream(const cluster::v1::SamplingSpec& sampling) {
+  TokenStreamOptions options;
+  options.stop_strings = request_.sampling.stop;
+  options.stop_tokens.assign(sampling.stop_tokens().begin(), sampling.stop_tokens().end());
+  options.include_stop_string = request_.sampling.include_stop_string;
+  options.skip_special_tokens = request_.sampling.skip_special_tokens;
+  options.logprobs = request_.sampling.logprobs.has_value();
+  APB_ASSIGN_OR_RETURN(auto stream,
+                       TokenStream::Create(frontend_.text_model().tokenizer(), std::move(options)));
   stream_.emplace(std::move(stream));
+  return absl::OkStatus();
+}
 
+cluster::v1::Submit ActiveRequest::MakeSubmit(const text::PromptSplit& prompt,
+                                              int64_t budget) const {
+  cluster::v1::Submit submit;
+  const int64_t length = static_cast<int64_t>(prompt.tokens.size());
+  *submit.mutable_sampling() = MakeSampling(budget);
   submit.mutable_tokens()->Add(prompt.tokens.begin(), prompt.tokens.end());
-  submit.set_query_begin(std::clamp<int64_t>(prompt.query_begin, 0, prompt_tokens_ - 1));
+  submit.set_query_begin(std::clamp<int64_t>(prompt.query_begin, 0, length - 1));
   submit.set_query_insert_position(prompt.query_insert_position);
   submit.mutable_embedded_query()->Add(prompt.embedded_query.begin(), prompt.embedded_query.end());
-  const ApbOptions& apb = request_.apb;
+  const ApbOptions& apb = context_ != nullptr ? context_->apb : request_.apb;
   submit.set_strategy(apb.strategy.empty() ? frontend_.options().default_strategy : apb.strategy);
   submit.set_compressor(apb.compressor);
   submit.set_anchor_length(static_cast<int32_t>(apb.anchor_length.value_or(-1)));
@@ -124,14 +141,29 @@ absl::Status ActiveRequest::Submit(text::PromptSplit prompt) {
   submit.set_exact(apb.exact);
   submit.set_report_progress(
       true);  // the first report ends the waiting, also where the client wants none
+  submit.set_keep(request_.create_context);
+  if (context_ != nullptr) submit.set_context(context_->sequence);
+  return submit;
+}
 
-  group_ = frontend_.groups_.Pick(prompt_tokens_ + budget);
+absl::Status ActiveRequest::Submit(const text::PromptSplit& prompt) {
+  prompt_tokens_ = static_cast<int64_t>(prompt.tokens.size());
+  if (prompt_tokens_ == 0) return InvalidField("prompt", "has no tokens");
+  APB_ASSIGN_OR_RETURN(const int64_t budget,
+                       CompletionBudget(request_, prompt_tokens_, frontend_.max_model_len()));
+  APB_RETURN_IF_ERROR(frontend_.load_.AddTokens(prompt_tokens_));
+  waiting_tokens_ = prompt_tokens_;
+  cluster::v1::Submit submit = MakeSubmit(prompt, budget);
+  APB_RETURN_IF_ERROR(StartTokenStream(submit.sampling()));
+
+  group_ = context_ != nullptr ? context_->group : frontend_.groups_.Pick(prompt_tokens_ + budget);
   if (group_ == nullptr) {
     return WithRetryAfter(absl::UnavailableError("no worker group is ready"), 2);
   }
   state_ = State::kWaiting;
   submitted_ = absl::Now();
   sink_->OnEvent(Queued{.position = waiting_ahead_, .prompt_tokens = prompt_tokens_});
+  created_.group = group_;
   APB_ASSIGN_OR_RETURN(sequence_, group_->Submit(std::move(submit), shared_from_this()));
   return absl::OkStatus();
 }
@@ -190,7 +222,11 @@ void ActiveRequest::OnToken(const cluster::v1::TokenEvent& token) {
 
 void ActiveRequest::OnEnd(const cluster::v1::SequenceEnd& end) {
   absl::MutexLock lock(&mutex_);
-  if (state_ == State::kDone) return;
+  if (state_ == State::kDone) {
+    // Cancelled while these words were on their way: nobody else gives up what is kept now.
+    if (request_.create_context) created_.group->Release(sequence_);
+    return;
+  }
   group_ = nullptr;  // there is nothing left to cancel
   strategy_ = end.strategy();
   const bool by_stop = end.reason() == cluster::v1::END_REASON_STOP_TOKEN;
@@ -198,6 +234,7 @@ void ActiveRequest::OnEnd(const cluster::v1::SequenceEnd& end) {
     FailLocked(StatusOfEnd(end));
     return;
   }
+  if (request_.create_context) return KeepContext(end);
   if (std::string rest = stream_->Flush(); !rest.empty()) {
     TokenChunk chunk;
     chunk.text = std::move(rest);
@@ -210,6 +247,23 @@ void ActiveRequest::OnEnd(const cluster::v1::SequenceEnd& end) {
             .queue_seconds = end.queue_seconds(),
             .prefill_seconds = end.prefill_seconds(),
             .decode_seconds = end.decode_seconds()});
+}
+
+void ActiveRequest::KeepContext(const cluster::v1::SequenceEnd& end) {
+  created_.cached_tokens = end.cached_tokens();
+  created_.strategy = end.strategy();
+  created_.prefill_seconds = end.prefill_seconds();
+  created_.sequence = sequence_;
+  cached_tokens_ = end.cached_tokens();
+  has_place_ = false;
+  if (!sink_->OnEvent(frontend_.contexts().Add(std::move(created_)))) {
+    frontend_.metrics().SlowReader();
+  }
+  Finish("ok",
+         {.strategy = end.strategy(),
+          .queue_seconds = end.queue_seconds(),
+          .prefill_seconds = end.prefill_seconds()},
+         "context");
 }
 
 void ActiveRequest::OnLost(const std::string& why) {
@@ -242,6 +296,8 @@ void ActiveRequest::Finish(std::string_view outcome, const Completed& completed,
                            std::string_view detail) {
   if (group_ != nullptr && sequence_ != 0) group_->Cancel(sequence_);
   group_ = nullptr;
+  if (has_place_) frontend_.contexts().Unreserve();
+  has_place_ = false;
   if (state_ == State::kRunning) {
     frontend_.load_.LeaveRunning();
   } else {

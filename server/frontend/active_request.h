@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/frontend/canonical_request.h"
+#include "server/frontend/context.h"
 #include "server/frontend/events.h"
 #include "server/frontend/token_stream.h"
 #include "server/frontend/worker_group.h"
@@ -24,7 +25,9 @@ class Frontend;
 
 class ActiveRequest : public SequenceListener, public std::enable_shared_from_this<ActiveRequest> {
  public:
-  ActiveRequest(Frontend& frontend, CanonicalRequest request, std::shared_ptr<EventSink> sink,
+  // `context`: what the request goes on from, or null (shared with the store, which may drop it).
+  ActiveRequest(Frontend& frontend, CanonicalRequest request,
+                std::shared_ptr<const Context> context, std::shared_ptr<EventSink> sink,
                 int64_t waiting_ahead);
 
   // The client is gone: no event follows, the worker stops at the next step border. Idempotent.
@@ -45,7 +48,13 @@ class ActiveRequest : public SequenceListener, public std::enable_shared_from_th
   // Text: on the pool. Waiting: at the worker. Running: the worker has reported work. Done.
   enum class State { kText, kWaiting, kRunning, kDone };
 
-  absl::Status Submit(text::PromptSplit prompt) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The text work; `created` is filled for a request that creates a context.
+  absl::StatusOr<text::PromptSplit> PrepareText(Context& created) const;
+  absl::Status Submit(const text::PromptSplit& prompt) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  cluster::v1::Submit MakeSubmit(const text::PromptSplit& prompt, int64_t budget) const;
+  absl::Status StartTokenStream(const cluster::v1::SamplingSpec& sampling)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void KeepContext(const cluster::v1::SequenceEnd& end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   cluster::v1::SamplingSpec MakeSampling(int64_t max_tokens) const;
   void StartRunning() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Emit(Event event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -57,11 +66,14 @@ class ActiveRequest : public SequenceListener, public std::enable_shared_from_th
 
   Frontend& frontend_;
   const CanonicalRequest request_;
+  const std::shared_ptr<const Context> context_;
   const std::shared_ptr<EventSink> sink_;
   const int64_t waiting_ahead_;
 
   absl::Mutex mutex_;
   State state_ ABSL_GUARDED_BY(mutex_) = State::kText;
+  Context created_ ABSL_GUARDED_BY(mutex_);  // of a request that creates a context
+  bool has_place_ ABSL_GUARDED_BY(mutex_);   // reserved in the store for created_
   std::shared_ptr<WorkerGroup> group_ ABSL_GUARDED_BY(mutex_);
   uint64_t sequence_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<TokenStream> stream_ ABSL_GUARDED_BY(mutex_);

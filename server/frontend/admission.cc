@@ -175,7 +175,31 @@ absl::Status CheckRequest(const CanonicalRequest& request, const Limits& limits)
   }
   APB_RETURN_IF_ERROR(CheckSampling(request.sampling, limits));
   APB_RETURN_IF_ERROR(CheckApb(request.apb));
+  APB_RETURN_IF_ERROR(
+      CheckRange("ttl_seconds", request.ttl_seconds, 1, limits.max_context_ttl_seconds));
   return std::visit(InputCheck{limits}, request.input);
+}
+
+absl::Status CheckContextOptions(const ApbOptions& asked, const ApbOptions& context,
+                                 const std::string& strategy) {
+  const auto differs = [](std::string_view field) {
+    return InvalidField(field, "contradicts the context, whose options apply; leave it out");
+  };
+  const bool same = asked.strategy == context.strategy || asked.strategy == strategy;
+  if (!asked.strategy.empty() && asked.strategy != "auto" && !same) return differs("apb.strategy");
+  if (!asked.compressor.empty() && asked.compressor != context.compressor)
+    return differs("apb.compressor");
+  if (asked.anchor_length && asked.anchor_length != context.anchor_length)
+    return differs("apb.anchor_length");
+  if (asked.passing_length && asked.passing_length != context.passing_length)
+    return differs("apb.passing_length");
+  if (asked.hosts && asked.hosts != context.hosts) return differs("apb.hosts");
+  if (asked.exact && (strategy == "apb" || strategy == "star")) return differs("apb.exact");
+  if (asked.query) {
+    return InvalidField("apb.query",
+                        "the document is computed already; give it when creating the context");
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<int64_t> CompletionBudget(const CanonicalRequest& request, int64_t prompt_tokens,
@@ -183,6 +207,7 @@ absl::StatusOr<int64_t> CompletionBudget(const CanonicalRequest& request, int64_
   const std::string_view input_field = request.api == Api::kChat ? "messages" : "prompt";
   const int64_t left = max_model_len - prompt_tokens;
   if (left < 1) return ContextExceeded(input_field, prompt_tokens, 1, max_model_len);
+  if (request.create_context) return 0;
   if (request.sampling.max_tokens.has_value()) {
     if (*request.sampling.max_tokens > left) {
       return ContextExceeded("max_tokens", prompt_tokens, *request.sampling.max_tokens,

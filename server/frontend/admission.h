@@ -26,12 +26,19 @@ struct Limits {
   int64_t max_token_bytes = 256;  // longest token of the vocabulary
   int64_t max_input_bytes = 64 << 20;
   int32_t vocab_size = 0;
+  int64_t max_context_ttl_seconds = 0;
 };
 
 // Checks all that can be checked before tokenization. Errors name the field.
 absl::Status CheckRequest(const CanonicalRequest& request, const Limits& limits);
 
-// The number of tokens that may be generated for a prompt of that length; kInvalidArgument with
+// What a request that goes on from a context may say of context parallelism: nothing, or what the
+// context was made with, where `strategy` is what was used. Errors name the field.
+absl::Status CheckContextOptions(const ApbOptions& asked, const ApbOptions& context,
+                                 const std::string& strategy);
+
+// The number of tokens that may be generated for a prompt of that length (none by a request that
+// creates a context); kInvalidArgument with
 // code context_length_exceeded when prompt and completion do not fit.
 absl::StatusOr<int64_t> CompletionBudget(const CanonicalRequest& request, int64_t prompt_tokens,
                                          int64_t max_model_len);

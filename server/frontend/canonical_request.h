@@ -82,6 +82,11 @@ struct CanonicalRequest {
   std::variant<TextInput, TokenInput, ChatInput> input;
   Sampling sampling;
   ApbOptions apb;
+  // The context that the prompt goes on from.
+  std::optional<std::string> context;
+  // Keep the prompt's KV as a context instead of generating; `apb.query` is a guess then.
+  bool create_context = false;
+  std::optional<int64_t> ttl_seconds;  // of the context
   bool report_progress = false;
   absl::Time arrival = absl::Now();
 };

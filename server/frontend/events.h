@@ -1,5 +1,6 @@
 // What happens to a request, in the order in which a client learns it: at most one Queued, any
-// number of Progress, any number of TokenChunk, then exactly one Completed or Failed.
+// number of Progress, any number of TokenChunk, then exactly one Completed, ContextInfo (of a request
+// that creates a context) or Failed.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 
 namespace apb::frontend {
 
@@ -56,11 +58,24 @@ struct Completed {
   double decode_seconds = 0;
 };
 
+// What clients see of a context.
+struct ContextInfo {
+  std::string id;
+  absl::Time created;
+  absl::Time expires_at;
+  absl::Duration ttl;
+  bool is_lost = false;
+  int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;
+  std::string strategy;
+  double prefill_seconds = 0;
+};
+
 struct Failed {
   absl::Status status;
 };
 
-using Event = std::variant<Queued, Progress, TokenChunk, Completed, Failed>;
+using Event = std::variant<Queued, Progress, TokenChunk, Completed, ContextInfo, Failed>;
 
 // Receives the events of one request, one at a time, from any thread. Must not block and must not
 // call the request back. False means that the client is gone or too slow: the request is cancelled,

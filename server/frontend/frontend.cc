@@ -33,6 +33,7 @@ Frontend::Frontend(FrontendOptions options, const TextModel& text_model, GroupRe
       groups_(groups),
       metrics_(metrics),
       load_(options_.queue, metrics),
+      contexts_(options_.contexts, metrics),
       pool_(options_.text_threads, options_.max_text_tasks) {}
 
 Frontend::~Frontend() {
@@ -53,7 +54,8 @@ Limits Frontend::limits() const {
           .max_model_len = max_model_len(),
           .max_token_bytes = text_model_.tokenizer().max_token_bytes(),
           .max_input_bytes = options_.max_input_bytes,
-          .vocab_size = text_model_.vocab_size()};
+          .vocab_size = text_model_.vocab_size(),
+          .max_context_ttl_seconds = options_.contexts.max_ttl_seconds};
 }
 
 absl::Status Frontend::Admit(const CanonicalRequest& request, int64_t* waiting_ahead) {
@@ -64,19 +66,32 @@ absl::Status Frontend::Admit(const CanonicalRequest& request, int64_t* waiting_a
   if (!groups_.ready()) {
     return WithRetryAfter(absl::UnavailableError("no worker group is ready; try again later"), 2);
   }
-  return load_.Arrive(waiting_ahead);
+  APB_RETURN_IF_ERROR(load_.Arrive(waiting_ahead));
+  absl::Status place = request.create_context ? contexts_.Reserve() : absl::OkStatus();
+  if (!place.ok()) load_.LeaveWaiting(0);
+  return place;
+}
+
+absl::StatusOr<std::shared_ptr<const Context>> Frontend::UseContext(
+    const CanonicalRequest& request) {
+  if (!request.context.has_value()) return nullptr;
+  APB_ASSIGN_OR_RETURN(std::shared_ptr<const Context> context, contexts_.Use(*request.context));
+  APB_RETURN_IF_ERROR(CheckContextOptions(request.apb, context->apb, context->strategy));
+  return context;
 }
 
 absl::StatusOr<std::shared_ptr<ActiveRequest>> Frontend::Start(CanonicalRequest request,
                                                                std::shared_ptr<EventSink> sink) {
   int64_t waiting_ahead = 0;
-  if (absl::Status status = Admit(request, &waiting_ahead); !status.ok()) {
+  absl::StatusOr<std::shared_ptr<const Context>> context = UseContext(request);
+  const absl::Status status = context.ok() ? Admit(request, &waiting_ahead) : context.status();
+  if (!status.ok()) {
     metrics_.RequestRejected(RejectionReason(status));
     metrics_.RequestFinished({.outcome = "rejected"});
     return status;
   }
-  auto active =
-      std::make_shared<ActiveRequest>(*this, std::move(request), std::move(sink), waiting_ahead);
+  auto active = std::make_shared<ActiveRequest>(*this, std::move(request), *std::move(context),
+                                                std::move(sink), waiting_ahead);
   {
     absl::MutexLock lock(&mutex_);
     requests_[active.get()] = active;

@@ -14,6 +14,7 @@
 #include "server/frontend/active_request.h"
 #include "server/frontend/admission.h"
 #include "server/frontend/canonical_request.h"
+#include "server/frontend/context_store.h"
 #include "server/frontend/events.h"
 #include "server/frontend/group_registry.h"
 #include "server/frontend/load_account.h"
@@ -28,6 +29,7 @@ struct FrontendOptions {
   int64_t max_model_len = 0;  // 0: what the model and the groups allow
   int64_t max_input_bytes = 64 << 20;
   LoadAccount::Limits queue;
+  ContextStore::Options contexts;
   std::string default_strategy = "auto";
   int text_threads = 2;
   size_t max_text_tasks = 512;
@@ -71,12 +73,15 @@ class Frontend {
   int64_t start_seconds() const { return start_seconds_; }
   const TextModel& text_model() const { return text_model_; }
   const GroupRegistry& groups() const { return groups_; }
+  ContextStore& contexts() { return contexts_; }
   const LoadAccount& load() const { return load_; }
   observability::Metrics& metrics() const { return metrics_; }
 
  private:
   friend class ActiveRequest;
   absl::Status Admit(const CanonicalRequest& request, int64_t* waiting_ahead);
+  // The context that the request goes on from; null: none.
+  absl::StatusOr<std::shared_ptr<const Context>> UseContext(const CanonicalRequest& request);
   void Forget(const ActiveRequest* request);
 
   const FrontendOptions options_;
@@ -85,6 +90,7 @@ class Frontend {
   GroupRegistry& groups_;
   observability::Metrics& metrics_;
   LoadAccount load_;
+  ContextStore contexts_;
   mutable absl::Mutex mutex_;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   absl::flat_hash_map<const ActiveRequest*, std::weak_ptr<ActiveRequest>> requests_

@@ -74,6 +74,7 @@ void GroupRegistry::OnStats(WorkerGroup& group, const cluster::v1::GroupStats& s
     to.kv_blocks_used = rank.kv_blocks_used();
     to.kv_blocks_total = rank.kv_blocks_total();
     to.kv_blocks_cached = rank.kv_blocks_cached();
+    to.kv_blocks_pinned = rank.kv_blocks_pinned();
     to.phase_seconds.assign(rank.phase_seconds().begin(), rank.phase_seconds().end());
     for (const auto& [operation, bytes] : rank.collective_bytes()) {
       to.collective_bytes.emplace_back(operation, static_cast<double>(bytes));

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "engine/base/fingerprint.h"
@@ -29,6 +30,30 @@ void AddTokenIds(const nlohmann::json& object, std::vector<int32_t>* ids) {
   for (const auto& id : list) {
     if (id.is_number_integer()) ids->push_back(id.get<int32_t>());
   }
+}
+
+// The splitter knows no statuses with fields; what it says of the query begins with the query's name.
+absl::Status WithQueryField(const absl::Status& status) {
+  absl::string_view problem = status.message();
+  if (!absl::IsInvalidArgument(status) || !absl::ConsumePrefix(&problem, "apb.query "))
+    return status;
+  return InvalidField("apb.query", base::StdView(problem));
+}
+
+// The conversation that a context and the messages behind it make. A user who goes on where a user
+// has ended writes in the same message: many templates refuse two of them in a row.
+ChatInput Join(const ChatInput& context, const ChatInput& more) {
+  ChatInput joined = more;
+  joined.messages = context.messages;
+  auto next = more.messages.begin();
+  if (joined.messages.back().role == "user" && next->role == "user") {
+    joined.messages.back().content += "\n\n" + next->content;
+    ++next;
+  }
+  joined.messages.insert(joined.messages.end(), next, more.messages.end());
+  joined.template_arguments = context.template_arguments;
+  joined.template_arguments.update(more.template_arguments);
+  return joined;
 }
 
 }  // namespace
@@ -84,7 +109,8 @@ absl::StatusOr<std::unique_ptr<TextModel>> TextModel::Load(const std::string& fo
   return model;
 }
 
-absl::StatusOr<text::RenderedPrompt> TextModel::Render(const ChatInput& input) const {
+absl::StatusOr<text::RenderedPrompt> TextModel::Render(const ChatInput& input,
+                                                       std::optional<absl::Time> now) const {
   if (chat_template_ == nullptr) {
     return InvalidField("messages", "this model has no chat template; use /v1/completions");
   }
@@ -98,6 +124,7 @@ absl::StatusOr<text::RenderedPrompt> TextModel::Render(const ChatInput& input) c
   options.add_generation_prompt = input.add_generation_prompt;
   if (!input.template_arguments.empty()) options.kwargs = text::Json(input.template_arguments);
   options.special_tokens = tokenizer_->special_tokens();
+  options.now = now;
   auto rendered = chat_template_->Render(messages, options);
   if (!rendered.ok() && absl::IsInvalidArgument(rendered.status())) {
     return InvalidField("messages", base::StdView(rendered.status().message()));
@@ -105,15 +132,18 @@ absl::StatusOr<text::RenderedPrompt> TextModel::Render(const ChatInput& input) c
   return rendered;
 }
 
-absl::StatusOr<text::PromptSplit> TextModel::Prepare(const CanonicalRequest& request) const {
-  absl::StatusOr<text::PromptSplit> split = Split(request);
-  // The splitter knows no statuses with fields; what it says of the query begins with the query's
-  // name.
-  absl::string_view problem = split.status().message();
-  if (absl::IsInvalidArgument(split.status()) && absl::ConsumePrefix(&problem, "apb.query ")) {
-    return InvalidField("apb.query", base::StdView(problem));
-  }
-  return split;
+absl::StatusOr<text::PromptSplit> TextModel::Prepare(const CanonicalRequest& request,
+                                                     const Context* context) const {
+  absl::StatusOr<text::PromptSplit> split =
+      context != nullptr ? GoOnFrom(*context, request) : Split(request);
+  return split.ok() ? std::move(split) : WithQueryField(split.status());
+}
+
+absl::Status TextModel::PrepareContext(const CanonicalRequest& request, Context& context) const {
+  absl::StatusOr<text::PromptSplit> split = SplitContext(request, context);
+  if (!split.ok()) return WithQueryField(split.status());
+  context.prompt = *std::move(split);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<text::PromptSplit> TextModel::Split(const CanonicalRequest& request) const {
@@ -121,15 +151,66 @@ absl::StatusOr<text::PromptSplit> TextModel::Split(const CanonicalRequest& reque
     APB_ASSIGN_OR_RETURN(const text::RenderedPrompt rendered, Render(*chat));
     return text::SplitChatPrompt(*tokenizer_, rendered, request.apb.query);
   }
-  text::PlainPromptOptions options;
-  options.query = request.apb.query;
-  options.end_of_turn_ids = stop_tokens_;
+  const text::PlainPromptOptions options = PlainOptions(request);
   if (const auto* tokens = std::get_if<TokenInput>(&request.input)) {
     return text::SplitTokenPrompt(*tokenizer_, tokens->ids, options);
   }
-  const auto& plain = std::get<TextInput>(request.input);
-  options.add_special_tokens = plain.add_special_tokens;
-  return text::SplitPlainPrompt(*tokenizer_, plain.text, options);
+  return text::SplitPlainPrompt(*tokenizer_, std::get<TextInput>(request.input).text, options);
+}
+
+text::PlainPromptOptions TextModel::PlainOptions(const CanonicalRequest& request) const {
+  const auto* plain = std::get_if<TextInput>(&request.input);
+  return {.add_special_tokens = plain != nullptr && plain->add_special_tokens,
+          .query = request.apb.query,
+          .end_of_turn_ids = stop_tokens_};
+}
+
+absl::StatusOr<text::PromptSplit> TextModel::SplitContext(const CanonicalRequest& request,
+                                                          Context& context) const {
+  const text::PlainPromptOptions options = PlainOptions(request);
+  if (const auto* tokens = std::get_if<TokenInput>(&request.input)) {
+    return text::SplitTokenContext(*tokenizer_, tokens->ids, options);
+  }
+  if (const auto* plain = std::get_if<TextInput>(&request.input)) {
+    return text::SplitPlainContext(*tokenizer_, plain->text, options);
+  }
+  ChatInput chat = std::get<ChatInput>(request.input);
+  chat.add_generation_prompt = false;
+  // More may follow in the last message, and templates cut blanks at its end only.
+  absl::StripTrailingAsciiWhitespace(&chat.messages.back().content);
+  APB_ASSIGN_OR_RETURN(const text::RenderedPrompt rendered, Render(chat, context.created));
+  const absl::StatusOr<std::string_view> text = text::ContextText(rendered);
+  if (!text.ok()) return InvalidField("messages", base::StdView(text.status().message()));
+  context.chat = std::move(chat);
+  context.text = *text;
+  return text::SplitChatContext(*tokenizer_, rendered, *text, request.apb.query);
+}
+
+absl::StatusOr<text::PromptSplit> TextModel::GoOnFrom(const Context& context,
+                                                      const CanonicalRequest& request) const {
+  text::PromptSplit split = context.prompt;  // the document is the context's
+  if (const auto* more = std::get_if<TokenInput>(&request.input)) {
+    split.tokens.insert(split.tokens.end(), more->ids.begin(), more->ids.end());
+    return split;
+  }
+  if (const auto* more = std::get_if<TextInput>(&request.input)) {
+    APB_RETURN_IF_ERROR(
+        text::AppendPlain(*tokenizer_, more->text, PlainOptions(request), split.tokens));
+    return split;
+  }
+  if (!context.chat.has_value()) {
+    return InvalidField("context", "was made of a prompt, not of messages; use /v1/completions");
+  }
+  APB_ASSIGN_OR_RETURN(
+      const text::RenderedPrompt rendered,
+      Render(Join(*context.chat, std::get<ChatInput>(request.input)), context.created));
+  if (!rendered.text.starts_with(context.text)) {
+    return InvalidField("messages",
+                        "with these messages the chat template renders the context's differently; "
+                        "send all messages without a context");
+  }
+  APB_RETURN_IF_ERROR(text::AppendChat(*tokenizer_, rendered, context.text.size(), split.tokens));
+  return split;
 }
 
 absl::StatusOr<std::vector<int32_t>> TextModel::Encode(const CanonicalRequest& request) const {

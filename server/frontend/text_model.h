@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "server/frontend/canonical_request.h"
+#include "server/frontend/context.h"
 #include "server/text/chat_template.h"
 #include "server/text/document_splitter.h"
 #include "server/text/tokenizer.h"
@@ -22,7 +23,11 @@ class TextModel {
   static absl::StatusOr<std::unique_ptr<TextModel>> Load(const std::string& folder);
 
   // Template, tokens and the border between document and query. The slow part of a request.
-  absl::StatusOr<text::PromptSplit> Prepare(const CanonicalRequest& request) const;
+  // `context`: what it goes on from, or null.
+  absl::StatusOr<text::PromptSplit> Prepare(const CanonicalRequest& request,
+                                            const Context* context) const;
+  // The same for a request that creates a context; fills what the text decides of that one.
+  absl::Status PrepareContext(const CanonicalRequest& request, Context& context) const;
   // The tokens alone.
   absl::StatusOr<std::vector<int32_t>> Encode(const CanonicalRequest& request) const;
 
@@ -38,8 +43,15 @@ class TextModel {
  private:
   TextModel() = default;
   absl::Status ReadConfig(const std::string& folder);
-  absl::StatusOr<text::RenderedPrompt> Render(const ChatInput& input) const;
+  // `now`: what a template that prints the date takes for it.
+  absl::StatusOr<text::RenderedPrompt> Render(const ChatInput& input,
+                                              std::optional<absl::Time> now = std::nullopt) const;
   absl::StatusOr<text::PromptSplit> Split(const CanonicalRequest& request) const;
+  absl::StatusOr<text::PromptSplit> GoOnFrom(const Context& context,
+                                             const CanonicalRequest& request) const;
+  absl::StatusOr<text::PromptSplit> SplitContext(const CanonicalRequest& request,
+                                                 Context& context) const;
+  text::PlainPromptOptions PlainOptions(const CanonicalRequest& request) const;
 
   std::unique_ptr<text::Tokenizer> tokenizer_;
   std::unique_ptr<text::ChatTemplate> chat_template_;  // null: the checkpoint has none

@@ -28,7 +28,10 @@ absl::StatusOr<uint64_t> WorkerGroup::Submit(cluster::v1::Submit submit,
 }
 
 void WorkerGroup::Cancel(uint64_t sequence) {
-  if (Take(sequence) == nullptr) return;
+  if (Take(sequence) != nullptr) Release(sequence);
+}
+
+void WorkerGroup::Release(uint64_t sequence) {
   cluster::v1::ToWorker message;
   message.mutable_cancel()->set_sequence(sequence);
   connection_->Send(std::move(message));

@@ -46,6 +46,8 @@ class WorkerGroup {
                                   std::shared_ptr<SequenceListener> listener);
   // The listener hears nothing more. Idempotent.
   void Cancel(uint64_t sequence);
+  // Gives up the KV of a sequence that was submitted with `keep` and has ended.
+  void Release(uint64_t sequence);
 
   // Everything but hello, stats and leaving goes to the listeners.
   void OnMessage(const cluster::v1::FromWorker& message);

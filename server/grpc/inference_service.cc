@@ -14,6 +14,7 @@
 #include "engine/base/string_view.h"
 #include "server/frontend/api_keys.h"
 #include "server/frontend/status_map.h"
+#include "server/grpc/create_context_call.h"
 #include "server/grpc/grpc_status.h"
 #include "server/grpc/request_codec.h"
 
@@ -211,6 +212,45 @@ grpc::ServerWriteReactor<pb::GenerateResponse>* InferenceService::Generate(
   auto* reactor = new GenerateReactor(frontend_, context, id, options_.max_stream_bytes);
   reactor->Start(std::move(request));
   return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::CreateContext(grpc::CallbackServerContext* context,
+                                                          const pb::CreateContextRequest* message,
+                                                          pb::Context* response) {
+  const absl::Status authorized = Authorize(*context);
+  absl::StatusOr<frontend::CanonicalRequest> request =
+      authorized.ok() ? FromMessage(*message)
+                      : absl::StatusOr<frontend::CanonicalRequest>(authorized);
+  if (request.ok()) context->AddInitialMetadata("x-request-id", request->id);
+  return StartCreateContext(frontend_, std::move(request), response);
+}
+
+grpc::ServerUnaryReactor* InferenceService::GetContext(grpc::CallbackServerContext* context,
+                                                       const pb::GetContextRequest* message,
+                                                       pb::Context* response) {
+  return RunNow(context, "GetContext", [&]() -> absl::Status {
+    APB_ASSIGN_OR_RETURN(const frontend::ContextInfo info,
+                         frontend_.contexts().Describe(message->id()));
+    *response = ToMessage(info, frontend_.options().model);
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* InferenceService::ListContexts(grpc::CallbackServerContext* context,
+                                                         const pb::ListContextsRequest*,
+                                                         pb::ListContextsResponse* response) {
+  return RunNow(context, "ListContexts", [&] {
+    for (const frontend::ContextInfo& info : frontend_.contexts().List())
+      *response->add_contexts() = ToMessage(info, frontend_.options().model);
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* InferenceService::DeleteContext(grpc::CallbackServerContext* context,
+                                                          const pb::DeleteContextRequest* message,
+                                                          pb::DeleteContextResponse*) {
+  return RunNow(context, "DeleteContext",
+                [&] { return frontend_.contexts().Delete(message->id()); });
 }
 
 grpc::ServerUnaryReactor* InferenceService::RunNow(grpc::CallbackServerContext* context,

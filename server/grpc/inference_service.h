@@ -21,6 +21,18 @@ class InferenceService final : public inference::v1::InferenceService::CallbackS
 
   grpc::ServerWriteReactor<inference::v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const inference::v1::GenerateRequest* request) override;
+  grpc::ServerUnaryReactor* CreateContext(grpc::CallbackServerContext* context,
+                                          const inference::v1::CreateContextRequest* request,
+                                          inference::v1::Context* response) override;
+  grpc::ServerUnaryReactor* GetContext(grpc::CallbackServerContext* context,
+                                       const inference::v1::GetContextRequest* request,
+                                       inference::v1::Context* response) override;
+  grpc::ServerUnaryReactor* ListContexts(grpc::CallbackServerContext* context,
+                                         const inference::v1::ListContextsRequest* request,
+                                         inference::v1::ListContextsResponse* response) override;
+  grpc::ServerUnaryReactor* DeleteContext(grpc::CallbackServerContext* context,
+                                          const inference::v1::DeleteContextRequest* request,
+                                          inference::v1::DeleteContextResponse* response) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
                                      const inference::v1::TokenizeRequest* request,
                                      inference::v1::TokenizeResponse* response) override;

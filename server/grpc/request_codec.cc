@@ -119,13 +119,13 @@ struct EventWriter {
     completed->set_decode_seconds(from.decode_seconds);
   }
 
+  void operator()(const frontend::ContextInfo&) {}
   void operator()(const frontend::Failed&) {}
 };
 
-}  // namespace
-
-absl::StatusOr<CanonicalRequest> FromMessage(const pb::GenerateRequest& message) {
-  CanonicalRequest request;
+// What GenerateRequest and CreateContextRequest have in common.
+template <typename Message>
+absl::Status ReadPrompt(const Message& message, CanonicalRequest& request) {
   request.api = frontend::Api::kChat;  // no max_tokens: what the context leaves
   request.model = message.model();
   request.id = message.request_id();
@@ -134,22 +134,38 @@ absl::StatusOr<CanonicalRequest> FromMessage(const pb::GenerateRequest& message)
     return frontend::InvalidField("request_id", "must be at most 128 of [A-Za-z0-9._-]");
   }
   switch (message.input_case()) {
-    case pb::GenerateRequest::kText:
+    case Message::kText:
       request.input = frontend::TextInput{message.text()};
       break;
-    case pb::GenerateRequest::kTokens:
+    case Message::kTokens:
       request.input =
           frontend::TokenInput{{message.tokens().ids().begin(), message.tokens().ids().end()}};
       break;
-    case pb::GenerateRequest::kChat:
+    case Message::kChat:
       request.input = ToChat(message.chat());
       break;
-    case pb::GenerateRequest::INPUT_NOT_SET:
+    case Message::INPUT_NOT_SET:
       return frontend::InvalidField("input", "one of text, tokens and chat is needed");
   }
+  return ReadApb(message.apb(), &request.apb);
+}
+
+}  // namespace
+
+absl::StatusOr<CanonicalRequest> FromMessage(const pb::GenerateRequest& message) {
+  CanonicalRequest request;
+  APB_RETURN_IF_ERROR(ReadPrompt(message, request));
   ReadSampling(message.sampling(), &request.sampling);
-  APB_RETURN_IF_ERROR(ReadApb(message.apb(), &request.apb));
+  if (message.has_context()) request.context = message.context();
   request.report_progress = message.include_progress();
+  return request;
+}
+
+absl::StatusOr<CanonicalRequest> FromMessage(const pb::CreateContextRequest& message) {
+  CanonicalRequest request;
+  APB_RETURN_IF_ERROR(ReadPrompt(message, request));
+  request.create_context = true;
+  if (message.has_ttl_seconds()) request.ttl_seconds = message.ttl_seconds();
   return request;
 }
 
@@ -166,6 +182,21 @@ absl::StatusOr<CanonicalRequest> FromMessage(const pb::TokenizeRequest& message)
     return frontend::InvalidField("input", "one of text and chat is needed");
   }
   return request;
+}
+
+pb::Context ToMessage(const frontend::ContextInfo& context, const std::string& model) {
+  pb::Context message;
+  message.set_id(context.id);
+  message.set_model(model);
+  message.set_created(absl::ToUnixSeconds(context.created));
+  message.set_expires_at(absl::ToUnixSeconds(context.expires_at));
+  message.set_ttl_seconds(absl::ToInt64Seconds(context.ttl));
+  message.set_lost(context.is_lost);
+  message.mutable_usage()->set_prompt_tokens(context.prompt_tokens);
+  message.mutable_usage()->set_cached_tokens(context.cached_tokens);
+  message.set_strategy(StrategyOf(context.strategy));
+  message.set_prefill_seconds(context.prefill_seconds);
+  return message;
 }
 
 pb::GenerateResponse ToMessage(const frontend::Event& event, const std::string& request_id) {

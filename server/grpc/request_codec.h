@@ -12,9 +12,13 @@ namespace apb::grpc_api {
 absl::StatusOr<frontend::CanonicalRequest> FromMessage(
     const inference::v1::GenerateRequest& message);
 absl::StatusOr<frontend::CanonicalRequest> FromMessage(
+    const inference::v1::CreateContextRequest& message);
+absl::StatusOr<frontend::CanonicalRequest> FromMessage(
     const inference::v1::TokenizeRequest& message);
 
-// Not for Failed, which is the status of the call.
+inference::v1::Context ToMessage(const frontend::ContextInfo& context, const std::string& model);
+
+// An event of Generate; not for Failed, which is the status of the call.
 inference::v1::GenerateResponse ToMessage(const frontend::Event& event,
                                           const std::string& request_id);
 

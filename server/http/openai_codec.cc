@@ -239,7 +239,13 @@ absl::Status ReadStreamOptions(const json& body, Generation* generation) {
   return reader.status();
 }
 
-}  // namespace
+// Either of the two, and which API it is of.
+absl::Status ReadInput(const json& body, CanonicalRequest* request) {
+  request->api = body.contains("messages") ? Api::kChat : Api::kCompletion;
+  if (request->api == Api::kCompletion) return ReadPrompt(body, request);
+  APB_ASSIGN_OR_RETURN(request->input, ReadChat(body));
+  return absl::OkStatus();
+}
 
 absl::StatusOr<Generation> ParseGeneration(Api api, const json& body) {
   APB_RETURN_IF_ERROR(CheckUnsupported(body));
@@ -248,6 +254,7 @@ absl::StatusOr<Generation> ParseGeneration(Api api, const json& body) {
   request.api = api;
   FieldReader reader(body);
   reader.Read("model", &request.model);
+  reader.Read("context", &request.context);
   ReadSampling(reader, &request.sampling);
   ReadLogprobs(api, reader, &request.sampling);
   if (api == Api::kChat) ReadMaxCompletionTokens(reader, &request.sampling);
@@ -262,17 +269,40 @@ absl::StatusOr<Generation> ParseGeneration(Api api, const json& body) {
   return generation;
 }
 
+}  // namespace
+
+absl::StatusOr<Generation> ParseCompletion(const json& body) {
+  return ParseGeneration(Api::kCompletion, body);
+}
+
+absl::StatusOr<Generation> ParseChat(const json& body) { return ParseGeneration(Api::kChat, body); }
+
+absl::StatusOr<Generation> ParseNewContext(const json& body) {
+  APB_RETURN_IF_ERROR(CheckUnsupported(body));
+  Generation generation;
+  CanonicalRequest& request = generation.request;
+  request.create_context = true;
+  FieldReader reader(body);
+  reader.Read("model", &request.model);
+  reader.Read("ttl_seconds", &request.ttl_seconds);
+  for (const char* field : {"stream", "context"}) {
+    if (const json* value = reader.Find(field); value != nullptr && !AsksForNothing(*value))
+      reader.Fail(field, "is not supported here");
+  }
+  if (body.contains("messages") && body.contains("prompt"))
+    reader.Fail("prompt", "give either messages or prompt");
+  APB_RETURN_IF_ERROR(reader.status());
+  APB_RETURN_IF_ERROR(ReadApb(body, &request.apb));
+  APB_RETURN_IF_ERROR(ReadInput(body, &request));
+  return generation;
+}
+
 absl::StatusOr<CanonicalRequest> ParseTokenize(const json& body) {
   CanonicalRequest request;
   FieldReader reader(body);
   reader.Read("model", &request.model);
   APB_RETURN_IF_ERROR(reader.status());
-  if (body.contains("messages")) {
-    request.api = Api::kChat;
-    APB_ASSIGN_OR_RETURN(request.input, ReadChat(body));
-    return request;
-  }
-  APB_RETURN_IF_ERROR(ReadPrompt(body, &request));
+  APB_RETURN_IF_ERROR(ReadInput(body, &request));
   return request;
 }
 

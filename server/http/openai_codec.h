@@ -19,7 +19,10 @@ struct Generation {
   bool include_usage = false;
 };
 
-absl::StatusOr<Generation> ParseGeneration(frontend::Api api, const nlohmann::json& body);
+absl::StatusOr<Generation> ParseCompletion(const nlohmann::json& body);
+absl::StatusOr<Generation> ParseChat(const nlohmann::json& body);
+// Has no OpenAI counterpart: `messages` or `prompt`, `apb`, `ttl_seconds`.
+absl::StatusOr<Generation> ParseNewContext(const nlohmann::json& body);
 absl::StatusOr<frontend::CanonicalRequest> ParseTokenize(const nlohmann::json& body);
 absl::StatusOr<std::vector<int32_t>> ParseDetokenize(const nlohmann::json& body);
 

@@ -13,6 +13,8 @@ enum class Route {
   kDetokenize,
   kModels,
   kModel,
+  kContexts,
+  kContext,
   kHealth,
   kLive,
   kVersion,
@@ -23,16 +25,19 @@ enum class Route {
 struct RouteEntry {
   std::string_view path;  // as metrics have it: of a pattern, not of a request
   Route route;
-  bool is_post;
-  bool is_open;  // needs no API key
+  std::string_view methods;  // as the Allow header has them
+  bool is_open;              // needs no API key
 };
 
-inline constexpr RouteEntry kUnknownRoute = {"unknown", Route::kUnknown, false, false};
+inline constexpr RouteEntry kUnknownRoute = {"unknown", Route::kUnknown, "", false};
+
+// Whether `methods` of a route has this one.
+bool Takes(const RouteEntry& route, std::string_view method);
 
 // `path` without what follows a question mark. kUnknownRoute when there is none.
 const RouteEntry& FindRoute(std::string_view path);
 
-// The id of Route::kModel, percent-decoded.
-std::string ModelOf(std::string_view path);
+// The {id} at the end of such a path, percent-decoded.
+std::string IdOf(std::string_view path);
 
 }  // namespace apb::http_api

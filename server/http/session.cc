@@ -23,6 +23,7 @@
 #include "engine/base/string_view.h"
 #include "server/frontend/api_keys.h"
 #include "server/frontend/status_map.h"
+#include "server/http/answers.h"
 #include "server/http/json_body.h"
 #include "server/http/openai_codec.h"
 #include "server/http/openai_response.h"
@@ -45,19 +46,6 @@ constexpr size_t kInlineBodyBytes = 32 << 10;
 // What a client may send ahead while it waits for an answer.
 constexpr size_t kMaxPipelinedBytes = 64 << 10;
 
-Response ErrorResponse(const absl::Status& status) {
-  Response response{.status = frontend::HttpErrorOf(status.code()).status,
-                    .body = ErrorBody(status)};
-  if (const int seconds = frontend::RetryAfterOf(status); seconds > 0) {
-    response.headers.emplace_back("Retry-After", absl::StrCat(seconds));
-  }
-  return response;
-}
-
-Response HttpErrorResponse(int status, std::string_view message, std::string_view code = "") {
-  return {.status = status, .body = ErrorBody(message, "invalid_request_error", code)};
-}
-
 std::string_view View(boost::beast::string_view text) { return {text.data(), text.size()}; }
 
 class Session : public std::enable_shared_from_this<Session> {
@@ -79,11 +67,10 @@ class Session : public std::enable_shared_from_this<Session> {
   asio::awaitable<void> RefuseUnreadable(const Parser& parser, error_code error);
   asio::awaitable<bool> Serve(Parser& parser);
   asio::awaitable<Response> Answer(const RouteEntry& route, Parser& parser);
-  Response AnswerGet(Route route, const std::string& path) const;
   asio::awaitable<Response> Tokenize(const std::string& body);
   asio::awaitable<Response> Detokenize(const std::string& body);
-  asio::awaitable<bool> Generate(frontend::Api api, const RouteEntry& route,
-                                 const std::string& body);
+  using Parse = absl::StatusOr<Generation> (*)(const nlohmann::json& body);
+  asio::awaitable<bool> Generate(Parse parse, const RouteEntry& route, const std::string& body);
   asio::awaitable<bool> Relay(StreamSink& sink, frontend::ActiveRequest& request,
                               const Generation& generation, const RouteEntry& route,
                               OpenAiResponse& response);
@@ -270,20 +257,20 @@ asio::awaitable<bool> Session::Serve(Parser& parser) {
     if (Response refused = CheckKey(parser); refused.status != 200)
       co_return co_await Send(route, refused);
   }
-  const bool get = request.method() == http::verb::get || request.method() == http::verb::head;
-  if (route.route != Route::kUnknown &&
-      (route.is_post ? request.method() != http::verb::post : !get)) {
+  if (route.route != Route::kUnknown && !Takes(route, method_)) {
     Response response =
         HttpErrorResponse(405, absl::StrCat(base::AbslView(route.path), " takes ",
-                                            route.is_post ? "POST" : "GET", ", not ", method_));
-    response.headers.emplace_back("Allow", route.is_post ? "POST" : "GET, HEAD");
+                                            base::AbslView(route.methods), ", not ", method_));
+    response.headers.emplace_back("Allow", route.methods);
     co_return co_await Send(route, response);
   }
-  if (route.route == Route::kCompletions) {
-    co_return co_await Generate(frontend::Api::kCompletion, route, request.body());
-  }
-  if (route.route == Route::kChatCompletions) {
-    co_return co_await Generate(frontend::Api::kChat, route, request.body());
+  if (request.method() == http::verb::post) {
+    if (route.route == Route::kCompletions)
+      co_return co_await Generate(ParseCompletion, route, request.body());
+    if (route.route == Route::kChatCompletions)
+      co_return co_await Generate(ParseChat, route, request.body());
+    if (route.route == Route::kContexts)
+      co_return co_await Generate(ParseNewContext, route, request.body());
   }
   const Response response = co_await Answer(route, parser);
   co_return co_await Send(route, response);
@@ -293,48 +280,8 @@ asio::awaitable<Response> Session::Answer(const RouteEntry& route, Parser& parse
   if (route.route == Route::kTokenize) co_return co_await Tokenize(parser.get().body());
   if (route.route == Route::kDetokenize) co_return co_await Detokenize(parser.get().body());
   const std::string_view target = View(parser.get().target());
-  co_return AnswerGet(route.route, std::string(target.substr(0, target.find('?'))));
-}
-
-Response Session::AnswerGet(Route route, const std::string& path) const {
-  const std::string& model = frontend().options().model;
-  const nlohmann::json card = {
-      {"id", model},
-      {"object", "model"},
-      {"created", frontend().start_seconds()},
-      {"owned_by", "apb"},
-      {"root", model},
-      {"parent", nullptr},
-      {"max_model_len", frontend().max_model_len()},
-      {"apb",
-       {{"strategies", std::vector<std::string>(frontend::kStrategyNames.begin() + 1,
-                                                frontend::kStrategyNames.end())}}}};
-  switch (route) {
-    case Route::kModels:
-      return {.body = nlohmann::json({{"object", "list"}, {"data", {card}}}).dump()};
-    case Route::kModel: {
-      const std::string id = ModelOf(path);
-      if (id == model) return {.body = card.dump()};
-      return HttpErrorResponse(404, "no such model", "model_not_found");
-    }
-    case Route::kHealth:
-      if (frontend().ready()) return {.body = R"({"status":"ok"})"};
-      return ErrorResponse(frontend::WithRetryAfter(
-          absl::UnavailableError(frontend().draining() ? "the server is shutting down"
-                                                       : "no worker group is ready"),
-          2));
-    case Route::kLive:
-      return {.body = R"({"status":"alive"})"};
-    case Route::kVersion:
-      return {.body = nlohmann::json({{"version", options().version}}).dump()};
-    case Route::kMetrics:
-      return {.content_type = "text/plain; version=0.0.4; charset=utf-8",
-              .body = frontend().metrics().Serialize()};
-    default:
-      return HttpErrorResponse(
-          404, absl::StrCat("no such path; see /v1/completions, /v1/chat/completions, "
-                            "/v1/models, /tokenize, /detokenize, /health, /metrics"));
-  }
+  co_return AnswerNow(route.route, parser.get().method() == http::verb::delete_,
+                      target.substr(0, target.find('?')), options().version, frontend());
 }
 
 asio::awaitable<Response> Session::Tokenize(const std::string& body) {
@@ -369,15 +316,16 @@ asio::awaitable<Response> Session::Detokenize(const std::string& body) {
                                  .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)};
 }
 
-asio::awaitable<bool> Session::Generate(frontend::Api api, const RouteEntry& route,
+asio::awaitable<bool> Session::Generate(Parse parse, const RouteEntry& route,
                                         const std::string& body) {
   absl::StatusOr<Generation> generation =
-      co_await OnPool<Generation>(body.size(), [api, &body]() -> absl::StatusOr<Generation> {
+      co_await OnPool<Generation>(body.size(), [parse, &body]() -> absl::StatusOr<Generation> {
         const auto json = ParseJsonObject(body);
-        return json.ok() ? ParseGeneration(api, *json) : json.status();
+        return json.ok() ? parse(*json) : json.status();
       });
   if (!generation.ok()) co_return co_await Send(route, ErrorResponse(generation.status()));
   generation->request.id = framing_.request_id;
+  const frontend::Api api = generation->request.api;
   OpenAiResponse response(
       {.id = absl::StrCat(api == frontend::Api::kChat ? "chatcmpl-" : "cmpl-", framing_.request_id),
        .model = frontend().options().model,
@@ -428,6 +376,8 @@ asio::awaitable<bool> Session::Relay(StreamSink& sink, frontend::ActiveRequest& 
                               1e3 * completed->queue_seconds, 1e3 * completed->prefill_seconds,
                               1e3 * completed->decode_seconds));
         }
+      } else if (const auto* context = std::get_if<frontend::ContextInfo>(&event)) {
+        whole = ContextResponse(*context, frontend().options().model);
       } else if (const auto* failed = std::get_if<frontend::Failed>(&event)) {
         over = true;
         if (generation.stream && head_sent) frames += OpenAiResponse::ErrorFrames(failed->status);

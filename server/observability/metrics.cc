@@ -107,8 +107,10 @@ struct Metrics::State {
   Gauge& running = NewGauge("apb_num_requests_running", "Requests being computed").Add({});
   Gauge& waiting = NewGauge("apb_num_requests_waiting", "Requests not started yet").Add({});
   Gauge& waiting_tokens = NewGauge("apb_queued_tokens", "Prompt tokens not started yet").Add({});
-  Family<Gauge>& kv_ratio =
-      NewGauge("apb_kv_cache_usage_ratio", "Used share of a rank's KV cache, 0 to 1");
+  Gauge& contexts = NewGauge("apb_contexts", "Contexts, lost ones included").Add({});
+  Gauge& context_tokens = NewGauge("apb_context_tokens", "Tokens of these contexts").Add({});
+  Family<Gauge>& kv_ratio = NewGauge("apb_kv_cache_usage_ratio",
+                                     "Share of a rank's KV cache that requests and contexts hold");
   Family<Gauge>& kv_blocks = NewGauge("apb_kv_cache_blocks", "KV cache blocks of a rank by state");
   Family<Gauge>& rank_up = NewGauge("apb_rank_up", "1 while the rank's group is connected");
   Family<Gauge>& load_seconds = NewGauge("apb_startup_seconds", "Time a group took to load");
@@ -212,6 +214,11 @@ void Metrics::SetRequests(int64_t running, int64_t waiting, int64_t waiting_toke
   state_->waiting_tokens.Set(static_cast<double>(waiting_tokens));
 }
 
+void Metrics::SetContexts(int64_t count, int64_t tokens) {
+  state_->contexts.Set(static_cast<double>(count));
+  state_->context_tokens.Set(static_cast<double>(tokens));
+}
+
 void Metrics::GroupConnected(std::string_view group, int ranks, std::string_view dtype,
                              int64_t kv_block_size, int64_t kv_blocks, double load_seconds) {
   State& s = *state_;
@@ -243,15 +250,17 @@ void Metrics::GroupStats(const GroupSample& sample) {
     const Labels labels = {{"group", sample.group}, {"rank", absl::StrCat(rank.rank)}};
     const std::string key = absl::StrCat(sample.group, "/", rank.rank, "/");
     const double total = static_cast<double>(rank.kv_blocks_total);
-    s.kv_ratio.Add(labels).Set(total > 0 ? static_cast<double>(rank.kv_blocks_used) / total : 0);
+    const double held = static_cast<double>(rank.kv_blocks_used + rank.kv_blocks_pinned);
+    s.kv_ratio.Add(labels).Set(total > 0 ? held / total : 0);
     Labels state = labels;
     state["state"] = "used";
     s.kv_blocks.Add(state).Set(static_cast<double>(rank.kv_blocks_used));
     state["state"] = "cached";
     s.kv_blocks.Add(state).Set(static_cast<double>(rank.kv_blocks_cached));
+    state["state"] = "pinned";
+    s.kv_blocks.Add(state).Set(static_cast<double>(rank.kv_blocks_pinned));
     state["state"] = "free";
-    s.kv_blocks.Add(state).Set(total -
-                               static_cast<double>(rank.kv_blocks_used + rank.kv_blocks_cached));
+    s.kv_blocks.Add(state).Set(total - held - static_cast<double>(rank.kv_blocks_cached));
     for (const auto& [phase, seconds] : rank.phase_seconds) {
       Labels with_phase = labels;
       with_phase["phase"] = phase;
@@ -272,7 +281,7 @@ void Metrics::GroupLost(std::string_view group) {
   for (const Labels& labels : s.ranks_of_group[std::string(group)]) {
     s.rank_up.Add(labels).Set(0);
     s.kv_ratio.Add(labels).Set(0);
-    for (const char* state : {"used", "cached"}) {
+    for (const char* state : {"used", "cached", "pinned"}) {
       Labels blocks = labels;
       blocks["state"] = state;
       s.kv_blocks.Add(blocks).Set(0);

@@ -30,6 +30,7 @@ struct RankSample {
   std::string host;
   int64_t kv_blocks_used = 0;    // by running requests
   int64_t kv_blocks_cached = 0;  // by ended ones
+  int64_t kv_blocks_pinned = 0;  // by contexts
   int64_t kv_blocks_total = 0;
   // Counters since the rank's start.
   std::vector<std::pair<std::string, double>> phase_seconds;
@@ -57,6 +58,8 @@ class Metrics {
   void TextWork(double seconds);  // template and tokenization of one prompt
   void SlowReader();
   void SetRequests(int64_t running, int64_t waiting, int64_t waiting_tokens);
+
+  void SetContexts(int64_t count, int64_t tokens);
 
   void GroupConnected(std::string_view group, int ranks, std::string_view dtype,
                       int64_t kv_block_size, int64_t kv_blocks, double load_seconds);

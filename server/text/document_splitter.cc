@@ -33,6 +33,12 @@ size_t LastParagraph(std::string_view text) {
   return 0;
 }
 
+// For text that follows these tokens.
+TextStart StartBehind(const Tokenizer& tokenizer, const std::vector<int32_t>& tokens) {
+  const bool after_special = tokens.empty() || tokenizer.IsAdded(tokens.back());
+  return after_special ? TextStart::kAfterSpecialToken : TextStart::kMidText;
+}
+
 // Text, and how a part of it is encoded.
 class PartEncoder {
  public:
@@ -53,10 +59,7 @@ class PartEncoder {
     }
     EncodeOptions options{
         .add_special_tokens = false, .parse_special = parse_special_, .plain_ranges = plain};
-    if (begin > 0) {
-      const bool after_special = tokens.empty() || tokenizer_.IsAdded(tokens.back());
-      options.start = after_special ? TextStart::kAfterSpecialToken : TextStart::kMidText;
-    }
+    if (begin > 0) options.start = StartBehind(tokenizer_, tokens);
     APB_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
                          tokenizer_.Encode(text_.substr(begin, end - begin), options));
     tokens.insert(tokens.end(), ids.begin(), ids.end());
@@ -235,6 +238,35 @@ std::vector<int32_t> UntilEndOfTurn(const Tokenizer& tokenizer, std::span<const 
   return embedded;
 }
 
+absl::Status CheckIds(const Tokenizer& tokenizer, const std::vector<int32_t>& tokens) {
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokenizer.IsToken(tokens[i])) continue;
+    return absl::InvalidArgumentError(absl::StrCat("token id ", tokens[i], " at index ", i,
+                                                   " is not in the vocabulary of ",
+                                                   tokenizer.vocab_size()));
+  }
+  return absl::OkStatus();
+}
+
+// The begin token of a prompt of ids, if it has one.
+int32_t BosCount(const Tokenizer& tokenizer, const std::vector<int32_t>& tokens) {
+  return !tokens.empty() && tokens[0] == tokenizer.bos_id() ? 1 : 0;
+}
+
+// The split of a context: what stands behind `head` tokens is the document's own text.
+absl::StatusOr<PromptSplit> WholeAsDocument(const Tokenizer& tokenizer, std::vector<int32_t> tokens,
+                                            int64_t head, const std::optional<std::string>& query) {
+  PromptSplit split;
+  if (query.has_value()) {
+    APB_ASSIGN_OR_RETURN(const std::string_view stripped, CheckQuery(*query));
+    APB_ASSIGN_OR_RETURN(split.embedded_query, EmbedText(tokenizer, stripped));
+  }
+  split.query_begin = static_cast<int32_t>(std::max<size_t>(tokens.size(), 1)) - 1;
+  split.query_insert_position = static_cast<int32_t>(std::min<int64_t>(head, split.query_begin));
+  split.tokens = std::move(tokens);
+  return split;
+}
+
 }  // namespace
 
 absl::StatusOr<PromptSplit> SplitChatPrompt(const Tokenizer& tokenizer,
@@ -296,13 +328,7 @@ absl::StatusOr<PromptSplit> SplitPlainPrompt(const Tokenizer& tokenizer, std::st
 absl::StatusOr<PromptSplit> SplitTokenPrompt(const Tokenizer& tokenizer,
                                              std::vector<int32_t> tokens,
                                              const PlainPromptOptions& options) {
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    if (!tokenizer.IsToken(tokens[i])) {
-      return absl::InvalidArgumentError(absl::StrCat("token id ", tokens[i], " at index ", i,
-                                                     " is not in the vocabulary of ",
-                                                     tokenizer.vocab_size()));
-    }
-  }
+  APB_RETURN_IF_ERROR(CheckIds(tokenizer, tokens));
   PromptSplit split;
   if (options.query.has_value()) {
     APB_ASSIGN_OR_RETURN(const std::string_view query, CheckQuery(*options.query));
@@ -314,10 +340,68 @@ absl::StatusOr<PromptSplit> SplitTokenPrompt(const Tokenizer& tokenizer,
     split.embedded_query = UntilEndOfTurn(tokenizer, std::span(tokens).subspan(split.query_begin),
                                           options.end_of_turn_ids);
   }
-  const bool begins_with_bos = !tokens.empty() && tokens[0] == tokenizer.bos_id();
-  split.query_insert_position = std::min<int32_t>(begins_with_bos ? 1 : 0, split.query_begin);
+  split.query_insert_position = std::min<int32_t>(BosCount(tokenizer, tokens), split.query_begin);
   split.tokens = std::move(tokens);
   return split;
+}
+
+absl::StatusOr<std::string_view> ContextText(const RenderedPrompt& prompt) {
+  const int last = static_cast<int>(prompt.roles.size()) - 1;
+  size_t end = 0;
+  for (const auto& span : prompt.user_spans) {
+    if (span.is_content && span.message_index == last) end = std::max(end, span.range.end);
+  }
+  if (end > 0) return std::string_view(prompt.text).substr(0, end);
+  return absl::InvalidArgumentError(
+      "the chat template does not print the last message's content as it is (is it empty?)");
+}
+
+absl::StatusOr<PromptSplit> SplitChatContext(const Tokenizer& tokenizer,
+                                             const RenderedPrompt& prompt, std::string_view text,
+                                             const std::optional<std::string>& query) {
+  const PartEncoder encoder(tokenizer, prompt.text, /*parse_special=*/true, prompt.UserRanges());
+  std::vector<int32_t> tokens;
+  APB_RETURN_IF_ERROR(encoder.Append(0, text.size(), tokens));
+  APB_ASSIGN_OR_RETURN(const int64_t head, encoder.Count(0, ChatLayout(prompt).anchor_at));
+  return WholeAsDocument(tokenizer, std::move(tokens), head, query);
+}
+
+absl::StatusOr<PromptSplit> SplitPlainContext(const Tokenizer& tokenizer, std::string_view prompt,
+                                              const PlainPromptOptions& options) {
+  const PartEncoder encoder(tokenizer, prompt, options.parse_special, {});
+  std::vector<int32_t> tokens;
+  if (options.add_special_tokens) tokens = tokenizer.prefix_ids();
+  const int64_t head = static_cast<int64_t>(tokens.size());
+  APB_RETURN_IF_ERROR(encoder.Append(0, prompt.size(), tokens));
+  return WholeAsDocument(tokenizer, std::move(tokens), head, options.query);
+}
+
+absl::StatusOr<PromptSplit> SplitTokenContext(const Tokenizer& tokenizer,
+                                              std::vector<int32_t> tokens,
+                                              const PlainPromptOptions& options) {
+  APB_RETURN_IF_ERROR(CheckIds(tokenizer, tokens));
+  const int64_t head = BosCount(tokenizer, tokens);
+  return WholeAsDocument(tokenizer, std::move(tokens), head, options.query);
+}
+
+absl::Status AppendChat(const Tokenizer& tokenizer, const RenderedPrompt& prompt,
+                        size_t context_bytes, std::vector<int32_t>& tokens) {
+  const PartEncoder encoder(tokenizer, prompt.text, /*parse_special=*/true, prompt.UserRanges());
+  return encoder.Append(context_bytes, prompt.text.size(), tokens);
+}
+
+absl::Status AppendPlain(const Tokenizer& tokenizer, std::string_view prompt,
+                         const PlainPromptOptions& options, std::vector<int32_t>& tokens) {
+  APB_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                       tokenizer.Encode(prompt, {.add_special_tokens = false,
+                                                 .parse_special = options.parse_special,
+                                                 .start = StartBehind(tokenizer, tokens)}));
+  tokens.insert(tokens.end(), ids.begin(), ids.end());
+  if (options.add_special_tokens) {
+    const auto& suffix = tokenizer.suffix_ids();
+    tokens.insert(tokens.end(), suffix.begin(), suffix.end());
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace apb::text

@@ -1,5 +1,6 @@
 // Where the query of a prompt begins, and what of it APB puts into the anchors. Document and query
-// are tokenized apart, so that no token lies across the border. Pure functions.
+// are tokenized apart, so that no token lies across the border. The same for contexts: beginnings of
+// prompts that are computed once, and what follows them. Pure functions.
 #pragma once
 
 #include <cstdint>
@@ -54,5 +55,29 @@ absl::StatusOr<PromptSplit> SplitPlainPrompt(const Tokenizer& tokenizer, std::st
 absl::StatusOr<PromptSplit> SplitTokenPrompt(const Tokenizer& tokenizer,
                                              std::vector<int32_t> tokens,
                                              const PlainPromptOptions& options);
+
+// A context's prompt: all but its last token is document. `query` is a guess of what will be asked,
+// for the anchors; it need not occur.
+
+// Of a conversation, `text` is what ContextText gives.
+absl::StatusOr<PromptSplit> SplitChatContext(const Tokenizer& tokenizer,
+                                             const RenderedPrompt& prompt, std::string_view text,
+                                             const std::optional<std::string>& query);
+absl::StatusOr<PromptSplit> SplitPlainContext(const Tokenizer& tokenizer, std::string_view prompt,
+                                              const PlainPromptOptions& options);
+absl::StatusOr<PromptSplit> SplitTokenContext(const Tokenizer& tokenizer,
+                                              std::vector<int32_t> tokens,
+                                              const PlainPromptOptions& options);
+
+// The rendered conversation up to the end of its last message's content, so that more of the same
+// message can follow as well as another. InvalidArgument where the template changes that content.
+absl::StatusOr<std::string_view> ContextText(const RenderedPrompt& prompt);
+
+// What follows is tokenized apart from the context and appended to the context's `tokens`. Of a
+// conversation, all of it is rendered, and it begins with the context's text of `context_bytes`.
+absl::Status AppendChat(const Tokenizer& tokenizer, const RenderedPrompt& prompt,
+                        size_t context_bytes, std::vector<int32_t>& tokens);
+absl::Status AppendPlain(const Tokenizer& tokenizer, std::string_view prompt,
+                         const PlainPromptOptions& options, std::vector<int32_t>& tokens);
 
 }  // namespace apb::text

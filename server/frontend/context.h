@@ -1,0 +1,34 @@
+// A prompt that was computed once and whose KV a worker group keeps: what requests that go on from it
+// need to know.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/time/time.h"
+#include "server/frontend/canonical_request.h"
+#include "server/frontend/worker_group.h"
+#include "server/text/document_splitter.h"
+
+namespace apb::frontend {
+
+// Does not change once it is in the store.
+struct Context {
+  std::string id;
+  absl::Time created;
+  absl::Duration ttl;
+  ApbOptions apb;        // as the client gave them
+  std::string strategy;  // what was used
+  text::PromptSplit prompt;
+  std::optional<ChatInput> chat;  // of a conversation
+  std::string text;  // of a conversation: its rendered bytes, as text::ContextText has them
+  int64_t cached_tokens = 0;
+  double prefill_seconds = 0;
+  // Who keeps the KV (shared: a lost group is forgotten by the registry), and under which number.
+  std::shared_ptr<WorkerGroup> group;
+  uint64_t sequence = 0;
+};
+
+}  // namespace apb::frontend
