@@ -3,21 +3,66 @@
 
 ask_server.py --url http://127.0.0.1:8000 --tokens 32000 --documents 50 --strategy ring_kv. Depths are spread evenly. An
 answer is right if it has the secret words that were asked for; `word for word` counts those that are the expected
-sentence. Needs plain Python 3 (lengths are estimates without the `tokenizers` package).
+sentence. With --questions 3 each document is asked about three facts in turn, with --context after it was computed once
+as a context. Needs plain Python 3 (lengths are estimates without the `tokenizers` package).
 """
 import argparse
 import json
 import time
 import urllib.request
 
+import generator
 import make_prompt
 
 
-def ask(url, request):
-    body = json.dumps(request).encode()
-    with urllib.request.urlopen(urllib.request.Request(url + "/v1/chat/completions", body,
-                                                       {"Content-Type": "application/json"})) as response:
+def call(url, body=None, method=None):
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": "application/json"},
+                                                       method=method)) as response:
         return json.load(response)
+
+
+class Asker:
+    """Asks about one document after the other, as the command line says."""
+
+    def __init__(self, args):
+        self.args = args
+        self.model = call(args.url + "/v1/models")["data"][0]["id"]
+        self.count = make_prompt.counter(make_prompt.HERE / "checkpoint")
+        self.tokens = 0
+
+    def document(self, i):
+        """(text, [(question, expected answer, its secret words)])"""
+        args = self.args
+        depths = [((i + 0.5) / args.documents + k / args.questions) % 1 for k in range(args.questions)]
+        text, facts = generator.make_asked(args.seed + i, max(args.tokens - make_prompt.OVERHEAD, 30), depths, args.keys,
+                                           self.count)
+        return text, [(generator.question_text(n), generator.answer_text(n, v), v) for n, v in facts]
+
+    def answers(self, i):
+        """Of each question: expected answer, its secret words, the server's answer."""
+        args, (text, asked) = self.args, self.document(i)
+        apb = {"strategy": args.strategy, "compressor": args.compressor}
+        common = {"model": self.model, "max_tokens": 40, "temperature": 0}
+        context = None
+        if args.context:
+            hint = {"query": asked[0][0]} if args.hint else {}
+            context = call(args.url + "/v1/contexts", {
+                "messages": [{"role": "user", "content": text}], "apb": {**apb, **hint}})["id"]
+        for question, expected, value in asked:
+            messages = [{"role": "user", "content": question}]
+            if context:
+                body = {**common, "context": context, "messages": messages}
+            elif args.one_message:
+                body = {**common, "messages": [{"role": "user", "content": text + "\n\n" + question}],
+                        "apb": {**apb, "query": question}}
+            else:
+                body = {**common, "messages": [{"role": "user", "content": text}] + messages, "apb": apb}
+            answer = call(args.url + "/v1/chat/completions", body)
+            self.tokens += answer["usage"]["prompt_tokens"]
+            yield expected, value, answer["choices"][0]["message"]["content"]
+        if context:
+            call(args.url + "/v1/contexts/" + context, method="DELETE")
 
 
 def main():
@@ -26,32 +71,34 @@ def main():
     parser.add_argument("--tokens", type=int, default=32000)
     parser.add_argument("--documents", type=int, default=50)
     parser.add_argument("--first", type=int, default=0, help="begin with this one, to go on with an earlier run")
-    parser.add_argument("--keys", type=int, default=1, help="facts hidden in each")
+    parser.add_argument("--keys", type=int, default=1, help="facts hidden in each, at least those asked for")
+    parser.add_argument("--questions", type=int, default=1, help="facts asked for, one after the other")
+    parser.add_argument("--context", action="store_true", help="compute each document once, as a context")
+    parser.add_argument("--hint", action="store_true", help="with --context: give it the first question as apb.query")
+    parser.add_argument("--one-message", action="store_true", help="document and question in the same message")
     parser.add_argument("--seed", type=int, default=5 * 10 ** 6)
     parser.add_argument("--strategy", default="auto")
-    parser.add_argument("--log", help="a JSON line per document is added there")
+    parser.add_argument("--compressor", default="", help="default: the server's")
+    parser.add_argument("--log", help="a JSON line per answer is added there")
     args = parser.parse_args()
-    with urllib.request.urlopen(args.url + "/v1/models") as response:
-        model = json.load(response)["data"][0]["id"]
-    count = make_prompt.counter(make_prompt.HERE / "checkpoint")
-    asked = right = exact = tokens = 0
+    asker = Asker(args)
+    right, exact = [0] * args.questions, [0] * args.questions
     begin = time.time()
     for i in range(args.first, args.documents):
-        depth = (i + 0.5) / args.documents
-        sample = make_prompt.make_prompt(args.tokens, depth, args.seed + i, args.keys, model, count)
-        answer = ask(args.url, {**sample["request"], "apb": {"strategy": args.strategy}})
-        text = answer["choices"][0]["message"]["content"]
-        asked += 1
-        right += sample["value"] in text
-        exact += text == sample["expected"]
-        tokens += answer["usage"]["prompt_tokens"]
-        if args.log:
-            with open(args.log, "a") as log:
-                log.write(json.dumps({"depth": depth, "expected": sample["expected"], "found": text,
-                                      "right": sample["value"] in text, "exact": text == sample["expected"]}) + "\n")
+        for k, (expected, value, text) in enumerate(asker.answers(i)):
+            right[k] += value in text
+            exact[k] += text == expected
+            if args.log:
+                with open(args.log, "a") as log:
+                    log.write(json.dumps({"document": i, "question": k, "depth": (i + 0.5) / args.documents,
+                                          "expected": expected, "found": text, "right": value in text,
+                                          "exact": text == expected}) + "\n")
+        asked = i + 1 - args.first
         if asked % 10 == 0 or i + 1 == args.documents:
-            print(f"{asked} documents of {tokens // asked} tokens, {args.keys} fact(s), strategy {args.strategy}: "
-                  f"{right} right ({100 * right / asked:.1f} %), {exact} word for word, {time.time() - begin:.0f} s", flush=True)
+            numbers = "; ".join(f"{r} right ({100 * r / asked:.1f} %), {e} word for word"
+                                for r, e in zip(right, exact))
+            print(f"{asked} documents of {asker.tokens // (asked * args.questions)} tokens, {args.keys} fact(s), "
+                  f"strategy {args.strategy}: {numbers}, {time.time() - begin:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,81 @@ Json Message(const char* role, const std::string& content) {
   return {{"role", role}, {"content", content}};
 }
 
+// The tokens of a context and of what follows are those of the two pieces of the whole's text.
+TEST_F(DocumentSplitterTest, ContextsAndWhatFollows) {
+  const std::string document = Words(50) + " the end", question = "Which one is it?";
+  const RenderOptions with_prompt{.special_tokens = tokenizer_->special_tokens()};
+  RenderOptions without = with_prompt;
+  without.add_generation_prompt = false;
+  const Json rules = Message("system", "Be brief.");
+  for (const auto& [context, whole] :
+       {std::pair(Json({Message("user", document)}),
+                  Json({Message("user", document + "\n\n" + question)})),
+        std::pair(Json({Message("user", document)}),
+                  Json({Message("user", document), Message("assistant", "Read."),
+                        Message("user", question)})),
+        std::pair(Json({rules, Message("user", document)}),
+                  Json({rules, Message("user", document + "\n\n" + question)})),
+        std::pair(Json({Message("system", document)}),
+                  Json({Message("system", document), Message("user", question)}))}) {
+    const RenderedPrompt rendered = *template_->Render(context, without);
+    const std::string_view text = *ContextText(rendered);
+    EXPECT_TRUE(text.ends_with("the end"));
+    const auto split = SplitChatContext(*tokenizer_, rendered, text, "  Which one?\n");
+    ASSERT_TRUE(split.ok()) << split.status();
+    EXPECT_EQ(split->tokens, Ids(text));
+    EXPECT_EQ(split->query_begin, static_cast<int32_t>(split->tokens.size()) - 1);
+    EXPECT_EQ(split->embedded_query, Ids("Which one?"));
+    const std::string head = TextOf(std::span(split->tokens).first(split->query_insert_position));
+    EXPECT_TRUE(text.substr(head.size()).starts_with(document)) << head;
+
+    const RenderedPrompt all = *template_->Render(whole, with_prompt);
+    ASSERT_TRUE(all.text.starts_with(text));
+    std::vector<int32_t> tokens = split->tokens;
+    ASSERT_TRUE(AppendChat(*tokenizer_, all, text.size(), tokens).ok());
+    std::vector<int32_t> expected = split->tokens;
+    const std::vector<int32_t> rest = *tokenizer_->Encode(
+        std::string_view(all.text).substr(text.size()),
+        {.add_special_tokens = false, .parse_special = true, .start = TextStart::kMidText});
+    expected.insert(expected.end(), rest.begin(), rest.end());
+    EXPECT_EQ(tokens, expected);
+    EXPECT_EQ(TextOf(tokens), all.text);
+  }
+}
+
+TEST_F(DocumentSplitterTest, ContextsOfPlainText) {
+  const PlainPromptOptions options;
+  const auto split = SplitPlainContext(*tokenizer_, "<|user|>\nOne two", options);
+  ASSERT_TRUE(split.ok()) << split.status();
+  const int32_t bos = static_cast<int32_t>(tokenizer_->prefix_ids().size());
+  EXPECT_EQ(split->query_insert_position, bos);
+  EXPECT_TRUE(split->embedded_query.empty());
+  std::vector<int32_t> tokens = split->tokens;
+  ASSERT_TRUE(AppendPlain(*tokenizer_, " three<|end|>", options, tokens).ok());
+  std::vector<int32_t> expected = split->tokens;
+  for (const int32_t id : Ids(" three<|end|>")) expected.push_back(id);
+  EXPECT_EQ(tokens, expected);
+  const auto same = SplitTokenContext(*tokenizer_, split->tokens, options);
+  ASSERT_TRUE(same.ok());
+  EXPECT_EQ(same->tokens, split->tokens);
+  EXPECT_EQ(same->query_begin, split->query_begin);
+}
+
+// What a user writes is no special token, in a context as anywhere else.
+TEST_F(DocumentSplitterTest, NoSpecialTokensFromWithinAContext) {
+  RenderOptions options{.add_generation_prompt = false,
+                        .special_tokens = tokenizer_->special_tokens()};
+  const RenderedPrompt rendered =
+      *template_->Render(Json({Message("user", "a <|end|> b")}), options);
+  const std::string_view text = *ContextText(rendered);
+  const auto split = SplitChatContext(*tokenizer_, rendered, text, std::nullopt);
+  ASSERT_TRUE(split.ok());
+  EXPECT_EQ(std::count(split->tokens.begin(), split->tokens.end(), *tokenizer_->TokenId("<|end|>")),
+            0);
+  const RenderedPrompt empty = *template_->Render(Json({Message("user", "")}), options);
+  EXPECT_EQ(ContextText(empty).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(DocumentSplitterTest, ExplicitQueryIsItsLastOccurrence) {
   const std::string document = "Who is it? " + Words(50) + " Who is it? " + Words(9) + "\n";
   const auto split = Chat({Message("user", document + "Who is it? Tell me.")}, "  Who is it?\n");
