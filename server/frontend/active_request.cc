@@ -82,6 +82,7 @@ absl::StatusOr<text::PromptSplit> ActiveRequest::PrepareText(Context& created) c
   const int64_t ttl =
       std::min(ContextStore::kDefaultTtlSeconds, frontend_.contexts().options().max_ttl_seconds);
   created.id = absl::StrCat("ctx-", NewRequestId());
+  created.owner = request_.owner;
   created.created = absl::Now();
   created.ttl = absl::Seconds(request_.ttl_seconds.value_or(ttl));
   created.apb = request_.apb;

@@ -19,4 +19,9 @@ inline bool IsAllowed(const std::vector<std::string>& keys, std::string_view giv
   return allowed;
 }
 
+// Whose contexts somebody with this key may see; without keys all are everybody's.
+inline std::string OwnerOf(const std::vector<std::string>& keys, std::string_view given) {
+  return keys.empty() ? std::string() : std::string(given);
+}
+
 }  // namespace apb::frontend

@@ -84,6 +84,7 @@ struct CanonicalRequest {
   ApbOptions apb;
   // The context that the prompt goes on from.
   std::optional<std::string> context;
+  std::string owner;  // of the contexts that it may use and create
   // Keep the prompt's KV as a context instead of generating; `apb.query` is a guess then.
   bool create_context = false;
   std::optional<int64_t> ttl_seconds;  // of the context

@@ -17,6 +17,7 @@ namespace apb::frontend {
 // Does not change once it is in the store.
 struct Context {
   std::string id;
+  std::string owner;  // others are told that there is no such context
   absl::Time created;
   absl::Duration ttl;
   ApbOptions apb;        // as the client gave them

@@ -40,11 +40,10 @@ absl::Status ContextStore::Reserve() {
     if (IsLost(*entry->second.context)) Erase(entry);
   }
   if (is_full()) {
-    return WithRetryAfter(
-        absl::ResourceExhaustedError(
-            absl::StrCat("there are ", options_.max_contexts,
-                         " contexts already, which is the limit; delete one, or let one expire")),
-        2);
+    return WithRetryAfter(absl::ResourceExhaustedError(
+                              absl::StrCat("this server keeps at most ", options_.max_contexts,
+                                           " contexts at a time; delete one, or let one expire")),
+                          2);
   }
   ++reserved_;
   return absl::OkStatus();
@@ -81,18 +80,21 @@ ContextInfo ContextStore::InfoOf(const Entry& entry) {
 }
 
 absl::StatusOr<ContextStore::Entries::const_iterator> ContextStore::Find(
-    std::string_view id) const {
+    std::string_view owner, std::string_view id) const {
   const auto found = entries_.find(id);
-  if (found != entries_.end() && absl::Now() < found->second.expires_at) return found;
+  if (found != entries_.end() && found->second.context->owner == owner &&
+      absl::Now() < found->second.expires_at)
+    return found;
   return WithErrorCode(
       absl::NotFoundError(absl::StrCat("there is no context `", base::AbslView(id.substr(0, 100)),
                                        "`; it may have expired: create it again")),
       "context_not_found");
 }
 
-absl::StatusOr<std::shared_ptr<const Context>> ContextStore::Use(std::string_view id) {
+absl::StatusOr<std::shared_ptr<const Context>> ContextStore::Use(std::string_view owner,
+                                                                 std::string_view id) {
   absl::MutexLock lock(&mutex_);
-  APB_ASSIGN_OR_RETURN(const auto found, Find(id));
+  APB_ASSIGN_OR_RETURN(const auto found, Find(owner, id));
   const std::shared_ptr<const Context> context = found->second.context;
   if (IsLost(*context)) {
     return WithErrorCode(
@@ -104,25 +106,27 @@ absl::StatusOr<std::shared_ptr<const Context>> ContextStore::Use(std::string_vie
   return context;
 }
 
-absl::StatusOr<ContextInfo> ContextStore::Describe(std::string_view id) const {
+absl::StatusOr<ContextInfo> ContextStore::Describe(std::string_view owner,
+                                                   std::string_view id) const {
   absl::ReaderMutexLock lock(&mutex_);
-  APB_ASSIGN_OR_RETURN(const auto found, Find(id));
+  APB_ASSIGN_OR_RETURN(const auto found, Find(owner, id));
   return InfoOf(found->second);
 }
 
-std::vector<ContextInfo> ContextStore::List() const {
+std::vector<ContextInfo> ContextStore::List(std::string_view owner) const {
   absl::ReaderMutexLock lock(&mutex_);
   std::vector<ContextInfo> infos;
   for (const auto& [id, entry] : entries_) {
-    if (absl::Now() < entry.expires_at) infos.push_back(InfoOf(entry));
+    if (entry.context->owner == owner && absl::Now() < entry.expires_at)
+      infos.push_back(InfoOf(entry));
   }
   std::ranges::sort(infos, {}, &ContextInfo::created);
   return infos;
 }
 
-absl::Status ContextStore::Delete(std::string_view id) {
+absl::Status ContextStore::Delete(std::string_view owner, std::string_view id) {
   absl::MutexLock lock(&mutex_);
-  APB_ASSIGN_OR_RETURN(const auto found, Find(id));
+  APB_ASSIGN_OR_RETURN(const auto found, Find(owner, id));
   Erase(found);
   return absl::OkStatus();
 }

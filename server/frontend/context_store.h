@@ -41,13 +41,13 @@ class ContextStore {
   ContextInfo Add(Context context);
 
   // The context, whose time to live begins anew. kNotFound, code context_not_found or context_lost.
-  absl::StatusOr<std::shared_ptr<const Context>> Use(std::string_view id);
+  absl::StatusOr<std::shared_ptr<const Context>> Use(std::string_view owner, std::string_view id);
   // As Use, but changes nothing; a lost context is no error here.
-  absl::StatusOr<ContextInfo> Describe(std::string_view id) const;
-  // In the order of their creation.
-  std::vector<ContextInfo> List() const;
+  absl::StatusOr<ContextInfo> Describe(std::string_view owner, std::string_view id) const;
+  // Those of the owner, in the order of their creation.
+  std::vector<ContextInfo> List(std::string_view owner) const;
   // Its KV is free when the requests that use it have ended.
-  absl::Status Delete(std::string_view id);
+  absl::Status Delete(std::string_view owner, std::string_view id);
 
   const Options& options() const { return options_; }
 
@@ -59,7 +59,7 @@ class ContextStore {
   using Entries = std::map<std::string, Entry, std::less<>>;
 
   static ContextInfo InfoOf(const Entry& entry);
-  absl::StatusOr<Entries::const_iterator> Find(std::string_view id) const
+  absl::StatusOr<Entries::const_iterator> Find(std::string_view owner, std::string_view id) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void Erase(Entries::const_iterator entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Publish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -75,7 +75,8 @@ absl::Status Frontend::Admit(const CanonicalRequest& request, int64_t* waiting_a
 absl::StatusOr<std::shared_ptr<const Context>> Frontend::UseContext(
     const CanonicalRequest& request) {
   if (!request.context.has_value()) return nullptr;
-  APB_ASSIGN_OR_RETURN(std::shared_ptr<const Context> context, contexts_.Use(*request.context));
+  APB_ASSIGN_OR_RETURN(std::shared_ptr<const Context> context,
+                       contexts_.Use(request.owner, *request.context));
   APB_RETURN_IF_ERROR(CheckContextOptions(request.apb, context->apb, context->strategy));
   return context;
 }

@@ -196,6 +196,10 @@ absl::Status InferenceService::Authorize(const grpc::CallbackServerContext& cont
       "metadata `authorization: Bearer KEY` with a valid key is needed");
 }
 
+std::string InferenceService::OwnerOf(const grpc::CallbackServerContext& context) const {
+  return frontend::OwnerOf(options_.api_keys, BearerToken(context));
+}
+
 absl::Status InferenceService::CheckModel(const std::string& model) const {
   if (model.empty() || model == frontend_.options().model) return absl::OkStatus();
   return absl::NotFoundError(absl::StrCat("the model `", model.substr(0, 200), "` does not exist"));
@@ -207,6 +211,7 @@ grpc::ServerWriteReactor<pb::GenerateResponse>* InferenceService::Generate(
   absl::StatusOr<frontend::CanonicalRequest> request =
       authorized.ok() ? FromMessage(*message)
                       : absl::StatusOr<frontend::CanonicalRequest>(authorized);
+  if (request.ok()) request->owner = OwnerOf(*context);
   const std::string id = request.ok() ? request->id : std::string();
   if (!id.empty()) context->AddInitialMetadata("x-request-id", id);
   auto* reactor = new GenerateReactor(frontend_, context, id, options_.max_stream_bytes);
@@ -221,7 +226,10 @@ grpc::ServerUnaryReactor* InferenceService::CreateContext(grpc::CallbackServerCo
   absl::StatusOr<frontend::CanonicalRequest> request =
       authorized.ok() ? FromMessage(*message)
                       : absl::StatusOr<frontend::CanonicalRequest>(authorized);
-  if (request.ok()) context->AddInitialMetadata("x-request-id", request->id);
+  if (request.ok()) {
+    request->owner = OwnerOf(*context);
+    context->AddInitialMetadata("x-request-id", request->id);
+  }
   return StartCreateContext(frontend_, std::move(request), response);
 }
 
@@ -230,7 +238,7 @@ grpc::ServerUnaryReactor* InferenceService::GetContext(grpc::CallbackServerConte
                                                        pb::Context* response) {
   return RunNow(context, "GetContext", [&]() -> absl::Status {
     APB_ASSIGN_OR_RETURN(const frontend::ContextInfo info,
-                         frontend_.contexts().Describe(message->id()));
+                         frontend_.contexts().Describe(OwnerOf(*context), message->id()));
     *response = ToMessage(info, frontend_.options().model);
     return absl::OkStatus();
   });
@@ -240,7 +248,7 @@ grpc::ServerUnaryReactor* InferenceService::ListContexts(grpc::CallbackServerCon
                                                          const pb::ListContextsRequest*,
                                                          pb::ListContextsResponse* response) {
   return RunNow(context, "ListContexts", [&] {
-    for (const frontend::ContextInfo& info : frontend_.contexts().List())
+    for (const frontend::ContextInfo& info : frontend_.contexts().List(OwnerOf(*context)))
       *response->add_contexts() = ToMessage(info, frontend_.options().model);
     return absl::OkStatus();
   });
@@ -250,7 +258,7 @@ grpc::ServerUnaryReactor* InferenceService::DeleteContext(grpc::CallbackServerCo
                                                           const pb::DeleteContextRequest* message,
                                                           pb::DeleteContextResponse*) {
   return RunNow(context, "DeleteContext",
-                [&] { return frontend_.contexts().Delete(message->id()); });
+                [&] { return frontend_.contexts().Delete(OwnerOf(*context), message->id()); });
 }
 
 grpc::ServerUnaryReactor* InferenceService::RunNow(grpc::CallbackServerContext* context,

@@ -48,6 +48,7 @@ class InferenceService final : public inference::v1::InferenceService::CallbackS
 
  private:
   absl::Status Authorize(const grpc::CallbackServerContext& context) const;
+  std::string OwnerOf(const grpc::CallbackServerContext& context) const;  // of contexts
   absl::Status CheckModel(const std::string& model) const;
   // Runs on the text pool what would hold up the threads of gRPC.
   grpc::ServerUnaryReactor* RunOnPool(grpc::CallbackServerContext* context, const char* method,

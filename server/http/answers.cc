@@ -53,8 +53,14 @@ Response Health(const frontend::Frontend& frontend) {
       2));
 }
 
-Response DeleteContext(const std::string& id, frontend::ContextStore& contexts) {
-  const absl::Status status = contexts.Delete(id);
+Response AnswerContext(const NowRequest& request, frontend::Frontend& frontend) {
+  const std::string id = IdOf(request.path);
+  if (!request.is_delete) {
+    const auto context = frontend.contexts().Describe(request.owner, id);
+    if (!context.ok()) return ErrorResponse(context.status());
+    return ContextResponse(*context, frontend.options().model);
+  }
+  const absl::Status status = frontend.contexts().Delete(request.owner, id);
   if (!status.ok()) return ErrorResponse(status);
   return {.body = json({{"id", id}, {"object", "context.deleted"}, {"deleted", true}}).dump()};
 }
@@ -82,32 +88,28 @@ Response ContextResponse(const frontend::ContextInfo& context, const std::string
   return {.body = ContextCard(context, model).dump()};
 }
 
-Response AnswerNow(Route route, bool is_delete, std::string_view path, std::string_view version,
-                   frontend::Frontend& frontend) {
+Response AnswerNow(const NowRequest& request, frontend::Frontend& frontend) {
   const std::string& model = frontend.options().model;
-  switch (route) {
+  switch (request.route) {
     case Route::kModels:
       return List(json::array({ModelCard(frontend)}));
     case Route::kModel:
-      if (IdOf(path) == model) return {.body = ModelCard(frontend).dump()};
+      if (IdOf(request.path) == model) return {.body = ModelCard(frontend).dump()};
       return HttpErrorResponse(404, "no such model", "model_not_found");
     case Route::kContexts: {
       json data = json::array();
-      for (const auto& context : frontend.contexts().List())
+      for (const auto& context : frontend.contexts().List(request.owner))
         data.push_back(ContextCard(context, model));
       return List(std::move(data));
     }
-    case Route::kContext: {
-      if (is_delete) return DeleteContext(IdOf(path), frontend.contexts());
-      const auto context = frontend.contexts().Describe(IdOf(path));
-      return context.ok() ? ContextResponse(*context, model) : ErrorResponse(context.status());
-    }
+    case Route::kContext:
+      return AnswerContext(request, frontend);
     case Route::kHealth:
       return Health(frontend);
     case Route::kLive:
       return {.body = R"({"status":"alive"})"};
     case Route::kVersion:
-      return {.body = json({{"version", version}}).dump()};
+      return {.body = json({{"version", request.version}}).dump()};
     case Route::kMetrics:
       return {.content_type = "text/plain; version=0.0.4; charset=utf-8",
               .body = frontend.metrics().Serialize()};

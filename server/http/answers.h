@@ -16,8 +16,14 @@ Response ErrorResponse(const absl::Status& status);
 Response HttpErrorResponse(int status, std::string_view message, std::string_view code = "");
 Response ContextResponse(const frontend::ContextInfo& context, const std::string& model);
 
+struct NowRequest {
+  Route route = Route::kUnknown;
+  bool is_delete = false;
+  std::string_view path;
+  std::string_view owner;    // of contexts
+  std::string_view version;  // of the server
+};
 // GET of any path (an unknown one too), DELETE of a context.
-Response AnswerNow(Route route, bool is_delete, std::string_view path, std::string_view version,
-                   frontend::Frontend& frontend);
+Response AnswerNow(const NowRequest& request, frontend::Frontend& frontend);
 
 }  // namespace apb::http_api

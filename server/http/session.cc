@@ -88,7 +88,7 @@ class Session : public std::enable_shared_from_this<Session> {
 
   void SetTimeout(absl::Duration duration);
   void ClearTimeout();
-  Response CheckKey(const Parser& parser) const;
+  Response CheckKey(const Parser& parser);
   const HttpOptions& options() const { return shared_->options; }
   frontend::Frontend& frontend() const { return shared_->frontend; }
 
@@ -103,6 +103,7 @@ class Session : public std::enable_shared_from_this<Session> {
   bool client_gone_ = false;
   Framing framing_;
   std::string method_;
+  std::string owner_;  // of contexts: who has sent the request
 };
 
 void Session::SetTimeout(absl::Duration duration) {
@@ -230,10 +231,12 @@ asio::awaitable<void> Session::RefuseUnreadable(const Parser& parser, error_code
   }
 }
 
-Response Session::CheckKey(const Parser& parser) const {
+Response Session::CheckKey(const Parser& parser) {
   const std::string_view header = View(parser.get()[http::field::authorization]);
   const bool bearer = absl::StartsWithIgnoreCase(base::AbslView(header), "bearer ");
-  if (frontend::IsAllowed(options().api_keys, bearer ? header.substr(7) : "")) return {};
+  const std::string_view key = bearer ? header.substr(7) : "";
+  owner_ = frontend::OwnerOf(options().api_keys, key);
+  if (frontend::IsAllowed(options().api_keys, key)) return {};
   Response response = ErrorResponse(frontend::WithErrorCode(
       absl::UnauthenticatedError("a valid API key is needed: Authorization: Bearer KEY"),
       "invalid_api_key"));
@@ -280,8 +283,12 @@ asio::awaitable<Response> Session::Answer(const RouteEntry& route, Parser& parse
   if (route.route == Route::kTokenize) co_return co_await Tokenize(parser.get().body());
   if (route.route == Route::kDetokenize) co_return co_await Detokenize(parser.get().body());
   const std::string_view target = View(parser.get().target());
-  co_return AnswerNow(route.route, parser.get().method() == http::verb::delete_,
-                      target.substr(0, target.find('?')), options().version, frontend());
+  co_return AnswerNow({.route = route.route,
+                       .is_delete = parser.get().method() == http::verb::delete_,
+                       .path = target.substr(0, target.find('?')),
+                       .owner = owner_,
+                       .version = options().version},
+                      frontend());
 }
 
 asio::awaitable<Response> Session::Tokenize(const std::string& body) {
@@ -325,6 +332,7 @@ asio::awaitable<bool> Session::Generate(Parse parse, const RouteEntry& route,
       });
   if (!generation.ok()) co_return co_await Send(route, ErrorResponse(generation.status()));
   generation->request.id = framing_.request_id;
+  generation->request.owner = owner_;
   const frontend::Api api = generation->request.api;
   OpenAiResponse response(
       {.id = absl::StrCat(api == frontend::Api::kChat ? "chatcmpl-" : "cmpl-", framing_.request_id),

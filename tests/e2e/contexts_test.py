@@ -260,10 +260,10 @@ class LifeTest(Case):
 
     def test_at_most_so_many(self):
         made = [create(SERVER, {"prompt": f"Context {i}"}) for i in range(MAX_CONTEXTS)]
-        self.assert_error(create(SERVER, {"prompt": "One more"}, 429), f"{MAX_CONTEXTS} contexts")
+        self.assert_error(create(SERVER, {"prompt": "One more"}, 429), f"at most {MAX_CONTEXTS} contexts")
         delete(SERVER, made[0]["id"])
         create(SERVER, {"prompt": "One more"})
-        self.assert_error(create(SERVER, {"prompt": "And more"}, 429), f"{MAX_CONTEXTS} contexts")
+        self.assert_error(create(SERVER, {"prompt": "And more"}, 429), f"at most {MAX_CONTEXTS} contexts")
 
     def test_client_that_leaves_cancels_the_creation(self):
         body = json.dumps({"messages": [user(document(30000, 18)[0])], "apb": {"strategy": "full"}})
@@ -290,6 +290,26 @@ class LifeTest(Case):
             again = create(server, fields)
             self.assertEqual(chat(server, [user(asked[0][0])], context=again["id"])[0], asked[0][1])
             self.assertEqual(server.get("/v1/contexts/" + context["id"])[0], 404)
+
+
+class OwnerTest(Case):
+    def test_a_key_sees_its_own(self):
+        with fixture.Server("--api-key", "mine", "--api-key", "yours", "--http-threads", 1) as server, \
+                grpc.insecure_channel(server.grpc_address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+            def call(method, path, key, body=None):
+                status, _, text = server.request(method, path, body and json.dumps(body),
+                                                 {"Authorization": "Bearer " + key})
+                return status, json.loads(text)
+            _, context = call("POST", "/v1/contexts", "mine", {"prompt": "A secret of mine"})
+            path, ask = "/v1/contexts/" + context["id"], {"prompt": "is", "context": context["id"], "max_tokens": 1}
+            stub = pb_grpc.InferenceServiceStub(channel)
+            for key, status, count in (("yours", 404, 0), ("mine", 200, 1)):
+                metadata = [("authorization", "Bearer " + key)]
+                self.assertEqual(call("GET", path, key)[0], status)
+                self.assertEqual(call("POST", "/v1/completions", key, ask)[0], status)
+                self.assertEqual(len(call("GET", "/v1/contexts", key)[1]["data"]), count)
+                self.assertEqual(len(stub.ListContexts(pb.ListContextsRequest(), metadata=metadata).contexts), count)
+                self.assertEqual(call("DELETE", path, key)[0], status)
 
 
 class WrongFieldsTest(Case):
