@@ -169,6 +169,17 @@ class QuestionsTest(Case):
             _, answer = server.post("/v1/completions", {"prompt": " and", "context": context["id"], "max_tokens": 2})
             self.assertEqual(cached(answer["usage"]), context["usage"]["prompt_tokens"])
 
+    def test_long_question(self):
+        """Its tokens are a prefill of their own, over the context's KV."""
+        text, ((question, answer), *_) = document(4000, 8)
+        for strategy in ("ring_kv", "apb", "full"):
+            context = create(SERVER, {"messages": [user(text)], "apb": {"strategy": strategy}})
+            found, usage = chat(SERVER, [user(document(1500, 9)[0] + "\n\n" + question)], context=context["id"])
+            self.assertEqual(found, answer)
+            self.assertEqual(cached(usage), context["usage"]["prompt_tokens"])
+            self.assertGreater(usage["prompt_tokens"], 5000)
+            delete(SERVER, context["id"])
+
     def test_many_at_once(self):
         text, asked = document(4000, 6, facts=6)
         context = create(SERVER, {"messages": [user(text)]})
