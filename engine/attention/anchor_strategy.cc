@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
+#include "engine/attention/partial_results.h"
 #include "engine/attention/strategy_plan.h"
 #include "engine/base/status_macros.h"
 
@@ -21,16 +22,18 @@ constexpr int kPoolReach = kPoolWindow / 2;
 
 AnchorStrategy::AnchorStrategy(const ShardPlan& plan, int64_t kv_heads,
                                std::unique_ptr<Compressor> compressor, kernels::Backend& backend,
-                               parallel::Communicator& communicator)
+                               parallel::Communicator& communicator, bool overlap)
     : plan_(plan),
       kv_heads_(kv_heads),
       compressor_(std::move(compressor)),
       backend_(backend),
       communicator_(communicator),
+      overlap_(overlap),
       raw_(backend),
       indices_(backend),
       send_(backend),
-      passing_(backend) {
+      passing_(backend),
+      partials_(backend) {
   for (const HostShard& host : plan.hosts)
     longest_passing_ = std::max(longest_passing_, host.passing_length);
 }
@@ -141,60 +144,132 @@ absl::StatusOr<TensorView> AnchorStrategy::Select(const LayerCall& call, kernels
   return send;
 }
 
-absl::Status AnchorStrategy::Exchange(const LayerCall& call, kernels::Stream& stream) {
+absl::StatusOr<std::unique_ptr<parallel::Pending>> AnchorStrategy::StartExchange(
+    const LayerCall& call, kernels::Stream& stream) {
   const auto start = std::chrono::steady_clock::now();
   APB_ASSIGN_OR_RETURN(const TensorView send, Select(call, stream));
   compress_seconds_ +=
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (communicator_.size() == 1) {
     passing_view_ = send;
-    return absl::OkStatus();
+    return nullptr;
   }
   APB_ASSIGN_OR_RETURN(passing_view_,
                        passing_.Get(call.k.dtype, {communicator_.size() * send.rows(), 1,
                                                    call.k.shape[1], call.k.shape[2]}));
-  return communicator_.AllGather(send, passing_view_, stream);
+  return communicator_.StartAllGather(send, passing_view_, stream);
+}
+
+std::vector<KeySegment> AnchorStrategy::PassingSegments(int host) const {
+  std::vector<KeySegment> segments;
+  for (int earlier = 0; earlier < host; ++earlier) {
+    if (plan_.hosts[earlier].passing_length == 0) continue;
+    segments.push_back({.k = Contribution(earlier, 0),
+                        .v = Contribution(earlier, 1),
+                        .visible_to_group = {Visibility::kAll, Visibility::kAll}});
+  }
+  return segments;
+}
+
+std::vector<KeySegment> AnchorStrategy::OwnSegments(const LayerCall& call,
+                                                    const HostRows& rows) const {
+  std::vector<KeySegment> segments;
+  if (plan_.hosts[rows.host].sees_anchor) {
+    segments.push_back({.k = call.k.Rows(0, call.anchor_rows),
+                        .v = call.v.Rows(0, call.anchor_rows),
+                        .visible_to_group = {Visibility::kAll, Visibility::kAll}});
+  }
+  segments.push_back({.k = call.k.Rows(rows.begin, rows.end),
+                      .v = call.v.Rows(rows.begin, rows.end),
+                      .positions = call.positions.Rows(rows.begin, rows.end)});
+  return segments;
+}
+
+// Anchor rows see the anchor causally and nothing else.
+void AnchorStrategy::AttendAnchor(const LayerCall& call, kernels::Stream& stream) {
+  if (call.anchor_rows == 0) return;
+  const TensorView positions = call.positions.Rows(0, call.anchor_rows);
+  const KeySegment anchor{.k = call.k.Rows(0, call.anchor_rows),
+                          .v = call.v.Rows(0, call.anchor_rows),
+                          .positions = positions};
+  backend_.Attention({.q = call.q.Rows(0, call.anchor_rows),
+                      .q_positions = positions,
+                      .keys = {&anchor, 1},
+                      .scale = call.scale,
+                      .out = call.out.Rows(0, call.anchor_rows)},
+                     stream);
+}
+
+void AnchorStrategy::AttendRows(const LayerCall& call, const HostRows& rows,
+                                std::span<const KeySegment> keys, const TensorView& out,
+                                const TensorView& lse, kernels::Stream& stream) {
+  backend_.Attention({.q = call.q.Rows(rows.begin, rows.end),
+                      .q_positions = call.positions.Rows(rows.begin, rows.end),
+                      .keys = keys,
+                      .scale = call.scale,
+                      .out = out,
+                      .lse = lse},
+                     stream);
 }
 
 absl::Status AnchorStrategy::Attend(const LayerCall& call, kernels::Stream& stream) {
   // All ranks take part, also one without tokens.
-  if (longest_passing_ > 0) APB_RETURN_IF_ERROR(Exchange(call, stream));
-  const TensorView anchor_positions = call.positions.Rows(0, call.anchor_rows);
-  KeySegment anchor{.k = call.k.Rows(0, call.anchor_rows),
-                    .v = call.v.Rows(0, call.anchor_rows),
-                    .positions = anchor_positions};
-  if (call.anchor_rows > 0) {
-    // Anchor rows see the anchor causally and nothing else.
-    backend_.Attention({.q = call.q.Rows(0, call.anchor_rows),
-                        .q_positions = anchor_positions,
-                        .keys = {&anchor, 1},
-                        .scale = call.scale,
-                        .out = call.out.Rows(0, call.anchor_rows)},
-                       stream);
+  std::unique_ptr<parallel::Pending> exchange;
+  if (longest_passing_ > 0) {
+    APB_ASSIGN_OR_RETURN(exchange, StartExchange(call, stream));
   }
-  anchor.visible_to_group = {Visibility::kAll, Visibility::kAll};
+  if (exchange != nullptr && overlap_) {
+    APB_RETURN_IF_ERROR(AttendOverlapped(call, *exchange, stream));
+    return stream.Synchronize();
+  }
+  if (exchange != nullptr) APB_RETURN_IF_ERROR(exchange->Wait(stream));
+  AttendAnchor(call, stream);
   for (const HostRows& rows : call.hosts) {
     if (rows.end == rows.begin) continue;
-    std::vector<KeySegment> segments;
-    for (int earlier = 0; earlier < rows.host && longest_passing_ > 0; ++earlier) {
-      if (plan_.hosts[earlier].passing_length == 0) continue;
-      segments.push_back({.k = Contribution(earlier, 0),
-                          .v = Contribution(earlier, 1),
-                          .visible_to_group = {Visibility::kAll, Visibility::kAll}});
-    }
-    if (plan_.hosts[rows.host].sees_anchor) segments.push_back(anchor);
-    const TensorView positions = call.positions.Rows(rows.begin, rows.end);
-    segments.push_back({.k = call.k.Rows(rows.begin, rows.end),
-                        .v = call.v.Rows(rows.begin, rows.end),
-                        .positions = positions});
-    backend_.Attention({.q = call.q.Rows(rows.begin, rows.end),
-                        .q_positions = positions,
-                        .keys = segments,
-                        .scale = call.scale,
-                        .out = call.out.Rows(rows.begin, rows.end)},
-                       stream);
+    std::vector<KeySegment> keys =
+        longest_passing_ > 0 ? PassingSegments(rows.host) : std::vector<KeySegment>();
+    for (const KeySegment& segment : OwnSegments(call, rows)) keys.push_back(segment);
+    AttendRows(call, rows, keys, call.out.Rows(rows.begin, rows.end), {}, stream);
   }
   return stream.Synchronize();
+}
+
+absl::Status AnchorStrategy::AttendOverlapped(const LayerCall& call, parallel::Pending& exchange,
+                                              kernels::Stream& stream) {
+  // Hosts behind the first one that passes something on; of a rank these are its last ones.
+  const auto has_passing = [&](const HostRows& rows) {
+    for (int earlier = 0; earlier < rows.host; ++earlier) {
+      if (plan_.hosts[earlier].passing_length > 0) return rows.end > rows.begin;
+    }
+    return false;
+  };
+  const int64_t end = call.hosts.back().end;
+  int64_t begin = end;
+  for (const HostRows& rows : call.hosts) {
+    if (has_passing(rows)) begin = std::min(begin, rows.begin);
+  }
+  const int64_t heads = call.q.shape[1], d = call.q.shape[2];
+  APB_ASSIGN_OR_RETURN(const PartialResults parts,
+                       PartialResults::In(partials_, 2, end - begin, heads, d));
+  AttendAnchor(call, stream);
+  for (const HostRows& rows : call.hosts) {
+    if (rows.end == rows.begin) continue;
+    const bool part = has_passing(rows);
+    const int64_t first = rows.begin - begin, last = rows.end - begin;
+    AttendRows(call, rows, OwnSegments(call, rows),
+               part ? parts.Out(0).Rows(first, last) : call.out.Rows(rows.begin, rows.end),
+               part ? parts.Lse(0).Rows(first, last) : TensorView(), stream);
+  }
+  APB_RETURN_IF_ERROR(exchange.Wait(stream));
+  for (const HostRows& rows : call.hosts) {
+    if (!has_passing(rows)) continue;
+    const int64_t first = rows.begin - begin, last = rows.end - begin;
+    AttendRows(call, rows, PassingSegments(rows.host), parts.Out(1).Rows(first, last),
+               parts.Lse(1).Rows(first, last), stream);
+  }
+  if (end > begin)
+    backend_.MergePartials(parts.Outs(), parts.Lses(), call.out.Rows(begin, end), {}, stream);
+  return absl::OkStatus();
 }
 
 }  // namespace apb::attention

@@ -153,7 +153,8 @@ absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
                                          .kv_heads = context.weights.kv_heads(),
                                          .cache = context.cache,
                                          .backend = context.backend,
-                                         .communicator = context.communicator};
+                                         .communicator = context.communicator,
+                                         .overlap_passing = context.overlap_passing};
   APB_ASSIGN_OR_RETURN(prefill->strategy_,
                        CreateStrategy(seen, strategy_context, std::move(compressor), stream));
   return prefill;

@@ -26,6 +26,7 @@ struct PrefillContext {
   kernels::Backend& backend;
   parallel::Communicator& communicator;      // the context group
   parallel::Communicator* tensor = nullptr;  // the tensor parallel group, if there is one
+  bool overlap_passing = false;              // AnchorStrategy; the same on all ranks
 };
 
 // One document of a prefill; `kv` outlives it, the spans need not outlive Start.

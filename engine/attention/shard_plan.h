@@ -27,6 +27,9 @@ struct StrategyOptions {
   int hosts = 1;
   int64_t anchor_length = -1;  // -1: the authors' value for the length (docs/algorithms.md)
   int64_t passing_length = -1;
+  // apb: blocks that take equally long, where a row costs as much as so many query-key pairs
+  // (cost_model.h); 0: equally long blocks. The other strategies have no use for it.
+  int64_t row_cost_pairs = 0;
 };
 
 // Document tokens [begin, end); their positions are the same numbers.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "engine/attention/balanced_blocks.h"
 
 namespace apb::attention {
 namespace {
@@ -11,17 +12,27 @@ constexpr int kMaxHosts = 4096;
 constexpr int64_t kMaxTokens = int64_t{1} << 30;  // positions are 32 bits wide
 constexpr int64_t kMaxDefaultLength = 8192;
 
-// Equal blocks of ceil(n / hosts); the last ones may be shorter or empty.
-ShardPlan EqualBlocks(int64_t n, int hosts, int64_t* block) {
+int64_t BlockLength(int64_t n, int hosts) { return (n + hosts - 1) / hosts; }
+
+// One block for each host, behind each other; empty ones are left out.
+ShardPlan Blocks(const std::vector<int64_t>& lengths) {
   ShardPlan plan;
-  *block = (n + hosts - 1) / hosts;
-  for (int h = 0; h < hosts; ++h) {
+  int64_t begin = 0;
+  for (const int64_t length : lengths) {
     HostShard shard;
-    const TokenSpan span{std::min(n, h * *block), std::min(n, (h + 1) * *block)};
-    if (span.length() > 0) shard.local.push_back(span);
+    if (length > 0) shard.local.push_back({begin, begin + length});
     plan.hosts.push_back(shard);
+    begin += length;
   }
   return plan;
+}
+
+// Blocks of ceil(n / hosts); the last ones may be shorter or empty.
+ShardPlan EqualBlocks(int64_t n, int hosts) {
+  const int64_t block = BlockLength(n, hosts);
+  std::vector<int64_t> lengths;
+  for (int h = 0; h < hosts; ++h) lengths.push_back(std::clamp<int64_t>(n - h * block, 0, block));
+  return Blocks(lengths);
 }
 
 // Hosts after the first that have tokens see the anchor. Without such a host there is no anchor.
@@ -35,8 +46,7 @@ void ShowAnchor(ShardPlan& plan) {
 }
 
 ShardPlan ApbPlan(const PromptLayout& layout, const StrategyOptions& options) {
-  int64_t block = 0;
-  ShardPlan plan = EqualBlocks(layout.document_length, options.hosts, &block);
+  const int64_t block = BlockLength(layout.document_length, options.hosts);
   const int64_t head = std::min(layout.query_insert_position, block);
   int64_t anchor = options.anchor_length;
   if (anchor < 0) {
@@ -46,6 +56,13 @@ ShardPlan ApbPlan(const PromptLayout& layout, const StrategyOptions& options) {
   anchor = std::min(anchor, block);
   const int64_t query = std::min(layout.embedded_query_length, std::max<int64_t>(0, anchor - head));
   const int64_t document_tokens = anchor - query;
+  int64_t passing = options.passing_length;
+  if (passing < 0) passing = std::min(block / 8, kMaxDefaultLength);
+
+  ShardPlan plan = options.row_cost_pairs == 0
+                       ? EqualBlocks(layout.document_length, options.hosts)
+                       : Blocks(BalancedBlocks(layout.document_length, options.hosts, anchor,
+                                               std::min(passing, block), options.row_cost_pairs));
   for (int64_t t = 0; t < std::min(head, document_tokens); ++t)
     plan.anchor.push_back(static_cast<AnchorSource>(t));
   for (int64_t i = layout.embedded_query_length - query; i < layout.embedded_query_length; ++i) {
@@ -55,8 +72,6 @@ ShardPlan ApbPlan(const PromptLayout& layout, const StrategyOptions& options) {
     plan.anchor.push_back(static_cast<AnchorSource>(t));
   ShowAnchor(plan);
 
-  int64_t passing = options.passing_length;
-  if (passing < 0) passing = std::min(block / 8, kMaxDefaultLength);
   // What the last host with tokens would pass on has no reader.
   int last = options.hosts - 1;
   while (last > 0 && plan.hosts[last].local_length() == 0) --last;
@@ -109,9 +124,9 @@ const ExactStrategy* FindExact(std::string_view name) {
 }
 
 ShardPlan StarPlan(const PromptLayout& layout, const StrategyOptions& options) {
-  int64_t block = 0;
-  ShardPlan plan = EqualBlocks(layout.document_length, options.hosts, &block);
-  for (int64_t t = 0; t < block; ++t) plan.anchor.push_back(static_cast<AnchorSource>(t));
+  ShardPlan plan = EqualBlocks(layout.document_length, options.hosts);
+  for (int64_t t = 0; t < plan.hosts[0].local_length(); ++t)
+    plan.anchor.push_back(static_cast<AnchorSource>(t));
   ShowAnchor(plan);
   return plan;
 }
@@ -136,6 +151,10 @@ absl::StatusOr<ShardPlan> MakeShardPlan(std::string_view strategy, const PromptL
                                                    " passing_length=", options.passing_length,
                                                    ": must not be negative (-1 = default)"));
   }
+  if (options.row_cost_pairs < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("row_cost_pairs=", options.row_cost_pairs,
+                                                   ": must not be negative (0 = equal blocks)"));
+  }
   if (layout.cached_length < 0 || layout.cached_length > layout.document_length) {
     return absl::InvalidArgumentError(absl::StrCat(layout.cached_length, " cached tokens of ",
                                                    layout.document_length, " document tokens"));
@@ -149,9 +168,8 @@ absl::StatusOr<ShardPlan> MakeShardPlan(std::string_view strategy, const PromptL
   if (strategy == "apb") return ApbPlan(layout, options);
   if (strategy == "star") return StarPlan(layout, options);
   if (const ExactStrategy* exact = FindExact(strategy)) {
-    int64_t block = 0;
     ShardPlan plan = exact->exchange == Exchange::kUlysses
-                         ? EqualBlocks(layout.document_length, options.hosts, &block)
+                         ? EqualBlocks(layout.document_length, options.hosts)
                          : ZigzagPlan(layout.cached_length, layout.document_length, options.hosts);
     plan.exchange = exact->exchange;
     return plan;

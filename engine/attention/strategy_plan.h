@@ -11,18 +11,17 @@
 namespace apb::attention {
 
 // full: everything local on host 0.
-// apb (docs/algorithms.md): equal blocks; hosts > 0 see an anchor (document head, embedded query,
-// more document) and
-//   what earlier hosts pass on. Defaults for block length b: anchor b / 4 and passing b / 8, both
-//   at most 8192 (the authors' lengths from 32K to 512K); the default anchor grows to b / 2 where
-//   the embedded query needs it.
+// apb (docs/algorithms.md): equal or balanced blocks; hosts > 0 see an anchor (document head,
+//   embedded query, more document) and what earlier hosts pass on. Defaults for b = ceil(n / hosts):
+//   anchor b / 4 and passing b / 8, both at most 8192 (the authors' lengths from 32K to 512K); the
+//   default anchor grows to b / 2 where the embedded query needs it.
 // star: the anchor is the whole first block, nothing is passed on.
 // ring_kv, ring_q, token_ring: exact; 2 * hosts chunks of ceil(n / (2 * hosts)), host h has chunk h
 //   and chunk 2 * hosts - 1 - h (zigzag), so that all have as many causal pairs.
 //   Behind a cached prefix the same with the tokens that are left.
 // ulysses: exact; equal blocks, which trade places with heads for attention.
 // kInvalidArgument (message names the field) for an unknown strategy or options out of range.
-// Lengths that the document is too short for are cut, not refused: anchor <= block, passing <=
+// Lengths that the document is too short for are cut, not refused: anchor <= b, passing <= b and <=
 // candidates, embedded query <= anchor (its tail is kept: questions end with what is asked).
 absl::StatusOr<ShardPlan> MakeShardPlan(std::string_view strategy, const PromptLayout& layout,
                                         const StrategyOptions& options);

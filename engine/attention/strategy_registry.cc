@@ -15,7 +15,8 @@ absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> CreateStrategy(
   switch (plan.exchange) {
     case Exchange::kAnchor:
       return std::make_unique<AnchorStrategy>(plan, context.kv_heads, std::move(compressor),
-                                              context.backend, context.communicator);
+                                              context.backend, context.communicator,
+                                              context.overlap_passing);
     case Exchange::kNone:
     case Exchange::kRingKv:
     case Exchange::kRingQ:

@@ -17,6 +17,7 @@ struct StrategyContext {
   const cache::PagedKvCache& cache;
   kernels::Backend& backend;
   parallel::Communicator& communicator;
+  bool overlap_passing = false;  // AnchorStrategy
 };
 
 // All ranks call it together. Several documents, and cached prefixes, only where CanBatch allows

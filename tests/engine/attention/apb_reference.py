@@ -96,6 +96,23 @@ class Host:
         self.x = self.x + (silu(y @ w["gate"].T) * (y @ w["up"].T)) @ w["down"].T
 
 
+def block_lengths(n, hosts, anchor, passing, row_cost):
+    """Equal blocks, or the longest ones that all cost at most as much as the dearest of them."""
+    if row_cost == 0:
+        b = -(-n // hosts)
+        return [max(0, min(b, n - h * b)) for h in range(hosts)]
+
+    def cost(h, b):
+        seen = anchor if h else 0
+        return 0 if b == 0 else b * (row_cost + seen + h * passing + b / 2) + seen * (row_cost + seen / 2)
+
+    def lengths(budget):
+        return [max(b for b in range(n + 1) if cost(h, b) <= budget) for h in range(hosts)]
+    budget = max(c for c in (cost(h, b) for h in range(hosts) for b in range(n + 1)) if sum(lengths(c)) <= n)
+    first, *others = lengths(budget)
+    return [n - sum(others)] + others
+
+
 def prefill(m, case):
     document, query = case["document"], case["query"]
     n, count = len(document), 1 if case["strategy"] == "full" else case["hosts"]
@@ -109,12 +126,13 @@ def prefill(m, case):
     in_anchor = length - len(query)  # document tokens of the anchor
     s = min(s, in_anchor)
     anchor = document[:s] + query + document[s:in_anchor]
-    hosts = []
-    for h in range(count):
-        tokens, own = document[h * b:(h + 1) * b], anchor if h > 0 else []
+    hosts, begin = [], 0
+    for h, block in enumerate(block_lengths(n, count, length, min(passing_length, b), case["row_cost"])):
+        tokens, own = document[begin:begin + block], anchor if h > 0 else []
         if tokens:
-            hosts.append(Host(own + tokens, list(range(len(own))) + list(range(h * b, h * b + len(tokens))),
+            hosts.append(Host(own + tokens, list(range(len(own))) + list(range(begin, begin + block)),
                               len(own), m["embedding"]))
+        begin += block
     alone = Host(anchor, list(range(len(anchor))), len(anchor), m["embedding"])  # for the query rows of host 0
     nothing = np.zeros((2, 0, m["kv_heads"], m["head_dim"]))
     for layer, w in enumerate(m["layers"]):

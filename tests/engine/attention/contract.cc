@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "engine/attention/cost_model.h"
 #include "engine/parallel/local_communicator.h"
 #include "tests/engine/attention/tiny_engine.h"
 
@@ -43,10 +44,14 @@ void CheckPassingEverythingIsFull(parallel::Communicator& communicator) {
     const Hidden dense = Dense(Text(0, n));
     for (const char* compressor : kCompressors) {
       for (const int virtual_hosts : {1, 3}) {
-        const PrefillCase c = ExactCase(compressor, engine.ranks() * virtual_hosts, n);
-        auto result = engine.Prefill(c);
-        EXPECT_LT(Difference(result.document, dense), kTolerance) << c.Name();
-        engine.cache().Release(result.kv);
+        PrefillCase c = ExactCase(compressor, engine.ranks() * virtual_hosts, n);
+        for (const int64_t row_cost : {0, 20}) {
+          c.options.row_cost_pairs = row_cost;
+          c.overlap = row_cost > 0;  // each is tested alone below
+          auto result = engine.Prefill(c);
+          EXPECT_LT(Difference(result.document, dense), kTolerance) << c.Name();
+          engine.cache().Release(result.kv);
+        }
       }
     }
   }
@@ -98,6 +103,60 @@ void CheckRanksDoNotMatter(parallel::Communicator& communicator) {
       EXPECT_TRUE(engine.EqualOnAllRanks(result.document.values));
       engine.cache().Release(result.kv);
     }
+  }
+}
+
+void CheckOverlapDoesNotMatter(parallel::Communicator& communicator) {
+  TinyEngine engine(communicator);
+  for (const int64_t n : {3, 13, 97}) {  // 3: hosts without tokens
+    for (const int virtual_hosts : {1, 2}) {
+      for (const int64_t row_cost : {0, 20}) {
+        PrefillCase c = TypicalCase("retaining_heads", engine.ranks() * virtual_hosts, n);
+        c.options.row_cost_pairs = row_cost;
+        auto at_once = engine.Prefill(c);
+        c.overlap = true;
+        auto overlapped = engine.Prefill(c);
+        EXPECT_LT(Difference(at_once.document, overlapped.document), kTolerance) << c.Name();
+        engine.cache().Release(at_once.kv);
+        engine.cache().Release(overlapped.kv);
+      }
+    }
+  }
+}
+
+void CheckCostModelCountsWhatIsSent(parallel::Communicator& communicator) {
+  TinyEngine engine(communicator);
+  const model::ModelConfig& config = TinyModel::Get().config;
+  const ModelShape shape{.layers = config.layers,
+                         .query_heads = config.query_heads,
+                         .kv_heads = config.kv_heads,
+                         .head_dim = config.head_dim,
+                         .element_bytes = 4};
+  const auto sent = [&] {
+    float bytes = 0;
+    for (const auto& operation : communicator.stats().operations) {
+      if (operation.name != "all_reduce")  // of the test
+        bytes += static_cast<float>(operation.bytes_sent);
+    }
+    return bytes;
+  };
+  for (const char* strategy :
+       {"full", "star", "apb", "ring_kv", "ring_q", "token_ring", "ulysses"}) {
+    if (std::string_view(strategy) == "ulysses" &&
+        !UlyssesFits(config.query_heads, config.kv_heads, engine.ranks())) {
+      continue;
+    }
+    PrefillCase c = TypicalCase("random", 2 * engine.ranks(), 96);
+    c.strategy = strategy;
+    if (IsOneHostPerRank(strategy)) c.options.hosts = engine.ranks();
+    const float before = sent();
+    auto result = engine.Prefill(c, /*with_last_output=*/false);
+    const float all = engine.Reduced({sent() - before}, parallel::ReduceOp::kSum)[0];
+    EXPECT_EQ(static_cast<float>(
+                  PredictPrefill(result.plan, engine.ranks(), 0, shape, MachineSpeed()).bytes_sent),
+              all)
+        << c.Name();
+    engine.cache().Release(result.kv);
   }
 }
 

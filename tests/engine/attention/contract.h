@@ -16,6 +16,8 @@ void CheckBatchesOverPrefixesAreFull(parallel::Communicator& communicator);
 void CheckRingsAreLikeTheOracle(parallel::Communicator& communicator);
 void CheckHostZeroIsFull(parallel::Communicator& communicator);
 void CheckRanksDoNotMatter(parallel::Communicator& communicator);
+void CheckOverlapDoesNotMatter(parallel::Communicator& communicator);
+void CheckCostModelCountsWhatIsSent(parallel::Communicator& communicator);
 void CheckAnchorsAreEqual(parallel::Communicator& communicator);
 void CheckStarIsApbWithoutPassing(parallel::Communicator& communicator);
 void CheckKvIsWholeAndReleased(parallel::Communicator& communicator);

@@ -20,6 +20,8 @@ TEST(MpiContract, BatchesOverPrefixesAreFull) { OnThisGroup(CheckBatchesOverPref
 TEST(MpiContract, RingsAreLikeTheOracle) { OnThisGroup(CheckRingsAreLikeTheOracle); }
 TEST(MpiContract, HostZeroIsFull) { OnThisGroup(CheckHostZeroIsFull); }
 TEST(MpiContract, RanksDoNotMatter) { OnThisGroup(CheckRanksDoNotMatter); }
+TEST(MpiContract, OverlapDoesNotMatter) { OnThisGroup(CheckOverlapDoesNotMatter); }
+TEST(MpiContract, CostModelCountsWhatIsSent) { OnThisGroup(CheckCostModelCountsWhatIsSent); }
 TEST(MpiContract, AnchorsAreEqual) { OnThisGroup(CheckAnchorsAreEqual); }
 TEST(MpiContract, StarIsApbWithoutPassing) { OnThisGroup(CheckStarIsApbWithoutPassing); }
 TEST(MpiContract, KvIsWholeAndReleased) { OnThisGroup(CheckKvIsWholeAndReleased); }

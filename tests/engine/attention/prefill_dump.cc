@@ -2,6 +2,7 @@
 // prefill_dump DIR makes DIR/manifest.json and DIR/data.bin (float32).
 #include <fstream>
 #include <iostream>
+#include <thread>
 
 #include "engine/parallel/local_communicator.h"
 #include "nlohmann/json.hpp"
@@ -76,6 +77,13 @@ std::vector<PrefillCase> Cases() {
                     .embedded_query = Text(300, 305),
                     .query_insert_position = 2};
       cases.push_back(c);
+      c.overlap = true;  // and on several ranks
+      cases.push_back(c);
+      c.options.row_cost_pairs = 40;
+      cases.push_back(c);
+      c.overlap = false;
+      cases.push_back(c);
+      c.options.row_cost_pairs = 0;
       c.query_insert_position = 0;
       c.options.anchor_length = 4;  // shorter than the query: its end stays
       cases.push_back(c);
@@ -87,14 +95,27 @@ std::vector<PrefillCase> Cases() {
   return cases;
 }
 
+// On one rank, or with overlap, which needs somebody to wait for, a rank for each host.
+TinyEngine::PrefillResult Run(const PrefillCase& c) {
+  const int ranks = c.overlap ? c.options.hosts : 1;
+  auto group = parallel::CreateLocalGroup(ranks, absl::Minutes(1));
+  std::vector<TinyEngine::PrefillResult> results(ranks);
+  std::vector<std::thread> threads;
+  for (int r = 0; r < ranks; ++r) {
+    threads.emplace_back([&, r] {
+      TinyEngine engine(*group[r]);
+      results[r] = engine.Prefill(c);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return std::move(results[0]);
+}
+
 void DumpAll(const std::string& folder) {
   Dump dump(folder);
   nlohmann::json manifest = {{"model", DumpModel(dump)}, {"cases", nlohmann::json::array()}};
-  auto alone = parallel::CreateLocalGroup(1, absl::Minutes(1));
-  TinyEngine engine(*alone[0]);
   for (const PrefillCase& c : Cases()) {
-    auto result = engine.Prefill(c);
-    engine.cache().Release(result.kv);
+    const TinyEngine::PrefillResult result = Run(c);
     const int64_t rows = result.document.rows;
     manifest["cases"].push_back(
         {{"name", c.Name()},
@@ -103,6 +124,7 @@ void DumpAll(const std::string& folder) {
          {"hosts", c.options.hosts},
          {"anchor_length", c.options.anchor_length},
          {"passing_length", c.options.passing_length},
+         {"row_cost", c.options.row_cost_pairs},
          {"insert", c.query_insert_position},
          {"query", c.embedded_query},
          {"document", Text(0, c.document_length)},

@@ -6,7 +6,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <numeric>
 #include <random>
+
+#include "engine/attention/balanced_blocks.h"
 
 namespace apb::attention {
 namespace {
@@ -82,6 +85,63 @@ TEST(StrategyPlan, AnchorHasTheQueryBehindTheHead) {
   EXPECT_EQ(plan.hosts[0].passing_length, 15);
 }
 
+// In query-key pairs, as balanced_blocks.h has it.
+double HostSeconds(int host, int64_t tokens, int64_t anchor, int64_t passing, int64_t row_cost) {
+  if (tokens == 0) return 0;
+  const double b = static_cast<double>(tokens), a = host > 0 ? static_cast<double>(anchor) : 0,
+               r = static_cast<double>(row_cost);
+  return b * (r + a + static_cast<double>(host * passing) + b / 2) + a * (r + a / 2);
+}
+
+TEST(BalancedBlocks, AllHostsTakeEquallyLong) {
+  for (const int hosts : {2, 3, 8, 64}) {
+    for (const int64_t row_cost : {1, 256, 4096, 1 << 20}) {
+      const int64_t n = 131072, b = n / hosts, anchor = b / 4, passing = b / 8;
+      const std::vector<int64_t> lengths = BalancedBlocks(n, hosts, anchor, passing, row_cost);
+      ASSERT_EQ(static_cast<int>(lengths.size()), hosts);
+      EXPECT_EQ(std::accumulate(lengths.begin(), lengths.end(), int64_t{0}), n);
+      EXPECT_TRUE(std::is_sorted(lengths.rbegin(), lengths.rend()));
+      EXPECT_GT(lengths[0], b);
+      const double first = HostSeconds(0, lengths[0], anchor, passing, row_cost);
+      for (int h = 1; h < hosts; ++h) {
+        // Up to a token; the first host has what rounding left of all.
+        const double others = HostSeconds(h, lengths[h], anchor, passing, row_cost);
+        EXPECT_NEAR(others / first, 1, 2.0 * hosts / static_cast<double>(lengths[h]))
+            << hosts << " " << row_cost << " " << h;
+      }
+    }
+  }
+}
+
+TEST(BalancedBlocks, ByHand) {
+  // A row that costs much more than all pairs, and no anchor: equal blocks.
+  EXPECT_THAT(BalancedBlocks(12, 3, 0, 0, 1 << 30), ElementsAre(4, 4, 4));
+  // r = 1: 5 tokens cost 17.5; behind an anchor of 2 (fixed 4) and 1 passed token, 3 cost 20.5.
+  EXPECT_THAT(BalancedBlocks(8, 2, 2, 1, 1), ElementsAre(5, 3));
+  // The anchor alone would cost more than all tokens on the first host.
+  EXPECT_THAT(BalancedBlocks(3, 4, 50, 1, 10), ElementsAre(3, 0, 0, 0));
+  EXPECT_THAT(BalancedBlocks(0, 2, 5, 5, 10), ElementsAre(0, 0));
+  EXPECT_THAT(BalancedBlocks(9, 1, 5, 5, 10), ElementsAre(9));
+}
+
+// Anchor and passing length are those of equal blocks; only the borders move.
+TEST(StrategyPlan, BalancedBlocksKeepTheLengths) {
+  const PromptLayout layout{
+      .document_length = 32 << 10, .query_length = 50, .embedded_query_length = 40};
+  const ShardPlan equal = Plan("apb", layout, {.hosts = 8});
+  const ShardPlan balanced = Plan("apb", layout, {.hosts = 8, .row_cost_pairs = 2048});
+  EXPECT_EQ(balanced.anchor, equal.anchor);
+  for (int h = 0; h < 8; ++h)
+    EXPECT_EQ(balanced.hosts[h].passing_length, equal.hosts[h].passing_length);
+  EXPECT_GT(balanced.hosts[0].local_length(), 4096);
+  EXPECT_LT(balanced.hosts[7].local_length(), 4096);
+  // The other strategies have nothing to balance.
+  for (const char* strategy : {"full", "star", "ring_kv", "ulysses"}) {
+    EXPECT_EQ(Plan(strategy, layout, {.hosts = 8, .row_cost_pairs = 2048}),
+              Plan(strategy, layout, {.hosts = 8}));
+  }
+}
+
 // Zigzag: as many causal pairs on each host.
 TEST(StrategyPlan, RingsAreBalanced) {
   for (const char* strategy : {"ring_kv", "ring_q", "token_ring"}) {
@@ -138,6 +198,7 @@ TEST(StrategyPlan, RefusesNonsense) {
   EXPECT_FALSE(MakeShardPlan("apb", layout, {.hosts = 1 << 20}).ok());
   EXPECT_FALSE(MakeShardPlan("apb", layout, {.hosts = 2, .anchor_length = -2}).ok());
   EXPECT_FALSE(MakeShardPlan("apb", layout, {.hosts = 2, .passing_length = -2}).ok());
+  EXPECT_FALSE(MakeShardPlan("apb", layout, {.hosts = 2, .row_cost_pairs = -1}).ok());
   EXPECT_FALSE(MakeShardPlan("full", {.document_length = -1}, {}).ok());
   EXPECT_FALSE(MakeShardPlan("full", {.document_length = int64_t{1} << 40}, {}).ok());
 }
@@ -188,7 +249,8 @@ TEST(StrategyPlan, PromisesOverRandomPrompts) {
                               .embedded_query_length = below(60)};
     const StrategyOptions options{.hosts = static_cast<int>(1 + below(12)),
                                   .anchor_length = below(100) - 1,
-                                  .passing_length = below(2) == 0 ? -1 : below(300)};
+                                  .passing_length = below(2) == 0 ? -1 : below(300),
+                                  .row_cost_pairs = below(2) == 0 ? 0 : 1 + below(500)};
     for (const char* strategy : {"full", "apb", "star"}) {
       const ShardPlan plan = Plan(strategy, layout, options);
       CheckPromises(plan, layout.document_length);

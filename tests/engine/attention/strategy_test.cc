@@ -37,6 +37,8 @@ TEST_P(Contract, BatchesOverPrefixesAreFull) {
 TEST_P(Contract, RingsAreLikeTheOracle) { OnRanks(GetParam(), CheckRingsAreLikeTheOracle); }
 TEST_P(Contract, HostZeroIsFull) { OnRanks(GetParam(), CheckHostZeroIsFull); }
 TEST_P(Contract, RanksDoNotMatter) { OnRanks(GetParam(), CheckRanksDoNotMatter); }
+TEST_P(Contract, OverlapDoesNotMatter) { OnRanks(GetParam(), CheckOverlapDoesNotMatter); }
+TEST_P(Contract, CostModelCountsWhatIsSent) { OnRanks(GetParam(), CheckCostModelCountsWhatIsSent); }
 TEST_P(Contract, AnchorsAreEqual) { OnRanks(GetParam(), CheckAnchorsAreEqual); }
 TEST_P(Contract, StarIsApbWithoutPassing) { OnRanks(GetParam(), CheckStarIsApbWithoutPassing); }
 TEST_P(Contract, KvIsWholeAndReleased) { OnRanks(GetParam(), CheckKvIsWholeAndReleased); }

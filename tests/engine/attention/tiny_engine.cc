@@ -91,7 +91,8 @@ std::vector<int32_t> Text(int64_t begin, int64_t end) {
 std::string PrefillCase::Name() const {
   return absl::StrCat(strategy, " ", compressor, " hosts=", options.hosts, " n=", document_length,
                       " l_a=", options.anchor_length, " l_p=", options.passing_length,
-                      " q=", embedded_query.size(), " s=", query_insert_position);
+                      " q=", embedded_query.size(), " s=", query_insert_position,
+                      " row_cost=", options.row_cost_pairs, overlap ? " overlap" : "");
 }
 
 double Difference(const Hidden& a, const Hidden& b, int64_t begin, int64_t end) {
@@ -127,14 +128,19 @@ TinyEngine::TinyEngine(parallel::Communicator& communicator) : communicator_(com
       1.0f / std::sqrt(static_cast<float>(tiny.config.head_dim)));
 }
 
-PrefillContext TinyEngine::Context() {
-  return {*decoder_, *TinyModel::Get().weights, *cache_, *backend_, communicator_};
+PrefillContext TinyEngine::Context(bool overlap) {
+  return {.decoder = *decoder_,
+          .weights = *TinyModel::Get().weights,
+          .cache = *cache_,
+          .backend = *backend_,
+          .communicator = communicator_,
+          .overlap_passing = overlap};
 }
 
 TinyEngine::PrefillResult TinyEngine::Prefill(const PrefillCase& c, bool with_last_output) {
   PrefillResult result;
   const std::vector<int32_t> document = Text(0, c.document_length);
-  auto prefill = Check(StartPrefill(Context(), c, document, result.kv, *stream_));
+  auto prefill = Check(StartPrefill(Context(c.overlap), c, document, result.kv, *stream_));
   if (with_last_output) prefill->ComputeLastOutput();
   const int layers = TinyModel::Get().config.layers;
   // In two slices, as a scheduler would.
@@ -190,7 +196,7 @@ std::vector<Hidden> TinyEngine::PrefillBatch(std::string_view strategy,
 absl::Status TinyEngine::TryPrefill(const PrefillCase& c) {
   cache::SequenceKv kv;
   const std::vector<int32_t> document = Text(0, c.document_length);
-  auto prefill = StartPrefill(Context(), c, document, kv, *stream_);
+  auto prefill = StartPrefill(Context(c.overlap), c, document, kv, *stream_);
   cache_->Release(kv);
   return prefill.status();
 }

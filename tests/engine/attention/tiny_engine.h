@@ -39,6 +39,7 @@ struct PrefillCase {
   int64_t document_length = 0;
   std::vector<int32_t> embedded_query;
   int64_t query_insert_position = 0;
+  bool overlap = false;
   std::string Name() const;
 };
 
@@ -92,7 +93,7 @@ class TinyEngine {
   int ranks() const { return communicator_.size(); }
 
  private:
-  PrefillContext Context();
+  PrefillContext Context(bool overlap = false);
   // Hidden states of a document's tokens from `begin` on, as this rank's prefill has them; all ranks
   // get all.
   Hidden Collect(const DocumentPrefill& prefill, size_t document, int64_t begin, int64_t end);
