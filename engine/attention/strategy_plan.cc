@@ -189,15 +189,6 @@ bool CanBatch(std::string_view strategy) {
   return exact != nullptr && exact->exchange != Exchange::kUlysses;
 }
 
-std::string_view StrategyOverPrefix(const AttentionShape& shape, int ranks, int64_t cached,
-                                    int64_t rest) {
-  if (ranks == 1) return "full";
-  // Per head dimension; partial results are float32. Log-sums are left out: one number for each d.
-  const int64_t ring_q = rest * shape.query_heads * (shape.element_bytes + 4);
-  const int64_t ring_kv = (cached + rest) * shape.kv_heads * 2 * shape.element_bytes;
-  return ring_q < ring_kv ? "ring_q" : "ring_kv";
-}
-
 bool UlyssesFits(int64_t query_heads, int64_t kv_heads, int64_t ranks) {
   return query_heads % ranks == 0 && (kv_heads % ranks == 0 || ranks % kv_heads == 0);
 }

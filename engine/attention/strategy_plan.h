@@ -33,17 +33,6 @@ bool IsOneHostPerRank(std::string_view strategy);
 // Whether several documents can be computed together, in one prefill.
 bool CanBatch(std::string_view strategy);
 
-// What a ring's messages depend on.
-struct AttentionShape {
-  int64_t query_heads = 1;
-  int64_t kv_heads = 1;
-  int64_t element_bytes = 2;  // of q, k and v
-};
-// The strategy for `rest` document tokens behind `cached` ones whose KV is there: full on one rank,
-// else the ring that sends less. q and the partial results that return are as long as the rest, k
-// and v as long as the document. (The cost model's place: bytes are all that counts here.)
-std::string_view StrategyOverPrefix(const AttentionShape& shape, int ranks, int64_t cached,
-                                    int64_t rest);
 // Whether heads divide among ranks as ulysses needs it: ranks divide the query heads, and a rank's
 // share is whole KV heads or an even part of one.
 bool UlyssesFits(int64_t query_heads, int64_t kv_heads, int64_t ranks);

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/attention/strategy_plan.h"
 #include "engine/base/status_macros.h"
+#include "engine/schedule/auto_strategy.h"
 
 namespace apb::schedule {
 
@@ -59,8 +60,43 @@ absl::StatusOr<ShardPlan> PlanOf(const SequenceSpec& spec, int ranks) {
        .embedded_query_length = static_cast<int64_t>(spec.embedded_query.size())},
       {.hosts = cached ? ranks : spec.hosts,
        .anchor_length = spec.anchor_length,
-       .passing_length = spec.passing_length});
+       .passing_length = spec.passing_length,
+       .row_cost_pairs = spec.row_cost_pairs});
 }
+
+namespace {
+
+int64_t MostOnARank(const ShardPlan& plan, int ranks) {
+  int64_t most = 0;
+  for (int rank = 0; rank < ranks; ++rank)
+    most = std::max(most, attention::DocumentTokensOfRank(plan, ranks, rank));
+  return most;
+}
+
+// New rows are dealt out evenly, so the fullest rank bounds what can be generated.
+int64_t RoomForNewRows(const SchedulerOptions& options, const ShardPlan& plan) {
+  const int64_t left =
+      options.blocks_per_rank * options.block_size - MostOnARank(plan, options.ranks);
+  return std::min(options.max_model_len, left * options.ranks);
+}
+
+// Balanced blocks give the first rank more than its share of the document's KV; where that leaves no
+// room for what is asked, blocks are equal.
+absl::StatusOr<ShardPlan> BalancedOrEqual(const SchedulerOptions& options, Request& request) {
+  SequenceSpec& spec = request.spec;
+  spec.row_cost_pairs = 0;
+  if (spec.strategy == "apb" && request.balanced.value_or(options.balanced)) {
+    spec.row_cost_pairs = attention::RowCostInPairs(options.model, options.speed);
+    APB_ASSIGN_OR_RETURN(ShardPlan balanced, PlanOf(spec, options.ranks));
+    const int64_t length = static_cast<int64_t>(spec.tokens.size());
+    const int64_t wanted = std::min(length + spec.sampling.max_tokens, options.max_model_len);
+    if (RoomForNewRows(options, balanced) >= wanted - spec.query_begin) return balanced;
+    spec.row_cost_pairs = 0;
+  }
+  return PlanOf(spec, options.ranks);
+}
+
+}  // namespace
 
 absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request& request) {
   SequenceSpec& spec = request.spec;
@@ -77,22 +113,19 @@ absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request
         "the prompt has ", length, " tokens, the context of this server ", options.max_model_len));
   }
   if (spec.strategy.empty() || spec.strategy == "auto") {
-    const int hosts = spec.hosts == 0 ? options.default_hosts : spec.hosts;
-    const bool exact = request.exact || hosts == 1 || spec.query_begin < options.full_below;
-    const bool alone = options.ranks == 1 || spec.query_begin < options.ring_from;
-    spec.strategy = !exact ? "apb" : alone ? "full" : "ring_kv";
+    spec.strategy = ChooseStrategy(options, request);
     request.chosen = true;
-    if (exact) spec.hosts = 0;  // meant for approximate strategies
+    if (spec.strategy != "apb") spec.hosts = 0;  // meant for approximate strategies
   }
   if (request.exact && !attention::IsExact(spec.strategy)) {
     return absl::InvalidArgumentError(
         absl::StrCat("exact=true contradicts strategy '", spec.strategy, "'"));
   }
   if (spec.strategy == "ulysses" &&
-      !attention::UlyssesFits(options.query_heads, options.kv_heads, options.ranks)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("strategy 'ulysses': ", options.query_heads, " query and ", options.kv_heads,
-                     " KV heads do not divide among ", options.ranks, " ranks; use ring_kv"));
+      !attention::UlyssesFits(options.model.query_heads, options.model.kv_heads, options.ranks)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "strategy 'ulysses': ", options.model.query_heads, " query and ", options.model.kv_heads,
+        " KV heads do not divide among ", options.ranks, " ranks; use ring_kv"));
   }
   const bool one_each = attention::IsOneHostPerRank(spec.strategy);
   if (spec.hosts == 0) spec.hosts = one_each ? options.ranks : options.default_hosts;
@@ -107,7 +140,7 @@ absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request
     return absl::InvalidArgumentError(absl::StrCat(
         "hosts=", spec.hosts, ": must be a multiple of the ", options.ranks, " ranks"));
   }
-  APB_ASSIGN_OR_RETURN(ShardPlan plan, PlanOf(spec, options.ranks));
+  APB_ASSIGN_OR_RETURN(ShardPlan plan, BalancedOrEqual(options, request));
   const bool passes = std::any_of(plan.hosts.begin(), plan.hosts.end(),
                                   [](const auto& h) { return h.passing_length > 0; });
   if (!passes) {
@@ -124,26 +157,19 @@ absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request
     return absl::InvalidArgumentError(
         absl::StrCat("compressor '", spec.compressor, "' is unknown"));
   }
-  // New rows are dealt out evenly, so the fullest rank bounds what can be generated.
-  KvLayout layout(options.ranks);
-  layout.Append(std::move(plan), spec.query_begin);
-  int64_t new_rows = options.max_model_len, most = 0;
-  for (int rank = 0; rank < options.ranks; ++rank) {
-    const int64_t document_tokens = layout.Count(rank, spec.query_begin);
-    const int64_t left = options.blocks_per_rank * options.block_size - document_tokens;
-    new_rows = std::min(new_rows, left * options.ranks);
-    most = std::max(most, document_tokens);
-  }
+  const int64_t new_rows = RoomForNewRows(options, plan);
   const int64_t query = length - spec.query_begin;
   if (new_rows < query + (spec.sampling.max_tokens > 0 ? 1 : 0)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the prompt has ", length, " tokens; with strategy '", spec.strategy,
-                     "' a rank would keep ", most, " of them, its KV cache holds ",
-                     options.blocks_per_rank * options.block_size));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the prompt has ", length, " tokens; with strategy '", spec.strategy,
+        "' a rank would keep ", MostOnARank(plan, options.ranks), " of them, its KV cache holds ",
+        options.blocks_per_rank * options.block_size));
   }
   // A completion ends with `length` where the context or the cache ends.
   spec.sampling.max_tokens =
       static_cast<int32_t>(std::min<int64_t>({spec.sampling.max_tokens, room, new_rows - query}));
+  KvLayout layout(options.ranks);
+  layout.Append(std::move(plan), spec.query_begin);
   return layout;
 }
 

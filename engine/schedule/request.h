@@ -5,10 +5,15 @@
 #include <optional>
 
 #include "absl/status/statusor.h"
+#include "engine/attention/cost_model.h"
 #include "engine/schedule/prefix_cache.h"
 #include "engine/schedule/step_plan.h"
 
 namespace apb::schedule {
+
+// Tokens behind a cached prefix that are worth a prefill, where `ring_from` does not say: rows make
+// every rank compute all products, a prefill costs messages around the ring.
+inline constexpr int64_t kPrefillFrom = 512;
 
 struct SchedulerOptions {
   int ranks = 1;
@@ -19,15 +24,18 @@ struct SchedulerOptions {
   int64_t max_model_len = 0;  // prompt + completion
   int64_t vocab_size = int64_t{1} << 31;
   bool has_retaining_heads = false;
-  int64_t query_heads = 1, kv_heads = 1;
-  int64_t element_bytes = 2;  // of activations and cache
+  attention::ModelShape model;
+  attention::MachineSpeed speed;  // of the group, for `auto` and balanced blocks
   // `auto` computes shorter documents exactly: APB's anchors would cost what it saves.
   int64_t full_below = 8192;
-  // Where `auto` is exact it spreads documents of at least this length over the ranks; as many
-  // tokens behind a cached prefix are computed by a prefill, fewer as rows.
-  int64_t ring_from = 512;
+  // Where `auto` is exact: documents of at least this length with ring_kv, shorter ones on one rank;
+  // -1: as the cost model says. As many tokens behind a cached prefix are computed by a prefill,
+  // fewer as rows; -1: kPrefillFrom.
+  int64_t ring_from = -1;
   // Exact prefills that are admitted together run together up to so many tokens.
   int64_t prefill_batch_tokens = 2048;
+  // APB blocks that take equally long, for requests that do not say.
+  bool balanced = false;
   // KV of ended sequences is kept, while there is room, for prompts that begin like them.
   bool prefix_cache = false;
   int64_t max_batch_rows = 512;
@@ -46,6 +54,7 @@ struct Request {
   bool keep = false;
   // The kept sequence whose tokens the prompt goes on from. What its KV was computed by applies.
   std::optional<SequenceId> context;
+  std::optional<bool> balanced;  // absent: the group's default; only apb has a use for it
 };
 
 // Tokens whose KV is there when the rows of the query begin: cached, or computed by a prefill.

@@ -7,6 +7,7 @@
 #include "engine/attention/strategy_plan.h"
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
+#include "engine/schedule/auto_strategy.h"
 
 namespace apb::schedule {
 
@@ -100,7 +101,7 @@ namespace {
 std::string MakerOf(const SequenceSpec& spec) {
   if (attention::IsExact(spec.strategy) || spec.query_begin == 0) return "";
   return absl::StrCat(spec.strategy, "/", spec.hosts, "/", spec.anchor_length, "/",
-                      spec.passing_length, "/", spec.compressor);
+                      spec.passing_length, "/", spec.compressor, "/", spec.row_cost_pairs);
 }
 
 }  // namespace
@@ -190,17 +191,14 @@ void Scheduler::UsePrefix(Sequence& s, bool search) {
   for (int r = 0; r < options_.ranks; ++r)
     s.shared.push_back(s.layout.Count(r, match.length) / options_.block_size);
   const int64_t left = length - 1 - match.length;
-  s.document_rows = left >= options_.ring_from ? left : 0;
+  const int64_t prefill_from = options_.ring_from >= 0 ? options_.ring_from : kPrefillFrom;
+  s.document_rows = left >= prefill_from ? left : 0;
   if (s.document_rows == 0) return;
   spec.prefill_end = length - 1;
   const bool as_asked = options_.ranks > 1 && !s.request.chosen && spec.strategy != "full" &&
                         attention::CanBatch(spec.strategy);
   spec.prefix_strategy =
-      as_asked ? spec.strategy
-               : attention::StrategyOverPrefix({.query_heads = options_.query_heads,
-                                                .kv_heads = options_.kv_heads,
-                                                .element_bytes = options_.element_bytes},
-                                               options_.ranks, match.length, left);
+      as_asked ? spec.strategy : FastestOverPrefix(options_, match.length, match.length + left);
   absl::StatusOr<ShardPlan> plan = PlanOf(spec, options_.ranks);
   APB_CHECK(plan.ok());  // the request was resolved, and these strategies start from a prefix
   s.layout.Append(*std::move(plan), spec.prefill_end);

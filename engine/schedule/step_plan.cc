@@ -87,7 +87,7 @@ template <typename A>
 void Visit(A& a, SequenceSpec& s) {
   a(s.id), a(s.tokens), a(s.query_begin), a(s.query_insert_position), a(s.embedded_query),
       a(s.strategy), a(s.compressor), a(s.hosts), a(s.anchor_length), a(s.passing_length),
-      a(s.generated_before), a(s.parent), a(s.cached_tokens), a(s.prefill_end),
+      a(s.row_cost_pairs), a(s.generated_before), a(s.parent), a(s.cached_tokens), a(s.prefill_end),
       a(s.prefix_strategy);
   Visit(a, s.sampling);
 }

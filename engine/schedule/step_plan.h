@@ -28,6 +28,7 @@ struct SequenceSpec {
   int32_t hosts = 1;
   int64_t anchor_length = -1;  // -1: default for the length
   int64_t passing_length = -1;
+  int64_t row_cost_pairs = 0;  // apb: 0 = equal blocks, else what balances them (shard_plan.h)
   int64_t generated_before =
       0;  // tokens at the end of `tokens` that were generated before a preemption
   // Starts with the KV of the first cached_tokens tokens of sequence `parent`, which has ended (or

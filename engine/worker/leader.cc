@@ -6,6 +6,7 @@
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "engine/worker/calibration.h"
 #include "engine/worker/control_channel.h"
 #include "engine/worker/follower.h"
 
@@ -45,6 +46,7 @@ schedule::Request ToRequest(const cluster::v1::Submit& submit) {
                    .logprobs = s.logprobs(),
                    .min_tokens = s.min_tokens()};
   request.exact = submit.exact();
+  if (submit.has_balanced()) request.balanced = submit.balanced();
   request.report_progress = submit.report_progress();
   request.keep = submit.keep();
   if (submit.context() != 0) request.context = SequenceId{submit.context()};
@@ -99,24 +101,23 @@ class Leader {
         engine_(engine),
         stop_(stop),
         deadline_(absl::Seconds(options.collective_timeout_seconds)),
-        scheduler_(
-            {.ranks = engine.mesh->context().size(),
-             .default_hosts = engine.mesh->context().size() * options.virtual_hosts,
-             .block_size = engine.shape.block_size,
-             .blocks_per_rank = engine.shape.block_count,
-             .layers = engine.weights->config().layers,
-             .max_model_len = engine.max_model_len,
-             .vocab_size = engine.weights->config().vocab_size,
-             .has_retaining_heads = engine.weights->has_retaining_heads(),
-             .query_heads = engine.weights->query_heads(),
-             .kv_heads = engine.weights->kv_heads(),
-             .element_bytes = static_cast<int64_t>(kernels::SizeOf(engine.weights->config().dtype)),
-             .full_below = options.full_below,
-             .ring_from = options.ring_from,
-             .prefix_cache = options.prefix_cache,
-             .max_batch_rows = options.max_batch_rows,
-             .max_waiting = options.max_queued_requests,
-             .max_waiting_tokens = options.max_queued_tokens}) {}
+        scheduler_({.ranks = engine.mesh->context().size(),
+                    .default_hosts = engine.mesh->context().size() * options.virtual_hosts,
+                    .block_size = engine.shape.block_size,
+                    .blocks_per_rank = engine.shape.block_count,
+                    .layers = engine.weights->config().layers,
+                    .max_model_len = engine.max_model_len,
+                    .vocab_size = engine.weights->config().vocab_size,
+                    .has_retaining_heads = engine.weights->has_retaining_heads(),
+                    .model = ShapeOf(*engine.weights),
+                    .speed = engine.speed,
+                    .full_below = options.full_below,
+                    .ring_from = options.ring_from,
+                    .balanced = options.balanced,
+                    .prefix_cache = options.prefix_cache,
+                    .max_batch_rows = options.max_batch_rows,
+                    .max_waiting = options.max_queued_requests,
+                    .max_waiting_tokens = options.max_queued_tokens}) {}
 
   absl::Status Run() {
     APB_ASSIGN_OR_RETURN(channel_, ControlChannel::Connect(options_.server, MakeHello(),
@@ -159,6 +160,11 @@ class Leader {
     hello.set_dtype(config.dtype == kernels::DType::kBF16 ? "bfloat16" : "float32");
     hello.set_token(options_.token);
     hello.set_load_seconds(engine_.load_seconds);
+    cluster::v1::Calibration* calibration = hello.mutable_calibration();
+    calibration->set_product_flops(engine_.speed.product_flops);
+    calibration->set_attention_flops(engine_.speed.attention_flops);
+    calibration->set_link_bytes_per_second(engine_.speed.link_bytes_per_second);
+    calibration->set_link_latency_seconds(engine_.speed.link_latency_seconds);
     return hello;
   }
 

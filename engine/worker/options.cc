@@ -1,6 +1,8 @@
 #include "engine/worker/options.h"
 
 #include <CLI/CLI.hpp>
+#include <limits>
+#include <map>
 
 namespace apb::worker {
 
@@ -47,9 +49,20 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
       ->check(CLI::NonNegativeNumber);
   app.add_option(
          "--ring-from", o->ring_from,
-         "Where auto is exact: documents from this length are spread over the ranks. So are "
-         "tokens behind a cached prefix")
-      ->check(CLI::NonNegativeNumber);
+         "Where auto is exact: ring_kv for documents from this length on, full for shorter "
+         "ones; -1: what the calibrated cost model takes to be fastest. As many tokens behind a "
+         "cached prefix are a prefill of all ranks too (-1: 512)")
+      ->check(CLI::Range(int64_t{-1}, std::numeric_limits<int64_t>::max()));
+  app.add_option(
+         "--calibration", o->calibrate,
+         "on: measure the group's speed at start-up (under 0.5 s); off: assume fixed numbers")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, bool>{{"on", true}, {"off", false}}));
+  app.add_flag("--balanced,!--no-balanced", o->balanced,
+               "APB blocks that take equally long instead of blocks of equal length, for requests "
+               "that do not say (default on)");
+  app.add_flag("--overlap,!--no-overlap", o->overlap,
+               "APB: attend to the own block while passing blocks travel (default off)");
   app.add_flag("--prefix-caching,!--no-prefix-caching", o->prefix_cache,
                "Keep the KV of ended requests for prompts that begin like them (default on)");
   app.add_option("--collective-timeout", o->collective_timeout_seconds,

@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "engine/worker/calibration.h"
 
 namespace apb::worker {
 namespace {
@@ -109,6 +110,21 @@ absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine) {
   return absl::OkStatus();
 }
 
+absl::Status MeasureSpeed(const WorkerOptions& options, Engine& engine) {
+  const absl::Time start = absl::Now();
+  if (options.calibrate) {
+    APB_ASSIGN_OR_RETURN(engine.speed,
+                         Calibrate(*engine.weights, *engine.backend, engine.mesh->context()));
+  }
+  APB_LOG(Info, "calibration ", options.calibrate ? "measured" : "off, assumed",
+          " product_gflops=", engine.speed.product_flops * 1e-9,
+          " attention_gflops=", engine.speed.attention_flops * 1e-9,
+          " link_gb_per_second=", engine.speed.link_bytes_per_second * 1e-9,
+          " link_latency_us=", engine.speed.link_latency_seconds * 1e6,
+          " seconds=", absl::ToDoubleSeconds(absl::Now() - start));
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime& mpi) {
@@ -144,6 +160,8 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime&
   APB_ASSIGN_OR_RETURN(engine.executor, StepExecutor::Create(*engine.weights, engine.shape,
                                                              *engine.backend, *engine.mesh));
   APB_RETURN_IF_ERROR(ChooseRowMode(options, engine));
+  engine.executor->SetOverlap(options.overlap);
+  APB_RETURN_IF_ERROR(MeasureSpeed(options, engine));
 
   const int64_t pool_tokens =
       engine.shape.block_count * engine.shape.block_size * engine.mesh->context().size();

@@ -1,9 +1,10 @@
-// What every rank does before the first step: threads, weights, size of the KV cache.
+// What every rank does before the first step: threads, weights, size of the KV cache, speed.
 #pragma once
 
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "engine/attention/cost_model.h"
 #include "engine/parallel/mpi_runtime.h"
 #include "engine/worker/options.h"
 #include "engine/worker/step_executor.h"
@@ -18,6 +19,7 @@ struct Engine {
   cache::KvCacheShape shape;  // block_count is the same on every rank
   int64_t max_model_len = 0;  // prompt + completion that fit this group
   double load_seconds = 0;
+  attention::MachineSpeed speed;  // measured, or the fixed numbers
 };
 
 // All ranks call it together; an error on one rank is an error on all of them (each with its own

@@ -113,8 +113,13 @@ absl::Status StepExecutor::StartPrefill(const std::vector<SequenceId>& ids) {
                          .kv = &s.kv});
     if (s.spec.cached_tokens > 0) documents.back().compressor = {};  // what follows is exact
   }
-  const attention::PrefillContext context{*decoder_, weights_,        *cache_,
-                                          backend_,  mesh_.context(), mesh_.tensor()};
+  const attention::PrefillContext context{.decoder = *decoder_,
+                                          .weights = weights_,
+                                          .cache = *cache_,
+                                          .backend = backend_,
+                                          .communicator = mesh_.context(),
+                                          .tensor = mesh_.tensor(),
+                                          .overlap_passing = overlap_passing_};
   APB_ASSIGN_OR_RETURN(const std::shared_ptr<attention::DocumentPrefill> prefill,
                        attention::DocumentPrefill::Start(context, std::move(documents), *stream_));
   for (const SequenceId id : ids) {

@@ -40,6 +40,10 @@ class StepExecutor {
   // rank 0 only. Any error is fatal for the group.
   absl::StatusOr<schedule::StepResult> Execute(const schedule::StepPlan& plan);
 
+  // Whether attention goes on while passing blocks travel (AnchorStrategy), in prefills that begin
+  // from now on. The same on all ranks.
+  void SetOverlap(bool overlap) { overlap_passing_ = overlap; }
+
   const PrefillPhases& phases() const { return phases_; }
   const cache::BlockPool& pool() const { return cache_->pool(); }
   const parallel::Mesh& mesh() const { return mesh_; }
@@ -79,6 +83,7 @@ class StepExecutor {
   core::Workspace hidden_, sampled_, logits_;
   std::vector<float> host_logits_;
   PrefillPhases phases_;
+  bool overlap_passing_ = false;
 };
 
 }  // namespace apb::worker

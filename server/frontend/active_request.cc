@@ -140,6 +140,7 @@ cluster::v1::Submit ActiveRequest::MakeSubmit(const text::PromptSplit& prompt,
   submit.set_passing_length(static_cast<int32_t>(apb.passing_length.value_or(-1)));
   submit.set_hosts(static_cast<int32_t>(apb.hosts.value_or(0)));
   submit.set_exact(apb.exact);
+  if (apb.balanced.has_value()) submit.set_balanced(*apb.balanced);
   submit.set_report_progress(
       true);  // the first report ends the waiting, also where the client wants none
   submit.set_keep(request_.create_context);

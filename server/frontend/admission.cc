@@ -90,6 +90,11 @@ absl::Status CheckApb(const ApbOptions& apb) {
     return InvalidField("apb.exact", absl::StrCat("strategy ", apb.strategy,
                                                   " is approximate; use an exact one or auto"));
   }
+  if (apb.balanced.value_or(false) && !apb.strategy.empty() && apb.strategy != "auto" &&
+      apb.strategy != "apb") {
+    return InvalidField("apb.balanced",
+                        absl::StrCat("strategy ", apb.strategy, " has no blocks to balance"));
+  }
   APB_RETURN_IF_ERROR(CheckRange("apb.anchor_length", apb.anchor_length, 0, 1 << 24));
   APB_RETURN_IF_ERROR(CheckRange("apb.passing_length", apb.passing_length, 0, 1 << 24));
   APB_RETURN_IF_ERROR(CheckRange("apb.hosts", apb.hosts, 1, 4096));
@@ -194,6 +199,7 @@ absl::Status CheckContextOptions(const ApbOptions& asked, const ApbOptions& cont
   if (asked.passing_length && asked.passing_length != context.passing_length)
     return differs("apb.passing_length");
   if (asked.hosts && asked.hosts != context.hosts) return differs("apb.hosts");
+  if (asked.balanced && asked.balanced != context.balanced) return differs("apb.balanced");
   if (asked.exact && (strategy == "apb" || strategy == "star")) return differs("apb.exact");
   if (asked.query) {
     return InvalidField("apb.query",

@@ -73,6 +73,7 @@ struct ApbOptions {
   std::optional<int64_t> passing_length;
   std::optional<int64_t> hosts;
   bool exact = false;
+  std::optional<bool> balanced;
 };
 
 struct CanonicalRequest {

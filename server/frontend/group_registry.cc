@@ -8,6 +8,17 @@
 #include "server/frontend/api_keys.h"
 
 namespace apb::frontend {
+namespace {
+
+observability::GroupCalibration CalibrationOf(const cluster::v1::Hello& hello) {
+  const cluster::v1::Calibration& from = hello.calibration();
+  return {.product_flops = from.product_flops(),
+          .attention_flops = from.attention_flops(),
+          .link_bytes_per_second = from.link_bytes_per_second(),
+          .link_latency_seconds = from.link_latency_seconds()};
+}
+
+}  // namespace
 
 GroupRegistry::GroupRegistry(Options options, observability::Metrics& metrics)
     : options_(std::move(options)), metrics_(metrics) {}
@@ -45,6 +56,7 @@ absl::StatusOr<std::shared_ptr<WorkerGroup>> GroupRegistry::Connect(
   }
   metrics_.GroupConnected(hello.group_id(), hello.ranks(), hello.dtype(), hello.kv_block_size(),
                           hello.kv_blocks_total(), hello.load_seconds());
+  metrics_.GroupCalibrated(hello.group_id(), CalibrationOf(hello));
   APB_LOG(Info, "group connected id=", hello.group_id(), " ranks=", hello.ranks(),
           " hosts=", hello.default_hosts(), " max_model_len=", hello.max_model_len(),
           " kv_tokens=", hello.kv_block_size() * hello.kv_blocks_total(),
@@ -149,7 +161,8 @@ std::vector<GroupInfo> GroupRegistry::Describe() const {
                      .kv_tokens_total = hello.kv_blocks_total() * hello.kv_block_size(),
                      .kv_tokens_used = group->kv_blocks_used() * hello.kv_block_size(),
                      .has_retaining_heads = hello.has_retaining_heads(),
-                     .dtype = hello.dtype()});
+                     .dtype = hello.dtype(),
+                     .calibration = CalibrationOf(hello)});
   }
   return infos;
 }

@@ -24,6 +24,7 @@ struct GroupInfo {
   int64_t kv_tokens_used = 0;
   bool has_retaining_heads = false;
   std::string dtype;
+  observability::GroupCalibration calibration;
 };
 
 class GroupRegistry {

@@ -348,6 +348,11 @@ grpc::ServerUnaryReactor* InferenceService::GetServerInfo(grpc::CallbackServerCo
       info->set_ready(group.ready);
       info->set_kv_tokens_total(group.kv_tokens_total);
       info->set_kv_tokens_used(group.kv_tokens_used);
+      pb::Calibration* calibration = info->mutable_calibration();
+      calibration->set_product_flops(group.calibration.product_flops);
+      calibration->set_attention_flops(group.calibration.attention_flops);
+      calibration->set_link_bytes_per_second(group.calibration.link_bytes_per_second);
+      calibration->set_link_latency_seconds(group.calibration.link_latency_seconds);
     }
     response->set_running_requests(static_cast<int32_t>(frontend_.load().running()));
     response->set_waiting_requests(static_cast<int32_t>(frontend_.load().waiting()));

@@ -37,6 +37,7 @@ absl::Status ReadApb(const pb::ApbOptions& from, frontend::ApbOptions* to) {
   if (from.has_hosts()) to->hosts = from.hosts();
   if (from.has_query()) to->query = from.query();
   to->exact = from.exact();
+  if (from.has_balanced()) to->balanced = from.balanced();
   return absl::OkStatus();
 }
 

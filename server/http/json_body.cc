@@ -128,6 +128,10 @@ void FieldReader::Read(const char* name, bool* target) {
   *target = value->get<bool>();
 }
 
+void FieldReader::Read(const char* name, std::optional<bool>* target) {
+  if (Find(name) != nullptr) Read(name, &target->emplace());
+}
+
 void FieldReader::Read(const char* name, std::vector<int64_t>* target) {
   const json* value = Find(name);
   if (value == nullptr) return;

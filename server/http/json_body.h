@@ -34,6 +34,7 @@ class FieldReader {
   void Read(const char* name, std::optional<std::string>* target);
   void Read(const char* name, std::string* target);
   void Read(const char* name, bool* target);
+  void Read(const char* name, std::optional<bool>* target);
   void Read(const char* name, std::vector<int64_t>* target);
   void Read(const char* name, std::vector<int32_t>* target);
   // A string or a list of strings.

@@ -107,6 +107,7 @@ absl::Status ReadApb(const json& body, frontend::ApbOptions* apb) {
   reader.Read("passing_length", &apb->passing_length);
   reader.Read("hosts", &apb->hosts);
   reader.Read("exact", &apb->exact);
+  reader.Read("balanced", &apb->balanced);
   return reader.status();
 }
 

@@ -114,6 +114,14 @@ struct Metrics::State {
   Family<Gauge>& kv_blocks = NewGauge("apb_kv_cache_blocks", "KV cache blocks of a rank by state");
   Family<Gauge>& rank_up = NewGauge("apb_rank_up", "1 while the rank's group is connected");
   Family<Gauge>& load_seconds = NewGauge("apb_startup_seconds", "Time a group took to load");
+  Family<Gauge>& product_flops =
+      NewGauge("apb_calibration_product_flops", "FLOP/s of a rank's matrix products at start-up");
+  Family<Gauge>& attention_flops = NewGauge("apb_calibration_attention_flops",
+                                            "FLOP/s of a rank's prefill attention at start-up");
+  Family<Gauge>& link_speed = NewGauge("apb_calibration_link_bytes_per_second",
+                                       "Bytes per second between two ranks at start-up");
+  Family<Gauge>& link_latency =
+      NewGauge("apb_calibration_link_latency_seconds", "Latency between two ranks at start-up");
   Gauge& http_connections = NewGauge("apb_http_connections", "Open HTTP connections").Add({});
 
   Family<Counter>& requests = NewCounter("apb_requests_total", "Requests by outcome");
@@ -238,6 +246,15 @@ void Metrics::GroupConnected(std::string_view group, int ranks, std::string_view
     known.push_back({{"group", id}, {"rank", absl::StrCat(rank)}});
     s.rank_up.Add(known.back()).Set(1);
   }
+}
+
+void Metrics::GroupCalibrated(std::string_view group, const GroupCalibration& calibration) {
+  State& s = *state_;
+  const Labels labels = {{"group", std::string(group)}};
+  s.product_flops.Add(labels).Set(calibration.product_flops);
+  s.attention_flops.Add(labels).Set(calibration.attention_flops);
+  s.link_speed.Add(labels).Set(calibration.link_bytes_per_second);
+  s.link_latency.Add(labels).Set(calibration.link_latency_seconds);
 }
 
 void Metrics::GroupStats(const GroupSample& sample) {

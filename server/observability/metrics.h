@@ -43,6 +43,12 @@ struct GroupSample {
   std::vector<RankSample> ranks;
 };
 
+// Speeds of a group, as its workers measured or assumed them.
+struct GroupCalibration {
+  double product_flops = 0, attention_flops = 0;  // of a rank, per second
+  double link_bytes_per_second = 0, link_latency_seconds = 0;
+};
+
 class Metrics {
  public:
   Metrics(std::string_view model, std::string_view version);
@@ -63,6 +69,7 @@ class Metrics {
 
   void GroupConnected(std::string_view group, int ranks, std::string_view dtype,
                       int64_t kv_block_size, int64_t kv_blocks, double load_seconds);
+  void GroupCalibrated(std::string_view group, const GroupCalibration& calibration);
   void GroupStats(const GroupSample& sample);
   void GroupLost(std::string_view group);
   void GroupRestarted();

@@ -345,7 +345,8 @@ class WrongFieldsTest(Case):
         context = create(SERVER, {"messages": [user(document(2000, 21)[0])], "apb": {"strategy": "apb", "hosts": 4}})
         ask = {"context": context["id"], "max_tokens": 2}
         for apb in ({"strategy": "star"}, {"strategy": "ring_kv"}, {"hosts": 8}, {"anchor_length": 100},
-                    {"passing_length": 7}, {"compressor": "random"}, {"exact": True}, {"query": "x"}):
+                    {"passing_length": 7}, {"compressor": "random"}, {"exact": True}, {"query": "x"},
+                    {"balanced": False}):
             answer = chat(SERVER, [user("x")], 400, apb=apb, **ask)
             self.assertEqual(answer["error"]["param"], "apb." + next(iter(apb)), answer)
         for apb in ({}, {"strategy": "apb"}, {"strategy": "auto"}, {"hosts": 4}):

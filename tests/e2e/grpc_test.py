@@ -128,7 +128,9 @@ class GenerateTest(unittest.TestCase):
 
     def test_apb(self):
         sample = fixture.make_prompt(8000, depth=0.3, seed=6)
-        for options in (pb.ApbOptions(strategy=pb.STRATEGY_APB, hosts=4), pb.ApbOptions(strategy=pb.STRATEGY_STAR),
+        for options in (pb.ApbOptions(strategy=pb.STRATEGY_APB, hosts=4),
+                        pb.ApbOptions(strategy=pb.STRATEGY_APB, balanced=True),
+                        pb.ApbOptions(strategy=pb.STRATEGY_APB, balanced=False), pb.ApbOptions(strategy=pb.STRATEGY_STAR),
                         pb.ApbOptions(strategy=pb.STRATEGY_FULL), pb.ApbOptions(exact=True)):
             _, text, completed = generate(chat=chat_input(sample), apb=options)
             self.assertEqual(text, sample["expected"])
@@ -145,6 +147,7 @@ class GenerateTest(unittest.TestCase):
 
     def test_errors(self):
         wrong = grpc.StatusCode.INVALID_ARGUMENT
+        self.refuse(wrong, "apb.balanced", text="x", apb=pb.ApbOptions(strategy=pb.STRATEGY_FULL, balanced=True))
         self.refuse(wrong, "input")
         self.refuse(wrong, "prompt", text="")
         self.refuse(wrong, "prompt[1]", tokens=pb.TokenInput(ids=[1, 10 ** 8]))
@@ -243,6 +246,8 @@ class UnaryTest(unittest.TestCase):
         self.assertRegex(server.version, r"^\d+\.\d+")
         self.assertEqual([(g.ranks, g.ready) for g in server.groups], [(2, True)])
         self.assertGreaterEqual(server.groups[0].kv_tokens_total, model.max_model_len)
+        self.assertEqual(server.groups[0].calibration.product_flops, 1e12)  # assumed: --calibration off
+        self.assertEqual(server.groups[0].calibration.link_latency_seconds, 20e-6)
         with self.assertRaises(grpc.RpcError) as caught:
             STUB.GetModelInfo(pb.GetModelInfoRequest(model="x"))
         self.assertEqual(caught.exception.code(), grpc.StatusCode.NOT_FOUND)

@@ -131,7 +131,9 @@ class MetricsTest(unittest.TestCase):
                            "prefill_phase_seconds_total collective_bytes_total group_restarts_total "
                            "http_requests_total",
                 "gauge": "num_requests_running num_requests_waiting queued_tokens kv_cache_usage_ratio rank_up "
-                         "server_state build_info model_info cache_config_info",
+                         "server_state build_info model_info cache_config_info calibration_product_flops "
+                         "calibration_attention_flops calibration_link_bytes_per_second "
+                         "calibration_link_latency_seconds",
                 "histogram": "time_to_first_token_seconds inter_token_latency_seconds request_duration_seconds "
                              "queue_time_seconds prefill_time_seconds decode_time_seconds tokenize_seconds "
                              "request_prompt_tokens request_generated_tokens"}.items():
@@ -148,6 +150,25 @@ class MetricsTest(unittest.TestCase):
         for phase in ("projection", "compress", "communicate", "attend", "mlp"):
             for rank in (0, 1):
                 self.assertRegex(text, rf'apb_prefill_phase_seconds_total{{[^}}]*phase="{phase}",rank="{rank}"')
+
+    def test_calibration(self):
+        """Fixed numbers where it is off; where it is on, what the log says. The worker's other way for passing blocks."""
+        names = ("product_flops", "attention_flops", "link_bytes_per_second", "link_latency_seconds")
+
+        def numbers(server):
+            metrics = server.metrics()
+            return [metrics["apb_calibration_" + name] for name in names]
+        self.assertEqual(numbers(SERVER), [1e12, 5e11, 5e9, 20e-6])
+        with fixture.Server("--worker-args", "--calibration on --overlap --no-balanced") as server:
+            measured = numbers(server)
+            logged = re.search(r"calibration measured product_gflops=(\S+) attention_gflops=(\S+) "
+                               r"link_gb_per_second=(\S+) link_latency_us=(\S+)", server.log())
+            for value, text, unit in zip(measured, logged.groups(), (1e9, 1e9, 1e9, 1e-6)):
+                self.assertGreater(value, 0)
+                self.assertAlmostEqual(value / unit / float(text), 1, places=3)
+            sample = fixture.make_prompt(3000, seed=next(_seeds))
+            status, answer = server.post("/v1/chat/completions", {**sample["request"], "apb": {"strategy": "apb"}})
+            self.assertEqual((status, answer["choices"][0]["message"]["content"]), (200, sample["expected"]))
 
     def test_counters_grow(self):
         SERVER.await_idle()
@@ -250,7 +271,7 @@ class HostileInputTest(unittest.TestCase):
                   "presence_penalty frequency_penalty repetition_penalty logprobs top_logprobs min_tokens ignore_eos "
                   "return_progress apb logit_bias user tools tool_choice response_format stop_token_ids "
                   "chat_template_kwargs").split()
-        apb_fields = "strategy query hosts anchor_length passing_length compressor exact".split()
+        apb_fields = "strategy query hosts anchor_length passing_length compressor exact balanced".split()
         values = [None, True, 0, -1, 3, 3.7, 1e308, 2 ** 63, -2 ** 63, "", "apb", [], [1], ["a"], [None], {}, {"a": 1}]
         bodies = [{field: value} for field in fields for value in values]
         bodies += [{"apb": {"strategy": "apb", field: value}} for field in apb_fields for value in values]

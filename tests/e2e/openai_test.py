@@ -210,9 +210,10 @@ class ErrorTest(unittest.TestCase):
 
     def test_wrong_extensions(self):
         for field, value in {"strategy": "magic", "hosts": 0, "anchor_length": -1, "passing_length": "many",
-                             "compressor": "zip", "query": "", "exact": 1}.items():
+                             "compressor": "zip", "query": "", "exact": 1, "balanced": "yes"}.items():
             with self.subTest(field=field):
                 self.refuse(openai.BadRequestError, f"apb.{field}", extra_body={"apb": {field: value}})
+        self.refuse(openai.BadRequestError, "apb.balanced", extra_body={"apb": {"strategy": "star", "balanced": True}})
         self.refuse(openai.BadRequestError, "apb.query", extra_body={"apb": {"query": "words that are not there"}})
 
 
@@ -248,7 +249,8 @@ class LongDocumentTest(unittest.TestCase):
         sample = fixture.make_prompt(6000, depth=0.7, seed=3)
         for apb in ({"strategy": "full"}, {"strategy": "star"}, {"exact": True},
                     {"strategy": "apb", "hosts": 4, "anchor_length": 400, "passing_length": 200},
-                    {"strategy": "apb", "compressor": "query_aware", "query": sample["question"]}):
+                    {"strategy": "apb", "compressor": "query_aware", "query": sample["question"]},
+                    {"strategy": "apb", "balanced": False}, {"strategy": "apb", "balanced": True}):
             with self.subTest(apb=apb):
                 text, _, last = self.ask(sample, apb)
                 self.assertEqual(text, sample["expected"])

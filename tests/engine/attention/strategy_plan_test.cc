@@ -56,15 +56,6 @@ TEST(StrategyPlan, RingsSpreadWhatIsNotCached) {
   EXPECT_FALSE(MakeShardPlan("ring_kv", {.document_length = 5, .cached_length = 6}, {}).ok());
 }
 
-// With 4 query heads for each KV head and bf16, q and what returns are 6 times as long as k and v.
-TEST(StrategyPlan, TheRingOverAPrefixIsTheOneThatSendsLess) {
-  const AttentionShape shape{.query_heads = 8, .kv_heads = 2, .element_bytes = 2};
-  EXPECT_EQ(StrategyOverPrefix(shape, 1, 1000, 10), "full");
-  EXPECT_EQ(StrategyOverPrefix(shape, 4, 0, 1000), "ring_kv");
-  EXPECT_EQ(StrategyOverPrefix(shape, 4, 4900, 1000), "ring_kv");
-  EXPECT_EQ(StrategyOverPrefix(shape, 4, 5100, 1000), "ring_q");
-}
-
 // Head, embedded query, document. The anchor's length has the query in it.
 TEST(StrategyPlan, AnchorHasTheQueryBehindTheHead) {
   const PromptLayout layout{.document_length = 40,

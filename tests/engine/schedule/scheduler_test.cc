@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "engine/attention/strategy_plan.h"
+#include "engine/schedule/auto_strategy.h"
 
 namespace apb::schedule {
 namespace {
@@ -149,16 +150,156 @@ TEST(Scheduler, AutoChoosesByLengthAndExactness) {
   }
 }
 
+// What `auto` becomes for an exact request.
+std::string ExactChoice(const SchedulerOptions& options, int64_t document) {
+  Request r = Make(1, document, 3, 1);
+  r.exact = true;
+  const auto layout = ResolveRequest(options, r);
+  EXPECT_TRUE(layout.ok()) << layout.status();
+  return r.spec.strategy;
+}
+
+SchedulerOptions LargeOptions(int ranks) {
+  SchedulerOptions options = Options();
+  options.ranks = ranks;
+  options.default_hosts = ranks * 2;
+  options.blocks_per_rank = 1 << 20;
+  options.max_model_len = 1 << 20;
+  options.model = {.layers = 32,
+                   .hidden_size = 4096,
+                   .mlp_size = 14336,
+                   .query_heads = 32,
+                   .kv_heads = 8,
+                   .head_dim = 128};
+  return options;
+}
+
+TEST(Scheduler, ExactAutoIsByTheCostModel) {
+  SchedulerOptions options = LargeOptions(4);
+  EXPECT_EQ(ExactChoice(options, 1), "full");  // nothing to gain
+  EXPECT_EQ(ExactChoice(options, 10000), "ring_kv");
+  options.speed.link_latency_seconds = 10;  // no link is worth it
+  EXPECT_EQ(ExactChoice(options, 10000), "full");
+  options.blocks_per_rank = 1000;  // but one rank cannot hold it
+  EXPECT_EQ(ExactChoice(options, 10000), "ring_kv");
+  options = LargeOptions(4);
+  options.ring_from = 20000;
+  EXPECT_EQ(ExactChoice(options, 10000), "full");
+  EXPECT_EQ(ExactChoice(LargeOptions(1), 10000), "full");
+}
+
+// Over speeds of the links: nothing else would be much faster, and the same prompt is computed the
+// same way.
+TEST(Scheduler, ExactAutoIsNearTheBest) {
+  std::set<std::string> chosen;
+  for (const int ranks : {2, 4, 8}) {
+    for (double bytes_per_second = 1e6; bytes_per_second < 1e12; bytes_per_second *= 3) {
+      for (const int64_t document : {64, 1000, 8000, 100000}) {
+        SchedulerOptions options = LargeOptions(ranks);
+        options.speed.link_bytes_per_second = bytes_per_second;
+        const auto seconds = [&](std::string_view strategy) {
+          const auto plan = attention::MakeShardPlan(
+              strategy, {.document_length = document, .query_length = 1}, {.hosts = ranks});
+          return attention::PredictPrefill(*plan, ranks, 0, options.model, options.speed).seconds;
+        };
+        const std::string choice = ExactChoice(options, document);
+        EXPECT_EQ(ExactChoice(options, document), choice);
+        chosen.insert(choice);
+        for (const char* other : {"full", "ring_kv", "ring_q", "token_ring", "ulysses"}) {
+          // Each step of the choice forgives a tenth.
+          EXPECT_LE(seconds(choice) * 0.9 * 0.9, seconds(other) + 2e-3)
+              << choice << " for " << document << " tokens, " << bytes_per_second << ": " << other;
+        }
+      }
+    }
+  }
+  EXPECT_TRUE(chosen.contains("full") && chosen.contains("ring_kv") && chosen.contains("ulysses"));
+}
+
+TEST(Scheduler, TheRingOverAPrefixIsByTheCostModel) {
+  SchedulerOptions options = LargeOptions(4);
+  options.speed.product_flops = options.speed.attention_flops = 1e14;
+  EXPECT_EQ(FastestOverPrefix(LargeOptions(1), 1000, 2000), "full");
+  EXPECT_EQ(FastestOverPrefix(options, 1000, 100000), "ring_kv");
+  // So few rows hide no keys: queries travel.
+  EXPECT_NE(FastestOverPrefix(options, 500000, 500600), "ring_kv");
+}
+
+TEST(Scheduler, AutoIsExactWhereNothingCanSelect) {
+  SchedulerOptions options = Options();
+  options.has_retaining_heads = false;
+  Request r = Make(1, 100, 3, 1);
+  ASSERT_TRUE(ResolveRequest(options, r).ok());
+  EXPECT_EQ(r.spec.strategy, "apb");  // by the query
+  r = Make(1, 100, 3, 1);
+  r.spec.embedded_query.clear();
+  ASSERT_TRUE(ResolveRequest(options, r).ok());
+  EXPECT_TRUE(attention::IsExact(r.spec.strategy)) << r.spec.strategy;
+}
+
+// The request's word counts, else the group's; only apb has blocks to balance, and KV of other
+// blocks is not reused.
+TEST(Scheduler, BalancedBlocks) {
+  SchedulerOptions options = Options();
+  options.model = {
+      .layers = 4, .hidden_size = 64, .mlp_size = 64, .query_heads = 4, .head_dim = 16};
+  const int64_t cost = attention::RowCostInPairs(options.model, options.speed);
+  for (const bool by_default : {false, true}) {
+    options.balanced = by_default;
+    for (const std::optional<bool> wanted : {std::optional<bool>(), {true}, {false}}) {
+      for (const char* strategy : {"apb", "auto", "star", "full"}) {
+        Request r = Make(1, 100, 3, 1);
+        r.spec.strategy = strategy;
+        r.balanced = wanted;
+        const auto layout = ResolveRequest(options, r);
+        ASSERT_TRUE(layout.ok()) << layout.status();
+        const bool balanced = wanted.value_or(by_default) && r.spec.strategy == "apb";
+        EXPECT_EQ(r.spec.row_cost_pairs, balanced ? cost : 0);
+        if (strategy != std::string_view("full")) {
+          EXPECT_EQ(layout->Count(0, 100) > 50, balanced) << strategy;
+        }
+      }
+    }
+  }
+  // No room for the longer first block: equal ones.
+  options.balanced = true;
+  options.blocks_per_rank = 28;  // of 4 tokens; 100 + 3 + 121 tokens are all that fit
+  options.max_model_len = 224;
+  for (const int32_t max_tokens : {1, 121}) {
+    Request r = Make(1, 100, 3, max_tokens);
+    r.spec.strategy = "apb";
+    ASSERT_TRUE(ResolveRequest(options, r).ok());
+    EXPECT_EQ(r.spec.row_cost_pairs, max_tokens == 1 ? cost : 0);
+    EXPECT_EQ(r.spec.sampling.max_tokens, max_tokens);
+  }
+  options = Options();
+  options.prefix_cache = true;
+  options.max_model_len = 400;
+  Scheduler scheduler(options);
+  FakeExecutor run(scheduler);
+  int64_t cached[3];
+  for (const uint64_t id : {0, 1, 2}) {  // balanced, equal, balanced
+    Request r = Make(id + 1, 100, 30, 1);
+    r.spec.strategy = "apb";
+    r.balanced = id != 1;
+    scheduler.Submit(r, run.now());
+    for (int i = 0; i < 1000 && !scheduler.idle(); ++i) run.Step();
+    cached[id] = run.ends.at(SequenceId{id + 1}).cached_tokens;
+  }
+  EXPECT_EQ(cached[0], 0);
+  EXPECT_EQ(cached[1], 0);
+  EXPECT_GT(cached[2], 100);
+}
+
 TEST(Scheduler, ExactStrategiesHaveOneHostOnEachRank) {
   SchedulerOptions options = Options();
-  options.query_heads = 4;
   for (auto [strategy, hosts, query_heads, fits] :
        {std::tuple<const char*, int, int, bool>{"ring_kv", 0, 4, true},
         {"ring_q", 2, 4, true},
         {"token_ring", 4, 4, false},
         {"ulysses", 0, 4, true},
         {"ulysses", 0, 3, false}}) {
-    options.query_heads = query_heads;
+    options.model.query_heads = query_heads;
     Scheduler scheduler(options);
     FakeExecutor run(scheduler);
     Request r = Make(1, 50, 3, 1);
@@ -392,7 +533,7 @@ TEST(Scheduler, ALongRestBehindAPrefixIsPrefilled) {
   options.max_model_len = 1000;
   options.blocks_per_rank = 1000;
   options.ring_from = 21;
-  options.query_heads = 8;
+  options.model = {.query_heads = 8};
   Scheduler scheduler(options);
   FakeExecutor run(scheduler);
   const auto submit = [&](Request r) {

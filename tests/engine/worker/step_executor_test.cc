@@ -105,9 +105,9 @@ class Group {
                     .max_model_len = 700,
                     .vocab_size = TinyModel::Get().config.vocab_size,
                     .has_retaining_heads = true,
-                    .query_heads = TinyModel::Get().config.query_heads / tensor_,
-                    .kv_heads = TinyModel::Get().config.kv_heads / tensor_,
-                    .element_bytes = 4,
+                    .model = {.query_heads = TinyModel::Get().config.query_heads / tensor_,
+                              .kv_heads = TinyModel::Get().config.kv_heads / tensor_,
+                              .element_bytes = 4},
                     .ring_from = 24,
                     .prefill_batch_tokens = 150,
                     .prefix_cache = prefix_cache,
@@ -240,8 +240,13 @@ TEST(StepExecutor, AnswersAsOneRank) {
   const int ranks = parallel::TestRuntime().size();
   const auto submit = [ranks](Group& group) {
     uint64_t id = 1;
-    for (const int64_t document : {0, 1, 30, 61, 90, 127})
-      for (const int64_t query : {1, 7, 30}) group.Submit(Make(id++, document, query, 6));
+    for (const int64_t document : {0, 1, 30, 61, 90, 127}) {
+      for (const int64_t query : {1, 7, 30}) {
+        Request request = Make(id++, document, query, 6);
+        request.balanced = document % 2 == 1;  // of those with apb
+        group.Submit(std::move(request));
+      }
+    }
     for (const char* strategy : {"ring_kv", "ring_q", "token_ring", "ulysses"}) {
       if (ranks == 3 && std::string_view(strategy) == "ulysses") continue;  // has no even share
       Request request = Make(id++, 77, 5, 6);
