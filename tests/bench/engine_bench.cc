@@ -19,6 +19,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/model/decoder.h"
 #include "engine/parallel/mpi_runtime.h"
+#include "engine/worker/calibration.h"
 #include "tests/bench/bench_shapes.h"
 
 namespace apb::bench {
@@ -34,7 +35,7 @@ struct Options {
   std::vector<std::string> strategies = {"apb"};
   int virtual_hosts = 4, threads = 0, decode_tokens = 32, repeat = 1;
   int64_t query_length = 64, retaining_width = 512, anchor_length = -1, passing_length = -1;
-  bool append = false;
+  bool append = false, balanced = false, overlap = false;
 };
 
 // Everything a rank computes with.
@@ -46,6 +47,7 @@ struct Rank {
   std::unique_ptr<model::Weights> weights;
   std::unique_ptr<model::Decoder> decoder;
   std::unique_ptr<cache::PagedKvCache> cache;
+  int64_t row_cost_pairs = 0;  // of balanced blocks; 0: equal blocks
 };
 
 struct Snapshot {
@@ -117,7 +119,7 @@ absl::StatusOr<model::ModelConfig> Configure(const Options& options) {
 }
 
 // Largest share of KV slots on one rank over all cases.
-absl::StatusOr<int64_t> SlotsNeeded(const Options& options, int ranks) {
+absl::StatusOr<int64_t> SlotsNeeded(const Options& options, int ranks, int64_t row_cost_pairs) {
   int64_t most = 0;
   for (const std::string& strategy : options.strategies) {
     for (const int64_t length : options.lengths) {
@@ -125,7 +127,10 @@ absl::StatusOr<int64_t> SlotsNeeded(const Options& options, int ranks) {
       APB_ASSIGN_OR_RETURN(
           const auto plan,
           attention::MakeShardPlan(strategy, {.document_length = document, .query_length = 1},
-                                   {.hosts = HostsOf(strategy, options, ranks)}));
+                                   {.hosts = HostsOf(strategy, options, ranks),
+                                    .anchor_length = options.anchor_length,
+                                    .passing_length = options.passing_length,
+                                    .row_cost_pairs = row_cost_pairs}));
       for (int r = 0; r < ranks; ++r)
         most = std::max(most, attention::DocumentTokensOfRank(plan, ranks, r));
     }
@@ -148,7 +153,13 @@ absl::StatusOr<Rank> MakeRank(const Options& options, parallel::MpiRuntime& runt
   }
   APB_ASSIGN_OR_RETURN(rank.decoder, model::Decoder::Create(*rank.weights, *rank.backend));
   const model::ModelConfig& config = rank.weights->config();
-  APB_ASSIGN_OR_RETURN(const int64_t slots, SlotsNeeded(options, runtime.size()));
+  if (options.balanced) {
+    APB_ASSIGN_OR_RETURN(const attention::MachineSpeed speed,
+                         worker::Calibrate(*rank.weights, *rank.backend, *rank.communicator));
+    rank.row_cost_pairs = attention::RowCostInPairs(worker::ShapeOf(*rank.weights), speed);
+  }
+  APB_ASSIGN_OR_RETURN(const int64_t slots,
+                       SlotsNeeded(options, runtime.size(), rank.row_cost_pairs));
   constexpr int64_t kBlock = 32;
   APB_ASSIGN_OR_RETURN(rank.cache,
                        cache::PagedKvCache::Create({.layers = config.layers,
@@ -213,7 +224,8 @@ absl::StatusOr<json> RunCase(Rank& rank, const Options& options, const std::stri
                                                  .embedded_query_length = query},
                                                 {.hosts = HostsOf(strategy, options, ranks),
                                                  .anchor_length = options.anchor_length,
-                                                 .passing_length = options.passing_length}));
+                                                 .passing_length = options.passing_length,
+                                                 .row_cost_pairs = rank.row_cost_pairs}));
   std::string compressor = options.compressor;
   if (compressor.empty())
     compressor = rank.weights->has_retaining_heads() ? "retaining_heads" : "query_aware";
@@ -223,8 +235,12 @@ absl::StatusOr<json> RunCase(Rank& rank, const Options& options, const std::stri
                                     1.0f / std::sqrt(static_cast<float>(config.head_dim)));
   core::Workspace hidden(*rank.backend), logits(*rank.backend);
   cache::SequenceKv kv;
-  const attention::PrefillContext context{*rank.decoder, *rank.weights, *rank.cache, *rank.backend,
-                                          *rank.communicator};
+  const attention::PrefillContext context{.decoder = *rank.decoder,
+                                          .weights = *rank.weights,
+                                          .cache = *rank.cache,
+                                          .backend = *rank.backend,
+                                          .communicator = *rank.communicator,
+                                          .overlap_passing = options.overlap};
   APB_RETURN_IF_ERROR(rank.communicator->Barrier());
   const Snapshot start = Take(rank);
   if (!document.empty()) {
@@ -284,6 +300,8 @@ json Summary(const Options& options, const model::ModelConfig& config, const std
           {"ranks", ranks.size()},
           {"hosts", HostsOf(strategy, options, static_cast<int>(ranks.size()))},
           {"threads_per_rank", options.threads},
+          {"balanced", options.balanced},
+          {"overlap", options.overlap},
           {"ttft_seconds", ttft},
           {"prefill_tokens_per_second", static_cast<double>(length) / ttft},
           {"decode_tokens_per_second", decode > 0 ? options.decode_tokens / decode : 0.0},
@@ -389,13 +407,17 @@ int Main(int argc, char** argv) {
   app.add_option("--dtype", options.dtype, "of random weights")
       ->check(CLI::IsMember({"bf16", "f32"}));
   app.add_option("--lengths", options.lengths, "prompt tokens, query included")->delimiter(',');
-  app.add_option("--strategies", options.strategies, "full, apb, star")->delimiter(',');
+  app.add_option("--strategies", options.strategies,
+                 "full, apb, star, ring_kv, ring_q, token_ring, ulysses")
+      ->delimiter(',');
   app.add_option("--virtual-hosts", options.virtual_hosts, "hosts a rank plays");
   app.add_option("--threads", options.threads, "per rank; 0 = cores / ranks of this machine");
   app.add_option("--decode-tokens", options.decode_tokens, "tokens decoded behind each prompt");
   app.add_option("--query-length", options.query_length, "tokens of the prompt's end");
   app.add_option("--anchor-length", options.anchor_length, "-1 = default for the length");
   app.add_option("--passing-length", options.passing_length, "-1 = default for the length");
+  app.add_flag("--balanced", options.balanced, "apb: blocks that take equally long");
+  app.add_flag("--overlap", options.overlap, "apb: attend while passing blocks travel");
   app.add_option("--compressor", options.compressor, "retaining_heads, query_aware, random");
   app.add_option("--retaining-width", options.retaining_width, "of random retaining heads");
   app.add_option("--repeat", options.repeat, "runs of a case; the fastest counts");

@@ -1,0 +1,104 @@
+// Ranks as threads of one machine that are timed as if each had a device of its own: a rank computes
+// only while it has the turn, and gives the turn up while it waits in a collective. So its compute
+// time is measured alone. What the links would take is a model, told by LinkModel: every rank has a
+// clock that its compute moves on, and a collective ends, for each rank, when the others have begun
+// it and the messages have arrived.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "engine/parallel/communicator.h"
+
+namespace apb::bench {
+
+// A message of b bytes takes latency + b / bytes_per_second and has the link for itself; collectives
+// send one message to each other rank, one after the other.
+struct LinkModel {
+  double latency_seconds = 20e-6;
+  double bytes_per_second = 5e9;
+};
+
+// What the ranks of one group share.
+class Rehearsal {
+ public:
+  Rehearsal(int ranks, LinkModel links) : ranks_(ranks), links_(links) {}
+
+  void TakeTurn() ABSL_EXCLUSIVE_LOCK_FUNCTION(turn_) { turn_.Lock(); }
+  void GiveTurn() ABSL_UNLOCK_FUNCTION(turn_) { turn_.Unlock(); }
+  double MessageSeconds(int64_t bytes) const {
+    return links_.latency_seconds + static_cast<double>(bytes) / links_.bytes_per_second;
+  }
+  // When each rank began operation `number`.
+  void Begin(uint64_t number, int rank, double clock);
+  std::vector<double> Begun(uint64_t number) const;
+
+ private:
+  const int ranks_;
+  const LinkModel links_;
+  absl::Mutex turn_;
+  mutable absl::Mutex mutex_;
+  std::vector<std::vector<double>> begun_ ABSL_GUARDED_BY(mutex_);  // by operation, by rank
+};
+
+// Of one rank; belongs to the thread that made it. CPU seconds of that thread are what counts as
+// compute, so the backend must have one thread.
+class OneDeviceCommunicator : public parallel::Communicator {
+ public:
+  // Waits for the turn. References must outlive it.
+  OneDeviceCommunicator(parallel::Communicator& inner, Rehearsal& rehearsal);
+  ~OneDeviceCommunicator() override;
+
+  double compute_seconds() const { return compute_seconds_; }  // up to the last collective
+  double clock() const { return clock_; }                      // the same, waiting included
+  // Counts what was computed since; and clock and counters from zero.
+  void Settle();
+  void Reset();
+
+  int rank() const override { return inner_.rank(); }
+  int size() const override { return inner_.size(); }
+  absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
+                         kernels::Stream& stream) override;
+  absl::StatusOr<std::unique_ptr<parallel::Pending>> StartAllGather(
+      const kernels::TensorView& send, const kernels::TensorView& recv,
+      kernels::Stream& stream) override;
+  absl::Status AllGatherV(const kernels::TensorView& send, const kernels::TensorView& recv,
+                          std::span<const int64_t> counts, kernels::Stream& stream) override;
+  absl::Status AllReduce(const kernels::TensorView& data, parallel::ReduceOp op,
+                         kernels::Stream& stream) override;
+  absl::Status ReduceScatter(const kernels::TensorView& send, const kernels::TensorView& recv,
+                             kernels::Stream& stream) override;
+  absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
+                        kernels::Stream& stream) override;
+  absl::Status SendRecv(const kernels::TensorView& send, int target,
+                        const kernels::TensorView& recv, int source,
+                        kernels::Stream& stream) override;
+  absl::StatusOr<std::unique_ptr<parallel::Pending>> StartSendRecv(
+      const kernels::TensorView& send, int target, const kernels::TensorView& recv, int source,
+      kernels::Stream& stream) override;
+  absl::Status Broadcast(const kernels::TensorView& data, int root,
+                         kernels::Stream& stream) override;
+  absl::Status Barrier() override;
+  void Abort(std::string reason) override { inner_.Abort(std::move(reason)); }
+  parallel::CommunicatorStats stats() const override { return inner_.stats(); }
+
+ private:
+  class OneDevicePending;
+  // Runs a blocking collective without the turn; it ends `seconds` after the last rank has begun.
+  template <typename Call>
+  absl::Status Collective(double seconds, Call call);
+  // Without the turn: waits for `inner`; the clock is then at least `arrival`.
+  template <typename Wait, typename Arrival>
+  absl::Status WaitWithoutTurn(Wait wait, Arrival arrival);
+  uint64_t BeginOperation();
+  double ToAll(int64_t bytes) const { return (size() - 1) * rehearsal_.MessageSeconds(bytes); }
+
+  parallel::Communicator& inner_;
+  Rehearsal& rehearsal_;
+  double compute_seconds_ = 0, clock_ = 0, counted_ = 0;  // counted_: CPU seconds of the thread
+  uint64_t next_ = 0;
+};
+
+}  // namespace apb::bench
