@@ -9,7 +9,7 @@
 #include <cstdlib>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "kernels/argument_checks.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/linear.h"
@@ -77,12 +77,6 @@ absl::StatusOr<const IsaKernels*> ChooseKernels(std::string_view forced) {
                                                  "' is unknown or not supported by this machine"));
 }
 
-std::string Shape(const TensorView& v) {
-  return absl::StrCat("[", absl::StrJoin(v.shape.begin(), v.shape.begin() + v.rank, ", "), "]");
-}
-
-bool IsFloat(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; }
-
 class CpuBackend : public Backend {
  public:
   CpuBackend(const IsaKernels& isa, int threads)
@@ -104,52 +98,29 @@ class CpuBackend : public Backend {
   }
 
   void Copy(const TensorView& source, const TensorView& target, Stream& stream) override {
-    if (!Check(stream,
-               source.rank == target.rank && source.shape == target.shape &&
-                   source.dtype == target.dtype,
-               "Copy", source, target)) {
-      return;
-    }
+    if (!Passes(CheckCopy(source, target), stream)) return;
     CopyOnCpu(source, target, threads_);
   }
 
   void Embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
                  Stream& stream) override {
-    if (!Check(stream,
-               table.rank == 2 && ids.dtype == DType::kI32 && out.rank == 2 &&
-                   out.dtype == table.dtype && out.shape[0] == ids.shape[0] &&
-                   out.shape[1] == table.shape[1],
-               "Embedding", table, out)) {
-      return;
-    }
+    if (!Passes(CheckEmbedding(table, ids, out), stream)) return;
     for (int64_t t = 0; t < ids.shape[0]; ++t) {
-      if (!Check(stream, ids.as<int32_t>()[t] >= 0 && ids.as<int32_t>()[t] < table.shape[0],
-                 "Embedding id", table, ids))
-        return;
+      if (ids.as<int32_t>()[t] >= 0 && ids.as<int32_t>()[t] < table.shape[0]) continue;
+      Of(stream).Fail(ShapeError("Embedding id", table, ids));
+      return;
     }
     EmbeddingOnCpu(table, ids, out, threads_);
   }
 
   void RmsNorm(const TensorView& x, const TensorView& weight, float epsilon, const TensorView& out,
                Stream& stream) override {
-    if (!Check(stream,
-               (x.rank == 2 || x.rank == 3) && IsFloat(x.dtype) && x.shape == out.shape &&
-                   x.dtype == out.dtype && weight.dtype == x.dtype &&
-                   weight.shape[0] == x.shape[x.rank - 1],
-               "RmsNorm", x, weight)) {
-      return;
-    }
+    if (!Passes(CheckRmsNorm(x, weight, out), stream)) return;
     isa_.rms_norm(x, weight, epsilon, out, threads_);
   }
 
   void Linear(const LinearArgs& a, Stream& stream) override {
-    const bool ok =
-        a.x.rank == 2 && a.weight.rank == 2 && a.out.rank == 2 && IsFloat(a.x.dtype) &&
-        a.weight.dtype == a.x.dtype && (a.out.dtype == a.x.dtype || a.out.dtype == DType::kF32) &&
-        a.x.shape[1] == a.weight.shape[1] && a.out.shape[0] == a.x.shape[0] &&
-        a.out.shape[1] == a.weight.shape[0] &&
-        (!a.bias.present() || (a.bias.shape[0] == a.weight.shape[0] && a.bias.dtype == a.x.dtype));
-    if (!Check(stream, ok, "Linear", a.x, a.weight) || a.x.shape[0] == 0) return;
+    if (!Passes(CheckLinear(a), stream) || a.x.shape[0] == 0) return;
     if (isa_.linear(a, threads_, scratch_)) return;
     // oneDNN asks OpenMP for the number of threads; put the caller's setting back afterwards.
     const int before = omp_get_max_threads();
@@ -160,161 +131,74 @@ class CpuBackend : public Backend {
   }
 
   void Rope(const RopeArgs& a, Stream& stream) override {
-    if (!Check(stream,
-               a.x.rank == 3 && IsFloat(a.x.dtype) && a.positions.dtype == DType::kI32 &&
-                   a.positions.shape[0] == a.x.shape[0] &&
-                   2 * a.inv_freq.shape[0] <= a.x.shape[2] && a.inv_freq.shape[0] <= 128,
-               "Rope", a.x, a.inv_freq)) {
-      return;
-    }
+    if (!Passes(CheckRope(a), stream)) return;
     isa_.rope(a, threads_);
   }
 
   void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
                Stream& stream) override {
-    if (!Check(stream,
-               gate.rank == 2 && IsFloat(out.dtype) && gate.shape == out.shape &&
-                   (gate.dtype == out.dtype || gate.dtype == DType::kF32) &&
-                   (!up.present() || (up.shape == gate.shape && up.dtype == gate.dtype)),
-               "SiluMul", gate, out)) {
-      return;
-    }
+    if (!Passes(CheckSiluMul(gate, up, out), stream)) return;
     isa_.silu_mul(gate, up, out, threads_);
   }
 
   void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) override {
-    if (!Check(stream,
-               x.rank == 2 && x.dtype == DType::kF32 && IsFloat(out.dtype) && x.shape == out.shape,
-               "Accumulate", x, out)) {
-      return;
-    }
+    if (!Passes(CheckAccumulate(x, out), stream)) return;
     isa_.accumulate(x, out, threads_);
   }
 
   void Attention(const AttentionArgs& a, Stream& stream) override {
-    bool ok = a.q.rank == 3 && IsFloat(a.q.dtype) && a.out.shape == a.q.shape &&
-              (a.out.dtype == a.q.dtype || a.out.dtype == DType::kF32) && a.q.shape[2] <= 256 &&
-              a.q_positions.dtype == DType::kI32 && a.q_positions.shape[0] == a.q.shape[0] &&
-              a.group_split >= 0 && a.group_split <= a.q.shape[0];
-    int64_t kv_heads = 0;
-    for (const KeySegment& s : a.keys) {
-      if (s.k.shape[0] == 0) continue;
-      if (kv_heads == 0) kv_heads = s.k.shape[1];
-      const bool causal = s.visible_to_group[0] == Visibility::kCausal ||
-                          s.visible_to_group[1] == Visibility::kCausal;
-      ok = ok && s.k.rank == 3 && s.k.shape == s.v.shape && s.k.dtype == a.q.dtype &&
-           s.v.dtype == a.q.dtype && s.k.shape[1] == kv_heads && s.k.shape[2] == a.q.shape[2] &&
-           kv_heads > 0 && a.q.shape[1] % kv_heads == 0 && a.q.shape[1] / kv_heads <= 128 &&
-           (!causal || (s.positions.present() && s.positions.shape[0] == s.k.shape[0]));
-    }
-    if (!Check(stream, ok, "Attention", a.q, a.keys.empty() ? a.q : a.keys[0].k) ||
-        a.q.shape[0] == 0)
-      return;
+    if (!Passes(CheckAttention(a), stream) || a.q.shape[0] == 0) return;
     if (!isa_.attention(a, threads_, scratch_)) NoMemory(stream, "Attention");
   }
 
   void PagedAttention(const PagedAttentionArgs& a, Stream& stream) override {
-    bool ok = a.q.rank == 3 && IsFloat(a.q.dtype) && a.out.shape == a.q.shape &&
-              a.k_cache.rank == 4 && a.k_cache.shape == a.v_cache.shape &&
-              a.k_cache.dtype == a.q.dtype && a.v_cache.dtype == a.q.dtype &&
-              (a.out.dtype == a.q.dtype || a.out.dtype == DType::kF32) &&
-              a.k_cache.shape[3] == a.q.shape[2] && a.q.shape[2] <= 256 &&
-              a.q.shape[1] % a.k_cache.shape[1] == 0 && a.q.shape[1] / a.k_cache.shape[1] <= 128;
-    for (const PagedSequence& s : a.sequences) {
-      ok = ok && s.row_begin >= 0 && s.row_begin + s.row_count <= a.q.shape[0] &&
-           s.slot_count >= 0 && s.causal_begin >= 0;
-    }
-    if (!Check(stream, ok, "PagedAttention", a.q, a.k_cache)) return;
+    if (!Passes(CheckPagedAttention(a), stream)) return;
     if (!isa_.paged_attention(a, threads_, scratch_)) NoMemory(stream, "PagedAttention");
   }
 
   void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
                      const TensorView& lse, Stream& stream) override {
-    if (!Check(stream,
-               outs.rank == 4 && lses.rank == 3 && out.rank == 3 && outs.dtype == DType::kF32 &&
-                   lses.dtype == DType::kF32 && IsFloat(out.dtype) &&
-                   out.shape[0] == outs.shape[1] && out.shape[1] == outs.shape[2] &&
-                   out.shape[2] == outs.shape[3] && outs.shape[3] <= 256,
-               "MergePartials", outs, out)) {
-      return;
-    }
+    if (!Passes(CheckMergePartials(outs, lses, out), stream)) return;
     isa_.merge_partials(outs, lses, out, lse, threads_);
   }
 
   void AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
                      const TensorView& k_cache, const TensorView& v_cache,
                      Stream& stream) override {
-    if (!CheckCache(stream, "AppendToCache", k, v, slots, k_cache, v_cache)) return;
+    if (!Passes(CheckAppendToCache(k, v, slots, k_cache, v_cache), stream)) return;
     AppendToCacheOnCpu(k, v, slots, k_cache, v_cache, threads_);
   }
   void ReadFromCache(const TensorView& slots, const TensorView& k_cache, const TensorView& v_cache,
                      const TensorView& k, const TensorView& v, Stream& stream) override {
-    if (!CheckCache(stream, "ReadFromCache", k, v, slots, k_cache, v_cache)) return;
+    if (!Passes(CheckReadFromCache(k, v, slots, k_cache, v_cache), stream)) return;
     ReadFromCacheOnCpu(slots, k_cache, v_cache, k, v, threads_);
   }
 
   void MaxPoolRows(const TensorView& scores, int window, const TensorView& out,
                    Stream& stream) override {
-    if (!Check(stream,
-               scores.rank == 2 && scores.shape == out.shape && window > 0 && window % 2 == 1,
-               "MaxPoolRows", scores, out)) {
-      return;
-    }
+    if (!Passes(CheckMaxPoolRows(scores, window, out), stream)) return;
     MaxPoolRowsOnCpu(scores, window, out, threads_);
   }
   void KeyScores(const KeyScoreArgs& a, Stream& stream) override {
-    if (!Check(stream,
-               a.k.rank == 3 && a.query.rank == 3 && a.k.dtype == a.query.dtype &&
-                   a.k.shape[2] <= 256 && a.query.shape[2] == a.k.shape[2] &&
-                   a.query.shape[1] % a.k.shape[1] == 0 && a.scores.shape[0] == a.k.shape[0] &&
-                   a.scores.shape[1] == a.k.shape[1],
-               "KeyScores", a.k, a.query)) {
-      return;
-    }
+    if (!Passes(CheckKeyScores(a), stream)) return;
     isa_.key_scores(a, threads_);
   }
   void TopKPerHead(const TopKPerHeadArgs& a, Stream& stream) override {
-    if (!Check(stream,
-               a.scores.rank == 2 && a.eligible_begin >= 0 && a.eligible_end <= a.scores.shape[0] &&
-                   a.count >= 0 && a.count <= a.eligible_end - a.eligible_begin &&
-                   a.indices.shape[0] == a.scores.shape[1] && a.indices.shape[1] == a.count,
-               "TopKPerHead", a.scores, a.indices)) {
-      return;
-    }
+    if (!Passes(CheckTopKPerHead(a), stream)) return;
     TopKPerHeadOnCpu(a, threads_);
   }
   void GatherRowsPerHead(const TensorView& x, const TensorView& indices, const TensorView& out,
                          Stream& stream) override {
-    if (!Check(stream,
-               x.rank == 3 && indices.rank == 2 && indices.dtype == DType::kI32 && out.rank == 3 &&
-                   out.dtype == x.dtype && indices.shape[0] == x.shape[1] &&
-                   out.shape[0] == indices.shape[1] && out.shape[1] == x.shape[1] &&
-                   out.shape[2] == x.shape[2],
-               "GatherRowsPerHead", x, out)) {
-      return;
-    }
+    if (!Passes(CheckGatherRowsPerHead(x, indices, out), stream)) return;
     GatherRowsPerHeadOnCpu(x, indices, out, threads_);
   }
 
  private:
   static CpuStream& Of(Stream& stream) { return static_cast<CpuStream&>(stream); }
-  static bool Check(Stream& stream, bool ok, const char* op, const TensorView& a,
-                    const TensorView& b) {
-    if (!ok) {
-      Of(stream).Fail(absl::InternalError(
-          absl::StrCat(op, ": shapes or types do not fit: ", Shape(a), " and ", Shape(b))));
-    }
+  // Whether the operation may run: its operands fit, and none before it has failed.
+  static bool Passes(absl::Status check, Stream& stream) {
+    if (!check.ok()) Of(stream).Fail(std::move(check));
     return !Of(stream).failed();
-  }
-  static bool CheckCache(Stream& stream, const char* op, const TensorView& k, const TensorView& v,
-                         const TensorView& slots, const TensorView& k_cache,
-                         const TensorView& v_cache) {
-    return Check(stream,
-                 k.rank == 3 && k.shape == v.shape && slots.dtype == DType::kI64 &&
-                     slots.shape[0] == k.shape[0] && k_cache.rank == 4 &&
-                     k_cache.shape == v_cache.shape && k_cache.shape[1] == k.shape[1] &&
-                     k_cache.shape[3] == k.shape[2] && k.dtype == k_cache.dtype,
-                 op, k, k_cache);
   }
   static void NoMemory(Stream& stream, const char* op) {
     Of(stream).Fail(absl::ResourceExhaustedError(absl::StrCat(op, ": no memory for packed keys")));

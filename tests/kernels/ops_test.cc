@@ -1,4 +1,4 @@
-// Goal: all operations but attention equal the float64 oracle on every CPU code path.
+// Goal: all operations but attention equal the float64 oracle on every backend and code path.
 // Method: random shapes with 0 and 1 rows, odd widths, strides. Tolerance: one rounding of the
 // output (2^-8 relative for bf16) plus float accumulation.
 #include <gtest/gtest.h>
@@ -7,6 +7,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "tests/kernels/backends.h"
 #include "tests/reference/naive_ops.h"
 
 namespace apb::kernels {
@@ -15,11 +16,11 @@ namespace {
 using reference::HostTensor;
 using reference::ToDoubles;
 
-class Ops : public testing::TestWithParam<const char*> {
+class Ops : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    auto backend = CreateCpuBackend({.threads = 2, .force_isa = GetParam()});
-    if (!backend.ok()) GTEST_SKIP() << "not on this machine";
+    auto backend = MakeTestBackend(GetParam(), 2);
+    if (!backend.ok()) GTEST_SKIP() << backend.status();
     backend_ = *std::move(backend);
     stream_ = *backend_->NewStream();
   }
@@ -71,12 +72,13 @@ TEST_P(Ops, Linear) {
 }
 
 TEST_P(Ops, LinearDoesNotDependOnThreads) {
+  if (GetParam() == "cuda") GTEST_SKIP() << "of the CPU";
   for (int64_t rows : {1, 3, 20}) {
     HostTensor x = HostTensor::Random(DType::kBF16, {rows, 96}, rng_),
                w = HostTensor::Random(DType::kBF16, {601, 96}, rng_);
     std::vector<std::vector<double>> results;
     for (int threads : {1, 2, 3}) {
-      auto backend = *CreateCpuBackend({.threads = threads, .force_isa = GetParam()});
+      auto backend = *MakeTestBackend(GetParam(), threads);
       HostTensor y = HostTensor::Zeros(DType::kF32, {rows, 601});
       backend->Linear({.x = x.view, .weight = w.view, .bias = {}, .out = y.view}, *stream_);
       ASSERT_TRUE(stream_->Synchronize().ok()) << stream_->Synchronize();
@@ -248,8 +250,8 @@ TEST_P(Ops, EmbeddingChecksIds) {
   EXPECT_FALSE(stream_->Synchronize().ok());
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, Ops, testing::Values("amxbf16", "avx512bf16", "avx2", "portable"),
-                         [](const auto& test) { return std::string(test.param); });
+INSTANTIATE_TEST_SUITE_P(Backend, Ops, testing::ValuesIn(TestBackendNames()),
+                         [](const auto& test) { return test.param; });
 
 }  // namespace
 }  // namespace apb::kernels

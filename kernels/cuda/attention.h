@@ -1,0 +1,77 @@
+// The attention kernels: their arguments and host side. Three of them compute the same thing, from
+// the fastest to the most general:
+//   Hopper   (sm_90a)  bf16, d 64 or 128: TMA, wgmma, a producer and two consumer warpgroups
+//   matrix   (sm_80)   bf16, d 64, 80, 96, 128: mma.sync, cp.async
+//   plain              any type, d up to 256, any alignment: a warp for a row and head
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "kernels/attention_args.h"
+#include "kernels/cuda/attention_plan.h"
+
+namespace apb::kernels::cuda {
+
+constexpr int kMaxSegments = 64;  // of one launch; more go in several, merged
+
+struct DeviceSegment {
+  const void* k;
+  const void* v;
+  const int32_t* positions;
+  int64_t k_row, k_head, v_row, v_head;  // strides
+  int32_t keys;
+  int32_t first_tile;  // of this segment among the key tiles of all segments
+  Visibility visible_to_group[2];
+};
+
+// Prefill attention as a kernel takes it. Strides are in elements.
+struct SegmentedArgs {
+  const void* q;
+  int64_t q_row, q_head;
+  const int32_t* q_positions;
+  void* out;
+  int64_t out_row, out_head;
+  float* lse;  // may be null
+  int64_t lse_row;
+  int64_t rows, group_split;
+  const TileCount* tile_counts;  // [row tiles, segments]
+  int heads, kv_heads, head_dim;
+  float scale;
+  bool out_is_float;
+  int segments;
+  DeviceSegment segment[kMaxSegments];
+};
+
+// Everything but tile_counts; at most kMaxSegments keys. Drops segments without keys or readers.
+SegmentedArgs ToDevice(const AttentionArgs& args);
+
+// Bytes of scratch that PlanTiles wants, and the plan itself: fills args.tile_counts and first_tile.
+size_t PlanBytes(const SegmentedArgs& args, int tile_rows, int tile_keys);
+cudaError_t PlanTiles(SegmentedArgs& args, int tile_rows, int tile_keys, void* scratch,
+                      cudaStream_t stream);
+
+// attention_plain.cu. No plan is needed.
+cudaError_t PlainAttention(const SegmentedArgs& args, DType dtype, cudaStream_t stream);
+cudaError_t PlainPagedAttention(const PagedAttentionArgs& args, cudaStream_t stream);
+
+// attention_sm80.cu. Whether the matrix kernels take these views.
+constexpr int kMatrixTileRows = 64;
+constexpr int kMatrixTileKeys = 64;
+bool IsMatrixHeadDim(int64_t head_dim);
+bool MatrixAttentionTakes(const AttentionArgs& args);
+cudaError_t MatrixAttention(const SegmentedArgs& args, cudaStream_t stream);
+
+// attention_sm90.cu. Takes what the matrix kernel takes if the head dimension is one of these.
+constexpr int kHopperTileRows = 128;
+constexpr int kHopperTileKeys = 128;
+bool IsHopperHeadDim(int64_t head_dim);
+cudaError_t HopperAttention(const SegmentedArgs& args, cudaStream_t stream);
+
+// paged_attention.cu
+bool MatrixPagedAttentionTakes(const PagedAttentionArgs& args);
+// Bytes of scratch for the partial results of keys that are split.
+size_t PagedScratchBytes(const PagedAttentionArgs& args, int multiprocessors);
+cudaError_t MatrixPagedAttention(const PagedAttentionArgs& args, int multiprocessors, void* scratch,
+                                 cudaStream_t stream);
+
+}  // namespace apb::kernels::cuda

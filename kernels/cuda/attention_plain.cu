@@ -1,0 +1,139 @@
+// Attention without conditions: any type, alignment and head dimension up to 256. One warp takes a
+// row and query head, goes over the keys one by one and keeps its share of the dimensions. For models
+// in f32 and as the matrix kernels' check; slow.
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.h"
+
+namespace apb::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kPerLane = 256 / kWarp;  // dimensions: lane, lane + 32, ...
+
+// The online softmax of one row. Scores are in units of log2.
+template <typename T>
+struct PlainRow {
+  int lane, head_dim;
+  float q[kPerLane] = {}, out[kPerLane] = {};
+  float top = -INFINITY, sum = 0;
+
+  __device__ PlainRow(const T* row, int d, float scale) : lane(threadIdx.x % kWarp), head_dim(d) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int c = lane + i * kWarp;
+      if (c < head_dim) q[i] = ToFloat(row[c]) * scale * kLog2E;
+    }
+  }
+  __device__ void Add(const T* k, const T* v) {
+    float score = 0;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int c = lane + i * kWarp;
+      if (c < head_dim) score += q[i] * ToFloat(k[c]);
+    }
+    score = WarpSum(score);
+    const float above = fmaxf(top, score);
+    const float shrink = exp2f(top - above), weight = exp2f(score - above);
+    top = above;
+    sum = sum * shrink + weight;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int c = lane + i * kWarp;
+      if (c < head_dim) out[i] = out[i] * shrink + weight * ToFloat(v[c]);
+    }
+  }
+  // `lse` may be null.
+  __device__ void Write(void* to, bool is_float, float* lse) const {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int c = lane + i * kWarp;
+      if (c >= head_dim) continue;
+      const float x = sum > 0 ? out[i] / sum : 0.0f;
+      if (is_float) {
+        static_cast<float*>(to)[c] = x;
+      } else {
+        static_cast<BFloat16*>(to)[c] = FromFloat<BFloat16>(x);
+      }
+    }
+    if (lane == 0 && lse != nullptr) *lse = sum > 0 ? top * kLn2 + logf(sum) : -INFINITY;
+  }
+};
+
+__device__ void* OutAt(void* out, bool is_float, int64_t at) {
+  return static_cast<unsigned char*>(out) + at * (is_float ? 4 : 2);
+}
+
+template <typename T>
+__global__ void PlainKernel(const __grid_constant__ SegmentedArgs a) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (index >= a.rows * a.heads) return;
+  const int64_t t = index / a.heads;
+  const int head = static_cast<int>(index % a.heads), kv_head = head / (a.heads / a.kv_heads);
+  PlainRow<T> row(static_cast<const T*>(a.q) + t * a.q_row + head * a.q_head, a.head_dim, a.scale);
+  for (int i = 0; i < a.segments; ++i) {
+    const DeviceSegment& s = a.segment[i];
+    const Visibility visibility = s.visible_to_group[t < a.group_split ? 0 : 1];
+    if (visibility == Visibility::kNone) continue;
+    for (int64_t key = 0; key < s.keys; ++key) {
+      if (visibility == Visibility::kCausal && s.positions[key] > a.q_positions[t]) continue;
+      row.Add(static_cast<const T*>(s.k) + key * s.k_row + kv_head * s.k_head,
+              static_cast<const T*>(s.v) + key * s.v_row + kv_head * s.v_head);
+    }
+  }
+  row.Write(OutAt(a.out, a.out_is_float, t * a.out_row + head * a.out_head), a.out_is_float,
+            a.lse == nullptr ? nullptr : a.lse + t * a.lse_row + head);
+}
+
+struct PlainPagedArgs {
+  TensorView q, q_positions, k_cache, v_cache, out, lse;
+  PagedSequence sequence;
+  float scale;
+};
+
+template <typename T>
+__global__ void PlainPagedKernel(const __grid_constant__ PlainPagedArgs a) {
+  const int64_t heads = a.q.shape[1], kv_heads = a.k_cache.shape[1], block = a.k_cache.shape[2];
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (index >= a.sequence.row_count * heads) return;
+  const int64_t t = a.sequence.row_begin + index / heads, head = index % heads;
+  const int64_t kv_head = head / (heads / kv_heads);
+  const int32_t position = static_cast<const int32_t*>(a.q_positions.data)[t];
+  PlainRow<T> row(static_cast<const T*>(a.q.data) + t * a.q.stride[0] + head * a.q.stride[1],
+                  static_cast<int>(a.q.shape[2]), a.scale);
+  for (int64_t slot = 0; slot < a.sequence.slot_count; ++slot) {
+    if (slot >= a.sequence.causal_begin && a.sequence.slot_positions[slot] > position) continue;
+    const int64_t at = a.sequence.block_table[slot / block] * a.k_cache.stride[0] +
+                       kv_head * a.k_cache.stride[1] + slot % block * a.k_cache.stride[2];
+    row.Add(static_cast<const T*>(a.k_cache.data) + at, static_cast<const T*>(a.v_cache.data) + at);
+  }
+  const bool is_float = a.out.dtype == DType::kF32;
+  row.Write(OutAt(a.out.data, is_float, t * a.out.stride[0] + head * a.out.stride[1]), is_float,
+            a.lse.data == nullptr ? nullptr
+                                  : static_cast<float*>(a.lse.data) + t * a.lse.stride[0] + head);
+}
+
+}  // namespace
+
+cudaError_t PlainAttention(const SegmentedArgs& args, DType dtype, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(DivideUp(args.rows * args.heads, kWarps)));
+  return WithElement(dtype, [&](auto element) {
+    return Launch(PlainKernel<decltype(element)>, grid, kThreads, 0, stream, args);
+  });
+}
+
+cudaError_t PlainPagedAttention(const PagedAttentionArgs& args, cudaStream_t stream) {
+  for (const PagedSequence& sequence : args.sequences) {
+    const PlainPagedArgs one{args.q,   args.q_positions, args.k_cache, args.v_cache,
+                             args.out, args.lse,         sequence,     args.scale};
+    const dim3 grid(static_cast<unsigned>(DivideUp(sequence.row_count * args.q.shape[1], kWarps)));
+    const cudaError_t error = WithElement(args.q.dtype, [&](auto element) {
+      return Launch(PlainPagedKernel<decltype(element)>, grid, kThreads, 0, stream, one);
+    });
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace apb::kernels::cuda

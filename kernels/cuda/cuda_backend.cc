@@ -1,0 +1,265 @@
+// The CUDA backend: checks of the arguments, the choice of kernel, and the launch.
+#include "kernels/cuda/cuda_backend.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/argument_checks.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/cuda_stream.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/strided_copy.h"
+
+namespace apb::kernels {
+namespace {
+
+using cuda::CudaStream;
+using cuda::StatusOf;
+
+class CudaBackend : public Backend {
+ public:
+  CudaBackend(const cudaDeviceProp& device, std::unique_ptr<cuda::CudaLinear> linear)
+      : name_(absl::StrCat("cuda/sm_", device.major, device.minor, " ", device.name)),
+        multiprocessors_(device.multiProcessorCount),
+        is_hopper_(device.major == 9 && device.minor == 0),
+        linear_(std::move(linear)) {}
+
+  std::string_view name() const override { return name_; }
+  Place place() const override { return Place::kDevice; }
+
+  absl::StatusOr<Buffer> Allocate(size_t size_bytes) override {
+    void* data = nullptr;
+    const cudaError_t error = cudaMalloc(&data, std::max<size_t>(size_bytes, 1));
+    if (error != cudaSuccess) {
+      cudaGetLastError();
+      const absl::StatusOr<int64_t> left = FreeCudaBytes();
+      return StatusOf(error, absl::StrCat("cannot allocate ", size_bytes, " bytes on the GPU (",
+                                          left.value_or(0), " are free)")
+                                 .c_str());
+    }
+    return Buffer(data, size_bytes, [](void* p) { cudaFree(p); });
+  }
+
+  absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
+    absl::StatusOr<std::unique_ptr<CudaStream>> stream = CudaStream::Create();
+    if (!stream.ok()) return stream.status();
+    return *std::move(stream);
+  }
+
+  void Copy(const TensorView& source, const TensorView& target, Stream& stream) override {
+    if (!Passes(CheckCopy(source, target), stream)) return;
+    const cudaStream_t handle = Of(stream).handle();
+    for (const cuda::CopyRun& run : cuda::CopyRuns(source, target)) {
+      // Pitches have a limit of 2 GiB, single pieces have none.
+      Of(stream).Check(
+          run.rows == 1
+              ? cudaMemcpyAsync(run.target, run.source, run.width, cudaMemcpyDefault, handle)
+              : cudaMemcpy2DAsync(run.target, run.target_pitch, run.source, run.source_pitch,
+                                  run.width, run.rows, cudaMemcpyDefault, handle),
+          "Copy");
+    }
+  }
+
+  void Embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
+                 Stream& stream) override {
+    if (!Passes(CheckEmbedding(table, ids, out), stream)) return;
+    Of(stream).Check(cuda::Embedding(table, ids, out, Of(stream).error_word(), Of(stream).handle()),
+                     "Embedding");
+  }
+
+  void RmsNorm(const TensorView& x, const TensorView& weight, float epsilon, const TensorView& out,
+               Stream& stream) override {
+    if (!Passes(CheckRmsNorm(x, weight, out), stream)) return;
+    Of(stream).Check(cuda::RmsNorm(x, weight, epsilon, out, Of(stream).handle()), "RmsNorm");
+  }
+
+  void Linear(const LinearArgs& args, Stream& stream) override {
+    if (!Passes(CheckLinear(args), stream) || args.x.shape[0] == 0) return;
+    linear_->Run(args, Of(stream));
+  }
+
+  void Rope(const RopeArgs& args, Stream& stream) override {
+    if (!Passes(CheckRope(args), stream)) return;
+    Of(stream).Check(cuda::Rope(args, Of(stream).handle()), "Rope");
+  }
+
+  void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
+               Stream& stream) override {
+    if (!Passes(CheckSiluMul(gate, up, out), stream)) return;
+    Of(stream).Check(cuda::SiluMul(gate, up, out, Of(stream).handle()), "SiluMul");
+  }
+
+  void Attention(const AttentionArgs& args, Stream& stream) override {
+    if (!Passes(CheckAttention(args), stream) || args.q.shape[0] == 0) return;
+    if (args.keys.size() <= cuda::kMaxSegments) {
+      AttendOnce(args, Of(stream));
+    } else {
+      AttendInParts(args, Of(stream));
+    }
+  }
+
+  void PagedAttention(const PagedAttentionArgs& args, Stream& stream) override {
+    if (!Passes(CheckPagedAttention(args), stream)) return;
+    if (!cuda::MatrixPagedAttentionTakes(args)) {
+      Of(stream).Check(cuda::PlainPagedAttention(args, Of(stream).handle()), "PagedAttention");
+      return;
+    }
+    void* scratch = Of(stream).Scratch(cuda::PagedScratchBytes(args, multiprocessors_));
+    if (scratch == nullptr) return;
+    Of(stream).Check(
+        cuda::MatrixPagedAttention(args, multiprocessors_, scratch, Of(stream).handle()),
+        "PagedAttention");
+  }
+
+  void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
+                     const TensorView& lse, Stream& stream) override {
+    if (!Passes(CheckMergePartials(outs, lses, out), stream)) return;
+    Of(stream).Check(cuda::MergePartials(outs, lses, out, lse, Of(stream).handle()),
+                     "MergePartials");
+  }
+
+  void AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
+                     const TensorView& k_cache, const TensorView& v_cache,
+                     Stream& stream) override {
+    if (!Passes(CheckAppendToCache(k, v, slots, k_cache, v_cache), stream)) return;
+    Of(stream).Check(cuda::AppendToCache(k, v, slots, k_cache, v_cache, Of(stream).handle()),
+                     "AppendToCache");
+  }
+
+  void MaxPoolRows(const TensorView& scores, int window, const TensorView& out,
+                   Stream& stream) override {
+    if (!Passes(CheckMaxPoolRows(scores, window, out), stream)) return;
+    Of(stream).Check(cuda::MaxPoolRows(scores, window, out, Of(stream).handle()), "MaxPoolRows");
+  }
+
+  void KeyScores(const KeyScoreArgs& args, Stream& stream) override {
+    if (!Passes(CheckKeyScores(args), stream)) return;
+    void* means = Of(stream).Scratch(args.k.shape[1] * args.k.shape[2] * sizeof(float));
+    if (means == nullptr) return;
+    Of(stream).Check(cuda::KeyScores(args, static_cast<float*>(means), Of(stream).handle()),
+                     "KeyScores");
+  }
+
+  void TopKPerHead(const TopKPerHeadArgs& args, Stream& stream) override {
+    if (!Passes(CheckTopKPerHead(args), stream)) return;
+    Of(stream).Check(cuda::TopKPerHead(args, Of(stream).handle()), "TopKPerHead");
+  }
+
+  void GatherRowsPerHead(const TensorView& x, const TensorView& indices, const TensorView& out,
+                         Stream& stream) override {
+    if (!Passes(CheckGatherRowsPerHead(x, indices, out), stream)) return;
+    Of(stream).Check(cuda::GatherRowsPerHead(x, indices, out, Of(stream).handle()),
+                     "GatherRowsPerHead");
+  }
+
+ private:
+  static CudaStream& Of(Stream& stream) { return static_cast<CudaStream&>(stream); }
+  // Whether the operation may run: its operands fit, and none before it has failed.
+  static bool Passes(absl::Status check, Stream& stream) {
+    if (!check.ok()) Of(stream).Fail(std::move(check));
+    return !Of(stream).failed();
+  }
+
+  // At most kMaxSegments keys; at least one row.
+  void AttendOnce(const AttentionArgs& args, CudaStream& stream) {
+    cuda::SegmentedArgs device = cuda::ToDevice(args);
+    if (!cuda::MatrixAttentionTakes(args)) {
+      stream.Check(cuda::PlainAttention(device, args.q.dtype, stream.handle()), "Attention");
+      return;
+    }
+    const bool hopper = is_hopper_ && cuda::IsHopperHeadDim(args.q.shape[2]);
+    const int tile_rows = hopper ? cuda::kHopperTileRows : cuda::kMatrixTileRows;
+    const int tile_keys = hopper ? cuda::kHopperTileKeys : cuda::kMatrixTileKeys;
+    void* scratch = stream.Scratch(cuda::PlanBytes(device, tile_rows, tile_keys));
+    if (scratch == nullptr) return;
+    stream.Check(cuda::PlanTiles(device, tile_rows, tile_keys, scratch, stream.handle()),
+                 "Attention: plan");
+    stream.Check(hopper ? cuda::HopperAttention(device, stream.handle())
+                        : cuda::MatrixAttention(device, stream.handle()),
+                 "Attention");
+  }
+
+  // More segments than a launch takes: partial results of several launches, merged.
+  void AttendInParts(const AttentionArgs& args, CudaStream& stream) {
+    const int64_t rows = args.q.shape[0], heads = args.q.shape[1], d = args.q.shape[2];
+    const int64_t count = static_cast<int64_t>(args.keys.size());
+    const int64_t parts = (count + cuda::kMaxSegments - 1) / cuda::kMaxSegments;
+    absl::StatusOr<Buffer> memory = Allocate(parts * rows * heads * (d + 1) * sizeof(float));
+    if (!memory.ok()) return stream.Fail(memory.status());
+    const TensorView outs =
+        TensorView::Contiguous(memory->data(), DType::kF32, {parts, rows, heads, d});
+    const TensorView lses =
+        TensorView::Contiguous(outs.as<float>() + outs.numel(), DType::kF32, {parts, rows, heads});
+    for (int64_t i = 0; i < parts; ++i) {
+      AttentionArgs part = args;
+      part.keys =
+          args.keys.subspan(i * cuda::kMaxSegments,
+                            std::min<int64_t>(cuda::kMaxSegments, count - i * cuda::kMaxSegments));
+      part.out = TensorView::Contiguous(outs.as<float>() + i * outs.stride[0], DType::kF32,
+                                        {rows, heads, d});
+      part.lse =
+          TensorView::Contiguous(lses.as<float>() + i * lses.stride[0], DType::kF32, {rows, heads});
+      AttendOnce(part, stream);
+    }
+    stream.Check(cuda::MergePartials(outs, lses, args.out, args.lse, stream.handle()),
+                 "Attention: merge");
+    stream.Synchronize().IgnoreError();  // `memory` ends here; an error stays with the stream
+  }
+
+  const std::string name_;
+  const int multiprocessors_;
+  const bool is_hopper_;
+  const std::unique_ptr<cuda::CudaLinear> linear_;
+};
+
+}  // namespace
+
+absl::StatusOr<int> UsableCudaDevices() {
+  int count = 0;
+  const absl::Status status = StatusOf(cudaGetDeviceCount(&count), "no usable GPU");
+  if (!status.ok()) {
+    cudaGetLastError();
+    return absl::UnavailableError(status.message());
+  }
+  if (count == 0) return absl::UnavailableError("no usable GPU: none is visible to this process");
+  for (int i = 0; i < count; ++i) {
+    int major = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i);
+    if (major < 8) {
+      return absl::UnavailableError(
+          absl::StrCat("GPU ", i, " has compute capability ", major, ".x; 8.0 or later is needed"));
+    }
+  }
+  return count;
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(int device) {
+  const absl::StatusOr<int> count = UsableCudaDevices();
+  if (!count.ok()) return count.status();
+  if (device < 0 || device >= *count) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("GPU ", device, ": this process sees ", *count, " of them, numbered from 0"));
+  }
+  cudaDeviceProp properties{};
+  absl::Status status = StatusOf(cudaSetDevice(device), "cudaSetDevice");
+  if (status.ok())
+    status = StatusOf(cudaGetDeviceProperties(&properties, device), "device properties");
+  if (!status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<cuda::CudaLinear>> linear = cuda::CudaLinear::Create();
+  if (!linear.ok()) return linear.status();
+  return std::make_unique<CudaBackend>(properties, *std::move(linear));
+}
+
+absl::StatusOr<int64_t> FreeCudaBytes() {
+  size_t free = 0, total = 0;
+  const absl::Status status = StatusOf(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  if (!status.ok()) return status;
+  return static_cast<int64_t>(free);
+}
+
+}  // namespace apb::kernels

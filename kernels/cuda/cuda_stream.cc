@@ -1,0 +1,63 @@
+#include "kernels/cuda/cuda_stream.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace apb::kernels::cuda {
+
+absl::Status StatusOf(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  const std::string text =
+      absl::StrCat(what, ": ", cudaGetErrorName(error), ": ", cudaGetErrorString(error));
+  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(text);
+  if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver)
+    return absl::UnavailableError(text);
+  return absl::InternalError(text);
+}
+
+absl::StatusOr<std::unique_ptr<CudaStream>> CudaStream::Create() {
+  std::unique_ptr<CudaStream> stream(new CudaStream());
+  // Not the legacy default stream's follower: nothing waits for it by accident.
+  absl::Status status =
+      StatusOf(cudaStreamCreateWithFlags(&stream->stream_, cudaStreamNonBlocking), "new stream");
+  if (!status.ok()) return status;
+  void* word = nullptr;
+  status = StatusOf(cudaHostAlloc(&word, sizeof(int32_t), cudaHostAllocMapped), "new stream");
+  if (!status.ok()) return status;
+  stream->error_word_ = static_cast<int32_t*>(word);
+  *stream->error_word_ = 0;
+  return stream;
+}
+
+CudaStream::~CudaStream() {
+  if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+  if (scratch_ != nullptr) cudaFree(scratch_);
+  if (error_word_ != nullptr) cudaFreeHost(error_word_);
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+void CudaStream::Check(cudaError_t error, const char* operation) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // a later call must not see this one again
+  Fail(StatusOf(error, operation));
+}
+
+absl::Status CudaStream::Synchronize() {
+  Check(cudaStreamSynchronize(stream_), "stream");
+  if (*error_word_ != 0)
+    Fail(absl::InternalError("Embedding: a token id is outside the vocabulary"));
+  return status_;
+}
+
+void* CudaStream::Scratch(size_t bytes) {
+  if (bytes > scratch_bytes_ || scratch_ == nullptr) {
+    // In the stream's order, so operations under way keep what they have.
+    if (scratch_ != nullptr) Check(cudaFreeAsync(scratch_, stream_), "scratch");
+    scratch_ = nullptr;
+    scratch_bytes_ = bytes + bytes / 4 + 256;
+    Check(cudaMallocAsync(&scratch_, scratch_bytes_, stream_), "scratch");
+    if (failed()) scratch_ = nullptr;
+  }
+  return scratch_;
+}
+
+}  // namespace apb::kernels::cuda

@@ -1,0 +1,287 @@
+// Operations that touch each number once. They are bound by memory, so all of them use one pattern:
+// a block (or a warp) takes a row and its threads take 16-byte packs of it side by side; rows that
+// are not aligned go element by element, by the same code with packs of one.
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/operations.h"
+
+namespace apb::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kMaxRotaryPairs = 128;
+
+template <typename T, int kPack>
+struct alignas(sizeof(T) * kPack) Pack {
+  T element[kPack];
+};
+
+template <typename T, int kPack>
+__device__ Pack<T, kPack> LoadPack(const T* from) {
+  return *reinterpret_cast<const Pack<T, kPack>*>(from);
+}
+template <typename T, int kPack>
+__device__ void StorePack(const Pack<T, kPack>& pack, T* to) {
+  *reinterpret_cast<Pack<T, kPack>*>(to) = pack;
+}
+
+// A view as kernels take it: elements of the last dimension are side by side.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t stride0, stride1;
+  __device__ T* At(int64_t i, int64_t j = 0) const { return data + i * stride0 + j * stride1; }
+};
+template <typename T>
+Rows<T> RowsOf(const TensorView& view) {
+  return {view.as<T>(), view.stride[0], view.rank > 2 ? view.stride[1] : 0};
+}
+
+template <typename T, int kPack>
+__global__ void EmbeddingKernel(Rows<const T> table, int64_t vocabulary, const int32_t* ids,
+                                Rows<T> out, int width, int32_t* error) {
+  const int32_t id = ids[blockIdx.x];
+  const bool valid = id >= 0 && id < vocabulary;
+  if (!valid && threadIdx.x == 0) *error = 1;
+  for (int c = threadIdx.x * kPack; c < width; c += kThreads * kPack) {
+    const Pack<T, kPack> pack = valid ? LoadPack<T, kPack>(table.At(id) + c) : Pack<T, kPack>{};
+    StorePack<T, kPack>(pack, out.At(blockIdx.x) + c);
+  }
+}
+
+// Rows (t, h) of [T, heads, width] (heads = 1 for a matrix). kRowThreads threads take a row: a warp,
+// or the block.
+template <typename T, int kPack, int kRowThreads>
+__global__ void RmsNormKernel(Rows<const T> x, const T* weight, float epsilon, Rows<T> out,
+                              int64_t rows, int heads, int width) {
+  const int thread = threadIdx.x % kRowThreads;
+  const int64_t row =
+      static_cast<int64_t>(blockIdx.x) * (kThreads / kRowThreads) + threadIdx.x / kRowThreads;
+  if (row >= rows) return;  // all threads of the row's warp, or block
+  const T* from = x.At(row / heads, row % heads);
+  float sum = 0;
+  for (int c = thread * kPack; c < width; c += kRowThreads * kPack) {
+    const auto pack = LoadPack<T, kPack>(from + c);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) sum += ToFloat(pack.element[i]) * ToFloat(pack.element[i]);
+  }
+  sum = WarpSum(sum);
+  if constexpr (kRowThreads > kWarp) {
+    __shared__ float of_warp[kRowThreads / kWarp];
+    if (thread % kWarp == 0) of_warp[thread / kWarp] = sum;
+    __syncthreads();
+    sum = 0;
+    for (int w = 0; w < kRowThreads / kWarp; ++w) sum += of_warp[w];
+  }
+  const float inverse = 1.0f / sqrtf(sum / static_cast<float>(width) + epsilon);
+  T* to = out.At(row / heads, row % heads);
+  for (int c = thread * kPack; c < width; c += kRowThreads * kPack) {
+    auto pack = LoadPack<T, kPack>(from + c);
+    const auto factor = LoadPack<T, kPack>(weight + c);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      pack.element[i] =
+          FromFloat<T>(ToFloat(pack.element[i]) * inverse * ToFloat(factor.element[i]));
+    }
+    StorePack<T, kPack>(pack, to + c);
+  }
+}
+
+// One block for a token: its angles are the same for all heads.
+template <typename T, int kPack>
+__global__ void RopeKernel(Rows<T> x, const int32_t* positions, const float* inv_freq,
+                           float attention_factor, int heads, int pairs) {
+  __shared__ float cosine[kMaxRotaryPairs], sine[kMaxRotaryPairs];
+  if (static_cast<int>(threadIdx.x) < pairs) {
+    const float angle = static_cast<float>(positions[blockIdx.x]) * inv_freq[threadIdx.x];
+    float s, c;
+    sincosf(angle, &s, &c);
+    cosine[threadIdx.x] = c * attention_factor;
+    sine[threadIdx.x] = s * attention_factor;
+  }
+  __syncthreads();
+  const int packs = pairs / kPack;
+  for (int i = threadIdx.x; i < heads * packs; i += kThreads) {
+    T* first = x.At(blockIdx.x, i / packs) + i % packs * kPack;
+    auto a = LoadPack<T, kPack>(first), b = LoadPack<T, kPack>(first + pairs);
+#pragma unroll
+    for (int e = 0; e < kPack; ++e) {
+      const float c = cosine[i % packs * kPack + e], s = sine[i % packs * kPack + e];
+      const float u = ToFloat(a.element[e]), v = ToFloat(b.element[e]);
+      a.element[e] = FromFloat<T>(u * c - v * s);
+      b.element[e] = FromFloat<T>(v * c + u * s);
+    }
+    StorePack<T, kPack>(a, first);
+    StorePack<T, kPack>(b, first + pairs);
+  }
+}
+
+// `up.data` may be null. No __restrict__: out may be gate.
+template <typename T, int kPack>
+__global__ void SiluMulKernel(Rows<const T> gate, Rows<const T> up, Rows<T> out, int width) {
+  for (int c = threadIdx.x * kPack; c < width; c += kThreads * kPack) {
+    auto pack = LoadPack<T, kPack>(gate.At(blockIdx.x) + c);
+    Pack<T, kPack> factor;
+    if (up.data != nullptr) factor = LoadPack<T, kPack>(up.At(blockIdx.x) + c);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      const float g = ToFloat(pack.element[i]);
+      const float u = up.data != nullptr ? ToFloat(factor.element[i]) : 1.0f;
+      pack.element[i] = FromFloat<T>(g / (1.0f + expf(-g)) * u);
+    }
+    StorePack<T, kPack>(pack, out.At(blockIdx.x) + c);
+  }
+}
+
+template <typename T>
+__global__ void AddBiasKernel(const T* bias, Rows<float> out, int width) {
+  for (int c = threadIdx.x; c < width; c += kThreads) out.At(blockIdx.x)[c] += ToFloat(bias[c]);
+}
+
+template <typename T, int kPack>
+__global__ void AppendToCacheKernel(Rows<const T> k, Rows<const T> v, const int64_t* slots,
+                                    T* k_cache, T* v_cache, int64_t block_stride,
+                                    int64_t head_stride, int64_t slot_stride, int block_size,
+                                    int heads, int width) {
+  const int64_t slot = slots[blockIdx.x];
+  if (slot < 0) return;
+  const int64_t base = slot / block_size * block_stride + slot % block_size * slot_stride;
+  const int packs = width / kPack;
+  for (int i = threadIdx.x; i < heads * packs; i += kThreads) {
+    const int head = i / packs, c = i % packs * kPack;
+    const int64_t to = base + head * head_stride + c;
+    StorePack<T, kPack>(LoadPack<T, kPack>(k.At(blockIdx.x, head) + c), k_cache + to);
+    StorePack<T, kPack>(LoadPack<T, kPack>(v.At(blockIdx.x, head) + c), v_cache + to);
+  }
+}
+
+struct PartialViews {
+  const float* outs;
+  int64_t out_part, out_row, out_head;
+  const float* lses;
+  int64_t lse_part, lse_row, lse_head;
+};
+
+// One warp for a row and head.
+template <typename T>
+__global__ void MergePartialsKernel(PartialViews in, Rows<T> out, Rows<float> lse, int parts,
+                                    int64_t rows, int heads, int width) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (index >= rows * heads) return;
+  const int lane = threadIdx.x % kWarp;
+  const int64_t t = index / heads, h = index % heads;
+  const float* sums = in.lses + t * in.lse_row + h * in.lse_head;
+  float top = -INFINITY;
+  for (int p = 0; p < parts; ++p) top = fmaxf(top, sums[p * in.lse_part]);
+  float total = 0;
+  for (int p = 0; p < parts && top != -INFINITY; ++p) total += expf(sums[p * in.lse_part] - top);
+  if (lse.data != nullptr && lane == 0) {
+    lse.At(t)[h] = top == -INFINITY ? -INFINITY : top + logf(total);
+  }
+  for (int c = lane; c < width; c += kWarp) {
+    float sum = 0;
+    for (int p = 0; p < parts && top != -INFINITY; ++p) {
+      // A part that saw no key counts for nothing, whatever is in its row.
+      if (sums[p * in.lse_part] == -INFINITY) continue;
+      const float weight = expf(sums[p * in.lse_part] - top) / total;
+      sum += weight * in.outs[p * in.out_part + t * in.out_row + h * in.out_head + c];
+    }
+    out.At(t, h)[c] = FromFloat<T>(sum);
+  }
+}
+
+dim3 Blocks(int64_t count) { return dim3(static_cast<unsigned>(count)); }
+
+}  // namespace
+
+cudaError_t Embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
+                      int32_t* error, cudaStream_t stream) {
+  return WithElementAndPack(
+      table.dtype, IsAligned16(table) && IsAligned16(out), [&](auto element, auto pack) {
+        using T = decltype(element);
+        return Launch(EmbeddingKernel<T, pack.value>, Blocks(ids.shape[0]), kThreads, 0, stream,
+                      RowsOf<const T>(table), table.shape[0], ids.as<const int32_t>(),
+                      RowsOf<T>(out), static_cast<int>(table.shape[1]), error);
+      });
+}
+
+cudaError_t RmsNorm(const TensorView& x, const TensorView& weight, float epsilon,
+                    const TensorView& out, cudaStream_t stream) {
+  const int heads = x.rank == 3 ? static_cast<int>(x.shape[1]) : 1;
+  const int width = static_cast<int>(x.shape[x.rank - 1]);
+  const int64_t rows = x.shape[0] * heads;
+  return WithElementAndPack(
+      x.dtype, IsAligned16(x) && IsAligned16(weight) && IsAligned16(out),
+      [&](auto element, auto pack) {
+        using T = decltype(element);
+        constexpr int kPack = pack.value;
+        const bool by_warp = width <= 16 * kWarp;
+        return Launch(by_warp ? RmsNormKernel<T, kPack, kWarp> : RmsNormKernel<T, kPack, kThreads>,
+                      Blocks(by_warp ? DivideUp(rows, kThreads / kWarp) : rows), kThreads, 0,
+                      stream, RowsOf<const T>(x), weight.as<const T>(), epsilon, RowsOf<T>(out),
+                      rows, heads, width);
+      });
+}
+
+cudaError_t Rope(const RopeArgs& args, cudaStream_t stream) {
+  const int pairs = static_cast<int>(args.inv_freq.shape[0]);
+  const bool aligned =
+      IsAligned16(args.x) && pairs * static_cast<int64_t>(SizeOf(args.x.dtype)) % 16 == 0;
+  return WithElementAndPack(args.x.dtype, aligned, [&](auto element, auto pack) {
+    using T = decltype(element);
+    return Launch(RopeKernel<T, pack.value>, Blocks(args.x.shape[0]), kThreads, 0, stream,
+                  RowsOf<T>(args.x), args.positions.as<const int32_t>(),
+                  args.inv_freq.as<const float>(), args.attention_factor,
+                  static_cast<int>(args.x.shape[1]), pairs);
+  });
+}
+
+cudaError_t SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
+                    cudaStream_t stream) {
+  const bool aligned = IsAligned16(gate) && IsAligned16(out) && (!up.present() || IsAligned16(up));
+  return WithElementAndPack(gate.dtype, aligned, [&](auto element, auto pack) {
+    using T = decltype(element);
+    return Launch(SiluMulKernel<T, pack.value>, Blocks(gate.shape[0]), kThreads, 0, stream,
+                  RowsOf<const T>(gate), RowsOf<const T>(up), RowsOf<T>(out),
+                  static_cast<int>(gate.shape[1]));
+  });
+}
+
+cudaError_t AddBias(const TensorView& bias, const TensorView& out, cudaStream_t stream) {
+  return WithElement(bias.dtype, [&](auto element) {
+    using T = decltype(element);
+    return Launch(AddBiasKernel<T>, Blocks(out.shape[0]), kThreads, 0, stream, bias.as<const T>(),
+                  RowsOf<float>(out), static_cast<int>(out.shape[1]));
+  });
+}
+
+cudaError_t AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
+                          const TensorView& k_cache, const TensorView& v_cache,
+                          cudaStream_t stream) {
+  const bool aligned =
+      IsAligned16(k) && IsAligned16(v) && IsAligned16(k_cache) && IsAligned16(v_cache);
+  return WithElementAndPack(k.dtype, aligned, [&](auto element, auto pack) {
+    using T = decltype(element);
+    return Launch(AppendToCacheKernel<T, pack.value>, Blocks(k.shape[0]), kThreads, 0, stream,
+                  RowsOf<const T>(k), RowsOf<const T>(v), slots.as<const int64_t>(),
+                  k_cache.as<T>(), v_cache.as<T>(), k_cache.stride[0], k_cache.stride[1],
+                  k_cache.stride[2], static_cast<int>(k_cache.shape[2]),
+                  static_cast<int>(k.shape[1]), static_cast<int>(k.shape[2]));
+  });
+}
+
+cudaError_t MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
+                          const TensorView& lse, cudaStream_t stream) {
+  const PartialViews in{outs.as<const float>(), outs.stride[0], outs.stride[1], outs.stride[2],
+                        lses.as<const float>(), lses.stride[0], lses.stride[1], lses.stride[2]};
+  const int64_t rows = out.shape[0], heads = out.shape[1];
+  return WithElement(out.dtype, [&](auto element) {
+    using T = decltype(element);
+    return Launch(MergePartialsKernel<T>, Blocks(DivideUp(rows * heads, kThreads / kWarp)),
+                  kThreads, 0, stream, in, RowsOf<T>(out), RowsOf<float>(lse),
+                  static_cast<int>(outs.shape[0]), rows, static_cast<int>(heads),
+                  static_cast<int>(out.shape[2]));
+  });
+}
+
+}  // namespace apb::kernels::cuda

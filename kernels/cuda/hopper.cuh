@@ -1,0 +1,201 @@
+// Instructions of Hopper (sm_90a): barriers in shared memory, bulk tensor copies (TMA), and matrix
+// products of a warpgroup of four warps (wgmma). Tiles lie in shared memory as TMA's 128-byte swizzle
+// puts them: blocks of 64 columns, each [rows, 64] bf16 on a multiple of 1024 bytes, the 16-byte
+// chunks of a row exchanged by row % 8.
+#pragma once
+
+#include <cuda.h>
+
+#include "kernels/cuda/device.cuh"
+
+namespace apb::kernels::cuda {
+
+constexpr int kWarpgroup = 128;  // threads
+
+// ---- barriers ----
+
+// A barrier's phase ends when `arrivals` threads have arrived and all expected bytes have come.
+__device__ __forceinline__ void BarrierInit(uint64_t* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+// Makes initialized barriers visible to the copy engine; then the block synchronizes.
+__device__ __forceinline__ void BarrierInitFence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+}
+// Arrives, and expects so many bytes of copies in this phase.
+__device__ __forceinline__ void BarrierArriveExpect(uint64_t* barrier, int bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+// Waits until the phase of this parity has ended. A new barrier is in phase 0; the phase before it,
+// of parity 1, counts as ended.
+__device__ __forceinline__ void BarrierWait(uint64_t* barrier, int parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(SharedAddress(barrier)),
+      "r"(parity)
+      : "memory");
+}
+// Named barriers of `threads` threads, ids 1 to 15: some wait, some only arrive.
+__device__ __forceinline__ void NamedBarrierWait(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void NamedBarrierArrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// ---- copies ----
+
+// The box of `map` that begins at (column, head, row) to `target`; its bytes count for `barrier`.
+// What lies outside of the tensor is zero.
+__device__ __forceinline__ void TensorCopy(void* target, const CUtensorMap& map, uint64_t* barrier,
+                                           int column, int head, int row) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
+      "%4, %5}], [%2];" ::"r"(SharedAddress(target)),
+      "l"(&map), "r"(SharedAddress(barrier)), "r"(column), "r"(head), "r"(row)
+      : "memory");
+}
+
+// ---- registers ----
+
+// All warps of a warpgroup call it. The block's registers are dealt out anew.
+template <int kRegisters>
+__device__ __forceinline__ void GiveRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void TakeRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// ---- matrix products ----
+
+// A tile in shared memory whose product runs along its rows: rows of 16 columns, 8 rows 1024 bytes
+// behind the 8 before. For the next 16 columns of the same 64-column block, add 32 bytes.
+__device__ __forceinline__ uint64_t ColumnsDescriptor(const void* tile) {
+  constexpr uint64_t kSwizzle128 = 1ull << 62, kNextRows = 1024 / 16;
+  return kSwizzle128 | kNextRows << 32 | 1ull << 16 | (SharedAddress(tile) & 0x3ffff) / 16;
+}
+// A tile whose product runs down its rows: 16 rows of 64 columns, the next 64 columns
+// `block_bytes` behind. For the next 16 rows, add 2048 bytes.
+__device__ __forceinline__ uint64_t RowsDescriptor(const void* tile, int block_bytes) {
+  constexpr uint64_t kSwizzle128 = 1ull << 62, kNextRows = 1024 / 16;
+  return kSwizzle128 | kNextRows << 32 | static_cast<uint64_t>(block_bytes / 16) << 16 |
+         (SharedAddress(tile) & 0x3ffff) / 16;
+}
+__device__ __forceinline__ uint64_t Advance(uint64_t descriptor, int bytes) {
+  return descriptor + static_cast<uint64_t>(bytes / 16);
+}
+
+// Before the first product after registers of a product were touched.
+__device__ __forceinline__ void GroupFence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void GroupCommit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+// Until at most the `kBatches` youngest batches of products are under way.
+template <int kBatches>
+__device__ __forceinline__ void GroupWait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kBatches) : "memory");
+}
+// Keeps the compiler from moving reads and writes of registers that a product uses across this
+// point: it does not know that products go on after their instruction.
+template <int kCount>
+__device__ __forceinline__ void PinRegisters(float (&r)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(r[i])::"memory");
+}
+template <int kCount>
+__device__ __forceinline__ void PinRegisters(uint32_t (&r)[kCount][4]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) asm volatile("" : "+r"(r[i][j])::"memory");
+  }
+}
+
+// d[64, 128] = a[64, 16] b[128, 16]^T of the warpgroup, added to d where `add`: both by rows of 16
+// columns in shared memory, see ColumnsDescriptor.
+__device__ __forceinline__ void GroupMultiplyTransposed(float (&d)[64], uint64_t a, uint64_t b,
+                                                        bool add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, "
+      "%8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, "
+      "%24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, "
+      "%40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, "
+      "%56, %57, %58, %59, %60, %61, %62, %63"
+      "}, %64, %65, add, 1, 1, 0, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
+        "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
+        "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
+        "+f"(d[63])
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+
+// d[64, 128] += a[64, 16] b[16, 128] of the warpgroup: a in registers, laid out as MatrixMultiplyAdd's
+// (16 rows for each warp); b by rows in shared memory, see RowsDescriptor.
+__device__ __forceinline__ void GroupMultiplyAdd(float (&d)[64], const uint32_t (&a)[4],
+                                                 uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, "
+      "%8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, "
+      "%24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, "
+      "%40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, "
+      "%56, %57, %58, %59, %60, %61, %62, %63"
+      "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
+        "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
+        "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
+        "+f"(d[63])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void GroupMultiplyAdd(float (&d)[32], const uint32_t (&a)[4],
+                                                 uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, "
+      "%8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, "
+      "%24, %25, %26, %27, %28, %29, %30, %31"
+      "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+}  // namespace apb::kernels::cuda

@@ -1,0 +1,180 @@
+// cuBLASLt thinks in columns: out[T, out] by rows is out^T[out, T] by columns, so
+// out^T = weight x^T with weight read as the transposed of a column-major [in, out] matrix.
+#include "kernels/cuda/linear.h"
+
+#include <cublasLt.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/operations.h"
+
+namespace apb::kernels::cuda {
+namespace {
+
+constexpr size_t kWorkspaceBytes = 32 << 20;  // what NVIDIA advises for Hopper
+constexpr size_t kMaxKept = 4096;
+
+absl::Status LtStatus(cublasStatus_t status, const char* what) {
+  if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("Linear: ", what, ": ", cublasLtGetStatusString(status)));
+}
+
+cudaDataType_t TypeOf(DType dtype) { return dtype == DType::kBF16 ? CUDA_R_16BF : CUDA_R_32F; }
+
+// The largest power of two up to 256 that divides the address.
+uint32_t AlignmentOf(const TensorView& view) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(view.data) | 256;
+  return static_cast<uint32_t>(address & (~address + 1));
+}
+
+struct Layout {
+  cublasLtMatrixLayout_t handle = nullptr;
+  ~Layout() {
+    if (handle != nullptr) cublasLtMatrixLayoutDestroy(handle);
+  }
+  // A matrix of `view`'s rows as columns.
+  absl::Status Set(const TensorView& view) {
+    return LtStatus(cublasLtMatrixLayoutCreate(&handle, TypeOf(view.dtype), view.shape[1],
+                                               view.shape[0], view.stride[0]),
+                    "layout");
+  }
+};
+
+struct Product {
+  cublasLtMatmulDesc_t handle = nullptr;
+  ~Product() {
+    if (handle != nullptr) cublasLtMatmulDescDestroy(handle);
+  }
+  template <typename T>
+  absl::Status Set(cublasLtMatmulDescAttributes_t attribute, const T& value) {
+    return LtStatus(cublasLtMatmulDescSetAttribute(handle, attribute, &value, sizeof value),
+                    "attribute");
+  }
+};
+
+struct Preference {
+  cublasLtMatmulPreference_t handle = nullptr;
+  ~Preference() {
+    if (handle != nullptr) cublasLtMatmulPreferenceDestroy(handle);
+  }
+  template <typename T>
+  absl::Status Set(cublasLtMatmulPreferenceAttributes_t attribute, const T& value) {
+    return LtStatus(cublasLtMatmulPreferenceSetAttribute(handle, attribute, &value, sizeof value),
+                    "preference");
+  }
+};
+
+// All that the choice of an algorithm depends on.
+using ShapeKey = std::array<int64_t, 13>;
+
+}  // namespace
+
+struct CudaLinear::Impl {
+  cublasLtHandle_t handle = nullptr;
+  std::map<ShapeKey, cublasLtMatmulAlgo_t> algorithms;
+
+  ~Impl() {
+    if (handle != nullptr) cublasLtDestroy(handle);
+  }
+
+  absl::Status Run(const LinearArgs& a, CudaStream& stream) {
+    // The bias has the type of x; the epilogue wants it in the type of the output.
+    const bool fused_bias = a.bias.present() && a.out.dtype == a.x.dtype;
+    Product product;
+    absl::Status status = LtStatus(
+        cublasLtMatmulDescCreate(&product.handle, CUBLAS_COMPUTE_32F, CUDA_R_32F), "product");
+    if (status.ok()) status = product.Set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+    if (status.ok() && fused_bias) {
+      status = product.Set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+      if (status.ok()) status = product.Set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, a.bias.data);
+    }
+    Layout weight, x, out;
+    if (status.ok()) status = weight.Set(a.weight);
+    if (status.ok()) status = x.Set(a.x);
+    if (status.ok()) status = out.Set(a.out);
+    void* workspace = stream.Scratch(kWorkspaceBytes);
+    if (!status.ok() || workspace == nullptr) return status;
+    const auto algorithm = Choose(a, fused_bias, product, weight, x, out);
+    if (!algorithm.ok()) return algorithm.status();
+    const float alpha = 1.0f, beta = a.accumulate ? 1.0f : 0.0f;
+    status = LtStatus(
+        cublasLtMatmul(handle, product.handle, &alpha, a.weight.data, weight.handle, a.x.data,
+                       x.handle, &beta, a.out.data, out.handle, a.out.data, out.handle, &*algorithm,
+                       workspace, kWorkspaceBytes, stream.handle()),
+        "product");
+    if (status.ok() && a.bias.present() && !fused_bias)
+      stream.Check(AddBias(a.bias, a.out, stream.handle()), "Linear: bias");
+    return status;
+  }
+
+  absl::StatusOr<cublasLtMatmulAlgo_t> Choose(const LinearArgs& a, bool fused_bias,
+                                              const Product& product, const Layout& weight,
+                                              const Layout& x, const Layout& out) {
+    const uint32_t weight_alignment = AlignmentOf(a.weight), x_alignment = AlignmentOf(a.x),
+                   out_alignment = AlignmentOf(a.out);
+    const ShapeKey key = {a.x.shape[0],
+                          a.x.shape[1],
+                          a.weight.shape[0],
+                          a.x.stride[0],
+                          a.weight.stride[0],
+                          a.out.stride[0],
+                          static_cast<int64_t>(a.x.dtype),
+                          static_cast<int64_t>(a.out.dtype),
+                          fused_bias,
+                          a.accumulate,
+                          weight_alignment,
+                          x_alignment,
+                          out_alignment};
+    const auto kept = algorithms.find(key);
+    if (kept != algorithms.end()) return kept->second;
+    Preference preference;
+    absl::Status status =
+        LtStatus(cublasLtMatmulPreferenceCreate(&preference.handle), "preference");
+    if (status.ok())
+      status = preference.Set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
+    if (status.ok())
+      status = preference.Set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, weight_alignment);
+    if (status.ok())
+      status = preference.Set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, x_alignment);
+    if (status.ok())
+      status = preference.Set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out_alignment);
+    if (status.ok())
+      status = preference.Set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out_alignment);
+    if (!status.ok()) return status;
+    cublasLtMatmulHeuristicResult_t best{};
+    int found = 0;
+    status = LtStatus(
+        cublasLtMatmulAlgoGetHeuristic(handle, product.handle, weight.handle, x.handle, out.handle,
+                                       out.handle, preference.handle, 1, &best, &found),
+        "choice of an algorithm");
+    if (!status.ok()) return status;
+    if (found == 0) {
+      return absl::InternalError(absl::StrCat("Linear: cuBLASLt has no algorithm for ",
+                                              a.x.shape[0], " x ", a.x.shape[1], " -> ",
+                                              a.weight.shape[0]));
+    }
+    if (algorithms.size() >= kMaxKept) algorithms.clear();
+    algorithms[key] = best.algo;
+    return best.algo;
+  }
+};
+
+CudaLinear::CudaLinear(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+CudaLinear::~CudaLinear() = default;
+
+absl::StatusOr<std::unique_ptr<CudaLinear>> CudaLinear::Create() {
+  auto impl = std::make_unique<Impl>();
+  const absl::Status status = LtStatus(cublasLtCreate(&impl->handle), "cublasLtCreate");
+  if (!status.ok()) return status;
+  return std::unique_ptr<CudaLinear>(new CudaLinear(std::move(impl)));
+}
+
+void CudaLinear::Run(const LinearArgs& args, CudaStream& stream) {
+  absl::Status status = impl_->Run(args, stream);
+  if (!status.ok()) stream.Fail(std::move(status));
+}
+
+}  // namespace apb::kernels::cuda

@@ -1,0 +1,445 @@
+// Attention over the paged cache (decode and the query pass), split over the keys so that one long
+// sequence fills the device. All query heads of a KV head and all rows of a sequence are packed into
+// the rows of one tile, so keys are read once for them. With few packed rows (decode) the warps of a
+// block share the rows and take different keys, each with its own ring of copies and no barrier;
+// with many (the query pass, follow-up turns) they share the keys and take different rows.
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/launch.h"
+
+namespace apb::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kMaxSequences = 128;  // of one launch
+
+struct DeviceSequence {
+  const int32_t* block_table;
+  const int32_t* slot_positions;
+  int32_t row_begin, row_count, slot_count, causal_begin;
+  int32_t splits, keys_per_split;
+  int32_t first_unit;  // a unit is a (row tile, split) pair; the splits of a tile lie together
+};
+
+struct PagedArgs {
+  const BFloat16* q;
+  int64_t q_row, q_head;
+  const int32_t* q_positions;
+  const BFloat16* k_cache;
+  const BFloat16* v_cache;
+  int64_t block_stride, head_stride, slot_stride;  // of both caches
+  int block_size;
+  void* out;
+  int64_t out_row, out_head;
+  float* lse;  // may be null
+  int64_t lse_row;
+  float* partial_outs;  // [units, kv_heads, rows of a tile, d], of sequences with several splits
+  float* partial_lses;  // [units, kv_heads, rows of a tile]
+  float scale;
+  bool out_is_float;
+  int group;
+  int sequences;
+  DeviceSequence sequence[kMaxSequences];
+};
+
+// What a block works on.
+struct Unit {
+  int sequence, row_tile, split;
+};
+
+__device__ Unit UnitAt(const PagedArgs& a, int index) {
+  int low = 0, high = a.sequences - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (a.sequence[middle].first_unit <= index) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  const int local = index - a.sequence[low].first_unit, splits = a.sequence[low].splits;
+  return {low, local / splits, local % splits};
+}
+
+// Where packed row `packed` of the sequence is; -1 if it has fewer.
+__device__ int64_t RowOf(const PagedArgs& a, const DeviceSequence& s, int packed) {
+  return packed < s.row_count * a.group ? s.row_begin + packed / a.group : -1;
+}
+
+// Where the result of a packed row goes: to its place, or among the partial results.
+struct Target {
+  void* out;
+  bool is_float;
+  int64_t at;
+  float* lse;  // may be null
+};
+
+template <int kRows>
+__device__ Target TargetOf(const PagedArgs& a, const DeviceSequence& s, int64_t row, int in_tile,
+                           int packed, int d) {
+  const int kv_head = blockIdx.y, head = kv_head * a.group + packed % a.group;
+  if (s.splits == 1) {
+    return {a.out, a.out_is_float, row * a.out_row + head * a.out_head,
+            a.lse == nullptr ? nullptr : a.lse + row * a.lse_row + head};
+  }
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * gridDim.y + kv_head) * kRows + in_tile;
+  return {a.partial_outs, true, at * d, a.partial_lses + at};
+}
+
+template <int D, bool kFew>
+struct PagedShape {
+  static constexpr int kRows = kFew ? kFewRows : kManyRows;
+  static constexpr int kTileKeys = kFew ? 16 : kPagedTileKeys;  // of one copy
+  static constexpr int kStages = kFew ? 3 : 2;
+  static constexpr int kCopiers = kFew ? kWarp : kThreads;  // threads that copy a tile together
+  static constexpr int kRings = kThreads / kCopiers;
+  struct Tile {
+    BFloat16 k[kTileKeys][WarpAttention<D>::kStride];
+    BFloat16 v[kTileKeys][WarpAttention<D>::kStride];
+  };
+  struct Joined {  // the warps' results, where they had different keys
+    float out[kWarps][kFewRows][D];
+    float top[kWarps][kFewRows], sum[kWarps][kFewRows];
+  };
+  union Shared {
+    Tile tile[kRings][kStages];
+    Joined joined;
+  };
+};
+
+// Element offsets of a tile's keys in the cache: key i is kept by lane i % 32 of every warp.
+template <int kTileKeys>
+struct KeyOffsets {
+  static constexpr int kEach = (kTileKeys + kWarp - 1) / kWarp;
+  int64_t mine[kEach];
+
+  __device__ __forceinline__ void Find(const PagedArgs& a, const DeviceSequence& s, int first,
+                                       int end) {
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int slot = first + e * kWarp + static_cast<int>(threadIdx.x % kWarp);
+      mine[e] = 0;
+      if (slot < end) {
+        mine[e] = s.block_table[slot / a.block_size] * a.block_stride +
+                  slot % a.block_size * a.slot_stride;
+      }
+    }
+  }
+  // All lanes call it, each with its own key.
+  __device__ __forceinline__ int64_t Of(int key) const {
+    int64_t offset = __shfl_sync(~0u, mine[0], key % kWarp);
+#pragma unroll
+    for (int e = 1; e < kEach; ++e) {
+      const int64_t other = __shfl_sync(~0u, mine[e], key % kWarp);
+      if (key / kWarp == e) offset = other;
+    }
+    return offset;
+  }
+};
+
+template <int D, bool kFew>
+__global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant__ PagedArgs a) {
+  using Shape = PagedShape<D, kFew>;
+  auto& shared = *reinterpret_cast<typename Shape::Shared*>(SharedMemory());
+  const Unit unit = UnitAt(a, blockIdx.x);
+  const DeviceSequence& s = a.sequence[unit.sequence];
+  const int kv_head = blockIdx.y, lane = threadIdx.x % kWarp, warp_index = threadIdx.x / kWarp;
+  const int begin = unit.split * s.keys_per_split;
+  const int end = min(begin + s.keys_per_split, s.slot_count);
+
+  WarpAttention<D> warp;
+  int in_tile[2], packed[2];
+  int64_t row[2];
+  int32_t position[2] = {0, 0};
+  const BFloat16* q[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    in_tile[half] = (kFew ? 0 : warp_index * 16) + lane / 4 + half * 8;
+    packed[half] = unit.row_tile * Shape::kRows + in_tile[half];
+    row[half] = RowOf(a, s, packed[half]);
+    q[half] = nullptr;
+    if (row[half] < 0) continue;
+    position[half] = a.q_positions[row[half]];
+    q[half] = a.q + row[half] * a.q_row + (kv_head * a.group + packed[half] % a.group) * a.q_head;
+  }
+  warp.LoadRows(q[0], q[1]);
+
+  // This thread's tiles: number ring, ring + kRings, ... of the split.
+  const int ring = kFew ? warp_index : 0, copier = threadIdx.x % Shape::kCopiers;
+  constexpr int kStep = Shape::kRings * Shape::kTileKeys;
+  const BFloat16* k_head = a.k_cache + kv_head * a.head_stride;
+  const BFloat16* v_head = a.v_cache + kv_head * a.head_stride;
+  KeyOffsets<Shape::kTileKeys> offsets;  // of the next tile to copy
+  int to_copy = begin + ring * Shape::kTileKeys;
+  offsets.Find(a, s, to_copy, end);
+  const auto copy_next = [&](int stage) {
+    if (to_copy < end) {
+      constexpr int kChunks = D / 8;
+#pragma unroll
+      for (int i = 0; i < Shape::kTileKeys * kChunks / Shape::kCopiers; ++i) {
+        const int chunk = i * Shape::kCopiers + copier, key = chunk / kChunks;
+        const int c = chunk % kChunks * 8;
+        const int64_t from = offsets.Of(key) + c;
+        const bool valid = to_copy + key < end;
+        CopyAsync16(&shared.tile[ring][stage].k[key][c], k_head + (valid ? from : 0), valid);
+        CopyAsync16(&shared.tile[ring][stage].v[key][c], v_head + (valid ? from : 0), valid);
+      }
+      to_copy += kStep;
+      offsets.Find(a, s, to_copy, end);  // read now, wanted in the next call
+    }
+    CopyAsyncCommit();
+  };
+  const auto join_copiers = [] {
+    if (kFew) {
+      __syncwarp();
+    } else {
+      __syncthreads();
+    }
+  };
+
+  const float scale_log2 = a.scale * kLog2E;
+#pragma unroll
+  for (int stage = 0; stage + 1 < Shape::kStages; ++stage) copy_next(stage);
+  int stage = 0;
+  for (int first = begin + ring * Shape::kTileKeys; first < end; first += kStep) {
+    // The stage that was read last is free: all copiers have passed the end of that turn.
+    copy_next((stage + Shape::kStages - 1) % Shape::kStages);
+    CopyAsyncWait<Shape::kStages - 1>();
+    join_copiers();
+    const bool masked = first + Shape::kTileKeys > min(end, s.causal_begin);
+    warp.template Attend<Shape::kTileKeys>(
+        &shared.tile[ring][stage].k[0][0], &shared.tile[ring][stage].v[0][0], scale_log2, masked,
+        [&](int half, int key) {
+          const int slot = first + key;
+          return slot < end && (slot < s.causal_begin || s.slot_positions[slot] <= position[half]);
+        });
+    join_copiers();
+    stage = (stage + 1) % Shape::kStages;
+  }
+
+  warp.softmax.JoinLanes();
+  if constexpr (!kFew) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (row[half] < 0) continue;
+      const Target to = TargetOf<Shape::kRows>(a, s, row[half], in_tile[half], packed[half], D);
+      warp.WriteRow(half, to.out, to.is_float, to.at);
+      if (to.lse != nullptr && lane % 4 == 0) *to.lse = warp.softmax.LogSum(half, scale_log2);
+    }
+  } else {
+    CopyAsyncWait<0>();
+    __syncthreads();  // the tiles' memory is free
+    auto& joined = shared.joined;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = in_tile[half];
+      joined.top[warp_index][r] = warp.softmax.top[half];
+      joined.sum[warp_index][r] = warp.softmax.sum[half];
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n) {
+        joined.out[warp_index][r][n * 8 + lane % 4 * 2] = warp.out[n][2 * half];
+        joined.out[warp_index][r][n * 8 + lane % 4 * 2 + 1] = warp.out[n][2 * half + 1];
+      }
+    }
+    __syncthreads();
+    // Eight threads for a row.
+    const int r = threadIdx.x / 8, mine = unit.row_tile * kFewRows + r;
+    const int64_t to_row = RowOf(a, s, mine);
+    if (to_row < 0) return;
+    OnlineSoftmax all;
+    all.top[0] = joined.top[0][r];
+    for (int w = 1; w < kWarps; ++w) all.top[0] = fmaxf(all.top[0], joined.top[w][r]);
+    float weight[kWarps];
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      weight[w] =
+          all.top[0] == -INFINITY ? 0.0f : Exp2((joined.top[w][r] - all.top[0]) * scale_log2);
+      all.sum[0] += weight[w] * joined.sum[w][r];
+    }
+    const Target to = TargetOf<Shape::kRows>(a, s, to_row, r, mine, D);
+    const float inverse = all.Inverse(0);
+    for (int c = threadIdx.x % 8 * 2; c < D; c += 16) {
+      float pair[2] = {0, 0};
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        pair[0] += weight[w] * joined.out[w][r][c];
+        pair[1] += weight[w] * joined.out[w][r][c + 1];
+      }
+      StorePair(to.out, to.is_float, to.at + c, pair[0] * inverse, pair[1] * inverse);
+    }
+    if (to.lse != nullptr && threadIdx.x % 8 == 0) *to.lse = all.LogSum(0, scale_log2);
+  }
+}
+
+// Joins the splits of each row tile. One block for a unit; the first split's does the work, a warp
+// for a row.
+template <int D, int kRows>
+__global__ void __launch_bounds__(kThreads) JoinSplitsKernel(const __grid_constant__ PagedArgs a) {
+  const Unit unit = UnitAt(a, blockIdx.x);
+  const DeviceSequence& s = a.sequence[unit.sequence];
+  if (unit.split != 0 || s.splits == 1) return;
+  const int lane = threadIdx.x % kWarp;
+  for (int r = threadIdx.x / kWarp; r < kRows; r += kWarps) {
+    const int packed = unit.row_tile * kRows + r;
+    const int64_t row = RowOf(a, s, packed);
+    if (row < 0) return;
+    const int64_t step = static_cast<int64_t>(gridDim.y) * kRows;  // from a split to the next
+    const int64_t first = (static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * kRows + r;
+    const float* lses = a.partial_lses + first;
+    float top = -INFINITY;
+    for (int i = 0; i < s.splits; ++i) top = fmaxf(top, lses[i * step]);
+    float total = 0, sum[D / 16] = {};  // lane's dimensions: 2 lane, 2 lane + 1, then 64 further on
+    for (int i = 0; i < s.splits && top != -INFINITY; ++i) {
+      const float weight = Exp2((lses[i * step] - top) * kLog2E);
+      total += weight;
+      const float* from = a.partial_outs + (first + i * step) * D;
+#pragma unroll
+      for (int c = 0; c < D; c += 2 * kWarp) {
+        if (c + 2 * lane < D) {
+          sum[c / kWarp] += weight * from[c + 2 * lane];
+          sum[c / kWarp + 1] += weight * from[c + 2 * lane + 1];
+        }
+      }
+    }
+    const float inverse = total > 0 ? 1.0f / total : 0.0f;
+    const int head = blockIdx.y * a.group + packed % a.group;
+#pragma unroll
+    for (int c = 0; c < D; c += 2 * kWarp) {
+      if (c + 2 * lane < D) {
+        StorePair(a.out, a.out_is_float, row * a.out_row + head * a.out_head + c + 2 * lane,
+                  sum[c / kWarp] * inverse, sum[c / kWarp + 1] * inverse);
+      }
+    }
+    if (a.lse != nullptr && lane == 0)
+      a.lse[row * a.lse_row + head] = total > 0 ? top + logf(total) : -INFINITY;
+  }
+}
+
+template <int D, bool kFew>
+cudaError_t Run(const PagedArgs& args, int units, int kv_heads, bool any_split,
+                cudaStream_t stream) {
+  using Shape = PagedShape<D, kFew>;
+  const dim3 grid(static_cast<unsigned>(units), static_cast<unsigned>(kv_heads));
+  const cudaError_t error =
+      Launch(PagedKernel<D, kFew>, grid, kThreads, sizeof(typename Shape::Shared), stream, args);
+  if (error != cudaSuccess || !any_split) return error;
+  return Launch(JoinSplitsKernel<D, Shape::kRows>, grid, kThreads, 0, stream, args);
+}
+
+template <bool kFew>
+cudaError_t RunHeadDim(int64_t head_dim, const PagedArgs& args, int units, int kv_heads,
+                       bool any_split, cudaStream_t stream) {
+  switch (head_dim) {
+    case 64:
+      return Run<64, kFew>(args, units, kv_heads, any_split, stream);
+    case 80:
+      return Run<80, kFew>(args, units, kv_heads, any_split, stream);
+    case 96:
+      return Run<96, kFew>(args, units, kv_heads, any_split, stream);
+    case 128:
+      return Run<128, kFew>(args, units, kv_heads, any_split, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+// The sequences of one launch: all of few packed rows or all of many.
+struct PagedLaunch {
+  bool few = true;
+  int units = 0;
+  bool any_split = false;
+  std::vector<DeviceSequence> sequences;
+  int64_t partial_rows(int64_t kv_heads) const {
+    return any_split ? units * kv_heads * (few ? kFewRows : kManyRows) : 0;
+  }
+};
+
+std::vector<PagedLaunch> PlanLaunches(const PagedAttentionArgs& a, int multiprocessors) {
+  const int64_t kv_heads = a.k_cache.shape[1];
+  const int group = static_cast<int>(a.q.shape[1] / kv_heads);
+  std::vector<PagedLaunch> launches;
+  for (const bool few : {true, false}) {
+    bool open = false;  // whether the last launch takes more
+    for (const PagedSequence& s : a.sequences) {
+      if (s.row_count == 0 || (s.row_count * group <= kFewRows) != few) continue;
+      if (!open || launches.back().sequences.size() == kMaxSequences) {
+        launches.push_back({.few = few, .units = 0, .any_split = false, .sequences = {}});
+        open = true;
+      }
+      PagedLaunch& launch = launches.back();
+      const PagedSplit split =
+          SplitSequence(s.row_count, s.slot_count, group, kv_heads, 4 * multiprocessors);
+      launch.sequences.push_back(
+          {.block_table = s.block_table,
+           .slot_positions = s.slot_positions,
+           .row_begin = static_cast<int32_t>(s.row_begin),
+           .row_count = static_cast<int32_t>(s.row_count),
+           .slot_count = static_cast<int32_t>(s.slot_count),
+           .causal_begin = static_cast<int32_t>(std::min(s.causal_begin, s.slot_count)),
+           .splits = split.splits,
+           .keys_per_split = split.keys_per_split,
+           .first_unit = launch.units});
+      launch.units += split.row_tiles * split.splits;
+      launch.any_split = launch.any_split || split.splits > 1;
+    }
+  }
+  return launches;
+}
+
+}  // namespace
+
+bool MatrixPagedAttentionTakes(const PagedAttentionArgs& a) {
+  const bool same_strides = a.k_cache.stride == a.v_cache.stride;
+  return a.q.dtype == DType::kBF16 && IsMatrixHeadDim(a.q.shape[2]) && a.scale > 0 &&
+         same_strides && IsAligned16(a.q) && IsAligned16(a.k_cache) && IsAligned16(a.v_cache) &&
+         IsAligned16(a.out);
+}
+
+size_t PagedScratchBytes(const PagedAttentionArgs& a, int multiprocessors) {
+  int64_t rows = 0;
+  for (const PagedLaunch& launch : PlanLaunches(a, multiprocessors))
+    rows = std::max(rows, launch.partial_rows(a.k_cache.shape[1]));
+  return rows * (a.q.shape[2] + 1) * sizeof(float);
+}
+
+cudaError_t MatrixPagedAttention(const PagedAttentionArgs& a, int multiprocessors, void* scratch,
+                                 cudaStream_t stream) {
+  const int kv_heads = static_cast<int>(a.k_cache.shape[1]);
+  for (const PagedLaunch& launch : PlanLaunches(a, multiprocessors)) {
+    PagedArgs d{};
+    d.q = a.q.as<const BFloat16>();
+    d.q_row = a.q.stride[0];
+    d.q_head = a.q.stride[1];
+    d.q_positions = a.q_positions.as<const int32_t>();
+    d.k_cache = a.k_cache.as<const BFloat16>();
+    d.v_cache = a.v_cache.as<const BFloat16>();
+    d.block_stride = a.k_cache.stride[0];
+    d.head_stride = a.k_cache.stride[1];
+    d.slot_stride = a.k_cache.stride[2];
+    d.block_size = static_cast<int>(a.k_cache.shape[2]);
+    d.out = a.out.data;
+    d.out_row = a.out.stride[0];
+    d.out_head = a.out.stride[1];
+    d.lse = a.lse.as<float>();
+    d.lse_row = a.lse.stride[0];
+    d.partial_outs = static_cast<float*>(scratch);
+    d.partial_lses = d.partial_outs + launch.partial_rows(kv_heads) * a.q.shape[2];
+    d.scale = a.scale;
+    d.out_is_float = a.out.dtype == DType::kF32;
+    d.group = static_cast<int>(a.q.shape[1]) / kv_heads;
+    d.sequences = static_cast<int>(launch.sequences.size());
+    std::copy(launch.sequences.begin(), launch.sequences.end(), d.sequence);
+    const cudaError_t error =
+        launch.few
+            ? RunHeadDim<true>(a.q.shape[2], d, launch.units, kv_heads, launch.any_split, stream)
+            : RunHeadDim<false>(a.q.shape[2], d, launch.units, kv_heads, launch.any_split, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace apb::kernels::cuda

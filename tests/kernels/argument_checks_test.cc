@@ -1,0 +1,111 @@
+// Goal: operands that do not fit are refused, alike by all backends, with the operation and the
+// shapes. Method: for each operation a call that fits and calls that differ from it in one thing.
+#include "kernels/argument_checks.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+namespace apb::kernels {
+namespace {
+
+TensorView View(DType dtype, std::initializer_list<int64_t> shape) {
+  static float memory[1];  // never read
+  return TensorView::Contiguous(memory, dtype, shape);
+}
+TensorView F32(std::initializer_list<int64_t> shape) { return View(DType::kF32, shape); }
+TensorView BF16(std::initializer_list<int64_t> shape) { return View(DType::kBF16, shape); }
+TensorView I32(std::initializer_list<int64_t> shape) { return View(DType::kI32, shape); }
+
+TEST(ArgumentChecks, Linear) {
+  const LinearArgs good{
+      .x = BF16({3, 8}), .weight = BF16({5, 8}), .bias = BF16({5}), .out = F32({3, 5})};
+  EXPECT_TRUE(CheckLinear(good).ok());
+  for (const auto& change : std::vector<void (*)(LinearArgs&)>{
+           [](LinearArgs& a) {
+             a.x = BF16({3, 7});
+           },
+           [](LinearArgs& a) {
+             a.x = F32({3, 8});
+           },
+           [](LinearArgs& a) {
+             a.weight = BF16({4, 8});
+           },
+           [](LinearArgs& a) {
+             a.out = F32({2, 5});
+           },
+           [](LinearArgs& a) { a.bias = BF16({4}); }, [](LinearArgs& a) { a.bias = F32({5}); }}) {
+    LinearArgs bad = good;
+    change(bad);
+    EXPECT_EQ(CheckLinear(bad).code(), absl::StatusCode::kInternal);
+  }
+  LinearArgs bad = good;
+  bad.x = BF16({3, 7});
+  EXPECT_EQ(CheckLinear(bad).message(), "Linear: shapes or types do not fit: [3, 7] and [5, 8]");
+}
+
+TEST(ArgumentChecks, Attention) {
+  KeySegment good_keys{.k = BF16({9, 2, 64}), .v = BF16({9, 2, 64}), .positions = I32({9})};
+  const auto check = [](const KeySegment& keys, int64_t heads, int64_t split) {
+    return CheckAttention({.q = BF16({5, heads, 64}),
+                           .q_positions = I32({5}),
+                           .group_split = split,
+                           .keys = {&keys, 1},
+                           .scale = 1,
+                           .out = BF16({5, heads, 64})})
+        .ok();
+  };
+  EXPECT_TRUE(check(good_keys, 4, 5));
+  EXPECT_FALSE(check(good_keys, 3, 5));  // not a multiple of the KV heads
+  EXPECT_FALSE(check(good_keys, 4, 6));
+  KeySegment keys = good_keys;
+  keys.positions = {};
+  EXPECT_FALSE(check(keys, 4, 5));  // causal without positions
+  keys.visible_to_group = {Visibility::kAll, Visibility::kNone};
+  EXPECT_TRUE(check(keys, 4, 5));
+  keys.v = BF16({8, 2, 64});
+  EXPECT_FALSE(check(keys, 4, 5));
+}
+
+TEST(ArgumentChecks, PagedAttention) {
+  PagedSequence sequence{.row_begin = 1, .row_count = 2, .slot_count = 3};
+  PagedAttentionArgs args{.q = BF16({3, 4, 64}),
+                          .q_positions = I32({3}),
+                          .k_cache = BF16({7, 2, 16, 64}),
+                          .v_cache = BF16({7, 2, 16, 64}),
+                          .sequences = {&sequence, 1},
+                          .scale = 1,
+                          .out = F32({3, 4, 64})};
+  EXPECT_TRUE(CheckPagedAttention(args).ok());
+  sequence.row_count = 3;
+  EXPECT_FALSE(CheckPagedAttention(args).ok());
+  sequence.row_count = 2;
+  args.k_cache = BF16({7, 2, 16, 32});
+  EXPECT_FALSE(CheckPagedAttention(args).ok());
+}
+
+TEST(ArgumentChecks, TheOthers) {
+  EXPECT_FALSE(CheckCopy(F32({2, 3}), F32({3, 2})).ok());
+  EXPECT_FALSE(CheckCopy(F32({2}), BF16({2})).ok());
+  EXPECT_FALSE(CheckEmbedding(F32({9, 4}), I32({2}), F32({3, 4})).ok());
+  EXPECT_FALSE(CheckRmsNorm(F32({2, 4}), F32({5}), F32({2, 4})).ok());
+  EXPECT_FALSE(CheckRope({.x = F32({2, 1, 8}), .positions = I32({2}), .inv_freq = F32({5})}).ok());
+  EXPECT_FALSE(CheckSiluMul(F32({2, 4}), F32({2, 5}), F32({2, 4})).ok());
+  EXPECT_FALSE(CheckMergePartials(F32({2, 3, 4, 8}), F32({2, 3, 4}), F32({3, 4, 9})).ok());
+  EXPECT_FALSE(CheckAppendToCache(F32({2, 1, 8}), F32({2, 1, 8}), I32({2}), F32({4, 1, 16, 8}),
+                                  F32({4, 1, 16, 8}))
+                   .ok());  // slots are i64
+  EXPECT_FALSE(CheckMaxPoolRows(F32({2, 4}), 4, F32({2, 4})).ok());
+  EXPECT_FALSE(
+      CheckKeyScores({.k = F32({2, 2, 8}), .query = F32({1, 3, 8}), .scores = F32({2, 2})}).ok());
+  EXPECT_FALSE(CheckTopKPerHead({.scores = F32({9, 2}),
+                                 .eligible_begin = 2,
+                                 .eligible_end = 9,
+                                 .count = 8,
+                                 .indices = I32({2, 8})})
+                   .ok());
+  EXPECT_FALSE(CheckGatherRowsPerHead(F32({9, 2, 8}), I32({2, 3}), F32({4, 2, 8})).ok());
+}
+
+}  // namespace
+}  // namespace apb::kernels

@@ -1,0 +1,209 @@
+#include "tests/kernels/host_operands.h"
+
+#include <gtest/gtest.h>
+
+#include <list>
+#include <vector>
+
+namespace apb::kernels {
+namespace {
+
+constexpr size_t kGuard = 256;
+constexpr std::byte kGuardByte{0xa5};
+
+// The operands of one operation.
+class Operands {
+ public:
+  Operands(Backend& device, Stream& stream) : device_(device), stream_(stream) {}
+
+  // Downloads what the operation wrote and looks at the guards.
+  ~Operands() {
+    for (Operand& operand : all_) {
+      std::vector<std::byte> bytes(operand.buffer.size_bytes());
+      Transfer(operand.buffer.data(), bytes.data(), bytes.size());
+      if (!stream_.Synchronize().ok()) return;  // the test sees it
+      const size_t end = operand.begin + operand.span;
+      for (size_t i = 0; i < bytes.size(); ++i) {
+        if (i == operand.begin) i = end;
+        if (i < bytes.size() && bytes[i] != kGuardByte) {
+          ADD_FAILURE() << "byte " << static_cast<int64_t>(i - operand.begin) << " was written, "
+                        << operand.span << " belong to the operand";
+          break;
+        }
+      }
+      if (operand.written)
+        std::copy(bytes.begin() + operand.begin, bytes.begin() + end, operand.host);
+    }
+  }
+
+  TensorView In(const TensorView& view) { return Place(view, false); }
+  TensorView Out(const TensorView& view) { return Place(view, true); }
+  const int32_t* In(const int32_t* values, int64_t count) {
+    if (values == nullptr || count == 0) return nullptr;
+    return In(TensorView::Contiguous(const_cast<int32_t*>(values), DType::kI32, {count}))
+        .as<const int32_t>();
+  }
+
+ private:
+  struct Operand {
+    std::byte* host;
+    size_t span;   // bytes from the first to the last element
+    size_t begin;  // of the operand in the buffer
+    bool written;
+    Buffer buffer;
+  };
+
+  TensorView Place(const TensorView& view, bool written) {
+    if (!view.present()) return view;
+    size_t span = 0;
+    if (view.numel() > 0) {
+      int64_t last = 0;
+      for (int i = 0; i < view.rank; ++i) last += (view.shape[i] - 1) * view.stride[i];
+      span = (last + 1) * SizeOf(view.dtype);
+    }
+    std::byte* host = view.as<std::byte>();
+    TensorView placed = view;
+    for (Operand& operand : all_) {  // in place
+      if (operand.host != host || operand.span != span) continue;
+      operand.written = operand.written || written;
+      placed.data = static_cast<std::byte*>(operand.buffer.data()) + operand.begin;
+      return placed;
+    }
+    const size_t begin = kGuard + reinterpret_cast<uintptr_t>(host) % kGuard;
+    absl::StatusOr<Buffer> buffer = device_.Allocate(begin + span + kGuard);
+    if (!buffer.ok()) {
+      ADD_FAILURE() << buffer.status();
+      return view;
+    }
+    std::vector<std::byte> bytes(buffer->size_bytes(), kGuardByte);
+    std::copy(host, host + span, bytes.begin() + begin);
+    Transfer(bytes.data(), buffer->data(), bytes.size());
+    stream_.Synchronize().IgnoreError();  // `bytes` ends here
+    placed.data = static_cast<std::byte*>(buffer->data()) + begin;
+    all_.push_back({host, span, begin, written, *std::move(buffer)});
+    return placed;
+  }
+
+  void Transfer(void* from, void* to, size_t bytes) {
+    // As two-byte numbers, the smallest there are.
+    const auto view = [&](void* data) {
+      return TensorView::Contiguous(data, DType::kBF16, {static_cast<int64_t>(bytes / 2)});
+    };
+    device_.Copy(view(from), view(to), stream_);
+  }
+
+  Backend& device_;
+  Stream& stream_;
+  std::list<Operand> all_;
+};
+
+}  // namespace
+
+void HostOperands::Copy(const TensorView& source, const TensorView& target, Stream& stream) {
+  Operands o(*device_, stream);
+  device_->Copy(o.In(source), o.Out(target), stream);
+}
+void HostOperands::Embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
+                             Stream& stream) {
+  Operands o(*device_, stream);
+  device_->Embedding(o.In(table), o.In(ids), o.Out(out), stream);
+}
+void HostOperands::RmsNorm(const TensorView& x, const TensorView& weight, float epsilon,
+                           const TensorView& out, Stream& stream) {
+  Operands o(*device_, stream);
+  device_->RmsNorm(o.In(x), o.In(weight), epsilon, o.Out(out), stream);
+}
+void HostOperands::Linear(const LinearArgs& args, Stream& stream) {
+  Operands o(*device_, stream);
+  device_->Linear({.x = o.In(args.x),
+                   .weight = o.In(args.weight),
+                   .bias = o.In(args.bias),
+                   .out = o.Out(args.out),
+                   .accumulate = args.accumulate},
+                  stream);
+}
+void HostOperands::Rope(const RopeArgs& args, Stream& stream) {
+  Operands o(*device_, stream);
+  device_->Rope({.x = o.Out(args.x),
+                 .positions = o.In(args.positions),
+                 .inv_freq = o.In(args.inv_freq),
+                 .attention_factor = args.attention_factor},
+                stream);
+}
+void HostOperands::SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
+                           Stream& stream) {
+  Operands o(*device_, stream);
+  device_->SiluMul(o.In(gate), o.In(up), o.Out(out), stream);
+}
+void HostOperands::Attention(const AttentionArgs& args, Stream& stream) {
+  Operands o(*device_, stream);
+  std::vector<KeySegment> keys(args.keys.begin(), args.keys.end());
+  for (KeySegment& segment : keys) {
+    segment.k = o.In(segment.k);
+    segment.v = o.In(segment.v);
+    segment.positions = o.In(segment.positions);
+  }
+  AttentionArgs placed = args;
+  placed.q = o.In(args.q);
+  placed.q_positions = o.In(args.q_positions);
+  placed.keys = keys;
+  placed.out = o.Out(args.out);
+  placed.lse = o.Out(args.lse);
+  device_->Attention(placed, stream);
+}
+void HostOperands::PagedAttention(const PagedAttentionArgs& args, Stream& stream) {
+  Operands o(*device_, stream);
+  const int64_t block = args.k_cache.shape[2];
+  std::vector<PagedSequence> sequences(args.sequences.begin(), args.sequences.end());
+  for (PagedSequence& sequence : sequences) {
+    sequence.block_table = o.In(sequence.block_table, (sequence.slot_count + block - 1) / block);
+    sequence.slot_positions = o.In(sequence.slot_positions, sequence.slot_count);
+  }
+  PagedAttentionArgs placed = args;
+  placed.q = o.In(args.q);
+  placed.q_positions = o.In(args.q_positions);
+  placed.k_cache = o.In(args.k_cache);
+  placed.v_cache = o.In(args.v_cache);
+  placed.sequences = sequences;
+  placed.out = o.Out(args.out);
+  placed.lse = o.Out(args.lse);
+  device_->PagedAttention(placed, stream);
+}
+void HostOperands::MergePartials(const TensorView& outs, const TensorView& lses,
+                                 const TensorView& out, const TensorView& lse, Stream& stream) {
+  Operands o(*device_, stream);
+  device_->MergePartials(o.In(outs), o.In(lses), o.Out(out), o.Out(lse), stream);
+}
+void HostOperands::AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
+                                 const TensorView& k_cache, const TensorView& v_cache,
+                                 Stream& stream) {
+  Operands o(*device_, stream);
+  device_->AppendToCache(o.In(k), o.In(v), o.In(slots), o.Out(k_cache), o.Out(v_cache), stream);
+}
+void HostOperands::MaxPoolRows(const TensorView& scores, int window, const TensorView& out,
+                               Stream& stream) {
+  Operands o(*device_, stream);
+  device_->MaxPoolRows(o.In(scores), window, o.Out(out), stream);
+}
+void HostOperands::KeyScores(const KeyScoreArgs& args, Stream& stream) {
+  Operands o(*device_, stream);
+  device_->KeyScores({.k = o.In(args.k),
+                      .query = o.In(args.query),
+                      .scale = args.scale,
+                      .scores = o.Out(args.scores)},
+                     stream);
+}
+void HostOperands::TopKPerHead(const TopKPerHeadArgs& args, Stream& stream) {
+  Operands o(*device_, stream);
+  TopKPerHeadArgs placed = args;
+  placed.scores = o.In(args.scores);
+  placed.indices = o.Out(args.indices);
+  device_->TopKPerHead(placed, stream);
+}
+void HostOperands::GatherRowsPerHead(const TensorView& x, const TensorView& indices,
+                                     const TensorView& out, Stream& stream) {
+  Operands o(*device_, stream);
+  device_->GatherRowsPerHead(o.In(x), o.In(indices), o.Out(out), stream);
+}
+
+}  // namespace apb::kernels
