@@ -45,6 +45,7 @@ absl::Status CudaStream::Synchronize() {
   Check(cudaStreamSynchronize(stream_), "stream");
   if (*error_word_ != 0)
     Fail(absl::InternalError("Embedding: a token id is outside the vocabulary"));
+  Fail(outside_failure_->Get());
   return status_;
 }
 

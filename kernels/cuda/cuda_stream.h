@@ -7,12 +7,31 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "kernels/backend.h"
 
 namespace apb::kernels::cuda {
 
 // The status of a CUDA call; `what` names it.
 absl::Status StatusOf(cudaError_t error, const char* what);
+
+// A failure that comes from outside of the stream's thread: a collective that the stream waits for
+// and that was given up. Thread-safe. Owners: the stream and the collective.
+class StreamFailure {
+ public:
+  void Set(const absl::Status& status) {
+    absl::MutexLock lock(&mutex_);
+    if (status_.ok()) status_ = status;
+  }
+  absl::Status Get() const {
+    absl::MutexLock lock(&mutex_);
+    return status_;
+  }
+
+ private:
+  mutable absl::Mutex mutex_;
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+};
 
 class CudaStream : public Stream {
  public:
@@ -33,6 +52,8 @@ class CudaStream : public Stream {
   void* Scratch(size_t bytes);
   // Kernels write a number other than 0 here to fail the stream; memory that both sides see.
   int32_t* error_word() const { return error_word_; }
+  // Synchronize returns what was set here before the stream came to its end.
+  const std::shared_ptr<StreamFailure>& outside_failure() const { return outside_failure_; }
 
  private:
   CudaStream() = default;
@@ -41,6 +62,7 @@ class CudaStream : public Stream {
   void* scratch_ = nullptr;
   size_t scratch_bytes_ = 0;
   absl::Status status_;
+  const std::shared_ptr<StreamFailure> outside_failure_ = std::make_shared<StreamFailure>();
 };
 
 }  // namespace apb::kernels::cuda
