@@ -101,8 +101,8 @@ class Leader {
         engine_(engine),
         stop_(stop),
         deadline_(absl::Seconds(options.collective_timeout_seconds)),
-        scheduler_({.ranks = engine.mesh->context().size(),
-                    .default_hosts = engine.mesh->context().size() * options.virtual_hosts,
+        scheduler_({.ranks = engine.device.mesh->context().size(),
+                    .default_hosts = engine.device.mesh->context().size() * options.virtual_hosts,
                     .block_size = engine.shape.block_size,
                     .blocks_per_rank = engine.shape.block_count,
                     .layers = engine.weights->config().layers,
@@ -154,9 +154,9 @@ class Leader {
     hello.set_model_fingerprint(config.fingerprint);
     hello.set_max_model_len(engine_.max_model_len);
     hello.set_kv_block_size(engine_.shape.block_size);
-    hello.set_kv_blocks_total(engine_.shape.block_count * engine_.mesh->context().size());
+    hello.set_kv_blocks_total(engine_.shape.block_count * engine_.device.mesh->context().size());
     hello.set_has_retaining_heads(engine_.weights->has_retaining_heads());
-    hello.set_default_hosts(engine_.mesh->context().size() * options_.virtual_hosts);
+    hello.set_default_hosts(engine_.device.mesh->context().size() * options_.virtual_hosts);
     hello.set_dtype(config.dtype == kernels::DType::kBF16 ? "bfloat16" : "float32");
     hello.set_token(options_.token);
     hello.set_load_seconds(engine_.load_seconds);

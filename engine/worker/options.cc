@@ -16,6 +16,12 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
       "--group-id", o->group_id,
       "Name of this group, in logs and metrics; a second group of that name replaces the first");
   app.add_option("--token", o->token, "Secret that apb-server expects")->envname("APB_GROUP_TOKEN");
+  app.add_option("--device", o->device,
+                 "cuda, cpu, or auto: GPUs where every rank has one, else CPUs")
+      ->check(CLI::IsMember({"auto", "cuda", "cpu"}));
+  app.add_option("--gpu-memory-utilization", o->gpu_memory_utilization,
+                 "Share of a GPU's memory that is free behind the weights for the KV cache")
+      ->check(CLI::Range(0.05, 0.95));
   app.add_option("--threads", o->threads, "Threads of a rank; 0: cores / ranks of this machine")
       ->check(CLI::Range(0, 1024));
   app.add_option(

@@ -10,9 +10,11 @@ struct WorkerOptions {
   std::string model;   // checkpoint directory
   std::string server;  // host:port of apb-server's cluster port
   std::string group_id = "group-0";
-  std::string token;            // shared secret of this start; APB_GROUP_TOKEN
-  int threads = 0;              // per rank; 0 = cores / ranks of this machine
-  int tensor_parallel = 1;      // ranks that share the heads of a layer
+  std::string token;                    // shared secret of this start; APB_GROUP_TOKEN
+  std::string device = "auto";          // cuda, cpu, or auto: GPUs where every rank has one
+  double gpu_memory_utilization = 0.8;  // share of a GPU's free memory that the KV cache takes
+  int threads = 0;                      // per rank; 0 = cores / ranks of this machine
+  int tensor_parallel = 1;              // ranks that share the heads of a layer
   std::string decode = "auto";  // query and decode rows: replicated, sliced, or what is faster
   int virtual_hosts = 4;        // hosts that a rank plays
   int64_t kv_cache_tokens = 0;  // of the whole group; 0 = from free memory

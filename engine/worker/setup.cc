@@ -3,7 +3,6 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <fstream>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -19,44 +18,24 @@ int UsableCores() {
   return sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
 }
 
-int64_t AvailableMemoryBytes() {
-  std::ifstream in("/proc/meminfo");
-  std::string key, unit;
-  int64_t kib = 0;
-  while (in >> key >> kib >> unit) {
-    if (key == "MemAvailable:") return kib * 1024;
-  }
-  return int64_t{4} << 30;
-}
-
-// The largest value over the ranks (an f32 is exact for the small numbers that are agreed on here).
-absl::StatusOr<float> LargestOverRanks(parallel::Communicator& communicator,
-                                       kernels::Backend& backend, float value) {
-  APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
-  APB_RETURN_IF_ERROR(
-      communicator.AllReduce(kernels::TensorView::Contiguous(&value, kernels::DType::kF32, {1}),
-                             parallel::ReduceOp::kMax, *stream));
-  return value;
-}
-
 absl::Status LoadOnThisRank(const WorkerOptions& options, Engine& engine) {
-  const parallel::Communicator* tensor = engine.mesh->tensor();
+  const parallel::Communicator* tensor = engine.device.mesh->tensor();
   const model::Share share =
       tensor == nullptr ? model::Share{} : model::Share{tensor->rank(), tensor->size()};
-  APB_ASSIGN_OR_RETURN(engine.weights, model::Weights::Load(options.model, *engine.backend, share));
+  APB_ASSIGN_OR_RETURN(engine.weights,
+                       model::Weights::Load(options.model, *engine.device.backend, share));
   return absl::OkStatus();
 }
 
-// Blocks of one rank: what was asked for, or half of the memory that is free now, shared by the
-// machine's ranks, but no more than twice the model's context for the whole group.
+// Blocks of one rank: what was asked for, or what fits into its memory, but no more than twice the
+// model's context for the whole group.
 int64_t BlocksPerRank(const WorkerOptions& options, const model::ModelConfig& config,
-                      const cache::KvCacheShape& shape, const parallel::MpiRuntime& mpi,
-                      int64_t context_ranks) {
+                      const cache::KvCacheShape& shape, int64_t memory, int64_t context_ranks) {
   int64_t tokens = options.kv_cache_tokens;
   if (tokens == 0) {
     const int64_t bytes_per_token =
         std::max<int64_t>(1, shape.bytes_per_block() / shape.block_size);
-    const int64_t fits = AvailableMemoryBytes() / 2 / mpi.local_size() / bytes_per_token;
+    const int64_t fits = memory / bytes_per_token;
     tokens =
         std::min<int64_t>(fits * context_ranks, std::max<int64_t>(2 * config.max_positions, 65536));
   }
@@ -86,8 +65,9 @@ absl::StatusOr<float> SecondsOfStep(StepExecutor& executor) {
 }
 
 // Replicated or sliced query and decode rows: as told, or what a measured step says is faster.
-absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine) {
-  const int ranks = engine.mesh->context().size();
+absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine,
+                           parallel::Communicator& control) {
+  const int ranks = engine.device.mesh->context().size();
   if (options.decode == "replicated" || ranks == 1) return absl::OkStatus();
   StepExecutor& executor = *engine.executor;
   if (!executor.SetSliced(true)) {
@@ -100,8 +80,7 @@ absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine) {
   for (const bool sliced : {false, true}) {
     executor.SetSliced(sliced);
     APB_ASSIGN_OR_RETURN(const float mine, SecondsOfStep(executor));
-    APB_ASSIGN_OR_RETURN(seconds[sliced],
-                         LargestOverRanks(engine.mesh->all(), *engine.backend, mine));
+    APB_ASSIGN_OR_RETURN(seconds[sliced], LargestOverRanks(control, mine));
   }
   // Clearly faster, so that the next start decides alike: the two round differently.
   executor.SetSliced(seconds[1] < 0.9f * seconds[0]);
@@ -113,8 +92,8 @@ absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine) {
 absl::Status MeasureSpeed(const WorkerOptions& options, Engine& engine) {
   const absl::Time start = absl::Now();
   if (options.calibrate) {
-    APB_ASSIGN_OR_RETURN(engine.speed,
-                         Calibrate(*engine.weights, *engine.backend, engine.mesh->context()));
+    APB_ASSIGN_OR_RETURN(engine.speed, Calibrate(*engine.weights, *engine.device.backend,
+                                                 engine.device.mesh->context()));
   }
   APB_LOG(Info, "calibration ", options.calibrate ? "measured" : "off, assumed",
           " product_gflops=", engine.speed.product_flops * 1e-9,
@@ -132,15 +111,11 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime&
   Engine engine;
   const int threads =
       options.threads > 0 ? options.threads : std::max(1, UsableCores() / mpi.local_size());
-  APB_ASSIGN_OR_RETURN(engine.backend,
-                       kernels::CreateCpuBackend({.threads = threads, .force_isa = ""}));
-  APB_ASSIGN_OR_RETURN(
-      parallel::Mesh mesh,
-      mpi.NewMesh(options.tensor_parallel, absl::Seconds(options.collective_timeout_seconds)));
-  engine.mesh = std::make_unique<parallel::Mesh>(std::move(mesh));
+  APB_ASSIGN_OR_RETURN(const auto control,
+                       mpi.NewCommunicator(absl::Seconds(options.collective_timeout_seconds)));
+  APB_ASSIGN_OR_RETURN(engine.device, ChooseDevice(options, threads, mpi, *control));
   const absl::Status loaded = LoadOnThisRank(options, engine);
-  APB_ASSIGN_OR_RETURN(const float failed,
-                       LargestOverRanks(engine.mesh->all(), *engine.backend, loaded.ok() ? 0 : 1));
+  APB_ASSIGN_OR_RETURN(const float failed, LargestOverRanks(*control, loaded.ok() ? 0 : 1));
   APB_RETURN_IF_ERROR(loaded);
   if (failed != 0) return absl::FailedPreconditionError("another rank could not load the model");
 
@@ -151,25 +126,26 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime&
                   .block_size = options.kv_block_size,
                   .block_count = 0,
                   .dtype = config.dtype};
-  const int64_t mine =
-      BlocksPerRank(options, config, engine.shape, mpi, engine.mesh->context().size());
-  APB_ASSIGN_OR_RETURN(const float least,
-                       LargestOverRanks(engine.mesh->all(), *engine.backend,
-                                        -static_cast<float>(std::min<int64_t>(mine, 1 << 24))));
+  const int context_ranks = engine.device.mesh->context().size();
+  APB_ASSIGN_OR_RETURN(const int64_t memory, KvCacheBytes(options, engine.device));
+  const int64_t mine = BlocksPerRank(options, config, engine.shape, memory, context_ranks);
+  APB_ASSIGN_OR_RETURN(
+      const float least,
+      LargestOverRanks(*control, -static_cast<float>(std::min<int64_t>(mine, 1 << 24))));
   engine.shape.block_count = static_cast<int64_t>(-least);
-  APB_ASSIGN_OR_RETURN(engine.executor, StepExecutor::Create(*engine.weights, engine.shape,
-                                                             *engine.backend, *engine.mesh));
-  APB_RETURN_IF_ERROR(ChooseRowMode(options, engine));
+  APB_ASSIGN_OR_RETURN(engine.executor,
+                       StepExecutor::Create(*engine.weights, engine.shape, *engine.device.backend,
+                                            *engine.device.mesh));
+  APB_RETURN_IF_ERROR(ChooseRowMode(options, engine, *control));
   engine.executor->SetOverlap(options.overlap);
   APB_RETURN_IF_ERROR(MeasureSpeed(options, engine));
 
-  const int64_t pool_tokens =
-      engine.shape.block_count * engine.shape.block_size * engine.mesh->context().size();
+  const int64_t pool_tokens = engine.shape.block_count * engine.shape.block_size * context_ranks;
   engine.max_model_len = std::min(
       pool_tokens, options.max_model_len > 0 ? options.max_model_len : config.max_positions);
   engine.load_seconds = absl::ToDoubleSeconds(absl::Now() - start);
   APB_LOG(Info, "model ", options.model, " ", config.architecture, " layers=", config.layers,
-          " backend=", std::string(engine.backend->name()), " threads=", threads,
+          " backend=", std::string(engine.device.backend->name()), " threads=", threads,
           " kv_tokens=", engine.shape.block_count * engine.shape.block_size, " (",
           engine.shape.bytes_per_block() * engine.shape.block_count >> 20,
           " MiB) seconds=", engine.load_seconds);

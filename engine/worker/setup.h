@@ -6,14 +6,14 @@
 #include "absl/status/statusor.h"
 #include "engine/attention/cost_model.h"
 #include "engine/parallel/mpi_runtime.h"
+#include "engine/worker/device.h"
 #include "engine/worker/options.h"
 #include "engine/worker/step_executor.h"
 
 namespace apb::worker {
 
 struct Engine {
-  std::unique_ptr<kernels::Backend> backend;
-  std::unique_ptr<parallel::Mesh> mesh;
+  Device device;
   std::unique_ptr<model::Weights> weights;
   std::unique_ptr<StepExecutor> executor;
   cache::KvCacheShape shape;  // block_count is the same on every rank

@@ -94,6 +94,11 @@ class CudaBackend : public Backend {
     Of(stream).Check(cuda::SiluMul(gate, up, out, Of(stream).handle()), "SiluMul");
   }
 
+  void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) override {
+    if (!Passes(CheckAccumulate(x, out), stream)) return;
+    Of(stream).Check(cuda::Accumulate(x, out, Of(stream).handle()), "Accumulate");
+  }
+
   void Attention(const AttentionArgs& args, Stream& stream) override {
     if (!Passes(CheckAttention(args), stream) || args.q.shape[0] == 0) return;
     if (args.keys.size() <= cuda::kMaxSegments) {

@@ -117,18 +117,31 @@ __global__ void RopeKernel(Rows<T> x, const int32_t* positions, const float* inv
 }
 
 // `up.data` may be null. No __restrict__: out may be gate.
-template <typename T, int kPack>
-__global__ void SiluMulKernel(Rows<const T> gate, Rows<const T> up, Rows<T> out, int width) {
+template <typename In, typename T, int kPack>
+__global__ void SiluMulKernel(Rows<const In> gate, Rows<const In> up, Rows<T> out, int width) {
   for (int c = threadIdx.x * kPack; c < width; c += kThreads * kPack) {
-    auto pack = LoadPack<T, kPack>(gate.At(blockIdx.x) + c);
-    Pack<T, kPack> factor;
-    if (up.data != nullptr) factor = LoadPack<T, kPack>(up.At(blockIdx.x) + c);
+    const auto of_gate = LoadPack<In, kPack>(gate.At(blockIdx.x) + c);
+    Pack<In, kPack> factor;
+    if (up.data != nullptr) factor = LoadPack<In, kPack>(up.At(blockIdx.x) + c);
+    Pack<T, kPack> pack;
 #pragma unroll
     for (int i = 0; i < kPack; ++i) {
-      const float g = ToFloat(pack.element[i]);
+      const float g = ToFloat(of_gate.element[i]);
       const float u = up.data != nullptr ? ToFloat(factor.element[i]) : 1.0f;
       pack.element[i] = FromFloat<T>(g / (1.0f + expf(-g)) * u);
     }
+    StorePack<T, kPack>(pack, out.At(blockIdx.x) + c);
+  }
+}
+
+template <typename T, int kPack>
+__global__ void AccumulateKernel(Rows<const float> x, Rows<T> out, int width) {
+  for (int c = threadIdx.x * kPack; c < width; c += kThreads * kPack) {
+    const auto added = LoadPack<float, kPack>(x.At(blockIdx.x) + c);
+    auto pack = LoadPack<T, kPack>(out.At(blockIdx.x) + c);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i)
+      pack.element[i] = FromFloat<T>(ToFloat(pack.element[i]) + added.element[i]);
     StorePack<T, kPack>(pack, out.At(blockIdx.x) + c);
   }
 }
@@ -239,11 +252,27 @@ cudaError_t Rope(const RopeArgs& args, cudaStream_t stream) {
 cudaError_t SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
                     cudaStream_t stream) {
   const bool aligned = IsAligned16(gate) && IsAligned16(out) && (!up.present() || IsAligned16(up));
-  return WithElementAndPack(gate.dtype, aligned, [&](auto element, auto pack) {
+  const auto run = [&](auto in, auto element, auto pack) {
+    using In = decltype(in);
     using T = decltype(element);
-    return Launch(SiluMulKernel<T, pack.value>, Blocks(gate.shape[0]), kThreads, 0, stream,
-                  RowsOf<const T>(gate), RowsOf<const T>(up), RowsOf<T>(out),
+    return Launch(SiluMulKernel<In, T, pack.value>, Blocks(gate.shape[0]), kThreads, 0, stream,
+                  RowsOf<const In>(gate), RowsOf<const In>(up), RowsOf<T>(out),
                   static_cast<int>(gate.shape[1]));
+  };
+  if (gate.dtype != out.dtype) {
+    return WithFloatPack(aligned, [&](auto pack) { return run(float{}, BFloat16{}, pack); });
+  }
+  return WithElementAndPack(gate.dtype, aligned,
+                            [&](auto element, auto pack) { return run(element, element, pack); });
+}
+
+cudaError_t Accumulate(const TensorView& x, const TensorView& out, cudaStream_t stream) {
+  return WithElement(out.dtype, [&](auto element) {
+    using T = decltype(element);
+    return WithFloatPack(IsAligned16(x) && IsAligned16(out), [&](auto pack) {
+      return Launch(AccumulateKernel<T, pack.value>, Blocks(x.shape[0]), kThreads, 0, stream,
+                    RowsOf<const float>(x), RowsOf<T>(out), static_cast<int>(x.shape[1]));
+    });
   });
 }
 

@@ -53,4 +53,11 @@ cudaError_t WithElementAndPack(DType dtype, bool aligned16, Body body) {
   });
 }
 
+// Calls body(pack) for operations with an f32 operand beside one of another type.
+template <typename Body>
+cudaError_t WithFloatPack(bool aligned16, Body body) {
+  return aligned16 ? body(std::integral_constant<int, 4>{})
+                   : body(std::integral_constant<int, 1>{});
+}
+
 }  // namespace apb::kernels::cuda

@@ -18,6 +18,7 @@ cudaError_t RmsNorm(const TensorView& x, const TensorView& weight, float epsilon
 cudaError_t Rope(const RopeArgs& args, cudaStream_t stream);
 cudaError_t SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
                     cudaStream_t stream);
+cudaError_t Accumulate(const TensorView& x, const TensorView& out, cudaStream_t stream);
 // out[t] += bias, for products whose output type is not the bias's.
 cudaError_t AddBias(const TensorView& bias, const TensorView& out, cudaStream_t stream);
 cudaError_t AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,

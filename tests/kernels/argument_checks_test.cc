@@ -91,6 +91,9 @@ TEST(ArgumentChecks, TheOthers) {
   EXPECT_FALSE(CheckRmsNorm(F32({2, 4}), F32({5}), F32({2, 4})).ok());
   EXPECT_FALSE(CheckRope({.x = F32({2, 1, 8}), .positions = I32({2}), .inv_freq = F32({5})}).ok());
   EXPECT_FALSE(CheckSiluMul(F32({2, 4}), F32({2, 5}), F32({2, 4})).ok());
+  EXPECT_TRUE(CheckSiluMul(F32({2, 4}), {}, BF16({2, 4})).ok());
+  EXPECT_FALSE(CheckSiluMul(BF16({2, 4}), {}, F32({2, 4})).ok());
+  EXPECT_FALSE(CheckAccumulate(BF16({2, 4}), F32({2, 4})).ok());
   EXPECT_FALSE(CheckMergePartials(F32({2, 3, 4, 8}), F32({2, 3, 4}), F32({3, 4, 9})).ok());
   EXPECT_FALSE(CheckAppendToCache(F32({2, 1, 8}), F32({2, 1, 8}), I32({2}), F32({4, 1, 16, 8}),
                                   F32({4, 1, 16, 8}))

@@ -99,7 +99,7 @@ void CheckAttention(Backend& backend, const Shape& s, std::mt19937& rng) {
 
 TEST(Attention, EqualsOracleOverRandomShapes) {
   for (auto& backend : AllTestBackends()) {
-    std::mt19937 rng(5);
+    std::mt19937 rng(TestSeed(5));
     for (int trial = 0; trial < 40; ++trial) {
       const int64_t dims[] = {64, 80, 96, 128, 32, 20};
       Shape s{.dtype = trial % 2 ? DType::kBF16 : DType::kF32,
@@ -122,7 +122,7 @@ TEST(Attention, EqualsOracleOverRandomShapes) {
 
 TEST(Attention, ManyUnitsOfRowsAndBlocksOfKeys) {
   for (auto& backend : AllTestBackends()) {
-    std::mt19937 rng(6);
+    std::mt19937 rng(TestSeed(6));
     for (DType dtype : {DType::kBF16, DType::kF32}) {
       CheckAttention(*backend, {dtype, 300, 40, 2, 3, 64, {40, 600, 257}}, rng);
     }
@@ -131,7 +131,7 @@ TEST(Attention, ManyUnitsOfRowsAndBlocksOfKeys) {
 
 TEST(PagedAttention, EqualsOracleOverRandomShapes) {
   for (auto& backend : AllTestBackends()) {
-    std::mt19937 rng(7);
+    std::mt19937 rng(TestSeed(7));
     for (int trial = 0; trial < 24; ++trial) {
       const DType dtype = trial % 2 ? DType::kBF16 : DType::kF32;
       const int64_t dims[] = {64, 80, 96, 128, 32, 256};

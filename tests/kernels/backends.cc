@@ -1,5 +1,7 @@
 #include "tests/kernels/backends.h"
 
+#include <cstdlib>
+
 #include "kernels/cuda/cuda_backend.h"
 #include "tests/kernels/host_operands.h"
 
@@ -24,6 +26,11 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeTestBackend(std::string_view name, 
 #else
   return absl::UnavailableError("built without the CPU backend");
 #endif
+}
+
+uint32_t TestSeed(uint32_t fixed) {
+  const char* other = std::getenv("APB_TEST_SEED");
+  return other == nullptr ? fixed : fixed + static_cast<uint32_t>(std::strtoul(other, nullptr, 10));
 }
 
 std::vector<std::unique_ptr<Backend>> AllTestBackends() {

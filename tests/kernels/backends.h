@@ -2,6 +2,7 @@
 // is wrapped, so the same test source checks every backend.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -17,6 +18,10 @@ std::vector<std::string> TestBackendNames();
 
 // kInvalidArgument or kUnavailable where this machine or this build lacks it. `threads` is for CPUs.
 absl::StatusOr<std::unique_ptr<Backend>> MakeTestBackend(std::string_view name, int threads);
+
+// Seed of a test's random data: `fixed`, so that failures come again; another one where the environment
+// has APB_TEST_SEED.
+uint32_t TestSeed(uint32_t fixed);
 
 // All that this machine has, with two threads.
 std::vector<std::unique_ptr<Backend>> AllTestBackends();

@@ -135,6 +135,10 @@ void HostOperands::SiluMul(const TensorView& gate, const TensorView& up, const T
   Operands o(*device_, stream);
   device_->SiluMul(o.In(gate), o.In(up), o.Out(out), stream);
 }
+void HostOperands::Accumulate(const TensorView& x, const TensorView& out, Stream& stream) {
+  Operands o(*device_, stream);
+  device_->Accumulate(o.In(x), o.Out(out), stream);
+}
 void HostOperands::Attention(const AttentionArgs& args, Stream& stream) {
   Operands o(*device_, stream);
   std::vector<KeySegment> keys(args.keys.begin(), args.keys.end());

@@ -29,6 +29,7 @@ class HostOperands : public Backend {
   void Rope(const RopeArgs& args, Stream& stream) override;
   void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
                Stream& stream) override;
+  void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) override;
   void Attention(const AttentionArgs& args, Stream& stream) override;
   void PagedAttention(const PagedAttentionArgs& args, Stream& stream) override;
   void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,

@@ -1,0 +1,104 @@
+#include "engine/worker/device.h"
+
+#include <algorithm>
+#include <fstream>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+#include "engine/parallel/nccl_communicator.h"
+#include "kernels/cuda/cuda_backend.h"
+
+namespace apb::worker {
+namespace {
+
+using kernels::DType;
+using kernels::TensorView;
+
+// Of host memory, on which nothing is ever pending.
+class HostStream : public kernels::Stream {
+ public:
+  absl::Status Synchronize() override { return absl::OkStatus(); }
+};
+
+int64_t AvailableMemoryBytes() {
+  std::ifstream in("/proc/meminfo");
+  std::string key, unit;
+  int64_t kib = 0;
+  while (in >> key >> kib >> unit) {
+    if (key == "MemAvailable:") return kib * 1024;
+  }
+  return int64_t{4} << 30;
+}
+
+// A communicator over NCCL between the ranks of one over MPI, which carries the id.
+absl::StatusOr<std::unique_ptr<parallel::Communicator>> NcclBetween(parallel::Communicator& host,
+                                                                    absl::Duration deadline) {
+  constexpr int64_t kIdWords = 32;
+  std::string id(kIdWords * sizeof(int32_t), '\0');
+  if (host.rank() == 0) {
+    APB_ASSIGN_OR_RETURN(id, parallel::NewNcclId());
+  }
+  HostStream stream;
+  APB_RETURN_IF_ERROR(
+      host.Broadcast(TensorView::Contiguous(id.data(), DType::kI32, {kIdWords}), 0, stream));
+  return parallel::CreateNcclCommunicator(
+      {.id = id, .rank = host.rank(), .size = host.size(), .deadline = deadline});
+}
+
+absl::StatusOr<parallel::Mesh> NcclMesh(parallel::Mesh& host, absl::Duration deadline) {
+  APB_ASSIGN_OR_RETURN(auto all, NcclBetween(host.all(), deadline));
+  if (host.tensor() == nullptr) return parallel::Mesh(std::move(all));
+  APB_ASSIGN_OR_RETURN(auto context, NcclBetween(host.context(), deadline));
+  APB_ASSIGN_OR_RETURN(auto tensor, NcclBetween(*host.tensor(), deadline));
+  return parallel::Mesh(std::move(all), std::move(context), std::move(tensor));
+}
+
+}  // namespace
+
+absl::StatusOr<float> LargestOverRanks(parallel::Communicator& control, float value) {
+  HostStream stream;
+  APB_RETURN_IF_ERROR(control.AllReduce(TensorView::Contiguous(&value, DType::kF32, {1}),
+                                        parallel::ReduceOp::kMax, stream));
+  return value;
+}
+
+absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
+                                    parallel::MpiRuntime& mpi, parallel::Communicator& control) {
+  const absl::Duration deadline = absl::Seconds(options.collective_timeout_seconds);
+  const absl::StatusOr<int> gpus = options.device == "cpu" ? absl::UnavailableError("--device cpu")
+                                                           : kernels::UsableCudaDevices();
+  APB_ASSIGN_OR_RETURN(const float lacking, LargestOverRanks(control, gpus.ok() ? 0 : 1));
+  if (options.device == "cuda") {
+    APB_RETURN_IF_ERROR(gpus.status());
+    if (lacking != 0) return absl::UnavailableError("--device cuda: another rank has no GPU");
+  }
+  Device device;
+  APB_ASSIGN_OR_RETURN(parallel::Mesh mesh, mpi.NewMesh(options.tensor_parallel, deadline));
+  if (lacking == 0) {
+    APB_ASSIGN_OR_RETURN(device.backend, kernels::CreateCudaBackend(mpi.local_rank() % *gpus));
+    device.ranks_on_it = (mpi.local_size() + *gpus - 1) / *gpus;
+    APB_ASSIGN_OR_RETURN(mesh, NcclMesh(mesh, deadline));
+  } else {
+    if (options.device == "auto" && mpi.rank() == 0) {
+      APB_LOG(Info, "computing on the CPU: ",
+              gpus.ok() ? "another rank has no GPU" : std::string(gpus.status().message()));
+    }
+    APB_ASSIGN_OR_RETURN(device.backend,
+                         kernels::CreateCpuBackend({.threads = threads, .force_isa = ""}));
+    device.ranks_on_it = mpi.local_size();
+  }
+  device.mesh = std::make_unique<parallel::Mesh>(std::move(mesh));
+  return device;
+}
+
+absl::StatusOr<int64_t> KvCacheBytes(const WorkerOptions& options, const Device& device) {
+  if (device.backend->place() == kernels::Place::kHost)
+    return AvailableMemoryBytes() / 2 / device.ranks_on_it;
+  APB_ASSIGN_OR_RETURN(const int64_t free, kernels::FreeCudaBytes());
+  return static_cast<int64_t>(static_cast<double>(free) * options.gpu_memory_utilization) /
+         device.ranks_on_it;
+}
+
+}  // namespace apb::worker

@@ -1,0 +1,32 @@
+// Where the ranks of a group compute: all on CPUs with MPI between them, or all on GPUs with NCCL.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "engine/parallel/mpi_runtime.h"
+#include "engine/worker/options.h"
+#include "kernels/backend.h"
+
+namespace apb::worker {
+
+struct Device {
+  std::unique_ptr<kernels::Backend> backend;
+  std::unique_ptr<parallel::Mesh> mesh;  // takes views of the backend's memory
+  int ranks_on_it = 1;                   // that share its memory
+};
+
+// As options.device says; `auto` takes GPUs where every rank has one. All ranks call it together and
+// come to the same end. `control` is over all ranks.
+absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
+                                    parallel::MpiRuntime& mpi, parallel::Communicator& control);
+
+// The largest value over the ranks (an f32 is exact for the small numbers that are agreed on).
+absl::StatusOr<float> LargestOverRanks(parallel::Communicator& control, float value);
+
+// Bytes for the KV cache of one rank: half of the machine's free memory, or the share
+// options.gpu_memory_utilization of the GPU's, divided among the ranks there.
+absl::StatusOr<int64_t> KvCacheBytes(const WorkerOptions& options, const Device& device);
+
+}  // namespace apb::worker
