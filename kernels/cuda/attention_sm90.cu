@@ -36,6 +36,7 @@ struct HopperShared {
   BFloat16 k[kStages][kBlocks][kHopperTileKeys][kBlockColumns];
   BFloat16 v[kStages][kBlocks][kHopperTileKeys][kBlockColumns];
   uint64_t q_full, k_full[kStages], v_full[kStages], k_empty[kStages], v_empty[kStages];
+  float sums[kConsumers * kWarpgroup];  // see ComputeNow
 };
 
 template <int D>
@@ -185,6 +186,7 @@ __device__ __forceinline__ void Consume(const SegmentedArgs& a, HopperShared<D>&
       PinRegisters(c.scores);
       c.Release(&shared.k_empty[k_stage]);
       take_scores(walk, shrink);
+      ComputeNow(c.softmax.sum[0] + c.softmax.sum[1], &shared.sums[threadIdx.x - kWarpgroup]);
       GroupWait<0>();
       PinRegisters(c.out);
       PinRegisters(c.weights);

@@ -109,6 +109,13 @@ template <int kBatches>
 __device__ __forceinline__ void GroupWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kBatches) : "memory");
 }
+// Puts what `value` is computed from in front of a GroupWait, beside the products under way. ptxas
+// would start to wait first (and it does not count waiting as work); it keeps the order of waits and
+// volatile stores, so the value is stored, where nobody reads it.
+__device__ __forceinline__ void ComputeNow(float value, float* word) {
+  asm volatile("st.volatile.shared.f32 [%0], %1;" ::"r"(SharedAddress(word)), "f"(value)
+               : "memory");
+}
 // Keeps the compiler from moving reads and writes of registers that a product uses across this
 // point: it does not know that products go on after their instruction.
 template <int kCount>
