@@ -103,7 +103,10 @@ __global__ void PlainPagedKernel(const __grid_constant__ PlainPagedArgs a) {
   PlainRow<T> row(static_cast<const T*>(a.q.data) + t * a.q.stride[0] + head * a.q.stride[1],
                   static_cast<int>(a.q.shape[2]), a.scale);
   for (int64_t slot = 0; slot < a.sequence.slot_count; ++slot) {
-    if (slot >= a.sequence.causal_begin && a.sequence.slot_positions[slot] > position) continue;
+    if (slot >= a.sequence.causal_begin &&
+        a.sequence.slot_positions[slot - a.sequence.causal_begin] > position) {
+      continue;
+    }
     const int64_t at = a.sequence.block_table[slot / block] * a.k_cache.stride[0] +
                        kv_head * a.k_cache.stride[1] + slot % block * a.k_cache.stride[2];
     row.Add(static_cast<const T*>(a.k_cache.data) + at, static_cast<const T*>(a.v_cache.data) + at);

@@ -136,6 +136,13 @@ class CudaBackend : public Backend {
                      "AppendToCache");
   }
 
+  void ReadFromCache(const TensorView& slots, const TensorView& k_cache, const TensorView& v_cache,
+                     const TensorView& k, const TensorView& v, Stream& stream) override {
+    if (!Passes(CheckReadFromCache(k, v, slots, k_cache, v_cache), stream)) return;
+    Of(stream).Check(cuda::ReadFromCache(slots, k_cache, v_cache, k, v, Of(stream).handle()),
+                     "ReadFromCache");
+  }
+
   void MaxPoolRows(const TensorView& scores, int window, const TensorView& out,
                    Stream& stream) override {
     if (!Passes(CheckMaxPoolRows(scores, window, out), stream)) return;

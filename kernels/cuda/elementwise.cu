@@ -151,20 +151,25 @@ __global__ void AddBiasKernel(const T* bias, Rows<float> out, int width) {
   for (int c = threadIdx.x; c < width; c += kThreads) out.At(blockIdx.x)[c] += ToFloat(bias[c]);
 }
 
-template <typename T, int kPack>
-__global__ void AppendToCacheKernel(Rows<const T> k, Rows<const T> v, const int64_t* slots,
-                                    T* k_cache, T* v_cache, int64_t block_stride,
-                                    int64_t head_stride, int64_t slot_stride, int block_size,
-                                    int heads, int width) {
+// One block for a row of k and v; kRead copies from the cache, else to it.
+template <typename T, int kPack, bool kRead>
+__global__ void CacheRowsKernel(Rows<T> k, Rows<T> v, const int64_t* slots, T* k_cache, T* v_cache,
+                                int64_t block_stride, int64_t head_stride, int64_t slot_stride,
+                                int block_size, int heads, int width) {
   const int64_t slot = slots[blockIdx.x];
   if (slot < 0) return;
   const int64_t base = slot / block_size * block_stride + slot % block_size * slot_stride;
   const int packs = width / kPack;
   for (int i = threadIdx.x; i < heads * packs; i += kThreads) {
     const int head = i / packs, c = i % packs * kPack;
-    const int64_t to = base + head * head_stride + c;
-    StorePack<T, kPack>(LoadPack<T, kPack>(k.At(blockIdx.x, head) + c), k_cache + to);
-    StorePack<T, kPack>(LoadPack<T, kPack>(v.At(blockIdx.x, head) + c), v_cache + to);
+    const int64_t at = base + head * head_stride + c;
+    T* const rows[2] = {k.At(blockIdx.x, head) + c, v.At(blockIdx.x, head) + c};
+    T* const cached[2] = {k_cache + at, v_cache + at};
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      StorePack<T, kPack>(LoadPack<T, kPack>(kRead ? cached[part] : rows[part]),
+                          kRead ? rows[part] : cached[part]);
+    }
   }
 }
 
@@ -284,19 +289,32 @@ cudaError_t AddBias(const TensorView& bias, const TensorView& out, cudaStream_t 
   });
 }
 
-cudaError_t AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
+template <bool kRead>
+cudaError_t CopyCacheRows(const TensorView& k, const TensorView& v, const TensorView& slots,
                           const TensorView& k_cache, const TensorView& v_cache,
                           cudaStream_t stream) {
   const bool aligned =
       IsAligned16(k) && IsAligned16(v) && IsAligned16(k_cache) && IsAligned16(v_cache);
   return WithElementAndPack(k.dtype, aligned, [&](auto element, auto pack) {
     using T = decltype(element);
-    return Launch(AppendToCacheKernel<T, pack.value>, Blocks(k.shape[0]), kThreads, 0, stream,
-                  RowsOf<const T>(k), RowsOf<const T>(v), slots.as<const int64_t>(),
-                  k_cache.as<T>(), v_cache.as<T>(), k_cache.stride[0], k_cache.stride[1],
-                  k_cache.stride[2], static_cast<int>(k_cache.shape[2]),
-                  static_cast<int>(k.shape[1]), static_cast<int>(k.shape[2]));
+    return Launch(CacheRowsKernel<T, pack.value, kRead>, Blocks(k.shape[0]), kThreads, 0, stream,
+                  RowsOf<T>(k), RowsOf<T>(v), slots.as<const int64_t>(), k_cache.as<T>(),
+                  v_cache.as<T>(), k_cache.stride[0], k_cache.stride[1], k_cache.stride[2],
+                  static_cast<int>(k_cache.shape[2]), static_cast<int>(k.shape[1]),
+                  static_cast<int>(k.shape[2]));
   });
+}
+
+cudaError_t AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
+                          const TensorView& k_cache, const TensorView& v_cache,
+                          cudaStream_t stream) {
+  return CopyCacheRows<false>(k, v, slots, k_cache, v_cache, stream);
+}
+
+cudaError_t ReadFromCache(const TensorView& slots, const TensorView& k_cache,
+                          const TensorView& v_cache, const TensorView& k, const TensorView& v,
+                          cudaStream_t stream) {
+  return CopyCacheRows<true>(k, v, slots, k_cache, v_cache, stream);
 }
 
 cudaError_t MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,

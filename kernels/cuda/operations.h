@@ -24,6 +24,9 @@ cudaError_t AddBias(const TensorView& bias, const TensorView& out, cudaStream_t 
 cudaError_t AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
                           const TensorView& k_cache, const TensorView& v_cache,
                           cudaStream_t stream);
+cudaError_t ReadFromCache(const TensorView& slots, const TensorView& k_cache,
+                          const TensorView& v_cache, const TensorView& k, const TensorView& v,
+                          cudaStream_t stream);
 cudaError_t MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
                           const TensorView& lse, cudaStream_t stream);
 

@@ -19,7 +19,7 @@ constexpr int kMaxSequences = 128;  // of one launch
 
 struct DeviceSequence {
   const int32_t* block_table;
-  const int32_t* slot_positions;
+  const int32_t* slot_positions;  // from causal_begin on
   int32_t row_begin, row_count, slot_count, causal_begin;
   int32_t splits, keys_per_split;
   int32_t first_unit;  // a unit is a (row tile, split) pair; the splits of a tile lie together
@@ -215,7 +215,8 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
         &shared.tile[ring][stage].k[0][0], &shared.tile[ring][stage].v[0][0], scale_log2, masked,
         [&](int half, int key) {
           const int slot = first + key;
-          return slot < end && (slot < s.causal_begin || s.slot_positions[slot] <= position[half]);
+          return slot < end && (slot < s.causal_begin ||
+                                s.slot_positions[slot - s.causal_begin] <= position[half]);
         });
     join_copiers();
     stage = (stage + 1) % Shape::kStages;

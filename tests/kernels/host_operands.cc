@@ -39,7 +39,7 @@ class Operands {
   TensorView In(const TensorView& view) { return Place(view, false); }
   TensorView Out(const TensorView& view) { return Place(view, true); }
   const int32_t* In(const int32_t* values, int64_t count) {
-    if (values == nullptr || count == 0) return nullptr;
+    if (values == nullptr || count <= 0) return nullptr;
     return In(TensorView::Contiguous(const_cast<int32_t*>(values), DType::kI32, {count}))
         .as<const int32_t>();
   }
@@ -161,7 +161,8 @@ void HostOperands::PagedAttention(const PagedAttentionArgs& args, Stream& stream
   std::vector<PagedSequence> sequences(args.sequences.begin(), args.sequences.end());
   for (PagedSequence& sequence : sequences) {
     sequence.block_table = o.In(sequence.block_table, (sequence.slot_count + block - 1) / block);
-    sequence.slot_positions = o.In(sequence.slot_positions, sequence.slot_count);
+    sequence.slot_positions =
+        o.In(sequence.slot_positions, sequence.slot_count - sequence.causal_begin);
   }
   PagedAttentionArgs placed = args;
   placed.q = o.In(args.q);
@@ -183,6 +184,12 @@ void HostOperands::AppendToCache(const TensorView& k, const TensorView& v, const
                                  Stream& stream) {
   Operands o(*device_, stream);
   device_->AppendToCache(o.In(k), o.In(v), o.In(slots), o.Out(k_cache), o.Out(v_cache), stream);
+}
+void HostOperands::ReadFromCache(const TensorView& slots, const TensorView& k_cache,
+                                 const TensorView& v_cache, const TensorView& k,
+                                 const TensorView& v, Stream& stream) {
+  Operands o(*device_, stream);
+  device_->ReadFromCache(o.In(slots), o.In(k_cache), o.In(v_cache), o.Out(k), o.Out(v), stream);
 }
 void HostOperands::MaxPoolRows(const TensorView& scores, int window, const TensorView& out,
                                Stream& stream) {

@@ -36,6 +36,8 @@ class HostOperands : public Backend {
                      const TensorView& lse, Stream& stream) override;
   void AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
                      const TensorView& k_cache, const TensorView& v_cache, Stream& stream) override;
+  void ReadFromCache(const TensorView& slots, const TensorView& k_cache, const TensorView& v_cache,
+                     const TensorView& k, const TensorView& v, Stream& stream) override;
   void MaxPoolRows(const TensorView& scores, int window, const TensorView& out,
                    Stream& stream) override;
   void KeyScores(const KeyScoreArgs& args, Stream& stream) override;
