@@ -162,8 +162,11 @@ absl::StatusOr<attention::MachineSpeed> Calibrate(const model::Weights& weights,
   std::array<float, 4> slowest = {static_cast<float>(1e15 / speed.product_flops),
                                   static_cast<float>(1e15 / speed.attention_flops),
                                   static_cast<float>(small * 1e9), static_cast<float>(large * 1e9)};
-  APB_RETURN_IF_ERROR(communicator.AllReduce(
-      TensorView::Contiguous(slowest.data(), DType::kF32, {4}), parallel::ReduceOp::kMax, *stream));
+  const TensorView numbers = TensorView::Contiguous(slowest.data(), DType::kF32, {4});
+  APB_ASSIGN_OR_RETURN(const core::Tensor agreed, core::Tensor::CopyOf(backend, numbers));
+  APB_RETURN_IF_ERROR(communicator.AllReduce(agreed.view(), parallel::ReduceOp::kMax, *stream));
+  backend.Copy(agreed.view(), numbers, *stream);
+  APB_RETURN_IF_ERROR(stream->Synchronize());
   speed.product_flops = 1e15 / slowest[0];
   speed.attention_flops = 1e15 / slowest[1];
   // time = latency + bytes / speed, through both points. No link is faster than memory.

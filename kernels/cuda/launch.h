@@ -1,4 +1,4 @@
-// Kernel launches and what host code of kernels shares.
+// What the host code of kernels shares.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,26 +6,12 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels/cuda/launch_kernel.h"
 #include "kernels/tensor_view.h"
 
 namespace apb::kernels::cuda {
 
 inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Launches `kernel` unless the grid is empty. More than 48 KiB of shared memory are asked for here.
-template <typename... Params>
-cudaError_t Launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
-                   cudaStream_t stream, std::type_identity_t<Params>... args) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
-  void* pointers[] = {&args...};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(threads), pointers,
-                          shared_bytes, stream);
-}
 
 // Whether every row (of the last dimension) begins on a multiple of 16 bytes and is a number of
 // them.

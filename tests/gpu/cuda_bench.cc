@@ -237,8 +237,8 @@ void PagedCase(Bench& bench, const Ceilings& c, int64_t d, int64_t sequences, in
               .row_count = rows,
               .block_table = tables.as<int32_t>() + i * (slots / kBlock),
               .slot_count = slots,
-              .slot_positions = at.as<int32_t>() + slots - 64,
-              .causal_begin = slots - 64};
+              .causal_begin = slots - 64,
+              .slot_positions = at.as<int32_t>() + slots - 64};
   }
   const double seconds = bench.Seconds([&] {
     for (int64_t l = 0; l < layers; ++l) {

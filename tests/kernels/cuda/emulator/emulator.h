@@ -1,0 +1,152 @@
+// Runs the CUDA kernels' sources on the host, to check what they compute and how their threads wait for
+// each other where no GPU is. Every CUDA thread of a block is a fiber; warps, and what becomes visible
+// when, take turns at random: asynchronous copies come at once or as late as their wait allows, and
+// leave NaN until then. Threads that meet at different instructions, deadlocks, copies that outlive
+// their block and barriers left half full end the program. It knows nothing of speed, and not every
+// race. The instructions below CUDA C++ are in include/kernels/cuda, beside their originals' names.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <random>
+#include <vector>
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+struct uint4 {
+  unsigned x, y, z, w;
+};
+struct float2 {
+  float x, y;
+};
+inline float2 make_float2(float a, float b) { return {a, b}; }
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __shared__ static
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __align__(x) alignas(x)
+namespace emulator {
+struct Idx {
+  unsigned x = 0, y = 0, z = 0;
+};
+struct Warp {
+  int arrived = 0;
+  long generation = 0;
+  void* args[32];
+  const void* op = nullptr;
+};
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+  bool valid;
+};
+struct Fiber {
+  Idx tid;
+  int linear = 0;
+  bool done = false;
+  void* sp = nullptr;
+  char* stack = nullptr;
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> groups;
+};
+struct Group {  // 128 threads
+  int arrived = 0;
+  long generation = 0;
+  void* args[128];
+  const void* op = nullptr;
+  std::vector<std::function<void()>> open;
+  std::deque<std::vector<std::function<void()>>> committed;
+};
+extern Fiber* current;
+extern Idx block, grid, block_dim;
+extern long progress;
+void Yield();
+void Collective(const void* op, void* arg, const std::function<void(void**)>& body);  // warp
+void GroupCollective(const void* op, void* arg,
+                     const std::function<void(void**)>& body);  // warpgroup
+Group& MyGroup();
+void SyncThreads();
+void NamedBarrier(int id, int count, bool wait);
+unsigned char* Shared();
+std::mt19937& Rng();
+void Defer(std::function<void()> f);
+void RunDeferred();
+[[noreturn]] void Die(const char* what);
+void RunGrid(dim3 g, int threads, size_t shared, const std::function<void()>& body);
+}  // namespace emulator
+#define threadIdx (emulator::current->tid)
+#define blockIdx (emulator::block)
+#define gridDim (emulator::grid)
+template <class T>
+T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+T max(T a, T b) {
+  return a < b ? b : a;
+}
+inline long min(long a, int b) { return a < b ? a : b; }
+inline float __uint_as_float(uint32_t u) {
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+inline uint32_t __float_as_uint(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  return u;
+}
+inline int atomicAdd(int* p, int v) {
+  int o = *p;
+  *p += v;
+  return o;
+}
+inline void __syncthreads() { emulator::SyncThreads(); }
+template <class T, class F>
+T Shuffle(const void* op, T v, F source) {
+  struct A {
+    T in;
+    T out;
+  } a{v, v};
+  emulator::Collective(op, &a, [&](void** args) {
+    for (int l = 0; l < 32; ++l) {
+      int s = source(l, args);
+      ((A*)args[l])->out = s < 0 || s > 31 ? ((A*)args[l])->in : ((A*)args[s])->in;
+    }
+  });
+  return a.out;
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T v, int m) {
+  return Shuffle((void*)(intptr_t)(1000 + m), v, [m](int l, void**) { return l ^ m; });
+}
+template <class T>
+T __shfl_up_sync(unsigned, T v, int m) {
+  return Shuffle((void*)(intptr_t)(2000 + m), v, [m](int l, void**) { return l - m; });
+}
+template <class T>
+T __shfl_sync(unsigned, T v, int source) {
+  struct A {
+    T in;
+    int s;
+    T out;
+  } a{v, source & 31, v};
+  emulator::Collective((void*)3, &a, [](void** args) {
+    for (int l = 0; l < 32; ++l) ((A*)args[l])->out = ((A*)args[((A*)args[l])->s])->in;
+  });
+  return a.out;
+}
+inline void __syncwarp() {
+  int x = 0;
+  emulator::Collective((void*)4, &x, [](void**) {});
+}

@@ -1,0 +1,88 @@
+// The part of the CUDA runtime that kernels/cuda uses, on host memory.
+#pragma once
+#include "tests/kernels/cuda/emulator/emulator.h"
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorNoDevice = 100,
+  cudaErrorInsufficientDriver = 35
+};
+using cudaStream_t = struct EmuStream*;
+enum {
+  cudaStreamNonBlocking,
+  cudaHostAllocMapped,
+  cudaMemcpyDefault,
+  cudaDevAttrComputeCapabilityMajor
+};
+struct cudaDeviceProp {
+  int major, minor, multiProcessorCount;
+  char name[64];
+};
+inline const char* cudaGetErrorName(cudaError_t) { return "emulated"; }
+inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaMalloc(void** p, size_t n) {
+  *p = malloc(n ? n : 1);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMalloc(void** p, size_t n, int) { return cudaMalloc(p, n); }
+inline cudaError_t cudaFree(void* p) {
+  free(p);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMallocAsync(void** p, size_t n, cudaStream_t) {
+  int e = posix_memalign(p, 256, n);
+  memset(*p, 0xff, n);
+  return e ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) {
+  free(p);
+  return cudaSuccess;
+}
+inline cudaError_t cudaHostAlloc(void** p, size_t n, int) {
+  *p = malloc(n);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFreeHost(void* p) {
+  free(p);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, int) {
+  *s = (cudaStream_t)malloc(1);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
+  free(s);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* t, const void* s, size_t n, int, cudaStream_t) {
+  memcpy(t, s, n);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpy2DAsync(void* t, size_t tp, const void* s, size_t sp, size_t w,
+                                     size_t h, int, cudaStream_t) {
+  for (size_t i = 0; i < h; ++i) memcpy((char*)t + i * tp, (const char*)s + i * sp, w);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDeviceCount(int* n) {
+  *n = 1;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* v, int, int) {
+  *v = 9;
+  return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
+  p->major = getenv("APB_EMULATE_SM80") ? 8 : 9;
+  p->minor = 0;
+  p->multiProcessorCount = 8;
+  strcpy(p->name, "emulated");
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemGetInfo(size_t* f, size_t* t) {
+  *f = *t = 1 << 30;
+  return cudaSuccess;
+}
