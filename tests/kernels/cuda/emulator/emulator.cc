@@ -25,7 +25,7 @@ std::mt19937& Rng() {
 }
 unsigned char* Shared() { return shared_; }
 void Die(const char* what) {
-  fprintf(stderr, "emu: %s (block %u,%u thread %d)\n", what, block.x, block.y,
+  fprintf(stderr, "emulator: %s (block %u,%u thread %d)\n", what, block.x, block.y,
           current ? current->linear : -1);
   abort();
 }
