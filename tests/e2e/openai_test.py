@@ -238,12 +238,13 @@ class LongDocumentTest(unittest.TestCase):
         timings = last.model_extra["timings"]
         self.assertEqual(timings["strategy"], "apb")
         self.assertGreater(timings["prompt_n"], 31000)
-        self.assertGreater(len(progress), 3)
+        self.assertTrue(progress)  # how many depends on the machine: one in a quarter of a second at most
         processed = [p["processed_tokens"] for p in progress]
         self.assertEqual(processed, sorted(processed))
         self.assertEqual({p["total_tokens"] for p in progress}, {timings["prompt_n"]})
         self.assertTrue(all(p["eta_seconds"] >= 0 for p in progress))
-        self.assertLess(progress[-1]["eta_seconds"], max(p["eta_seconds"] for p in progress))
+        self.assertGreater(processed[-1], 31000)
+        self.assertEqual(progress[-1]["eta_seconds"], 0)
 
     def test_extensions(self):
         sample = fixture.make_prompt(6000, depth=0.7, seed=3)
