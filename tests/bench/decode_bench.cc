@@ -16,6 +16,7 @@
 #include "engine/model/decoder.h"
 #include "engine/parallel/mpi_runtime.h"
 #include "tests/bench/bench_shapes.h"
+#include "tests/bench/mpi_bench.h"
 
 namespace apb::bench {
 namespace {
@@ -223,20 +224,10 @@ int main(int argc, char** argv) {
   app.add_option("--batches", o.batches, "Sequences of a step")->delimiter(',');
   app.add_option("--modes", o.modes, "replicated, sliced")->delimiter(',');
   app.add_option("--tensor-parallel", o.tensor_parallel, "Ranks that share the heads");
-  app.add_option("--threads", o.threads, "Threads of a rank; 0: all cores");
+  app.add_option("--threads", o.threads, "Threads of a rank; 0: cores / ranks of this machine");
   app.add_option("--steps", o.steps, "Steps of a measurement");
   app.add_option("--repeat", o.repeat, "Measurements, of which the fastest counts");
   app.add_option("--json", o.json_file, "Also write the rows here");
   CLI11_PARSE(app, argc, argv);
-  auto runtime = apb::parallel::MpiRuntime::Start(&argc, &argv);
-  if (!runtime.ok()) {
-    std::fprintf(stderr, "%s\n", runtime.status().ToString().c_str());
-    return 1;
-  }
-  const absl::Status status = Run(o, **runtime);
-  if (!status.ok()) {
-    std::fprintf(stderr, "%s\n", status.ToString().c_str());
-    apb::parallel::MpiRuntime::AbortGroup(1);
-  }
-  return 0;
+  return RunUnderMpi(argc, argv, "decode_bench", o, Run);
 }

@@ -21,6 +21,7 @@
 #include "engine/parallel/mpi_runtime.h"
 #include "engine/worker/calibration.h"
 #include "tests/bench/bench_shapes.h"
+#include "tests/bench/mpi_bench.h"
 
 namespace apb::bench {
 namespace {
@@ -425,21 +426,7 @@ int Main(int argc, char** argv) {
   app.add_option("--json", options.json_file, "writes the results there too");
   app.add_flag("--append", options.append, "adds to the results in the --json file");
   CLI11_PARSE(app, argc, argv);
-  auto runtime = parallel::MpiRuntime::Start(&argc, &argv);
-  if (!runtime.ok()) {
-    std::fprintf(stderr, "engine_bench: %s\n", runtime.status().ToString().c_str());
-    return 1;
-  }
-  if (options.threads == 0) {
-    options.threads = std::max(
-        1, static_cast<int>(std::thread::hardware_concurrency()) / (*runtime)->local_size());
-  }
-  if (const absl::Status status = Run(options, **runtime); !status.ok()) {
-    std::fprintf(stderr, "engine_bench: rank %d: %s\n", (*runtime)->rank(),
-                 status.ToString().c_str());
-    parallel::MpiRuntime::AbortGroup(1);
-  }
-  return 0;
+  return RunUnderMpi(argc, argv, "engine_bench", options, Run);
 }
 
 }  // namespace

@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "absl/time/clock.h"
 #include "engine/attention/document_prefill.h"
@@ -18,6 +17,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/parallel/mpi_runtime.h"
 #include "tests/bench/bench_shapes.h"
+#include "tests/bench/mpi_bench.h"
 
 namespace apb::bench {
 namespace {
@@ -349,21 +349,7 @@ int Main(int argc, char** argv) {
   app.add_option("--repeat", options.repeat, "runs; the fastest counts");
   app.add_option("--json", options.json_file, "writes the results there too");
   CLI11_PARSE(app, argc, argv);
-  auto runtime = parallel::MpiRuntime::Start(&argc, &argv);
-  if (!runtime.ok()) {
-    std::fprintf(stderr, "ring_bench: %s\n", runtime.status().ToString().c_str());
-    return 1;
-  }
-  if (options.threads == 0) {
-    options.threads = std::max(
-        1, static_cast<int>(std::thread::hardware_concurrency()) / (*runtime)->local_size());
-  }
-  if (const absl::Status status = Run(options, **runtime); !status.ok()) {
-    std::fprintf(stderr, "ring_bench: rank %d: %s\n", (*runtime)->rank(),
-                 status.ToString().c_str());
-    parallel::MpiRuntime::AbortGroup(1);
-  }
-  return 0;
+  return RunUnderMpi(argc, argv, "ring_bench", options, Run);
 }
 
 }  // namespace

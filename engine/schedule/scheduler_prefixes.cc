@@ -1,0 +1,135 @@
+// The scheduler's dealings with cached prefixes: what of an ended sequence stays, and what of it a
+// new one starts from.
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "engine/attention/strategy_plan.h"
+#include "engine/base/check.h"
+#include "engine/schedule/auto_strategy.h"
+#include "engine/schedule/scheduler.h"
+
+namespace apb::schedule {
+
+using attention::ShardPlan;
+
+namespace {
+
+// What the KV of a document was computed by: "" if exactly. The query in the anchor is not part of
+// it (docs/algorithms.md, "What is reused").
+std::string MakerOf(const SequenceSpec& spec) {
+  if (attention::IsExact(spec.strategy) || spec.query_begin == 0) return "";
+  return absl::StrCat(spec.strategy, "/", spec.hosts, "/", spec.anchor_length, "/",
+                      spec.passing_length, "/", spec.compressor, "/", spec.row_cost_pairs);
+}
+
+}  // namespace
+
+bool Scheduler::EvictPrefix() {
+  std::optional<CachedPrefix> evicted = prefixes_.Evict();
+  if (!evicted.has_value()) return false;
+  for (int r = 0; r < options_.ranks; ++r) {
+    used_blocks_[r] -= evicted->own_blocks[r];
+    cached_blocks_[r] -= evicted->own_blocks[r];
+  }
+  releases_.push_back(evicted->id);
+  return true;
+}
+
+void Scheduler::ForgetPrefixes() {
+  while (EvictPrefix()) {
+  }
+}
+
+bool Scheduler::KeepAsPrefix(Sequence& s, bool kept) {
+  SequenceSpec& spec = s.request.spec;
+  const int64_t length = s.next_row;  // all rows below have run
+  const bool wanted = kept || (options_.prefix_cache && length >= PrefixCache::kChunk);
+  if (!wanted || s.blocks.empty() || (s.state != State::kDecode && s.state != State::kQuery) ||
+      length < spec.query_begin || length > static_cast<int64_t>(spec.tokens.size())) {
+    return false;
+  }
+  CachedPrefix prefix{.id = spec.id, .maker = s.maker, .least = s.least};
+  prefix.kept = kept;
+  prefix.tokens.assign(spec.tokens.begin(), spec.tokens.begin() + length);
+  for (int r = 0; r < options_.ranks; ++r) {
+    prefix.own_blocks.push_back(BlocksFor(s, r, length));
+    used_blocks_[r] += prefix.own_blocks[r] - s.blocks[r];  // without the room for one more row
+    cached_blocks_[r] += prefix.own_blocks[r];
+  }
+  prefix.layout = s.layout;
+  prefix.parent = s.parent;  // the pin goes with it
+  s.parent.reset();
+  s.blocks.clear();
+  prefixes_.Insert(std::move(prefix));
+  return true;
+}
+
+// As if nothing were cached.
+void Scheduler::StartFresh(Sequence& s) {
+  SequenceSpec& spec = s.request.spec;
+  s.layout = s.fresh;
+  s.shared.clear();
+  s.maker = MakerOf(spec);
+  s.least = s.maker.empty() ? 0 : spec.query_begin;
+  s.document_rows = spec.query_begin;
+  spec.parent = SequenceId{};
+  spec.cached_tokens = spec.prefill_end = 0;
+  spec.prefix_strategy.clear();
+}
+
+// KV that the prompt can start from: its context's, else what is like its own.
+PrefixCache::Match Scheduler::FindPrefix(const Sequence& s, bool search) {
+  const SequenceSpec& spec = s.request.spec;
+  if (s.request.context.has_value())
+    return prefixes_.FindFrom(*s.request.context, spec.tokens, search);
+  if (!options_.prefix_cache || !search) return {};
+  std::vector<std::string> makers = {""};  // what is exact is good for all
+  if (!s.maker.empty()) makers.push_back(s.maker);
+  const PrefixCache::Match match = prefixes_.Find(spec.tokens, makers);
+  // An approximate prefill of the whole may be less work than an exact one of most of it.
+  const bool most = 2 * match.length >= static_cast<int64_t>(spec.tokens.size());
+  return attention::IsExact(spec.strategy) || most ? match : PrefixCache::Match{};
+}
+
+// What is left is computed exactly, so it does not matter what of it is document and what query: if
+// it is long, all but the last token go through a prefill that the ranks share, else all of it is
+// rows that every rank computes.
+void Scheduler::UsePrefix(Sequence& s, bool search) {
+  SequenceSpec& spec = s.request.spec;
+  StartFresh(s);
+  const int64_t length = static_cast<int64_t>(spec.tokens.size());
+  const PrefixCache::Match match = FindPrefix(s, search);
+  if (match.prefix == nullptr) return;
+  s.parent = spec.parent = match.prefix->id;
+  spec.cached_tokens = match.length;
+  s.maker = match.prefix->maker;
+  s.least = match.prefix->least;
+  prefixes_.Pin(*s.parent);
+  s.layout = match.prefix->layout.Prefix(match.length);
+  for (int r = 0; r < options_.ranks; ++r)
+    s.shared.push_back(s.layout.Count(r, match.length) / options_.block_size);
+  const int64_t left = length - 1 - match.length;
+  const int64_t prefill_from = options_.ring_from >= 0 ? options_.ring_from : kPrefillFrom;
+  s.document_rows = left >= prefill_from ? left : 0;
+  if (s.document_rows == 0) return;
+  spec.prefill_end = length - 1;
+  const bool as_asked = options_.ranks > 1 && !s.request.chosen && spec.strategy != "full" &&
+                        attention::CanBatch(spec.strategy);
+  spec.prefix_strategy =
+      as_asked ? spec.strategy : FastestOverPrefix(options_, match.length, match.length + left);
+  absl::StatusOr<ShardPlan> plan = PlanOf(spec, options_.ranks);
+  APB_CHECK(plan.ok());  // the request was resolved, and these strategies start from a prefix
+  s.layout.Append(*std::move(plan), spec.prefill_end);
+}
+
+void Scheduler::DropParent(Sequence& s) {
+  if (s.parent.has_value()) Unpin(*s.parent);
+  s.parent.reset();
+}
+
+void Scheduler::Unpin(SequenceId prefix) {
+  prefixes_.Unpin(prefix);
+  if (!options_.prefix_cache) ForgetPrefixes();  // but for those that are pinned
+}
+
+}  // namespace apb::schedule

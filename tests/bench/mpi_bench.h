@@ -1,0 +1,33 @@
+// What benches under mpirun do after their options are read.
+#pragma once
+
+#include <algorithm>
+#include <cstdio>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "engine/parallel/mpi_runtime.h"
+
+namespace apb::bench {
+
+// Runs run(options, runtime) on every rank; the exit code of the program. options.threads 0 becomes
+// the cores of this machine divided by its ranks.
+template <typename Options, typename Function>
+int RunUnderMpi(int argc, char** argv, const char* name, Options& options, const Function& run) {
+  auto runtime = parallel::MpiRuntime::Start(&argc, &argv);
+  if (!runtime.ok()) {
+    std::fprintf(stderr, "%s: %s\n", name, runtime.status().ToString().c_str());
+    return 1;
+  }
+  if (options.threads == 0) {
+    options.threads = std::max(
+        1, static_cast<int>(std::thread::hardware_concurrency()) / (*runtime)->local_size());
+  }
+  if (const absl::Status status = run(options, **runtime); !status.ok()) {
+    std::fprintf(stderr, "%s: rank %d: %s\n", name, (*runtime)->rank(), status.ToString().c_str());
+    parallel::MpiRuntime::AbortGroup(1);
+  }
+  return 0;
+}
+
+}  // namespace apb::bench
