@@ -13,9 +13,9 @@
 
 #include "engine/parallel/local_communicator.h"
 #include "engine/parallel/mesh.h"
-#include "engine/parallel/staged_communicator.h"
 #include "tests/engine/attention/tiny_engine.h"
 #include "tests/engine/device/guarded_backend.h"
+#include "tests/engine/device/staged_communicator.h"
 #include "tests/engine/parallel/mpi_main.h"
 
 namespace apb::worker {

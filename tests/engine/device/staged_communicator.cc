@@ -1,4 +1,4 @@
-#include "engine/parallel/staged_communicator.h"
+#include "tests/engine/device/staged_communicator.h"
 
 #include <utility>
 #include <vector>

@@ -1,5 +1,5 @@
 // Collectives of device memory over a communicator of host memory: every operand is copied to the
-// host before and back behind. For devices whose ranks have no NCCL between them; slow, and right.
+// host before and back behind. So the guarded device has several ranks, as GPUs have by NCCL.
 #pragma once
 
 #include <memory>
