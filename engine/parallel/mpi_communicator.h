@@ -1,5 +1,5 @@
-// Communicator over MPI. Host memory only; a device backend's data would be copied through pinned
-// memory (or go by NCCL, which has its own Communicator).
+// Communicator over MPI. Host memory only: ranks that compute on GPUs have NCCL
+// (nccl_communicator.h) for what is in device memory.
 #pragma once
 
 #include <mpi.h>
