@@ -9,7 +9,7 @@
 
 namespace apb::kernels {
 
-enum class DType : uint8_t { kF32, kBF16, kI32, kI64 };
+enum class DType : uint8_t { kF32, kBF16, kI32, kI64, kF16 };
 
 constexpr size_t SizeOf(DType dtype) {
   switch (dtype) {
@@ -17,6 +17,7 @@ constexpr size_t SizeOf(DType dtype) {
     case DType::kI32:
       return 4;
     case DType::kBF16:
+    case DType::kF16:
       return 2;
     case DType::kI64:
       return 8;
@@ -26,6 +27,10 @@ constexpr size_t SizeOf(DType dtype) {
 
 // bf16 as stored; arithmetic happens in float.
 struct BFloat16 {
+  uint16_t bits;
+};
+// IEEE half precision, likewise.
+struct Float16 {
   uint16_t bits;
 };
 
