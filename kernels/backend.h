@@ -5,6 +5,7 @@
 // heads, d head dimension.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -24,6 +25,15 @@ class Stream {
   virtual ~Stream() = default;
   // Waits until all work given so far is done.
   virtual absl::Status Synchronize() = 0;
+  // The moment when the work given so far is done, for AddSeconds. Here for streams whose work is
+  // done when it is given.
+  virtual int64_t Mark() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+  // Adds the seconds between two marks to *total, at the latest in the next Synchronize, which
+  // forgets all marks. `total` must live until then.
+  virtual void AddSeconds(int64_t begin, int64_t end, double* total) {
+    *total +=
+        std::chrono::duration<double>(std::chrono::steady_clock::duration(end - begin)).count();
+  }
 };
 
 // Owned memory of a backend; freed with the object. The backend must outlive it.

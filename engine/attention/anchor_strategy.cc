@@ -1,7 +1,6 @@
 #include "engine/attention/anchor_strategy.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "absl/strings/str_cat.h"
 #include "engine/attention/partial_results.h"
@@ -146,10 +145,9 @@ absl::StatusOr<TensorView> AnchorStrategy::Select(const LayerCall& call, kernels
 
 absl::StatusOr<std::unique_ptr<parallel::Pending>> AnchorStrategy::StartExchange(
     const LayerCall& call, kernels::Stream& stream) {
-  const auto start = std::chrono::steady_clock::now();
+  const int64_t start = stream.Mark();
   APB_ASSIGN_OR_RETURN(const TensorView send, Select(call, stream));
-  compress_seconds_ +=
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  stream.AddSeconds(start, stream.Mark(), &compress_seconds_);
   if (communicator_.size() == 1) {
     passing_view_ = send;
     return nullptr;
@@ -219,8 +217,7 @@ absl::Status AnchorStrategy::Attend(const LayerCall& call, kernels::Stream& stre
     APB_ASSIGN_OR_RETURN(exchange, StartExchange(call, stream));
   }
   if (exchange != nullptr && overlap_) {
-    APB_RETURN_IF_ERROR(AttendOverlapped(call, *exchange, stream));
-    return stream.Synchronize();
+    return AttendOverlapped(call, *exchange, stream);
   }
   if (exchange != nullptr) APB_RETURN_IF_ERROR(exchange->Wait(stream));
   AttendAnchor(call, stream);
@@ -231,7 +228,7 @@ absl::Status AnchorStrategy::Attend(const LayerCall& call, kernels::Stream& stre
     for (const KeySegment& segment : OwnSegments(call, rows)) keys.push_back(segment);
     AttendRows(call, rows, keys, call.out.Rows(rows.begin, rows.end), {}, stream);
   }
-  return stream.Synchronize();
+  return absl::OkStatus();
 }
 
 absl::Status AnchorStrategy::AttendOverlapped(const LayerCall& call, parallel::Pending& exchange,

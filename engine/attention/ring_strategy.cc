@@ -140,20 +140,16 @@ absl::Status RingStrategy::Attend(const LayerCall& call, kernels::Stream& stream
   if (ranks_ == 1) {
     APB_ASSIGN_OR_RETURN(const Keys keys, HomeKeys(call, stream));
     AttendPart(call, 0, call.q, 0, keys, {.out = call.out}, stream);
-    return stream.Synchronize();
+    return absl::OkStatus();
   }
   switch (plans_[0]->exchange) {
     case Exchange::kRingKv:
-      APB_RETURN_IF_ERROR(PassKv(call, stream));
-      break;
+      return PassKv(call, stream);
     case Exchange::kRingQ:
-      APB_RETURN_IF_ERROR(PassQ(call, stream));
-      break;
+      return PassQ(call, stream);
     default:
-      APB_RETURN_IF_ERROR(PassTokens(call, stream));
-      break;
+      return PassTokens(call, stream);
   }
-  return stream.Synchronize();
 }
 
 absl::StatusOr<TensorView> RingStrategy::KeyMessage(const LayerCall& call, core::Workspace& memory,

@@ -54,7 +54,8 @@ class ContextParallelStrategy {
   virtual absl::Status BeforeRope(const LayerCall& call, const kernels::TensorView& qkv,
                                   kernels::Stream& stream) = 0;
   virtual absl::Status Attend(const LayerCall& call, kernels::Stream& stream) = 0;
-  // Of the time in Attend: scores and selection of what is passed on.
+  // Of the stream's time in Attend, up to its last synchronization: scores and selection of what is
+  // passed on.
   virtual double compress_seconds() const { return 0; }
 };
 

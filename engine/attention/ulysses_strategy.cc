@@ -122,8 +122,7 @@ absl::Status UlyssesStrategy::Attend(const LayerCall& call, kernels::Stream& str
                       .scale = call.scale,
                       .out = out},
                      stream);
-  APB_RETURN_IF_ERROR(ToTokens(out, call.out, stream));
-  return stream.Synchronize();
+  return ToTokens(out, call.out, stream);
 }
 
 }  // namespace apb::attention

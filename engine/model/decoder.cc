@@ -1,7 +1,6 @@
 #include "engine/model/decoder.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -14,17 +13,22 @@ namespace {
 using kernels::DType;
 using kernels::TensorView;
 
-// Adds the time since construction to a counter. On a device backend this is the time to enqueue.
+// Adds the stream's time since construction to a counter.
 class PhaseTimer {
  public:
-  explicit PhaseTimer(double& total) : total_(total), start_(std::chrono::steady_clock::now()) {}
+  PhaseTimer(kernels::Stream& stream, bool timed, double& total)
+      : stream_(stream), timed_(timed), total_(total), begin_(timed ? stream.Mark() : 0) {}
   ~PhaseTimer() {
-    total_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    if (timed_) stream_.AddSeconds(begin_, stream_.Mark(), &total_);
   }
+  PhaseTimer(const PhaseTimer&) = delete;
+  PhaseTimer& operator=(const PhaseTimer&) = delete;
 
  private:
+  kernels::Stream& stream_;
+  const bool timed_;
   double& total_;
-  std::chrono::steady_clock::time_point start_;
+  const int64_t begin_;
 };
 
 }  // namespace
@@ -168,21 +172,21 @@ absl::Status Decoder::AddProduct(const Division& division, const TensorView& x,
                                  const TensorView& weight, const TensorView& bias,
                                  const TensorView& rows, double& phase, kernels::Stream& stream) {
   if (division.sums == nullptr) {
-    PhaseTimer timer(phase);
+    PhaseTimer timer(stream, timed_, phase);
     backend_.Linear({.x = x, .weight = weight, .bias = bias, .out = rows, .accumulate = true},
                     stream);
     return absl::OkStatus();
   }
   APB_ASSIGN_OR_RETURN(const TensorView sums, sums_.Get(DType::kF32, {rows.rows(), rows.shape[1]}));
   {
-    PhaseTimer timer(phase);
+    PhaseTimer timer(stream, timed_, phase);
     backend_.Linear({.x = x, .weight = weight, .bias = bias, .out = sums}, stream);
   }
   {
-    PhaseTimer timer(phase_seconds_.communicate);
+    PhaseTimer timer(stream, timed_, phase_seconds_.communicate);
     APB_RETURN_IF_ERROR(division.sums->AllReduce(sums, parallel::ReduceOp::kSum, stream));
   }
-  PhaseTimer timer(phase);
+  PhaseTimer timer(stream, timed_, phase);
   backend_.Accumulate(sums, rows, stream);
   return absl::OkStatus();
 }
@@ -202,7 +206,7 @@ absl::Status Decoder::OutputAndMlp(const Division& division, int l, const Tensor
     APB_ASSIGN_OR_RETURN(const TensorView gate, gate_.Get(c.dtype, {end - begin, width}));
     APB_ASSIGN_OR_RETURN(const TensorView up, up_.Get(c.dtype, {end - begin, width}));
     {
-      PhaseTimer timer(phase_seconds_.mlp);
+      PhaseTimer timer(stream, timed_, phase_seconds_.mlp);
       backend_.RmsNorm(rows, layer.post_norm, static_cast<float>(c.rms_norm_epsilon), normed,
                        stream);
       backend_.Linear({.x = normed, .weight = layer.gate_proj, .out = gate}, stream);
@@ -222,6 +226,7 @@ absl::Status Decoder::RunLayers(int layer_begin, int layer_end, const TensorView
     return absl::InternalError("sliced layers asked of a decoder that has no slices");
   const Division& division = sliced ? *sliced_ : whole_;
   const ModelConfig& c = config();
+  timed_ = backend_.place() == kernels::Place::kHost || hidden.rows() >= kTimedRows;
   const int64_t rows = hidden.rows(), d = c.head_dim, q_width = weights_.query_heads() * d,
                 kv_width = weights_.kv_heads() * d,
                 own_width = division.shape.query_heads.length() * d;
@@ -236,23 +241,23 @@ absl::Status Decoder::RunLayers(int layer_begin, int layer_end, const TensorView
       APB_ASSIGN_OR_RETURN(projected, division.qkv->Mine(c.dtype, rows));
     }
     {
-      PhaseTimer timer(phase_seconds_.projection);
+      PhaseTimer timer(stream, timed_, phase_seconds_.projection);
       APB_RETURN_IF_ERROR(Project(division, l, hidden, projected, only_kv, stream));
     }
     if (division.qkv != nullptr) {
-      PhaseTimer timer(phase_seconds_.communicate);
+      PhaseTimer timer(stream, timed_, phase_seconds_.communicate);
       APB_RETURN_IF_ERROR(division.qkv->Gather(qkv, stream));
     }
     if (wants_qkv) {
-      PhaseTimer timer(phase_seconds_.compress);
+      PhaseTimer timer(stream, timed_, phase_seconds_.compress);
       APB_RETURN_IF_ERROR(attention.BeforeRope(l, qkv, stream));
     }
     {
-      PhaseTimer timer(phase_seconds_.projection);
+      PhaseTimer timer(stream, timed_, phase_seconds_.projection);
       Rotate(qkv, positions, only_kv, stream);
     }
     {
-      PhaseTimer timer(phase_seconds_.attend);
+      PhaseTimer timer(stream, timed_, phase_seconds_.attend);
       APB_RETURN_IF_ERROR(
           attention.Attend(l, qkv.Columns(0, q_width).SplitHeads(d),
                            qkv.Columns(q_width, q_width + kv_width).SplitHeads(d),
@@ -261,7 +266,7 @@ absl::Status Decoder::RunLayers(int layer_begin, int layer_end, const TensorView
     }
     if (wants_output) APB_RETURN_IF_ERROR(OutputAndMlp(division, l, attended, hidden, stream));
   }
-  return stream.Synchronize();
+  return absl::OkStatus();
 }
 
 absl::Status Decoder::Logits(const TensorView& hidden, const TensorView& logits,
@@ -269,7 +274,7 @@ absl::Status Decoder::Logits(const TensorView& hidden, const TensorView& logits,
   if (sliced && sliced_ == nullptr)
     return absl::InternalError("sliced logits asked of a decoder that has no slices");
   const Division& division = sliced ? *sliced_ : whole_;
-  PhaseTimer timer(phase_seconds_.head);
+  PhaseTimer timer(stream, timed_, phase_seconds_.head);
   const ModelConfig& c = config();
   APB_ASSIGN_OR_RETURN(const TensorView normed,
                        normed_.Get(c.dtype, {hidden.rows(), c.hidden_size}));

@@ -20,7 +20,9 @@
 
 namespace apb::model {
 
-// Seconds spent per phase since the start; the names of the metrics.
+// Seconds spent per phase since the start; the names of the metrics. On a device, up to date when
+// the stream has been synchronized, and of calls with many rows only: to take the time of a few
+// rows costs more than to compute them.
 struct PhaseSeconds {
   double projection = 0;  // norms, QKV and output projections, RoPE
   double compress = 0;    // scores and selection (LayerAttention::BeforeRope)
@@ -54,7 +56,7 @@ class Decoder {
   // Runs layers [layer_begin, layer_end) in place on hidden [T, D]; positions [T] i32 (backend
   // memory). Row-wise parts run in chunks of rows, so MLP scratch does not grow with T. Where
   // attention.WantsOutput(layer) is false the layer ends after K and V are stored and hidden is
-  // left undefined. Sliced: hidden is the same on all ranks of `context`; attention is given q, k, v
+  // left undefined. On a device the work is enqueued only: the caller synchronizes. Sliced: hidden is the same on all ranks of `context`; attention is given q, k, v
   // of all heads and fills an `out` of its own heads.
   absl::Status RunLayers(int layer_begin, int layer_end, const kernels::TensorView& hidden,
                          const kernels::TensorView& positions, attention::LayerAttention& attention,
@@ -86,6 +88,7 @@ class Decoder {
   // Rows that the row-wise parts take at a time: large enough for the matrix products, small enough
   // for the cache.
   static constexpr int64_t kRowChunk = 1024;
+  static constexpr int64_t kTimedRows = 256;  // on a device
 
   absl::Status Project(const Division& division, int layer, const kernels::TensorView& hidden,
                        const kernels::TensorView& qkv, bool only_kv, kernels::Stream& stream);
@@ -109,6 +112,7 @@ class Decoder {
   core::Workspace qkv_, attended_;                   // as long as the call's rows
   core::Workspace normed_, gate_, up_, sums_, ids_;  // one chunk of rows
   PhaseSeconds phase_seconds_;
+  bool timed_ = true;  // of the call under way
 };
 
 }  // namespace apb::model

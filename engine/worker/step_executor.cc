@@ -59,6 +59,7 @@ absl::StatusOr<schedule::StepResult> StepExecutor::Execute(const schedule::StepP
   result.prefill_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (!plan.rows.empty()) APB_RETURN_IF_ERROR(RunRows(plan.rows, result));
+  APB_RETURN_IF_ERROR(stream_->Synchronize());  // also on ranks that have nothing to read
   return result;
 }
 
@@ -139,6 +140,7 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
   const model::PhaseSeconds before = decoder_->phase_seconds();
   const double waited = SecondsIn(mesh_.context()), chosen = prefill.compress_seconds();
   APB_RETURN_IF_ERROR(prefill.RunLayers(slice.layer_begin, slice.layer_end, *stream_));
+  APB_RETURN_IF_ERROR(stream_->Synchronize());
   const model::PhaseSeconds& after = decoder_->phase_seconds();
   const double communicate = SecondsIn(mesh_.context()) - waited;
   const double choose = prefill.compress_seconds() - chosen;

@@ -201,10 +201,13 @@ class CudaBackend : public Backend {
     const int64_t rows = args.q.shape[0], heads = args.q.shape[1], d = args.q.shape[2];
     const int64_t count = static_cast<int64_t>(args.keys.size());
     const int64_t parts = (count + cuda::kMaxSegments - 1) / cuda::kMaxSegments;
-    absl::StatusOr<Buffer> memory = Allocate(parts * rows * heads * (d + 1) * sizeof(float));
-    if (!memory.ok()) return stream.Fail(memory.status());
-    const TensorView outs =
-        TensorView::Contiguous(memory->data(), DType::kF32, {parts, rows, heads, d});
+    // Not the stream's scratch: AttendOnce uses that.
+    void* memory = nullptr;
+    stream.Check(
+        cudaMallocAsync(&memory, parts * rows * heads * (d + 1) * sizeof(float), stream.handle()),
+        "Attention: memory for parts");
+    if (stream.failed()) return;
+    const TensorView outs = TensorView::Contiguous(memory, DType::kF32, {parts, rows, heads, d});
     const TensorView lses =
         TensorView::Contiguous(outs.as<float>() + outs.numel(), DType::kF32, {parts, rows, heads});
     for (int64_t i = 0; i < parts; ++i) {
@@ -220,7 +223,7 @@ class CudaBackend : public Backend {
     }
     stream.Check(cuda::MergePartials(outs, lses, args.out, args.lse, stream.handle()),
                  "Attention: merge");
-    stream.Synchronize().IgnoreError();  // `memory` ends here; an error stays with the stream
+    stream.Check(cudaFreeAsync(memory, stream.handle()), "Attention: memory for parts");
   }
 
   const std::string name_;

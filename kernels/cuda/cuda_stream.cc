@@ -30,6 +30,7 @@ absl::StatusOr<std::unique_ptr<CudaStream>> CudaStream::Create() {
 
 CudaStream::~CudaStream() {
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+  for (const cudaEvent_t mark : marks_) cudaEventDestroy(mark);
   if (scratch_ != nullptr) cudaFree(scratch_);
   if (error_word_ != nullptr) cudaFreeHost(error_word_);
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
@@ -46,7 +47,30 @@ absl::Status CudaStream::Synchronize() {
   if (*error_word_ != 0)
     Fail(absl::InternalError("Embedding: a token id is outside the vocabulary"));
   Fail(outside_failure_->Get());
+  for (const Span& span : spans_) {
+    float milliseconds = 0;
+    if (!failed())
+      Check(cudaEventElapsedTime(&milliseconds, marks_[span.begin], marks_[span.end]), "time");
+    *span.total += milliseconds * 1e-3;
+  }
+  spans_.clear();
+  marks_used_ = 0;
   return status_;
+}
+
+int64_t CudaStream::Mark() {
+  if (marks_used_ == marks_.size()) {
+    cudaEvent_t event = nullptr;
+    Check(cudaEventCreate(&event), "time");
+    if (event == nullptr) return -1;  // the stream has failed
+    marks_.push_back(event);
+  }
+  Check(cudaEventRecord(marks_[marks_used_], stream_), "time");
+  return static_cast<int64_t>(marks_used_++);
+}
+
+void CudaStream::AddSeconds(int64_t begin, int64_t end, double* total) {
+  if (begin >= 0 && end >= 0) spans_.push_back({begin, end, total});
 }
 
 void* CudaStream::Scratch(size_t bytes) {

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -39,6 +40,8 @@ class CudaStream : public Stream {
   ~CudaStream() override;
 
   absl::Status Synchronize() override;
+  int64_t Mark() override;
+  void AddSeconds(int64_t begin, int64_t end, double* total) override;
 
   cudaStream_t handle() const { return stream_; }
   bool failed() const { return !status_.ok(); }
@@ -61,6 +64,13 @@ class CudaStream : public Stream {
   int32_t* error_word_ = nullptr;
   void* scratch_ = nullptr;
   size_t scratch_bytes_ = 0;
+  struct Span {
+    int64_t begin, end;
+    double* total;
+  };
+  std::vector<cudaEvent_t> marks_;  // the first marks_used_ are recorded
+  size_t marks_used_ = 0;
+  std::vector<Span> spans_;
   absl::Status status_;
   const std::shared_ptr<StreamFailure> outside_failure_ = std::make_shared<StreamFailure>();
 };

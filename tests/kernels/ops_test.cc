@@ -239,6 +239,25 @@ TEST_P(Ops, SelectionAndCache) {
   }
 }
 
+TEST_P(Ops, TimeBetweenMarksIsAddedAtTheLatestWhenSynchronized) {
+  double product = 0, all = 0;
+  for (int turn = 0; turn < 2; ++turn) {
+    const double before = product;
+    HostTensor x = HostTensor::Random(DType::kF32, {20, 96}, rng_),
+               w = HostTensor::Random(DType::kF32, {50, 96}, rng_),
+               y = HostTensor::Random(DType::kF32, {20, 50}, rng_);
+    const int64_t begin = stream_->Mark();
+    backend_->Linear({.x = x.view, .weight = w.view, .bias = {}, .out = y.view}, *stream_);
+    const int64_t middle = stream_->Mark();
+    stream_->AddSeconds(begin, middle, &product);
+    backend_->Copy(y.view, y.view, *stream_);
+    stream_->AddSeconds(begin, stream_->Mark(), &all);
+    ASSERT_TRUE(stream_->Synchronize().ok());
+    EXPECT_GT(product, before);
+    EXPECT_GE(all, product);
+  }
+}
+
 TEST_P(Ops, EmbeddingChecksIds) {
   HostTensor table = HostTensor::Random(DType::kF32, {10, 8}, rng_),
              out = HostTensor::Zeros(DType::kF32, {2, 8});

@@ -146,6 +146,7 @@ TinyEngine::PrefillResult TinyEngine::Prefill(const PrefillCase& c, bool with_la
   // In two slices, as a scheduler would.
   Check(prefill->RunLayers(0, 1, *stream_));
   Check(prefill->RunLayers(1, layers, *stream_));
+  Check(stream_->Synchronize());
   result.plan = prefill->plan();
   const TensorView& hidden = prefill->hidden();
   result.anchor = CopyRows(hidden, 0, prefill->anchor_rows());
@@ -185,6 +186,7 @@ std::vector<Hidden> TinyEngine::PrefillBatch(std::string_view strategy,
   prefill->ComputeLastOutput();
   Check(prefill->RunLayers(0, 1, *stream_));
   Check(prefill->RunLayers(1, TinyModel::Get().config.layers, *stream_));
+  Check(stream_->Synchronize());
   std::vector<Hidden> hidden;
   for (size_t i = 0; i < documents.size(); ++i) {
     hidden.push_back(
@@ -212,6 +214,7 @@ Hidden TinyEngine::RunRows(const std::vector<BatchRows>& spans,
   Check(decoder_->Embed(all, hidden.view(), *stream_));
   Check(decoder_->RunLayers(0, TinyModel::Get().config.layers, hidden.view(), rows_->positions(),
                             *rows_, *stream_));
+  Check(stream_->Synchronize());
   return CopyRows(hidden.view(), 0, rows);
 }
 

@@ -5,6 +5,7 @@
 // their block and barriers left half full end the program. It knows nothing of speed, and not every
 // race. The instructions below CUDA C++ are in include/kernels/cuda, beside their originals' names.
 #pragma once
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
