@@ -63,10 +63,19 @@ absl::Status CheckLinear(const LinearArgs& a) {
 }
 
 absl::Status CheckRope(const RopeArgs& a) {
-  return Check(a.x.rank == 3 && IsFloat(a.x.dtype) && a.positions.dtype == DType::kI32 &&
-                   a.positions.shape[0] == a.x.shape[0] &&
-                   2 * a.inv_freq.shape[0] <= a.x.shape[2] && a.inv_freq.shape[0] <= 128,
-               "Rope", a.x, a.inv_freq);
+  absl::Status status =
+      Check(a.x.rank == 3 && IsFloat(a.x.dtype) &&
+                (a.inv_freq.shape[0] == 0 ||
+                 (a.positions.dtype == DType::kI32 && a.positions.shape[0] == a.x.shape[0])) &&
+                2 * a.inv_freq.shape[0] <= a.x.shape[2] && a.inv_freq.shape[0] <= 128,
+            "Rope", a.x, a.inv_freq);
+  if (!status.ok() || !a.store.slots.present()) return status;
+  const bool fits = a.v.rank == 3 && a.v.shape[0] == a.x.shape[0] && a.v.shape[1] <= a.x.shape[1] &&
+                    a.store_begin >= 0 && a.store_begin <= a.x.shape[0];
+  return Check(fits && RowsFitCache(a.keys().Rows(a.store_begin, a.x.shape[0]),
+                                    a.v.Rows(a.store_begin, a.x.shape[0]), a.store.slots,
+                                    a.store.k_cache, a.store.v_cache),
+               "Rope: store", a.v, a.store.k_cache);
 }
 
 absl::Status CheckSiluMul(const TensorView& gate, const TensorView& up, const TensorView& out) {
@@ -121,11 +130,6 @@ absl::Status CheckMergePartials(const TensorView& outs, const TensorView& lses,
                    out.shape[0] == outs.shape[1] && out.shape[1] == outs.shape[2] &&
                    out.shape[2] == outs.shape[3] && outs.shape[3] <= 256,
                "MergePartials", outs, out);
-}
-
-absl::Status CheckAppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
-                                const TensorView& k_cache, const TensorView& v_cache) {
-  return Check(RowsFitCache(k, v, slots, k_cache, v_cache), "AppendToCache", k, k_cache);
 }
 
 absl::Status CheckReadFromCache(const TensorView& k, const TensorView& v, const TensorView& slots,

@@ -19,8 +19,6 @@ absl::Status CheckAttention(const AttentionArgs& args);
 absl::Status CheckPagedAttention(const PagedAttentionArgs& args);
 absl::Status CheckMergePartials(const TensorView& outs, const TensorView& lses,
                                 const TensorView& out);
-absl::Status CheckAppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
-                                const TensorView& k_cache, const TensorView& v_cache);
 absl::Status CheckReadFromCache(const TensorView& k, const TensorView& v, const TensorView& slots,
                                 const TensorView& k_cache, const TensorView& v_cache);
 absl::Status CheckMaxPoolRows(const TensorView& scores, int window, const TensorView& out);

@@ -71,13 +71,34 @@ struct LinearArgs {
   bool accumulate = false;
 };
 
+// Where K and V rows go: to cache slot slots[t] = block * block_size + offset; -1 = skip the row.
+struct CacheRows {
+  TensorView slots;    // [T] i64
+  TensorView k_cache;  // [blocks, n_kv, block_size, d]
+  TensorView v_cache;
+};
+
 // Rotary embedding, in place, "rotate half" pairing: (x[i], x[i + d/2]). Angle = position *
-// inv_freq[i]; cos and sin are multiplied by attention_factor (yarn), computed in float.
+// inv_freq[i]; cos and sin are multiplied by attention_factor (yarn), computed in float. K and V can
+// be stored in the cache in the same pass; without frequencies that is all that is done.
 struct RopeArgs {
   TensorView x;          // [T, heads, d]
-  TensorView positions;  // [T] i32
+  TensorView positions;  // [T] i32; may be absent without frequencies
   TensorView inv_freq;   // [rotary_dim / 2] f32; dimensions past rotary_dim are left alone
   float attention_factor = 1.0f;
+  // Stored if store.slots is present: K, which is the last n_kv heads of x, and V, of the rows from
+  // store_begin on; the slots are theirs.
+  CacheRows store;
+  TensorView v;  // [T, n_kv, d]
+  int64_t store_begin = 0;
+
+  TensorView keys() const {
+    TensorView keys = x;
+    keys.data = static_cast<std::byte*>(x.data) +
+                (x.shape[1] - v.shape[1]) * x.stride[1] * static_cast<int64_t>(SizeOf(x.dtype));
+    keys.shape[1] = v.shape[1];
+    return keys;
+  }
 };
 
 // Scores of keys by the attention mass that query rows give them (the training-free compressor):
@@ -131,6 +152,11 @@ class Backend {
 
   // out += x. Both [T, D]; x f32 (a sum over ranks), out of any float type.
   virtual void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) = 0;
+  // Accumulate(x, residual), then RmsNorm(residual, weight, epsilon, out), in one pass. residual, out
+  // [T, D] of one type, not the same memory.
+  virtual void AccumulateRmsNorm(const TensorView& x, const TensorView& residual,
+                                 const TensorView& weight, float epsilon, const TensorView& out,
+                                 Stream& stream) = 0;
 
   virtual void Attention(const AttentionArgs& args, Stream& stream) = 0;
   virtual void PagedAttention(const PagedAttentionArgs& args, Stream& stream) = 0;
@@ -139,13 +165,8 @@ class Backend {
   // [T, n_q] f32 or absent. Rows that saw no key anywhere: out 0, lse -inf.
   virtual void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
                              const TensorView& lse, Stream& stream) = 0;
-  // Writes k, v rows into cache slots: slots[t] = block * block_size + offset, or -1 = skip the
-  // row. k, v [T, n_kv, d]; slots [T] i64; caches [blocks, n_kv, block_size, d].
-  virtual void AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
-                             const TensorView& k_cache, const TensorView& v_cache,
-                             Stream& stream) = 0;
-  // The way back: k[t], v[t] = what lies in cache slot slots[t] (>= 0, all of them). k, v [T, n_kv,
-  // d], rows may be strided; the rest as in AppendToCache.
+  // The way back from the cache: k[t], v[t] = what lies in slot slots[t] (>= 0, all of them). k, v
+  // [T, n_kv, d], rows may be strided; the rest as in CacheRows.
   virtual void ReadFromCache(const TensorView& slots, const TensorView& k_cache,
                              const TensorView& v_cache, const TensorView& k, const TensorView& v,
                              Stream& stream) = 0;

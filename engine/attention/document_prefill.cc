@@ -179,6 +179,10 @@ absl::Status DocumentPrefill::RunLayers(int begin, int end, kernels::Stream& str
   return context_.decoder.RunLayers(begin, end, hidden_.view(), positions_.view(), *this, stream);
 }
 
+LayerAttention::Store DocumentPrefill::StoreOf(int layer) const {
+  return {{slots_.view(), context_.cache.keys(layer), context_.cache.values(layer)}, anchor_rows_};
+}
+
 // Nothing reads the hidden states of document rows behind the last layer: it only stores K and V.
 bool DocumentPrefill::WantsOutput(int layer) const {
   return last_output_ || layer + 1 < context_.weights.config().layers;
@@ -204,11 +208,6 @@ absl::Status DocumentPrefill::BeforeRope(int layer, const TensorView& qkv,
 absl::Status DocumentPrefill::Attend(int layer, const TensorView& q, const TensorView& k,
                                      const TensorView& v, const TensorView& out,
                                      kernels::Stream& stream) {
-  const int64_t rows = k.rows();
-  context_.backend.AppendToCache(k.Rows(anchor_rows_, rows), v.Rows(anchor_rows_, rows),
-                                 slots_.view(), context_.cache.keys(layer),
-                                 context_.cache.values(layer), stream);
-  if (!WantsOutput(layer)) return absl::OkStatus();
   LayerCall call = Call(layer);
   call.q = q;
   call.k = k;

@@ -77,6 +77,7 @@ class DocumentPrefill : public LayerAttention {
   bool WantsPreRope(int layer) const override;
   absl::Status BeforeRope(int layer, const kernels::TensorView& qkv,
                           kernels::Stream& stream) override;
+  Store StoreOf(int layer) const override;
   bool WantsOutput(int layer) const override;
   absl::Status Attend(int layer, const kernels::TensorView& q, const kernels::TensorView& k,
                       const kernels::TensorView& v, const kernels::TensorView& out,

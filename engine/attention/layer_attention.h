@@ -18,9 +18,17 @@ class LayerAttention {
   virtual absl::Status BeforeRope(int layer, const kernels::TensorView& qkv,
                                   kernels::Stream& stream) = 0;
 
-  // After RoPE: stores K and V in the cache and, unless the layer is the last one and
-  // WantsOutput(layer) is false, fills out [T, n_q, d]. q [T, n_q, d]; k, v [T, n_kv, d], views
-  // into the packed buffer.
+  // Where K and V of the rows from `first_row` on are stored, in the pass that rotates K; slots absent:
+  // nowhere.
+  struct Store {
+    kernels::CacheRows to;
+    int64_t first_row = 0;
+  };
+  virtual Store StoreOf(int layer) const = 0;
+
+  // After RoPE, K and V stored: fills out [T, n_q, d]. q [T, n_q, d]; k, v [T, n_kv, d], views into
+  // the packed buffer. Not called where WantsOutput says that nobody reads the output: the layer ends
+  // with storing.
   virtual bool WantsOutput(int layer) const = 0;
   virtual absl::Status Attend(int layer, const kernels::TensorView& q, const kernels::TensorView& k,
                               const kernels::TensorView& v, const kernels::TensorView& out,

@@ -90,10 +90,9 @@ absl::Status RowBatchAttention::BeforeRope(int, const TensorView&, kernels::Stre
   return absl::InternalError("RowBatchAttention does not read projections before RoPE");
 }
 
-absl::Status RowBatchAttention::Attend(int layer, const TensorView& q, const TensorView& k,
-                                       const TensorView& v, const TensorView& out,
+absl::Status RowBatchAttention::Attend(int layer, const TensorView& q, const TensorView&,
+                                       const TensorView&, const TensorView& out,
                                        kernels::Stream& stream) {
-  backend_.AppendToCache(k, v, slots_view_, cache_.keys(layer), cache_.values(layer), stream);
   kernels::PagedAttentionArgs args{.q = q,
                                    .q_positions = positions_view_,
                                    .k_cache = cache_.keys(layer),

@@ -39,6 +39,9 @@ class RowBatchAttention : public LayerAttention {
   bool WantsPreRope(int) const override { return false; }
   absl::Status BeforeRope(int layer, const kernels::TensorView& qkv,
                           kernels::Stream& stream) override;
+  Store StoreOf(int layer) const override {
+    return {{slots_view_, cache_.keys(layer), cache_.values(layer)}};
+  }
   bool WantsOutput(int) const override { return true; }
   absl::Status Attend(int layer, const kernels::TensorView& q, const kernels::TensorView& k,
                       const kernels::TensorView& v, const kernels::TensorView& out,

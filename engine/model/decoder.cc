@@ -155,26 +155,31 @@ absl::Status Decoder::Project(const Division& division, int l, const TensorView&
   return absl::OkStatus();
 }
 
-void Decoder::Rotate(const TensorView& qkv, const TensorView& positions, bool only_kv,
-                     kernels::Stream& stream) {
-  const ModelConfig& c = config();
-  const int64_t q_width = weights_.query_heads() * c.head_dim,
-                kv_width = weights_.kv_heads() * c.head_dim;
+void Decoder::RotateAndStore(const TensorView& qkv, const TensorView& positions, bool only_kv,
+                             const attention::LayerAttention::Store& store,
+                             kernels::Stream& stream) {
+  const int64_t d = config().head_dim, q_width = weights_.query_heads() * d,
+                kv_width = weights_.kv_heads() * d;
   // q and k lie side by side and rotate alike.
-  backend_.Rope({.x = qkv.Columns(only_kv ? q_width : 0, q_width + kv_width).SplitHeads(c.head_dim),
+  backend_.Rope({.x = qkv.Columns(only_kv ? q_width : 0, q_width + kv_width).SplitHeads(d),
                  .positions = positions,
                  .inv_freq = inv_freq_.view(),
-                 .attention_factor = attention_factor_},
+                 .attention_factor = attention_factor_,
+                 .store = store.to,
+                 .v = qkv.Columns(q_width + kv_width, q_width + 2 * kv_width).SplitHeads(d),
+                 .store_begin = store.first_row},
                 stream);
 }
 
-absl::Status Decoder::AddProduct(const Division& division, const TensorView& x,
-                                 const TensorView& weight, const TensorView& bias,
+absl::Status Decoder::AddProduct(const Division& division, const Product& product,
                                  const TensorView& rows, double& phase, kernels::Stream& stream) {
+  const auto& [x, weight, bias, norm, normed] = product;
+  const float epsilon = static_cast<float>(config().rms_norm_epsilon);
   if (division.sums == nullptr) {
     PhaseTimer timer(stream, timed_, phase);
     backend_.Linear({.x = x, .weight = weight, .bias = bias, .out = rows, .accumulate = true},
                     stream);
+    if (normed.present()) backend_.RmsNorm(rows, norm, epsilon, normed, stream);
     return absl::OkStatus();
   }
   APB_ASSIGN_OR_RETURN(const TensorView sums, sums_.Get(DType::kF32, {rows.rows(), rows.shape[1]}));
@@ -187,7 +192,11 @@ absl::Status Decoder::AddProduct(const Division& division, const TensorView& x,
     APB_RETURN_IF_ERROR(division.sums->AllReduce(sums, parallel::ReduceOp::kSum, stream));
   }
   PhaseTimer timer(stream, timed_, phase);
-  backend_.Accumulate(sums, rows, stream);
+  if (normed.present()) {
+    backend_.AccumulateRmsNorm(sums, rows, norm, epsilon, normed, stream);
+  } else {
+    backend_.Accumulate(sums, rows, stream);
+  }
   return absl::OkStatus();
 }
 
@@ -199,22 +208,25 @@ absl::Status Decoder::OutputAndMlp(const Division& division, int l, const Tensor
   for (int64_t begin = 0; begin < hidden.rows(); begin += kRowChunk) {
     const int64_t end = std::min(begin + kRowChunk, hidden.rows());
     const TensorView rows = hidden.Rows(begin, end);
-    APB_RETURN_IF_ERROR(AddProduct(division, attended.Rows(begin, end), layer.o_proj, layer.o_bias,
-                                   rows, phase_seconds_.projection, stream));
     APB_ASSIGN_OR_RETURN(const TensorView normed,
                          normed_.Get(c.dtype, {end - begin, c.hidden_size}));
+    APB_RETURN_IF_ERROR(AddProduct(division,
+                                   {.x = attended.Rows(begin, end),
+                                    .weight = layer.o_proj,
+                                    .bias = layer.o_bias,
+                                    .norm = layer.post_norm,
+                                    .normed = normed},
+                                   rows, phase_seconds_.projection, stream));
     APB_ASSIGN_OR_RETURN(const TensorView gate, gate_.Get(c.dtype, {end - begin, width}));
     APB_ASSIGN_OR_RETURN(const TensorView up, up_.Get(c.dtype, {end - begin, width}));
     {
       PhaseTimer timer(stream, timed_, phase_seconds_.mlp);
-      backend_.RmsNorm(rows, layer.post_norm, static_cast<float>(c.rms_norm_epsilon), normed,
-                       stream);
       backend_.Linear({.x = normed, .weight = layer.gate_proj, .out = gate}, stream);
       backend_.Linear({.x = normed, .weight = layer.up_proj, .out = up}, stream);
       backend_.SiluMul(gate, up, gate, stream);
     }
-    APB_RETURN_IF_ERROR(
-        AddProduct(division, gate, layer.down_proj, {}, rows, phase_seconds_.mlp, stream));
+    APB_RETURN_IF_ERROR(AddProduct(division, {.x = gate, .weight = layer.down_proj}, rows,
+                                   phase_seconds_.mlp, stream));
   }
   return absl::OkStatus();
 }
@@ -254,8 +266,9 @@ absl::Status Decoder::RunLayers(int layer_begin, int layer_end, const TensorView
     }
     {
       PhaseTimer timer(stream, timed_, phase_seconds_.projection);
-      Rotate(qkv, positions, only_kv, stream);
+      RotateAndStore(qkv, positions, only_kv, attention.StoreOf(l), stream);
     }
+    if (!wants_output) continue;
     {
       PhaseTimer timer(stream, timed_, phase_seconds_.attend);
       APB_RETURN_IF_ERROR(
@@ -264,7 +277,7 @@ absl::Status Decoder::RunLayers(int layer_begin, int layer_end, const TensorView
                            qkv.Columns(q_width + kv_width, q_width + 2 * kv_width).SplitHeads(d),
                            attended.SplitHeads(d), stream));
     }
-    if (wants_output) APB_RETURN_IF_ERROR(OutputAndMlp(division, l, attended, hidden, stream));
+    APB_RETURN_IF_ERROR(OutputAndMlp(division, l, attended, hidden, stream));
   }
   return absl::OkStatus();
 }

@@ -92,15 +92,19 @@ class Decoder {
 
   absl::Status Project(const Division& division, int layer, const kernels::TensorView& hidden,
                        const kernels::TensorView& qkv, bool only_kv, kernels::Stream& stream);
-  void Rotate(const kernels::TensorView& qkv, const kernels::TensorView& positions, bool only_kv,
-              kernels::Stream& stream);
+  void RotateAndStore(const kernels::TensorView& qkv, const kernels::TensorView& positions,
+                      bool only_kv, const attention::LayerAttention::Store& store,
+                      kernels::Stream& stream);
   absl::Status OutputAndMlp(const Division& division, int layer,
                             const kernels::TensorView& attended, const kernels::TensorView& hidden,
                             kernels::Stream& stream);
-  // rows += x * weight^T + bias, summed over the ranks of the division. The time of the product
-  // goes to `phase`.
-  absl::Status AddProduct(const Division& division, const kernels::TensorView& x,
-                          const kernels::TensorView& weight, const kernels::TensorView& bias,
+  // rows += x * weight^T + bias, summed over the ranks of the division; then, if `normed` is present,
+  // normed = the norm of rows. The time goes to `phase`, but for that of the sum.
+  struct Product {
+    kernels::TensorView x, weight, bias;
+    kernels::TensorView norm, normed;
+  };
+  absl::Status AddProduct(const Division& division, const Product& product,
                           const kernels::TensorView& rows, double& phase, kernels::Stream& stream);
 
   const Weights& weights_;

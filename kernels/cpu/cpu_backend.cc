@@ -132,7 +132,11 @@ class CpuBackend : public Backend {
 
   void Rope(const RopeArgs& a, Stream& stream) override {
     if (!Passes(CheckRope(a), stream)) return;
-    isa_.rope(a, threads_);
+    if (a.inv_freq.shape[0] > 0) isa_.rope(a, threads_);
+    if (!a.store.slots.present()) return;
+    const int64_t rows = a.x.shape[0];
+    AppendToCacheOnCpu(a.keys().Rows(a.store_begin, rows), a.v.Rows(a.store_begin, rows),
+                       a.store.slots, a.store.k_cache, a.store.v_cache, threads_);
   }
 
   void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
@@ -144,6 +148,13 @@ class CpuBackend : public Backend {
   void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) override {
     if (!Passes(CheckAccumulate(x, out), stream)) return;
     isa_.accumulate(x, out, threads_);
+  }
+  void AccumulateRmsNorm(const TensorView& x, const TensorView& residual, const TensorView& weight,
+                         float epsilon, const TensorView& out, Stream& stream) override {
+    if (!Passes(CheckAccumulate(x, residual), stream)) return;
+    if (!Passes(CheckRmsNorm(residual, weight, out), stream)) return;
+    isa_.accumulate(x, residual, threads_);
+    isa_.rms_norm(residual, weight, epsilon, out, threads_);
   }
 
   void Attention(const AttentionArgs& a, Stream& stream) override {
@@ -162,12 +173,6 @@ class CpuBackend : public Backend {
     isa_.merge_partials(outs, lses, out, lse, threads_);
   }
 
-  void AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
-                     const TensorView& k_cache, const TensorView& v_cache,
-                     Stream& stream) override {
-    if (!Passes(CheckAppendToCache(k, v, slots, k_cache, v_cache), stream)) return;
-    AppendToCacheOnCpu(k, v, slots, k_cache, v_cache, threads_);
-  }
   void ReadFromCache(const TensorView& slots, const TensorView& k_cache, const TensorView& v_cache,
                      const TensorView& k, const TensorView& v, Stream& stream) override {
     if (!Passes(CheckReadFromCache(k, v, slots, k_cache, v_cache), stream)) return;

@@ -99,6 +99,15 @@ class CudaBackend : public Backend {
     Of(stream).Check(cuda::Accumulate(x, out, Of(stream).handle()), "Accumulate");
   }
 
+  void AccumulateRmsNorm(const TensorView& x, const TensorView& residual, const TensorView& weight,
+                         float epsilon, const TensorView& out, Stream& stream) override {
+    if (!Passes(CheckAccumulate(x, residual), stream)) return;
+    if (!Passes(CheckRmsNorm(residual, weight, out), stream)) return;
+    Of(stream).Check(
+        cuda::AccumulateRmsNorm(x, residual, weight, epsilon, out, Of(stream).handle()),
+        "AccumulateRmsNorm");
+  }
+
   void Attention(const AttentionArgs& args, Stream& stream) override {
     if (!Passes(CheckAttention(args), stream) || args.q.shape[0] == 0) return;
     if (args.keys.size() <= cuda::kMaxSegments) {
@@ -126,14 +135,6 @@ class CudaBackend : public Backend {
     if (!Passes(CheckMergePartials(outs, lses, out), stream)) return;
     Of(stream).Check(cuda::MergePartials(outs, lses, out, lse, Of(stream).handle()),
                      "MergePartials");
-  }
-
-  void AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
-                     const TensorView& k_cache, const TensorView& v_cache,
-                     Stream& stream) override {
-    if (!Passes(CheckAppendToCache(k, v, slots, k_cache, v_cache), stream)) return;
-    Of(stream).Check(cuda::AppendToCache(k, v, slots, k_cache, v_cache, Of(stream).handle()),
-                     "AppendToCache");
   }
 
   void ReadFromCache(const TensorView& slots, const TensorView& k_cache, const TensorView& v_cache,

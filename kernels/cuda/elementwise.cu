@@ -49,6 +49,20 @@ __global__ void EmbeddingKernel(Rows<const T> table, int64_t vocabulary, const i
   }
 }
 
+// The sum over the threads of a row: a warp, or the block.
+template <int kRowThreads>
+__device__ float RowSum(float sum) {
+  sum = WarpSum(sum);
+  if constexpr (kRowThreads > kWarp) {
+    __shared__ float of_warp[kRowThreads / kWarp];
+    if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = sum;
+    __syncthreads();
+    sum = 0;
+    for (int w = 0; w < kRowThreads / kWarp; ++w) sum += of_warp[w];
+  }
+  return sum;
+}
+
 // Rows (t, h) of [T, heads, width] (heads = 1 for a matrix). kRowThreads threads take a row: a warp,
 // or the block.
 template <typename T, int kPack, int kRowThreads>
@@ -65,14 +79,7 @@ __global__ void RmsNormKernel(Rows<const T> x, const T* weight, float epsilon, R
 #pragma unroll
     for (int i = 0; i < kPack; ++i) sum += ToFloat(pack.element[i]) * ToFloat(pack.element[i]);
   }
-  sum = WarpSum(sum);
-  if constexpr (kRowThreads > kWarp) {
-    __shared__ float of_warp[kRowThreads / kWarp];
-    if (thread % kWarp == 0) of_warp[thread / kWarp] = sum;
-    __syncthreads();
-    sum = 0;
-    for (int w = 0; w < kRowThreads / kWarp; ++w) sum += of_warp[w];
-  }
+  sum = RowSum<kRowThreads>(sum);
   const float inverse = 1.0f / sqrtf(sum / static_cast<float>(width) + epsilon);
   T* to = out.At(row / heads, row % heads);
   for (int c = thread * kPack; c < width; c += kRowThreads * kPack) {
@@ -87,32 +94,112 @@ __global__ void RmsNormKernel(Rows<const T> x, const T* weight, float epsilon, R
   }
 }
 
+// One block for a row. The norm is of what was stored, so that it equals that of two operations; each
+// thread reads back what it wrote.
+template <typename T, int kPack>
+__global__ void AccumulateRmsNormKernel(Rows<const float> x, Rows<T> residual, const T* weight,
+                                        float epsilon, Rows<T> out, int width) {
+  T* const sums = residual.At(blockIdx.x);
+  float sum = 0;
+  for (int c = threadIdx.x * kPack; c < width; c += kThreads * kPack) {
+    const auto added = LoadPack<float, kPack>(x.At(blockIdx.x) + c);
+    auto pack = LoadPack<T, kPack>(sums + c);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      pack.element[i] = FromFloat<T>(ToFloat(pack.element[i]) + added.element[i]);
+      sum += ToFloat(pack.element[i]) * ToFloat(pack.element[i]);
+    }
+    StorePack<T, kPack>(pack, sums + c);
+  }
+  sum = RowSum<kThreads>(sum);
+  const float inverse = 1.0f / sqrtf(sum / static_cast<float>(width) + epsilon);
+  for (int c = threadIdx.x * kPack; c < width; c += kThreads * kPack) {
+    auto pack = LoadPack<T, kPack>(sums + c);
+    const auto factor = LoadPack<T, kPack>(weight + c);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      pack.element[i] =
+          FromFloat<T>(ToFloat(pack.element[i]) * inverse * ToFloat(factor.element[i]));
+    }
+    StorePack<T, kPack>(pack, out.At(blockIdx.x) + c);
+  }
+}
+
+// Where the cache keeps rows; both caches have the same strides.
+template <typename T>
+struct CacheView {
+  T* k;
+  T* v;
+  int64_t block_stride, head_stride, slot_stride;
+  int block_size;
+  __device__ int64_t At(int64_t slot) const {
+    return slot / block_size * block_stride + slot % block_size * slot_stride;
+  }
+};
+template <typename T>
+CacheView<T> CacheOf(const TensorView& k_cache, const TensorView& v_cache) {
+  return {k_cache.as<T>(),   v_cache.as<T>(),   k_cache.stride[0],
+          k_cache.stride[1], k_cache.stride[2], static_cast<int>(k_cache.shape[2])};
+}
+
+// What Rope stores beside rotating; slots may be null.
+template <typename T>
+struct StoreArgs {
+  const int64_t* slots;
+  int64_t first_row;
+  Rows<const T> v;
+  CacheView<T> cache;
+  int kv_heads;
+};
+
 // One block for a token: its angles are the same for all heads.
 template <typename T, int kPack>
 __global__ void RopeKernel(Rows<T> x, const int32_t* positions, const float* inv_freq,
-                           float attention_factor, int heads, int pairs) {
+                           float attention_factor, int heads, int width, int pairs,
+                           StoreArgs<T> store) {
   __shared__ float cosine[kMaxRotaryPairs], sine[kMaxRotaryPairs];
+  const int64_t row = blockIdx.x;
   if (static_cast<int>(threadIdx.x) < pairs) {
-    const float angle = static_cast<float>(positions[blockIdx.x]) * inv_freq[threadIdx.x];
+    const float angle = static_cast<float>(positions[row]) * inv_freq[threadIdx.x];
     float s, c;
     sincosf(angle, &s, &c);
     cosine[threadIdx.x] = c * attention_factor;
     sine[threadIdx.x] = s * attention_factor;
   }
   __syncthreads();
+  const int64_t slot =
+      store.slots != nullptr && row >= store.first_row ? store.slots[row - store.first_row] : -1;
+  const int64_t kept = slot < 0 ? 0 : store.cache.At(slot);
+  const int first_key = slot < 0 ? heads : heads - store.kv_heads;
   const int packs = pairs / kPack;
   for (int i = threadIdx.x; i < heads * packs; i += kThreads) {
-    T* first = x.At(blockIdx.x, i / packs) + i % packs * kPack;
+    const int head = i / packs, at = i % packs * kPack;
+    T* first = x.At(row, head) + at;
     auto a = LoadPack<T, kPack>(first), b = LoadPack<T, kPack>(first + pairs);
 #pragma unroll
     for (int e = 0; e < kPack; ++e) {
-      const float c = cosine[i % packs * kPack + e], s = sine[i % packs * kPack + e];
+      const float c = cosine[at + e], s = sine[at + e];
       const float u = ToFloat(a.element[e]), v = ToFloat(b.element[e]);
       a.element[e] = FromFloat<T>(u * c - v * s);
       b.element[e] = FromFloat<T>(v * c + u * s);
     }
     StorePack<T, kPack>(a, first);
     StorePack<T, kPack>(b, first + pairs);
+    if (head >= first_key) {
+      T* const to = store.cache.k + kept + (head - first_key) * store.cache.head_stride + at;
+      StorePack<T, kPack>(a, to);
+      StorePack<T, kPack>(b, to + pairs);
+    }
+  }
+  if (slot < 0) return;
+  // V, and what of K is not rotated.
+  const int plain = 2 * pairs, row_packs = width / kPack;
+  for (int i = threadIdx.x; i < store.kv_heads * row_packs; i += kThreads) {
+    const int head = i / row_packs, at = i % row_packs * kPack;
+    const int64_t to = kept + head * store.cache.head_stride + at;
+    StorePack<T, kPack>(LoadPack<T, kPack>(store.v.At(row, head) + at), store.cache.v + to);
+    if (at >= plain)
+      StorePack<T, kPack>(LoadPack<T, kPack>(x.At(row, first_key + head) + at), store.cache.k + to);
   }
 }
 
@@ -151,25 +238,17 @@ __global__ void AddBiasKernel(const T* bias, Rows<float> out, int width) {
   for (int c = threadIdx.x; c < width; c += kThreads) out.At(blockIdx.x)[c] += ToFloat(bias[c]);
 }
 
-// One block for a row of k and v; kRead copies from the cache, else to it.
-template <typename T, int kPack, bool kRead>
-__global__ void CacheRowsKernel(Rows<T> k, Rows<T> v, const int64_t* slots, T* k_cache, T* v_cache,
-                                int64_t block_stride, int64_t head_stride, int64_t slot_stride,
-                                int block_size, int heads, int width) {
-  const int64_t slot = slots[blockIdx.x];
-  if (slot < 0) return;
-  const int64_t base = slot / block_size * block_stride + slot % block_size * slot_stride;
+// One block for a row of k and v.
+template <typename T, int kPack>
+__global__ void ReadFromCacheKernel(Rows<T> k, Rows<T> v, const int64_t* slots,
+                                    CacheView<const T> cache, int heads, int width) {
+  const int64_t base = cache.At(slots[blockIdx.x]);
   const int packs = width / kPack;
   for (int i = threadIdx.x; i < heads * packs; i += kThreads) {
     const int head = i / packs, c = i % packs * kPack;
-    const int64_t at = base + head * head_stride + c;
-    T* const rows[2] = {k.At(blockIdx.x, head) + c, v.At(blockIdx.x, head) + c};
-    T* const cached[2] = {k_cache + at, v_cache + at};
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      StorePack<T, kPack>(LoadPack<T, kPack>(kRead ? cached[part] : rows[part]),
-                          kRead ? rows[part] : cached[part]);
-    }
+    const int64_t at = base + head * cache.head_stride + c;
+    StorePack<T, kPack>(LoadPack<T, kPack>(cache.k + at), k.At(blockIdx.x, head) + c);
+    StorePack<T, kPack>(LoadPack<T, kPack>(cache.v + at), v.At(blockIdx.x, head) + c);
   }
 }
 
@@ -243,14 +322,23 @@ cudaError_t RmsNorm(const TensorView& x, const TensorView& weight, float epsilon
 
 cudaError_t Rope(const RopeArgs& args, cudaStream_t stream) {
   const int pairs = static_cast<int>(args.inv_freq.shape[0]);
+  const bool stores = args.store.slots.present();
   const bool aligned =
-      IsAligned16(args.x) && pairs * static_cast<int64_t>(SizeOf(args.x.dtype)) % 16 == 0;
+      IsAligned16(args.x) && pairs * static_cast<int64_t>(SizeOf(args.x.dtype)) % 16 == 0 &&
+      (!stores ||
+       (IsAligned16(args.v) && IsAligned16(args.store.k_cache) && IsAligned16(args.store.v_cache)));
   return WithElementAndPack(args.x.dtype, aligned, [&](auto element, auto pack) {
     using T = decltype(element);
-    return Launch(RopeKernel<T, pack.value>, Blocks(args.x.shape[0]), kThreads, 0, stream,
-                  RowsOf<T>(args.x), args.positions.as<const int32_t>(),
-                  args.inv_freq.as<const float>(), args.attention_factor,
-                  static_cast<int>(args.x.shape[1]), pairs);
+    StoreArgs<T> store{};
+    if (stores) {
+      store = {args.store.slots.as<const int64_t>(), args.store_begin, RowsOf<const T>(args.v),
+               CacheOf<T>(args.store.k_cache, args.store.v_cache),
+               static_cast<int>(args.v.shape[1])};
+    }
+    return Launch(
+        RopeKernel<T, pack.value>, Blocks(args.x.shape[0]), kThreads, 0, stream, RowsOf<T>(args.x),
+        args.positions.as<const int32_t>(), args.inv_freq.as<const float>(), args.attention_factor,
+        static_cast<int>(args.x.shape[1]), static_cast<int>(args.x.shape[2]), pairs, store);
   });
 }
 
@@ -281,6 +369,21 @@ cudaError_t Accumulate(const TensorView& x, const TensorView& out, cudaStream_t 
   });
 }
 
+cudaError_t AccumulateRmsNorm(const TensorView& x, const TensorView& residual,
+                              const TensorView& weight, float epsilon, const TensorView& out,
+                              cudaStream_t stream) {
+  const bool aligned =
+      IsAligned16(x) && IsAligned16(residual) && IsAligned16(weight) && IsAligned16(out);
+  return WithElement(out.dtype, [&](auto element) {
+    using T = decltype(element);
+    return WithFloatPack(aligned, [&](auto pack) {
+      return Launch(AccumulateRmsNormKernel<T, pack.value>, Blocks(x.shape[0]), kThreads, 0, stream,
+                    RowsOf<const float>(x), RowsOf<T>(residual), weight.as<const T>(), epsilon,
+                    RowsOf<T>(out), static_cast<int>(x.shape[1]));
+    });
+  });
+}
+
 cudaError_t AddBias(const TensorView& bias, const TensorView& out, cudaStream_t stream) {
   return WithElement(bias.dtype, [&](auto element) {
     using T = decltype(element);
@@ -289,32 +392,18 @@ cudaError_t AddBias(const TensorView& bias, const TensorView& out, cudaStream_t 
   });
 }
 
-template <bool kRead>
-cudaError_t CopyCacheRows(const TensorView& k, const TensorView& v, const TensorView& slots,
-                          const TensorView& k_cache, const TensorView& v_cache,
+cudaError_t ReadFromCache(const TensorView& slots, const TensorView& k_cache,
+                          const TensorView& v_cache, const TensorView& k, const TensorView& v,
                           cudaStream_t stream) {
   const bool aligned =
       IsAligned16(k) && IsAligned16(v) && IsAligned16(k_cache) && IsAligned16(v_cache);
   return WithElementAndPack(k.dtype, aligned, [&](auto element, auto pack) {
     using T = decltype(element);
-    return Launch(CacheRowsKernel<T, pack.value, kRead>, Blocks(k.shape[0]), kThreads, 0, stream,
-                  RowsOf<T>(k), RowsOf<T>(v), slots.as<const int64_t>(), k_cache.as<T>(),
-                  v_cache.as<T>(), k_cache.stride[0], k_cache.stride[1], k_cache.stride[2],
-                  static_cast<int>(k_cache.shape[2]), static_cast<int>(k.shape[1]),
+    return Launch(ReadFromCacheKernel<T, pack.value>, Blocks(k.shape[0]), kThreads, 0, stream,
+                  RowsOf<T>(k), RowsOf<T>(v), slots.as<const int64_t>(),
+                  CacheOf<const T>(k_cache, v_cache), static_cast<int>(k.shape[1]),
                   static_cast<int>(k.shape[2]));
   });
-}
-
-cudaError_t AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
-                          const TensorView& k_cache, const TensorView& v_cache,
-                          cudaStream_t stream) {
-  return CopyCacheRows<false>(k, v, slots, k_cache, v_cache, stream);
-}
-
-cudaError_t ReadFromCache(const TensorView& slots, const TensorView& k_cache,
-                          const TensorView& v_cache, const TensorView& k, const TensorView& v,
-                          cudaStream_t stream) {
-  return CopyCacheRows<true>(k, v, slots, k_cache, v_cache, stream);
 }
 
 cudaError_t MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,

@@ -19,11 +19,11 @@ cudaError_t Rope(const RopeArgs& args, cudaStream_t stream);
 cudaError_t SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
                     cudaStream_t stream);
 cudaError_t Accumulate(const TensorView& x, const TensorView& out, cudaStream_t stream);
+cudaError_t AccumulateRmsNorm(const TensorView& x, const TensorView& residual,
+                              const TensorView& weight, float epsilon, const TensorView& out,
+                              cudaStream_t stream);
 // out[t] += bias, for products whose output type is not the bias's.
 cudaError_t AddBias(const TensorView& bias, const TensorView& out, cudaStream_t stream);
-cudaError_t AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
-                          const TensorView& k_cache, const TensorView& v_cache,
-                          cudaStream_t stream);
 cudaError_t ReadFromCache(const TensorView& slots, const TensorView& k_cache,
                           const TensorView& v_cache, const TensorView& k, const TensorView& v,
                           cudaStream_t stream);

@@ -95,8 +95,9 @@ TEST(ArgumentChecks, TheOthers) {
   EXPECT_FALSE(CheckSiluMul(BF16({2, 4}), {}, F32({2, 4})).ok());
   EXPECT_FALSE(CheckAccumulate(BF16({2, 4}), F32({2, 4})).ok());
   EXPECT_FALSE(CheckMergePartials(F32({2, 3, 4, 8}), F32({2, 3, 4}), F32({3, 4, 9})).ok());
-  EXPECT_FALSE(CheckAppendToCache(F32({2, 1, 8}), F32({2, 1, 8}), I32({2}), F32({4, 1, 16, 8}),
-                                  F32({4, 1, 16, 8}))
+  EXPECT_FALSE(CheckRope({.x = F32({2, 1, 8}),
+                          .store = {I32({2}), F32({4, 1, 16, 8}), F32({4, 1, 16, 8})},
+                          .v = F32({2, 1, 8})})
                    .ok());  // slots are i64
   EXPECT_FALSE(CheckMaxPoolRows(F32({2, 4}), 4, F32({2, 4})).ok());
   EXPECT_FALSE(

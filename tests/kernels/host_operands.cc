@@ -124,11 +124,15 @@ void HostOperands::Linear(const LinearArgs& args, Stream& stream) {
 }
 void HostOperands::Rope(const RopeArgs& args, Stream& stream) {
   Operands o(*device_, stream);
-  device_->Rope({.x = o.Out(args.x),
-                 .positions = o.In(args.positions),
-                 .inv_freq = o.In(args.inv_freq),
-                 .attention_factor = args.attention_factor},
-                stream);
+  device_->Rope(
+      {.x = o.Out(args.x),
+       .positions = o.In(args.positions),
+       .inv_freq = o.In(args.inv_freq),
+       .attention_factor = args.attention_factor,
+       .store = {o.In(args.store.slots), o.Out(args.store.k_cache), o.Out(args.store.v_cache)},
+       .v = o.In(args.v),
+       .store_begin = args.store_begin},
+      stream);
 }
 void HostOperands::SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
                            Stream& stream) {
@@ -138,6 +142,12 @@ void HostOperands::SiluMul(const TensorView& gate, const TensorView& up, const T
 void HostOperands::Accumulate(const TensorView& x, const TensorView& out, Stream& stream) {
   Operands o(*device_, stream);
   device_->Accumulate(o.In(x), o.Out(out), stream);
+}
+void HostOperands::AccumulateRmsNorm(const TensorView& x, const TensorView& residual,
+                                     const TensorView& weight, float epsilon, const TensorView& out,
+                                     Stream& stream) {
+  Operands o(*device_, stream);
+  device_->AccumulateRmsNorm(o.In(x), o.Out(residual), o.In(weight), epsilon, o.Out(out), stream);
 }
 void HostOperands::Attention(const AttentionArgs& args, Stream& stream) {
   Operands o(*device_, stream);
@@ -178,12 +188,6 @@ void HostOperands::MergePartials(const TensorView& outs, const TensorView& lses,
                                  const TensorView& out, const TensorView& lse, Stream& stream) {
   Operands o(*device_, stream);
   device_->MergePartials(o.In(outs), o.In(lses), o.Out(out), o.Out(lse), stream);
-}
-void HostOperands::AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
-                                 const TensorView& k_cache, const TensorView& v_cache,
-                                 Stream& stream) {
-  Operands o(*device_, stream);
-  device_->AppendToCache(o.In(k), o.In(v), o.In(slots), o.Out(k_cache), o.Out(v_cache), stream);
 }
 void HostOperands::ReadFromCache(const TensorView& slots, const TensorView& k_cache,
                                  const TensorView& v_cache, const TensorView& k,

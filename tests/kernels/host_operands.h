@@ -30,12 +30,12 @@ class HostOperands : public Backend {
   void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
                Stream& stream) override;
   void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) override;
+  void AccumulateRmsNorm(const TensorView& x, const TensorView& residual, const TensorView& weight,
+                         float epsilon, const TensorView& out, Stream& stream) override;
   void Attention(const AttentionArgs& args, Stream& stream) override;
   void PagedAttention(const PagedAttentionArgs& args, Stream& stream) override;
   void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
                      const TensorView& lse, Stream& stream) override;
-  void AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
-                     const TensorView& k_cache, const TensorView& v_cache, Stream& stream) override;
   void ReadFromCache(const TensorView& slots, const TensorView& k_cache, const TensorView& v_cache,
                      const TensorView& k, const TensorView& v, Stream& stream) override;
   void MaxPoolRows(const TensorView& scores, int window, const TensorView& out,

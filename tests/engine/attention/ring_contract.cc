@@ -149,8 +149,10 @@ class LayerUnderTest {
         const int32_t position = static_cast<int32_t>(t);
         slots.push_back((*cache_->Reserve(kv[i], {&position, 1}))[0]);
         const TensorView slot = TensorView::Contiguous(&slots.back(), DType::kI64, {1});
-        backend_->AppendToCache(d.k.view.Rows(t, t + 1), d.v.view.Rows(t, t + 1), slot,
-                                cache_->keys(kLayer), cache_->values(kLayer), *stream_);
+        backend_->Rope({.x = d.k.view.Rows(t, t + 1),
+                        .store = {slot, cache_->keys(kLayer), cache_->values(kLayer)},
+                        .v = d.v.view.Rows(t, t + 1)},
+                       *stream_);
       }
       seen.push_back({.cached_slots = slots, .prefix_length = d.cached});
     }

@@ -108,7 +108,9 @@ class GuardedBackend : public Backend {
     Run("Linear", {a.x, a.weight, a.bias, a.out}, stream, [&](Stream& s) { cpu_->Linear(a, s); });
   }
   void Rope(const RopeArgs& a, Stream& stream) override {
-    Run("Rope", {a.x, a.positions, a.inv_freq}, stream, [&](Stream& s) { cpu_->Rope(a, s); });
+    Run("Rope",
+        {a.x, a.positions, a.inv_freq, a.v, a.store.slots, a.store.k_cache, a.store.v_cache},
+        stream, [&](Stream& s) { cpu_->Rope(a, s); });
   }
   void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
                Stream& stream) override {
@@ -116,6 +118,11 @@ class GuardedBackend : public Backend {
   }
   void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) override {
     Run("Accumulate", {x, out}, stream, [&](Stream& s) { cpu_->Accumulate(x, out, s); });
+  }
+  void AccumulateRmsNorm(const TensorView& x, const TensorView& residual, const TensorView& weight,
+                         float epsilon, const TensorView& out, Stream& stream) override {
+    Run("AccumulateRmsNorm", {x, residual, weight, out}, stream,
+        [&](Stream& s) { cpu_->AccumulateRmsNorm(x, residual, weight, epsilon, out, s); });
   }
   void Attention(const AttentionArgs& a, Stream& stream) override {
     std::vector<TensorView> views = {a.q, a.q_positions, a.out, a.lse};
@@ -140,12 +147,6 @@ class GuardedBackend : public Backend {
                      const TensorView& lse, Stream& stream) override {
     Run("MergePartials", {outs, lses, out, lse}, stream,
         [&](Stream& s) { cpu_->MergePartials(outs, lses, out, lse, s); });
-  }
-  void AppendToCache(const TensorView& k, const TensorView& v, const TensorView& slots,
-                     const TensorView& k_cache, const TensorView& v_cache,
-                     Stream& stream) override {
-    Run("AppendToCache", {k, v, slots, k_cache, v_cache}, stream,
-        [&](Stream& s) { cpu_->AppendToCache(k, v, slots, k_cache, v_cache, s); });
   }
   void ReadFromCache(const TensorView& slots, const TensorView& k_cache, const TensorView& v_cache,
                      const TensorView& k, const TensorView& v, Stream& stream) override {

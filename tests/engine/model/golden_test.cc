@@ -37,6 +37,7 @@ class ContiguousAttention : public attention::LayerAttention {
   absl::Status BeforeRope(int, const TensorView&, kernels::Stream&) override {
     return absl::InternalError("not wanted");
   }
+  Store StoreOf(int) const override { return {}; }
   bool WantsOutput(int) const override { return true; }
   absl::Status Attend(int layer, const TensorView& q, const TensorView& k, const TensorView& v,
                       const TensorView& out, kernels::Stream& stream) override {
