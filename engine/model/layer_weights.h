@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "kernels/tensor_view.h"
 
@@ -18,11 +19,34 @@ struct LayerWeights {
   kernels::TensorView post_norm;               // [D]
   kernels::TensorView gate_proj, up_proj;      // [F, D]
   kernels::TensorView down_proj;               // [D, F]
+  // The same memory as one tensor, so that one product computes all: q, k, v [(n_q + 2 n_kv) d, D]
+  // with the bias [(n_q + 2 n_kv) d], and gate, up [2 F, D]. Each is absent where the parts do not lie one
+  // behind the other.
+  kernels::TensorView qkv_proj, qkv_bias, gate_up_proj;
   // Retaining head (docs/algorithms.md): fc1 [d_R, qkv_width], fc2 [n_kv, d_R]; absent when the
   // model has none. A part has the columns of its heads, q before k before v, and the rows of its KV
   // heads.
   kernels::TensorView retaining_fc1, retaining_fc2;
 };
+
+// Dense tensors that lie one behind the other as one, with the rows of all; absent where they do not.
+inline kernels::TensorView Joined(std::initializer_list<kernels::TensorView> parts) {
+  kernels::TensorView all;
+  for (const kernels::TensorView& part : parts) {
+    const bool dense = part.rank == 1 || part.stride[0] == part.shape[1];
+    if (!part.present() || !dense) return {};
+    if (!all.present()) {
+      all = part;
+      continue;
+    }
+    const kernels::TensorView behind = all.Rows(all.rows(), all.rows());
+    if (part.data != behind.data || part.dtype != all.dtype || part.rank != all.rank ||
+        part.stride[0] != all.stride[0])
+      return {};
+    all.shape[0] += part.rows();
+  }
+  return all;
+}
 
 // Share `index` of `count`.
 struct Share {
@@ -61,7 +85,7 @@ struct PartShape {
 };
 
 // Sums over the parts give what the whole layer gives: the output bias stays with the first. Without
-// the retaining head, whose columns are not one range.
+// the retaining head, whose columns are not one range; joined tensors where the parts still touch.
 inline LayerWeights PartOf(const LayerWeights& layer, const PartShape& part, int64_t head_dim,
                            bool first) {
   const Range q{part.query_heads.begin * head_dim, part.query_heads.end * head_dim};
@@ -82,6 +106,9 @@ inline LayerWeights PartOf(const LayerWeights& layer, const PartShape& part, int
   out.up_proj = rows(layer.up_proj, part.mlp);
   out.down_proj = layer.down_proj.Columns(part.mlp.begin, part.mlp.end);
   out.retaining_fc1 = out.retaining_fc2 = {};
+  out.qkv_proj = Joined({out.q_proj, out.k_proj, out.v_proj});
+  out.qkv_bias = Joined({out.q_bias, out.k_bias, out.v_bias});
+  out.gate_up_proj = Joined({out.gate_proj, out.up_proj});
   return out;
 }
 

@@ -3,17 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <map>
 #include <random>
-#include <set>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "engine/base/status_macros.h"
-#include "engine/core/tensor.h"
-#include "engine/model/json_file.h"
-#include "engine/model/safetensors.h"
+#include "engine/model/checkpoint.h"
 
 namespace apb::model {
 
@@ -25,6 +19,15 @@ struct WantedTensor {
   kernels::TensorView* out;
   float deviation = 0;
   float mean = 0;
+  bool joins = false;  // copied right behind the one before, so that one product computes both
+  std::vector<Range> columns;             // those that a share has; empty = all
+  const SafetensorsFile* file = nullptr;  // that `out` shows a part of; null: memory that goes away
+};
+
+// A tensor, or columns of one, on its way to memory of a backend.
+struct WeightCopy {
+  std::string name;
+  kernels::TensorView source, target;
 };
 
 namespace {
@@ -32,8 +35,8 @@ namespace {
 using kernels::DType;
 using kernels::TensorView;
 
-constexpr size_t kMaxIndexBytes = 16 << 20;
 constexpr int64_t kMaxRetainingWidth = 1 << 16;
+constexpr size_t kAlignment = 256;  // of a tensor in memory of the backend
 
 WantedTensor Matrix(std::string name, int64_t out_features, int64_t in_features, TensorView* out) {
   const float deviation = 1.0f / std::sqrt(static_cast<float>(std::max<int64_t>(in_features, 1)));
@@ -60,6 +63,7 @@ std::vector<WantedTensor> TensorsOfLayer(const ModelConfig& c, int index, LayerW
       Matrix(mlp + "gate_proj.weight", c.mlp_size, d, &layer.gate_proj),
       Matrix(mlp + "up_proj.weight", c.mlp_size, d, &layer.up_proj),
       Matrix(mlp + "down_proj.weight", d, c.mlp_size, &layer.down_proj)};
+  all[2].joins = all[3].joins = all[7].joins = true;  // k and v behind q, up behind gate
   // Random queries and keys are a little longer, so that attention is not flat.
   all[1].deviation *= 1.5f;
   all[2].deviation *= 1.5f;
@@ -67,6 +71,7 @@ std::vector<WantedTensor> TensorsOfLayer(const ModelConfig& c, int index, LayerW
     all.push_back(Bias(attn + "q_proj.bias", q, &layer.q_bias));
     all.push_back(Bias(attn + "k_proj.bias", kv, &layer.k_bias));
     all.push_back(Bias(attn + "v_proj.bias", kv, &layer.v_bias));
+    all[all.size() - 2].joins = all.back().joins = true;
   }
   if (c.output_bias) all.push_back(Bias(attn + "o_proj.bias", d, &layer.o_bias));
   if (c.qk_norm) {
@@ -84,8 +89,22 @@ std::vector<WantedTensor> TensorsOfRetainingHead(const ModelConfig& c, int index
           Matrix(attn + "fc2.weight", c.kv_heads, width, &layer.retaining_fc2)};
 }
 
-std::string ShapeText(const std::vector<int64_t>& shape) {
-  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
+// The columns of a retaining head's fc1 that a share has, in its order.
+std::vector<Range> ColumnsOfShare(const ModelConfig& c, const PartShape& part) {
+  const int64_t d = c.head_dim, k_begin = c.query_heads * d, v_begin = k_begin + c.kv_heads * d;
+  const Range kv{part.kv_heads.begin * d, part.kv_heads.end * d};
+  return {{part.query_heads.begin * d, part.query_heads.end * d},
+          {k_begin + kv.begin, k_begin + kv.end},
+          {v_begin + kv.begin, v_begin + kv.end}};
+}
+
+// fc1 and fc2 of a file have one width.
+absl::Status CheckRetainingHead(const LayerWeights& layer, int index) {
+  const int64_t width = layer.retaining_fc1.shape[0], takes = layer.retaining_fc2.shape[1];
+  if (width == takes && width >= 1 && width <= kMaxRetainingWidth) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "retaining_heads.safetensors: layer ", index, ": fc1 gives ", width, " features, fc2 takes ",
+      takes, "; both must be the same, from 1 to ", kMaxRetainingWidth));
 }
 
 TensorView ViewOf(void* data, DType dtype, const std::vector<int64_t>& shape) {
@@ -93,25 +112,16 @@ TensorView ViewOf(void* data, DType dtype, const std::vector<int64_t>& shape) {
                            : TensorView::Contiguous(data, dtype, {shape[0], shape[1]});
 }
 
-// The shard of each tensor, as the index says. Names stay inside the checkpoint's directory.
-absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& path) {
-  APB_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kMaxIndexBytes));
-  APB_ASSIGN_OR_RETURN(const nlohmann::json index, ParseJsonObject(text, path));
-  if (!index.contains("weight_map") || !index["weight_map"].is_object())
-    return absl::InvalidArgumentError(absl::StrCat(path, ": has no weight_map"));
-  std::map<std::string, std::string> shards;
-  for (const auto& [tensor, file] : index["weight_map"].items()) {
-    if (!file.is_string())
-      return absl::InvalidArgumentError(absl::StrCat(path, ": '", tensor, "' names no file"));
-    const std::string name = file.get<std::string>();
-    if (name.empty() || absl::StrContains(name, "/") || absl::StrContains(name, "..") ||
-        name.find('\0') != std::string::npos) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": file name '", name, "' leaves the checkpoint's directory"));
-    }
-    shards[tensor] = name;
-  }
-  return shards;
+int64_t LengthOf(const std::vector<Range>& ranges) {
+  int64_t length = 0;
+  for (const Range& range : ranges) length += range.length();
+  return length;
+}
+
+absl::Status CopyWeights(const std::vector<WeightCopy>& copies, kernels::Backend& backend) {
+  APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
+  for (const WeightCopy& copy : copies) backend.Copy(copy.source, copy.target, *stream);
+  return stream->Synchronize();
 }
 
 // Normal numbers of a fixed seed: a table read from random places, fast enough for billions.
@@ -148,193 +158,148 @@ class RandomFill {
 }  // namespace
 
 struct Weights::Storage {
-  std::vector<std::unique_ptr<SafetensorsFile>> files;
-  std::map<std::string, const SafetensorsEntry*> tensors;
-  std::vector<core::Tensor> owned;  // copies: of unaligned tensors, for devices, or random ones
-
-  absl::Status Add(const std::string& path) {
-    APB_ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open(path));
-    for (const auto& [name, entry] : file->tensors()) {
-      if (!tensors.emplace(name, &entry).second) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(path, ": tensor '", name, "' is also in another file"));
-      }
-    }
-    files.push_back(std::move(file));
-    return absl::OkStatus();
-  }
-
-  // One file, or those that the index names.
-  absl::Status AddCheckpoint(const std::string& directory) {
-    const absl::Status single = Add(directory + "/model.safetensors");
-    if (!absl::IsNotFound(single)) return single;
-    const std::string index_path = directory + "/model.safetensors.index.json";
-    auto shards = ReadIndex(index_path);
-    if (absl::IsNotFound(shards.status())) {
-      return absl::NotFoundError(absl::StrCat(
-          directory,
-          ": has neither model.safetensors nor model.safetensors.index.json (weights in "
-          "another format have to be converted to safetensors)"));
-    }
-    APB_RETURN_IF_ERROR(shards.status());
-    std::set<std::string> names;
-    for (const auto& [tensor, file] : *shards) names.insert(file);
-    for (const std::string& name : names) APB_RETURN_IF_ERROR(Add(directory + "/" + name));
-    for (const auto& [tensor, file] : *shards) {
-      if (tensors.count(tensor) == 0) {
-        return absl::InvalidArgumentError(absl::StrCat(index_path, ": tensor '", tensor,
-                                                       "' is not in ", file, " (damaged copy?)"));
-      }
-    }
-    return absl::OkStatus();
-  }
-
-  // Heads belong to one model: a file with more or fewer layers is of another one.
-  absl::StatusOr<bool> AddRetainingHeads(const std::string& path, const ModelConfig& config) {
-    const absl::Status added = Add(path);
-    if (absl::IsNotFound(added)) return false;
-    APB_RETURN_IF_ERROR(added);
-    const SafetensorsFile& file = *files.back();
-    if (file.tensors().size() != 2 * static_cast<size_t>(config.layers)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          path, ": has ", file.tensors().size(), " tensors, fc1 and fc2 of the model's ",
-          config.layers, " layers are ", 2 * config.layers));
-    }
-    auto activation = file.metadata().find("activation");
-    if (activation != file.metadata().end() && activation->second != "silu") {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": activation '", activation->second, "' is not supported (silu is)"));
-    }
-    return true;
-  }
-
-  // A view, into the mapped file, of a tensor of exactly this type and shape.
-  absl::Status Get(const WantedTensor& wanted, DType dtype) {
-    auto found = tensors.find(wanted.name);
-    if (found == tensors.end()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("checkpoint: tensor '", wanted.name, "' is missing"));
-    }
-    const SafetensorsEntry& entry = *found->second;
-    const char* type = dtype == DType::kBF16 ? "BF16" : "F32";
-    if (entry.dtype != type) {
-      return absl::InvalidArgumentError(absl::StrCat("checkpoint: tensor '", wanted.name, "' is ",
-                                                     entry.dtype, ", config.json says ", type));
-    }
-    bool fits = entry.shape.size() == wanted.shape.size();
-    for (size_t i = 0; fits && i < entry.shape.size(); ++i)
-      fits = wanted.shape[i] == -1 || wanted.shape[i] == entry.shape[i];
-    if (!fits) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("checkpoint: tensor '", wanted.name, "' has shape ", ShapeText(entry.shape),
-                       ", config.json asks for ", ShapeText(wanted.shape)));
-    }
-    *wanted.out = ViewOf(const_cast<std::byte*>(entry.data), dtype, entry.shape);
-    return absl::OkStatus();
-  }
-
-  // Replaces a view into the file by a copy where the backend cannot compute on the file.
-  absl::Status MoveTo(kernels::Backend& backend, TensorView* view) {
-    if (!view->present()) return absl::OkStatus();  // a bias of another share
-    const bool aligned = reinterpret_cast<uintptr_t>(view->data) % SizeOf(view->dtype) == 0;
-    if (aligned && backend.place() == kernels::Place::kHost) return absl::OkStatus();
-    APB_ASSIGN_OR_RETURN(core::Tensor copy, core::Tensor::CopyOf(backend, *view));
-    *view = copy.view();
-    owned.push_back(std::move(copy));
-    return absl::OkStatus();
-  }
+  Checkpoint checkpoint;
+  std::vector<kernels::Buffer> buffers;
 };
-
-std::vector<WantedTensor> Weights::Tensors(int64_t retaining_width) {
-  const ModelConfig& c = config_;
-  std::vector<WantedTensor> all = {
-      Matrix("model.embed_tokens.weight", c.vocab_size, c.hidden_size, &embedding_),
-      Norm("model.norm.weight", c.hidden_size, &final_norm_)};
-  all[0].deviation = 1.0f;
-  if (!c.tied_embeddings)
-    all.push_back(Matrix("lm_head.weight", c.vocab_size, c.hidden_size, &output_));
-  layers_.resize(c.layers);
-  for (int i = 0; i < c.layers; ++i) {
-    for (WantedTensor& w : TensorsOfLayer(c, i, layers_[i])) all.push_back(std::move(w));
-    if (retaining_width == 0) continue;
-    for (WantedTensor& w : TensorsOfRetainingHead(c, i, retaining_width, layers_[i]))
-      all.push_back(std::move(w));
-  }
-  return all;
-}
-
-absl::Status Weights::Take(Share tensor, kernels::Backend& backend) {
-  const ModelConfig& c = config_;
-  const PartShape whole = {.query_heads = {0, c.query_heads},
-                           .kv_heads = {0, c.kv_heads},
-                           .mlp = {0, c.mlp_size},
-                           .vocabulary = {0, c.vocab_size}};
-  share_ = tensor;
-  shape_ = whole.Part(tensor);
-  if (tensor.count == 1) return absl::OkStatus();
-  if (tensor.count < 1 || c.kv_heads % tensor.count != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor parallel over ", tensor.count,
-                                                   " ranks: the model's ", c.kv_heads,
-                                                   " KV heads do not divide among them"));
-  }
-  const Range q{shape_.query_heads.begin * c.head_dim, shape_.query_heads.end * c.head_dim};
-  const Range kv{shape_.kv_heads.begin * c.head_dim, shape_.kv_heads.end * c.head_dim};
-  for (LayerWeights& layer : layers_) {
-    const TensorView fc1 = layer.retaining_fc1, fc2 = layer.retaining_fc2;
-    layer = PartOf(layer, shape_, c.head_dim, tensor.index == 0);
-    if (!fc1.present()) continue;
-    // Its columns are three ranges: the one weight that is copied.
-    const int64_t k_begin = c.query_heads * c.head_dim, v_begin = k_begin + c.kv_heads * c.head_dim;
-    APB_ASSIGN_OR_RETURN(core::Tensor columns,
-                         core::Tensor::Create(backend, fc1.dtype, {fc1.shape[0], qkv_width()}));
-    APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
-    int64_t at = 0;
-    for (const Range& from : {q, Range{k_begin + kv.begin, k_begin + kv.end},
-                              Range{v_begin + kv.begin, v_begin + kv.end}}) {
-      backend.Copy(fc1.Columns(from.begin, from.end),
-                   columns.view().Columns(at, at + from.length()), *stream);
-      at += from.length();
-    }
-    APB_RETURN_IF_ERROR(stream->Synchronize());
-    layer.retaining_fc1 = columns.view();
-    layer.retaining_fc2 = fc2.Rows(shape_.kv_heads.begin, shape_.kv_heads.end);
-    storage_->owned.push_back(std::move(columns));
-  }
-  output_ = output_.Rows(shape_.vocabulary.begin, shape_.vocabulary.end);
-  return absl::OkStatus();
-}
 
 Weights::Weights() : storage_(std::make_unique<Storage>()) {}
 Weights::~Weights() = default;
 
+absl::Status Weights::Init(const ModelConfig& config, Share tensor) {
+  if (tensor.count < 1 || (tensor.count > 1 && config.kv_heads % tensor.count != 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("tensor parallel over ", tensor.count,
+                                                   " ranks: the model's ", config.kv_heads,
+                                                   " KV heads do not divide among them"));
+  }
+  const PartShape whole = {.query_heads = {0, config.query_heads},
+                           .kv_heads = {0, config.kv_heads},
+                           .mlp = {0, config.mlp_size},
+                           .vocabulary = {0, config.vocab_size}};
+  config_ = config;
+  share_ = tensor;
+  shape_ = whole.Part(tensor);
+  layers_.resize(config.layers);
+  return absl::OkStatus();
+}
+
+std::vector<WantedTensor> Weights::TensorsOf(int layer, int64_t retaining_width) {
+  const ModelConfig& c = config_;
+  if (layer < 0) {
+    std::vector<WantedTensor> all = {
+        Matrix("model.embed_tokens.weight", c.vocab_size, c.hidden_size, &embedding_),
+        Norm("model.norm.weight", c.hidden_size, &final_norm_)};
+    all[0].deviation = 1.0f;
+    if (!c.tied_embeddings)
+      all.push_back(Matrix("lm_head.weight", c.vocab_size, c.hidden_size, &output_));
+    return all;
+  }
+  std::vector<WantedTensor> all = TensorsOfLayer(c, layer, layers_[layer]);
+  if (retaining_width == 0) return all;
+  for (WantedTensor& w : TensorsOfRetainingHead(c, layer, retaining_width, layers_[layer])) {
+    if (share_.count > 1 && w.out == &layers_[layer].retaining_fc1)
+      w.columns = ColumnsOfShare(c, shape_);
+    all.push_back(std::move(w));
+  }
+  return all;
+}
+
+void Weights::TakeShare(int layer) {
+  if (share_.count == 1) return;
+  if (layer < 0) {
+    if (output_.present()) output_ = output_.Rows(shape_.vocabulary.begin, shape_.vocabulary.end);
+    return;
+  }
+  LayerWeights& weights = layers_[layer];
+  const TensorView fc1 = weights.retaining_fc1, fc2 = weights.retaining_fc2;
+  weights = PartOf(weights, shape_, config_.head_dim, share_.index == 0);
+  if (!fc1.present()) return;
+  weights.retaining_fc1 = fc1;  // its columns are not one range: Place takes them
+  weights.retaining_fc2 = fc2.Rows(shape_.kv_heads.begin, shape_.kv_heads.end);
+}
+
+absl::Status Weights::Place(const std::vector<WantedTensor>& wanted, kernels::Backend& backend,
+                            std::vector<WeightCopy>& copies) {
+  const auto moves = [&](const WantedTensor& w) {
+    if (!w.out->present()) return false;  // a bias of another share
+    const bool aligned = reinterpret_cast<uintptr_t>(w.out->data) % SizeOf(w.out->dtype) == 0;
+    return w.file == nullptr || !w.columns.empty() || !aligned || w.out->dtype != config_.dtype ||
+           backend.place() != kernels::Place::kHost;
+  };
+  std::vector<std::pair<const WantedTensor*, size_t>> placed;  // and where it begins
+  size_t bytes = 0;
+  for (const WantedTensor& w : wanted) {
+    if (!moves(w)) continue;
+    const bool joins = w.joins && !placed.empty() && placed.back().first == &w - 1;
+    if (!joins) bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    placed.emplace_back(&w, bytes);
+    int64_t numel = w.out->numel();
+    if (!w.columns.empty()) numel = w.out->rows() * LengthOf(w.columns);
+    bytes += numel * SizeOf(config_.dtype);
+  }
+  if (placed.empty()) return absl::OkStatus();
+  APB_ASSIGN_OR_RETURN(kernels::Buffer buffer, backend.Allocate(bytes));
+  for (const auto& [w, offset] : placed) {
+    const TensorView source = *w->out;
+    std::vector<int64_t> shape(source.shape.begin(), source.shape.begin() + source.rank);
+    if (!w->columns.empty()) shape[1] = LengthOf(w->columns);
+    const TensorView target =
+        ViewOf(static_cast<std::byte*>(buffer.data()) + offset, config_.dtype, shape);
+    int64_t at = 0;
+    for (const Range& range : w->columns) {
+      copies.push_back({w->name, source.Columns(range.begin, range.end),
+                        target.Columns(at, at + range.length())});
+      at += range.length();
+    }
+    if (w->columns.empty()) copies.push_back({w->name, source, target});
+    *w->out = target;
+  }
+  storage_->buffers.push_back(std::move(buffer));
+  return absl::OkStatus();
+}
+
+void Weights::SetDerivedViews() {
+  if (config_.tied_embeddings)
+    output_ = embedding_.Rows(shape_.vocabulary.begin, shape_.vocabulary.end);
+  for (LayerWeights& layer : layers_) {
+    layer.qkv_proj = Joined({layer.q_proj, layer.k_proj, layer.v_proj});
+    layer.qkv_bias = Joined({layer.q_bias, layer.k_bias, layer.v_bias});
+    layer.gate_up_proj = Joined({layer.gate_proj, layer.up_proj});
+  }
+}
+
 absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& directory,
                                                        kernels::Backend& backend, Share tensor) {
   auto weights = std::unique_ptr<Weights>(new Weights());
-  APB_ASSIGN_OR_RETURN(weights->config_, LoadModelConfig(directory));
-  const ModelConfig& c = weights->config_;
-  Storage& storage = *weights->storage_;
-  APB_RETURN_IF_ERROR(storage.AddCheckpoint(directory));
-  const std::string heads_path = directory + "/retaining_heads.safetensors";
-  APB_ASSIGN_OR_RETURN(const bool has_heads, storage.AddRetainingHeads(heads_path, c));
+  APB_ASSIGN_OR_RETURN(const ModelConfig c, LoadModelConfig(directory));
+  Checkpoint& checkpoint = weights->storage_->checkpoint;
+  APB_RETURN_IF_ERROR(checkpoint.Open(directory));
+  APB_ASSIGN_OR_RETURN(
+      const bool has_heads,
+      checkpoint.AddRetainingHeads(directory + "/retaining_heads.safetensors", c.layers));
+  APB_RETURN_IF_ERROR(weights->Init(c, tensor));
 
-  const std::vector<WantedTensor> wanted = weights->Tensors(has_heads ? -1 : 0);
-  for (const WantedTensor& w : wanted) APB_RETURN_IF_ERROR(storage.Get(w, c.dtype));
-  for (int i = 0; has_heads && i < c.layers; ++i) {
-    const int64_t width = weights->layers_[i].retaining_fc1.shape[0];
-    const int64_t takes = weights->layers_[i].retaining_fc2.shape[1];
-    if (width != takes || width < 1 || width > kMaxRetainingWidth) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(heads_path, ": layer ", i, ": fc1 gives ", width, " features, fc2 takes ",
-                       takes, "; both must be the same, from 1 to ", kMaxRetainingWidth));
+  std::vector<std::vector<WantedTensor>> wanted;
+  for (int layer = -1; layer < c.layers; ++layer) {
+    wanted.push_back(weights->TensorsOf(layer, has_heads ? -1 : 0));
+    for (WantedTensor& w : wanted.back()) {
+      APB_ASSIGN_OR_RETURN(const Checkpoint::Found found, checkpoint.Find(w.name, w.shape));
+      if (found.view.dtype != c.dtype) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("checkpoint: tensor '", w.name, "' is not of the type in config.json"));
+      }
+      *w.out = found.view;
+      w.file = found.file;
     }
+    if (layer >= 0 && has_heads)
+      APB_RETURN_IF_ERROR(CheckRetainingHead(weights->layers_[layer], layer));
   }
-  if (c.tied_embeddings) weights->output_ = weights->embedding_;
-  APB_RETURN_IF_ERROR(weights->Take(tensor, backend));
-  for (const WantedTensor& w : wanted) APB_RETURN_IF_ERROR(storage.MoveTo(backend, w.out));
-  if (c.tied_embeddings) {
-    const Range& rows = weights->shape_.vocabulary;
-    weights->output_ = weights->embedding_.Rows(rows.begin, rows.end);
+  std::vector<WeightCopy> copies;
+  for (int layer = -1; layer < c.layers; ++layer) {
+    weights->TakeShare(layer);
+    APB_RETURN_IF_ERROR(weights->Place(wanted[layer + 1], backend, copies));
   }
+  APB_RETURN_IF_ERROR(CopyWeights(copies, backend));
+  weights->SetDerivedViews();
   return weights;
 }
 
@@ -342,19 +307,22 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Random(const ModelConfig& conf
                                                          int64_t retaining_width,
                                                          kernels::Backend& backend, Share tensor) {
   auto weights = std::unique_ptr<Weights>(new Weights());
-  weights->config_ = config;
-  const ModelConfig& c = config;
+  APB_RETURN_IF_ERROR(weights->Init(config, tensor));
   RandomFill random(seed);
-  for (const WantedTensor& w : weights->Tensors(retaining_width)) {
-    const int64_t count = w.shape[0] * (w.shape.size() > 1 ? w.shape[1] : 1);
-    std::vector<std::byte> bytes = random.Make(c.dtype, count, w.deviation, w.mean);
-    APB_ASSIGN_OR_RETURN(core::Tensor tensor,
-                         core::Tensor::CopyOf(backend, ViewOf(bytes.data(), c.dtype, w.shape)));
-    *w.out = tensor.view();
-    weights->storage_->owned.push_back(std::move(tensor));
+  for (int layer = -1; layer < config.layers; ++layer) {
+    const std::vector<WantedTensor> wanted = weights->TensorsOf(layer, retaining_width);
+    std::vector<std::vector<std::byte>> numbers;
+    for (const WantedTensor& w : wanted) {
+      const int64_t count = w.shape[0] * (w.shape.size() > 1 ? w.shape[1] : 1);
+      numbers.push_back(random.Make(config.dtype, count, w.deviation, w.mean));
+      *w.out = ViewOf(numbers.back().data(), config.dtype, w.shape);
+    }
+    weights->TakeShare(layer);
+    std::vector<WeightCopy> copies;
+    APB_RETURN_IF_ERROR(weights->Place(wanted, backend, copies));
+    APB_RETURN_IF_ERROR(CopyWeights(copies, backend));
   }
-  if (c.tied_embeddings) weights->output_ = weights->embedding_;
-  APB_RETURN_IF_ERROR(weights->Take(tensor, backend));
+  weights->SetDerivedViews();
   return weights;
 }
 

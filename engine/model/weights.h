@@ -14,15 +14,17 @@
 namespace apb::model {
 
 struct WantedTensor;
+struct WeightCopy;
 
 class Weights {
  public:
   // Maps `<directory>/model.safetensors` or else the shards of model.safetensors.index.json, and
   // `retaining_heads.safetensors` if it is there. Names, types and shapes are checked against
-  // config.json; the error names the tensor (f16 checkpoints are refused, not converted). `backend`
-  // gets copies of the tensors where its place is not the host. With a tensor parallel share, heads,
-  // MLP columns and vocabulary are that share's (the embedding is whole); kInvalidArgument where the
-  // KV heads do not divide.
+  // config.json; the error names the tensor. Tensors are computed on in the file where the backend
+  // can do that (its place is the host, type and alignment fit); the others are copied, and those that one
+  // product can compute lie side by side (LayerWeights). With a tensor parallel share, heads, MLP columns
+  // and vocabulary are that share's (the embedding is whole); kInvalidArgument where the KV heads do
+  // not divide.
   static absl::StatusOr<std::unique_ptr<Weights>> Load(const std::string& directory,
                                                        kernels::Backend& backend,
                                                        Share tensor = {});
@@ -51,13 +53,20 @@ class Weights {
   }
 
  private:
-  struct Storage;  // mapped files or owned buffers
+  struct Storage;  // mapped files and memory of the backend
   Weights();
-  // All tensors that config_ asks for, pointing at the views here; with retaining heads of a width
-  // (0 = none, -1 = any).
-  std::vector<WantedTensor> Tensors(int64_t retaining_width);
-  // Cuts the views down to a tensor parallel share.
-  absl::Status Take(Share tensor, kernels::Backend& backend);
+  absl::Status Init(const ModelConfig& config, Share tensor);
+  // What config_ asks for in a layer, or (layer -1) outside of the layers, with the views here that are
+  // to show it; with retaining heads of a width (0 = none, -1 = any).
+  std::vector<WantedTensor> TensorsOf(int layer, int64_t retaining_width);
+  // Cuts views that show the whole model's tensors down to the share.
+  void TakeShare(int layer);
+  // Lets the views that cannot stay where they are show memory of the backend, and adds what has to be
+  // copied there.
+  absl::Status Place(const std::vector<WantedTensor>& wanted, kernels::Backend& backend,
+                     std::vector<WeightCopy>& copies);
+  // Sets the views that follow from others, when those show what they will show for good.
+  void SetDerivedViews();
   ModelConfig config_;
   Share share_;
   PartShape shape_;
