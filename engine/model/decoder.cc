@@ -36,11 +36,11 @@ class PhaseTimer {
 Decoder::Decoder(const Weights& weights, kernels::Backend& backend)
     : weights_(weights),
       backend_(backend),
+      row_chunk_(backend.place() == kernels::Place::kHost ? kHostRowChunk : kDeviceRowChunk),
       qkv_(backend),
       attended_(backend),
       normed_(backend),
-      gate_(backend),
-      up_(backend),
+      gate_up_(backend),
       sums_(backend),
       ids_(backend) {}
 
@@ -127,30 +127,36 @@ absl::Status Decoder::Project(const Division& division, int l, const TensorView&
   const int64_t q_width = division.shape.query_heads.length() * c.head_dim,
                 kv_width = division.shape.kv_heads.length() * c.head_dim;
   const float epsilon = static_cast<float>(c.rms_norm_epsilon);
-  for (int64_t begin = 0; begin < hidden.rows(); begin += kRowChunk) {
-    const int64_t end = std::min(begin + kRowChunk, hidden.rows());
+  const auto normalize_heads = [&](const TensorView& x, const TensorView& norm) {
+    if (!norm.present()) return;
+    const TensorView heads = x.SplitHeads(c.head_dim);
+    backend_.RmsNorm(heads, norm, epsilon, heads, stream);
+  };
+  for (int64_t begin = 0; begin < hidden.rows(); begin += row_chunk_) {
+    const int64_t end = std::min(begin + row_chunk_, hidden.rows());
     APB_ASSIGN_OR_RETURN(const TensorView normed,
                          normed_.Get(c.dtype, {end - begin, c.hidden_size}));
     backend_.RmsNorm(hidden.Rows(begin, end), layer.input_norm, epsilon, normed, stream);
-    const TensorView rows = qkv.Rows(begin, end);
-    if (!only_kv) {
-      const TensorView q = rows.Columns(0, q_width);
-      backend_.Linear({.x = normed, .weight = layer.q_proj, .bias = layer.q_bias, .out = q},
-                      stream);
-      if (layer.q_norm.present()) {
-        const TensorView heads = q.SplitHeads(c.head_dim);
-        backend_.RmsNorm(heads, layer.q_norm, epsilon, heads, stream);
+    const TensorView rows = qkv.Rows(begin, end), q = rows.Columns(0, q_width),
+                     k = rows.Columns(q_width, q_width + kv_width),
+                     v = rows.Columns(q_width + kv_width, q_width + 2 * kv_width);
+    const auto product = [&](const TensorView& weight, const TensorView& bias,
+                             const TensorView& out) {
+      backend_.Linear({.x = normed, .weight = weight, .bias = bias, .out = out}, stream);
+    };
+    const bool as_one =
+        layer.qkv_proj.present() && layer.q_bias.present() == layer.qkv_bias.present();
+    if (as_one && !only_kv) {
+      product(layer.qkv_proj, layer.qkv_bias, rows);
+    } else {
+      if (!only_kv) product(layer.q_proj, layer.q_bias, q);
+      if (kv_width > 0) {  // there may be more ranks than KV heads
+        product(layer.k_proj, layer.k_bias, k);
+        product(layer.v_proj, layer.v_bias, v);
       }
     }
-    if (kv_width == 0) continue;  // more ranks than KV heads
-    const TensorView k = rows.Columns(q_width, q_width + kv_width),
-                     v = rows.Columns(q_width + kv_width, q_width + 2 * kv_width);
-    backend_.Linear({.x = normed, .weight = layer.k_proj, .bias = layer.k_bias, .out = k}, stream);
-    backend_.Linear({.x = normed, .weight = layer.v_proj, .bias = layer.v_bias, .out = v}, stream);
-    if (layer.k_norm.present()) {
-      const TensorView heads = k.SplitHeads(c.head_dim);
-      backend_.RmsNorm(heads, layer.k_norm, epsilon, heads, stream);
-    }
+    if (!only_kv) normalize_heads(q, layer.q_norm);
+    if (kv_width > 0) normalize_heads(k, layer.k_norm);
   }
   return absl::OkStatus();
 }
@@ -205,8 +211,8 @@ absl::Status Decoder::OutputAndMlp(const Division& division, int l, const Tensor
   const ModelConfig& c = config();
   const LayerWeights& layer = division.layers[l];
   const int64_t width = division.shape.mlp.length();
-  for (int64_t begin = 0; begin < hidden.rows(); begin += kRowChunk) {
-    const int64_t end = std::min(begin + kRowChunk, hidden.rows());
+  for (int64_t begin = 0; begin < hidden.rows(); begin += row_chunk_) {
+    const int64_t end = std::min(begin + row_chunk_, hidden.rows());
     const TensorView rows = hidden.Rows(begin, end);
     APB_ASSIGN_OR_RETURN(const TensorView normed,
                          normed_.Get(c.dtype, {end - begin, c.hidden_size}));
@@ -217,12 +223,16 @@ absl::Status Decoder::OutputAndMlp(const Division& division, int l, const Tensor
                                     .norm = layer.post_norm,
                                     .normed = normed},
                                    rows, phase_seconds_.projection, stream));
-    APB_ASSIGN_OR_RETURN(const TensorView gate, gate_.Get(c.dtype, {end - begin, width}));
-    APB_ASSIGN_OR_RETURN(const TensorView up, up_.Get(c.dtype, {end - begin, width}));
+    APB_ASSIGN_OR_RETURN(const TensorView gate_up, gate_up_.Get(c.dtype, {end - begin, 2 * width}));
+    const TensorView gate = gate_up.Columns(0, width), up = gate_up.Columns(width, 2 * width);
     {
       PhaseTimer timer(stream, timed_, phase_seconds_.mlp);
-      backend_.Linear({.x = normed, .weight = layer.gate_proj, .out = gate}, stream);
-      backend_.Linear({.x = normed, .weight = layer.up_proj, .out = up}, stream);
+      if (layer.gate_up_proj.present()) {
+        backend_.Linear({.x = normed, .weight = layer.gate_up_proj, .out = gate_up}, stream);
+      } else {
+        backend_.Linear({.x = normed, .weight = layer.gate_proj, .out = gate}, stream);
+        backend_.Linear({.x = normed, .weight = layer.up_proj, .out = up}, stream);
+      }
       backend_.SiluMul(gate, up, gate, stream);
     }
     APB_RETURN_IF_ERROR(AddProduct(division, {.x = gate, .weight = layer.down_proj}, rows,

@@ -85,9 +85,9 @@ class Decoder {
   };
 
   Decoder(const Weights& weights, kernels::Backend& backend);
-  // Rows that the row-wise parts take at a time: large enough for the matrix products, small enough
-  // for the cache.
-  static constexpr int64_t kRowChunk = 1024;
+  // Rows that the row-wise parts take at a time: enough to fill a device with a matrix product; on a
+  // CPU, few enough for its cache.
+  static constexpr int64_t kHostRowChunk = 1024, kDeviceRowChunk = 4096;
   static constexpr int64_t kTimedRows = 256;  // on a device
 
   absl::Status Project(const Division& division, int layer, const kernels::TensorView& hidden,
@@ -109,12 +109,13 @@ class Decoder {
 
   const Weights& weights_;
   kernels::Backend& backend_;
+  const int64_t row_chunk_;
   core::Tensor inv_freq_;
   float attention_factor_ = 1.0f;
-  Division whole_;                                   // between tensor parallel shares, if any
-  std::unique_ptr<Division> sliced_;                 // between all ranks
-  core::Workspace qkv_, attended_;                   // as long as the call's rows
-  core::Workspace normed_, gate_, up_, sums_, ids_;  // one chunk of rows
+  Division whole_;                                 // between tensor parallel shares, if any
+  std::unique_ptr<Division> sliced_;               // between all ranks
+  core::Workspace qkv_, attended_;                 // as long as the call's rows
+  core::Workspace normed_, gate_up_, sums_, ids_;  // one chunk of rows
   PhaseSeconds phase_seconds_;
   bool timed_ = true;  // of the call under way
 };
