@@ -6,11 +6,14 @@
 namespace apb::kernels {
 namespace {
 
-std::string Shape(const TensorView& v) {
-  return absl::StrCat("[", absl::StrJoin(v.shape.begin(), v.shape.begin() + v.rank, ", "), "]");
+std::string TypeAndShape(const TensorView& v) {
+  return absl::StrCat(NameOf(v.dtype), "[",
+                      absl::StrJoin(v.shape.begin(), v.shape.begin() + v.rank, ", "), "]");
 }
 
-bool IsFloat(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; }
+bool IsFloat(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
+}
 
 absl::Status Check(bool ok, const char* operation, const TensorView& a, const TensorView& b) {
   return ok ? absl::OkStatus() : ShapeError(operation, a, b);
@@ -18,17 +21,17 @@ absl::Status Check(bool ok, const char* operation, const TensorView& a, const Te
 
 bool RowsFitCache(const TensorView& k, const TensorView& v, const TensorView& slots,
                   const TensorView& k_cache, const TensorView& v_cache) {
-  return k.rank == 3 && k.shape == v.shape && slots.dtype == DType::kI64 &&
+  return k.rank == 3 && k.shape == v.shape && IsFloat(k.dtype) && slots.dtype == DType::kI64 &&
          slots.shape[0] == k.shape[0] && k_cache.rank == 4 && k_cache.shape == v_cache.shape &&
-         k_cache.shape[1] == k.shape[1] && k_cache.shape[3] == k.shape[2] &&
-         k.dtype == k_cache.dtype;
+         k_cache.shape[1] == k.shape[1] && k_cache.shape[3] == k.shape[2] && k.dtype == v.dtype &&
+         k.dtype == k_cache.dtype && k.dtype == v_cache.dtype;
 }
 
 }  // namespace
 
 absl::Status ShapeError(const char* operation, const TensorView& a, const TensorView& b) {
-  return absl::InternalError(
-      absl::StrCat(operation, ": shapes or types do not fit: ", Shape(a), " and ", Shape(b)));
+  return absl::InternalError(absl::StrCat(
+      operation, ": shapes or types do not fit: ", TypeAndShape(a), " and ", TypeAndShape(b)));
 }
 
 absl::Status CheckCopy(const TensorView& source, const TensorView& target) {
@@ -38,8 +41,8 @@ absl::Status CheckCopy(const TensorView& source, const TensorView& target) {
 }
 
 absl::Status CheckEmbedding(const TensorView& table, const TensorView& ids, const TensorView& out) {
-  return Check(table.rank == 2 && ids.dtype == DType::kI32 && out.rank == 2 &&
-                   out.dtype == table.dtype && out.shape[0] == ids.shape[0] &&
+  return Check(table.rank == 2 && IsFloat(table.dtype) && ids.dtype == DType::kI32 &&
+                   out.rank == 2 && out.dtype == table.dtype && out.shape[0] == ids.shape[0] &&
                    out.shape[1] == table.shape[1],
                "Embedding", table, out);
 }
@@ -138,12 +141,14 @@ absl::Status CheckReadFromCache(const TensorView& k, const TensorView& v, const 
 }
 
 absl::Status CheckMaxPoolRows(const TensorView& scores, int window, const TensorView& out) {
-  return Check(scores.rank == 2 && scores.shape == out.shape && window > 0 && window % 2 == 1,
+  return Check(scores.rank == 2 && scores.shape == out.shape && scores.dtype == DType::kF32 &&
+                   out.dtype == DType::kF32 && window > 0 && window % 2 == 1,
                "MaxPoolRows", scores, out);
 }
 
 absl::Status CheckKeyScores(const KeyScoreArgs& a) {
-  return Check(a.k.rank == 3 && a.query.rank == 3 && a.k.dtype == a.query.dtype &&
+  return Check(a.k.rank == 3 && a.query.rank == 3 && IsFloat(a.k.dtype) &&
+                   a.k.dtype == a.query.dtype && a.scores.dtype == DType::kF32 &&
                    a.k.shape[2] <= 256 && a.query.shape[2] == a.k.shape[2] &&
                    a.query.shape[1] % a.k.shape[1] == 0 && a.scores.shape[0] == a.k.shape[0] &&
                    a.scores.shape[1] == a.k.shape[1],
@@ -151,18 +156,20 @@ absl::Status CheckKeyScores(const KeyScoreArgs& a) {
 }
 
 absl::Status CheckTopKPerHead(const TopKPerHeadArgs& a) {
-  return Check(a.scores.rank == 2 && a.eligible_begin >= 0 && a.eligible_end <= a.scores.shape[0] &&
-                   a.count >= 0 && a.count <= a.eligible_end - a.eligible_begin &&
+  return Check(a.scores.rank == 2 && a.scores.dtype == DType::kF32 &&
+                   a.indices.dtype == DType::kI32 && a.eligible_begin >= 0 &&
+                   a.eligible_end <= a.scores.shape[0] && a.count >= 0 &&
+                   a.count <= a.eligible_end - a.eligible_begin &&
                    a.indices.shape[0] == a.scores.shape[1] && a.indices.shape[1] == a.count,
                "TopKPerHead", a.scores, a.indices);
 }
 
 absl::Status CheckGatherRowsPerHead(const TensorView& x, const TensorView& indices,
                                     const TensorView& out) {
-  return Check(x.rank == 3 && indices.rank == 2 && indices.dtype == DType::kI32 && out.rank == 3 &&
-                   out.dtype == x.dtype && indices.shape[0] == x.shape[1] &&
-                   out.shape[0] == indices.shape[1] && out.shape[1] == x.shape[1] &&
-                   out.shape[2] == x.shape[2],
+  return Check(x.rank == 3 && IsFloat(x.dtype) && indices.rank == 2 &&
+                   indices.dtype == DType::kI32 && out.rank == 3 && out.dtype == x.dtype &&
+                   indices.shape[0] == x.shape[1] && out.shape[0] == indices.shape[1] &&
+                   out.shape[1] == x.shape[1] && out.shape[2] == x.shape[2],
                "GatherRowsPerHead", x, out);
 }
 

@@ -1,7 +1,7 @@
 // The narrow device interface. Everything above it is the same for CPU and GPU. Operations take
 // plain views and a stream; they return nothing: a failed kernel makes its stream fail for good,
-// and Synchronize tells. Activations are bf16 or f32 (the model's type); weights have the same
-// type; accumulation is float. Shapes: T rows, D hidden size, F MLP size, V vocabulary, n_q / n_kv
+// and Synchronize tells. Activations are bf16, f16 or f32 (the model's type; the CPU backend refuses
+// f16 in all operations but Copy); weights have the same type; accumulation is float. Shapes: T rows, D hidden size, F MLP size, V vocabulary, n_q / n_kv
 // heads, d head dimension.
 #pragma once
 

@@ -25,6 +25,23 @@ constexpr size_t SizeOf(DType dtype) {
   return 0;
 }
 
+// As messages have it.
+constexpr const char* NameOf(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return "f32";
+    case DType::kBF16:
+      return "bf16";
+    case DType::kI32:
+      return "i32";
+    case DType::kI64:
+      return "i64";
+    case DType::kF16:
+      return "f16";
+  }
+  return "?";
+}
+
 // bf16 as stored; arithmetic happens in float.
 struct BFloat16 {
   uint16_t bits;

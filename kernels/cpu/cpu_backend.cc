@@ -38,7 +38,11 @@ class CpuStream : public Stream {
   void Fail(absl::Status status) {
     if (status_.ok()) status_ = std::move(status);
   }
-  bool failed() const { return !status_.ok(); }
+  // Whether an operation may run: its check is OK, and none before it has failed.
+  bool Accepts(absl::Status check) {
+    if (!check.ok()) Fail(std::move(check));
+    return status_.ok();
+  }
 
  private:
   absl::Status status_;
@@ -98,13 +102,13 @@ class CpuBackend : public Backend {
   }
 
   void Copy(const TensorView& source, const TensorView& target, Stream& stream) override {
-    if (!Passes(CheckCopy(source, target), stream)) return;
+    if (!Of(stream).Accepts(CheckCopy(source, target))) return;  // of any type
     CopyOnCpu(source, target, threads_);
   }
 
   void Embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
                  Stream& stream) override {
-    if (!Passes(CheckEmbedding(table, ids, out), stream)) return;
+    if (!Passes(CheckEmbedding(table, ids, out), table, stream)) return;
     for (int64_t t = 0; t < ids.shape[0]; ++t) {
       if (ids.as<int32_t>()[t] >= 0 && ids.as<int32_t>()[t] < table.shape[0]) continue;
       Of(stream).Fail(ShapeError("Embedding id", table, ids));
@@ -115,12 +119,12 @@ class CpuBackend : public Backend {
 
   void RmsNorm(const TensorView& x, const TensorView& weight, float epsilon, const TensorView& out,
                Stream& stream) override {
-    if (!Passes(CheckRmsNorm(x, weight, out), stream)) return;
+    if (!Passes(CheckRmsNorm(x, weight, out), x, stream)) return;
     isa_.rms_norm(x, weight, epsilon, out, threads_);
   }
 
   void Linear(const LinearArgs& a, Stream& stream) override {
-    if (!Passes(CheckLinear(a), stream) || a.x.shape[0] == 0) return;
+    if (!Passes(CheckLinear(a), a.x, stream) || a.x.shape[0] == 0) return;
     if (isa_.linear(a, threads_, scratch_)) return;
     // oneDNN asks OpenMP for the number of threads; put the caller's setting back afterwards.
     const int before = omp_get_max_threads();
@@ -131,7 +135,7 @@ class CpuBackend : public Backend {
   }
 
   void Rope(const RopeArgs& a, Stream& stream) override {
-    if (!Passes(CheckRope(a), stream)) return;
+    if (!Passes(CheckRope(a), a.x, stream)) return;
     if (a.inv_freq.shape[0] > 0) isa_.rope(a, threads_);
     if (!a.store.slots.present()) return;
     const int64_t rows = a.x.shape[0];
@@ -141,69 +145,72 @@ class CpuBackend : public Backend {
 
   void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
                Stream& stream) override {
-    if (!Passes(CheckSiluMul(gate, up, out), stream)) return;
+    if (!Passes(CheckSiluMul(gate, up, out), out, stream)) return;
     isa_.silu_mul(gate, up, out, threads_);
   }
 
   void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) override {
-    if (!Passes(CheckAccumulate(x, out), stream)) return;
+    if (!Passes(CheckAccumulate(x, out), out, stream)) return;
     isa_.accumulate(x, out, threads_);
   }
   void AccumulateRmsNorm(const TensorView& x, const TensorView& residual, const TensorView& weight,
                          float epsilon, const TensorView& out, Stream& stream) override {
-    if (!Passes(CheckAccumulate(x, residual), stream)) return;
-    if (!Passes(CheckRmsNorm(residual, weight, out), stream)) return;
+    if (!Passes(CheckAccumulate(x, residual), residual, stream)) return;
+    if (!Passes(CheckRmsNorm(residual, weight, out), out, stream)) return;
     isa_.accumulate(x, residual, threads_);
     isa_.rms_norm(residual, weight, epsilon, out, threads_);
   }
 
   void Attention(const AttentionArgs& a, Stream& stream) override {
-    if (!Passes(CheckAttention(a), stream) || a.q.shape[0] == 0) return;
+    if (!Passes(CheckAttention(a), a.q, stream) || a.q.shape[0] == 0) return;
     if (!isa_.attention(a, threads_, scratch_)) NoMemory(stream, "Attention");
   }
 
   void PagedAttention(const PagedAttentionArgs& a, Stream& stream) override {
-    if (!Passes(CheckPagedAttention(a), stream)) return;
+    if (!Passes(CheckPagedAttention(a), a.q, stream)) return;
     if (!isa_.paged_attention(a, threads_, scratch_)) NoMemory(stream, "PagedAttention");
   }
 
   void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
                      const TensorView& lse, Stream& stream) override {
-    if (!Passes(CheckMergePartials(outs, lses, out), stream)) return;
+    if (!Passes(CheckMergePartials(outs, lses, out), out, stream)) return;
     isa_.merge_partials(outs, lses, out, lse, threads_);
   }
 
   void ReadFromCache(const TensorView& slots, const TensorView& k_cache, const TensorView& v_cache,
                      const TensorView& k, const TensorView& v, Stream& stream) override {
-    if (!Passes(CheckReadFromCache(k, v, slots, k_cache, v_cache), stream)) return;
+    if (!Passes(CheckReadFromCache(k, v, slots, k_cache, v_cache), k, stream)) return;
     ReadFromCacheOnCpu(slots, k_cache, v_cache, k, v, threads_);
   }
 
   void MaxPoolRows(const TensorView& scores, int window, const TensorView& out,
                    Stream& stream) override {
-    if (!Passes(CheckMaxPoolRows(scores, window, out), stream)) return;
+    if (!Passes(CheckMaxPoolRows(scores, window, out), out, stream)) return;
     MaxPoolRowsOnCpu(scores, window, out, threads_);
   }
   void KeyScores(const KeyScoreArgs& a, Stream& stream) override {
-    if (!Passes(CheckKeyScores(a), stream)) return;
+    if (!Passes(CheckKeyScores(a), a.k, stream)) return;
     isa_.key_scores(a, threads_);
   }
   void TopKPerHead(const TopKPerHeadArgs& a, Stream& stream) override {
-    if (!Passes(CheckTopKPerHead(a), stream)) return;
+    if (!Passes(CheckTopKPerHead(a), a.scores, stream)) return;
     TopKPerHeadOnCpu(a, threads_);
   }
   void GatherRowsPerHead(const TensorView& x, const TensorView& indices, const TensorView& out,
                          Stream& stream) override {
-    if (!Passes(CheckGatherRowsPerHead(x, indices, out), stream)) return;
+    if (!Passes(CheckGatherRowsPerHead(x, indices, out), x, stream)) return;
     GatherRowsPerHeadOnCpu(x, indices, out, threads_);
   }
 
  private:
   static CpuStream& Of(Stream& stream) { return static_cast<CpuStream&>(stream); }
-  // Whether the operation may run: its operands fit, and none before it has failed.
-  static bool Passes(absl::Status check, Stream& stream) {
-    if (!check.ok()) Of(stream).Fail(std::move(check));
-    return !Of(stream).failed();
+  // Whether an operation may run whose operands, if they fit, have the type of `operand` or f32.
+  static bool Passes(absl::Status check, const TensorView& operand, Stream& stream) {
+    if (check.ok() && operand.dtype == DType::kF16) {
+      check = absl::UnimplementedError(
+          "the CPU backend does not compute in f16; convert the operands to bf16 or f32");
+    }
+    return Of(stream).Accepts(std::move(check));
   }
   static void NoMemory(Stream& stream, const char* op) {
     Of(stream).Fail(absl::ResourceExhaustedError(absl::StrCat(op, ": no memory for packed keys")));

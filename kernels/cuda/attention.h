@@ -1,7 +1,7 @@
 // The attention kernels: their arguments and host side. Three of them compute the same thing, from
 // the fastest to the most general:
-//   Hopper   (sm_90a)  bf16, d 64 or 128: TMA, wgmma, a producer and two consumer warpgroups
-//   matrix   (sm_80)   bf16, d 64, 80, 96, 128: mma.sync, cp.async
+//   Hopper   (sm_90a)  bf16 and f16, d 64 or 128: TMA, wgmma, a producer and two consumer warpgroups
+//   matrix   (sm_80)   bf16 and f16, d 64, 80, 96, 128: mma.sync, cp.async
 //   plain              any type, d up to 256, any alignment: a warp for a row and head
 #pragma once
 
@@ -26,6 +26,7 @@ struct DeviceSegment {
 
 // Prefill attention as a kernel takes it. Strides are in elements.
 struct SegmentedArgs {
+  DType dtype;  // of q, k, v, and of out unless out_is_float
   const void* q;
   int64_t q_row, q_head;
   const int32_t* q_positions;
@@ -51,12 +52,13 @@ cudaError_t PlanTiles(SegmentedArgs& args, int tile_rows, int tile_keys, void* s
                       cudaStream_t stream);
 
 // attention_plain.cu. No plan is needed.
-cudaError_t PlainAttention(const SegmentedArgs& args, DType dtype, cudaStream_t stream);
+cudaError_t PlainAttention(const SegmentedArgs& args, cudaStream_t stream);
 cudaError_t PlainPagedAttention(const PagedAttentionArgs& args, cudaStream_t stream);
 
 // attention_sm80.cu. Whether the matrix kernels take these views.
 constexpr int kMatrixTileRows = 64;
 constexpr int kMatrixTileKeys = 64;
+bool IsMatrixType(DType dtype);
 bool IsMatrixHeadDim(int64_t head_dim);
 bool MatrixAttentionTakes(const AttentionArgs& args);
 cudaError_t MatrixAttention(const SegmentedArgs& args, cudaStream_t stream);

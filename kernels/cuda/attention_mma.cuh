@@ -17,12 +17,13 @@ __device__ __forceinline__ float QuadSum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// Two neighbouring elements of an output row. `at` is in elements and even.
+// Two neighbouring elements of an output row, of type T or float. `at` is in elements and even.
+template <typename T>
 __device__ __forceinline__ void StorePair(void* out, bool is_float, int64_t at, float a, float b) {
   if (is_float) {
     *reinterpret_cast<float2*>(static_cast<float*>(out) + at) = make_float2(a, b);
   } else {
-    *reinterpret_cast<uint32_t*>(static_cast<BFloat16*>(out) + at) = PackBFloat16(a, b);
+    *reinterpret_cast<uint32_t*>(static_cast<T*>(out) + at) = PackPair<T>(a, b);
   }
 }
 
@@ -73,7 +74,8 @@ struct OnlineSoftmax {
   }
 };
 
-template <int D>
+// Of queries, keys and values of type T, BFloat16 or Float16.
+template <typename T, int D>
 struct WarpAttention {
   static constexpr int kStride = D + 8;
 
@@ -82,13 +84,13 @@ struct WarpAttention {
   OnlineSoftmax softmax;
 
   // The two rows of this lane, null for one that is not there.
-  __device__ __forceinline__ void LoadRows(const BFloat16* row0, const BFloat16* row1) {
+  __device__ __forceinline__ void LoadRows(const T* row0, const T* row1) {
     const int column = threadIdx.x % 4 * 2;
 #pragma unroll
     for (int kk = 0; kk < D / 16; ++kk) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const BFloat16* row = i % 2 == 0 ? row0 : row1;
+        const T* row = i % 2 == 0 ? row0 : row1;
         q[kk][i] = row == nullptr
                        ? 0u
                        : *reinterpret_cast<const uint32_t*>(row + kk * 16 + i / 2 * 8 + column);
@@ -99,19 +101,19 @@ struct WarpAttention {
   // kKeys keys in shared memory. Where `masked`, sees(half, key) says whether row `half` of this
   // lane sees key number `key` of the tile.
   template <int kKeys, typename Sees>
-  __device__ __forceinline__ void Attend(const BFloat16* k, const BFloat16* v, float scale_log2,
-                                         bool masked, Sees sees) {
+  __device__ __forceinline__ void Attend(const T* k, const T* v, float scale_log2, bool masked,
+                                         Sees sees) {
     const int lane = threadIdx.x % kWarp;
     float s[kKeys / 2] = {};
-    const BFloat16* k_row = k + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8;
+    const T* k_row = k + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8;
 #pragma unroll
     for (int kk = 0; kk < D / 16; ++kk) {
 #pragma unroll
       for (int n = 0; n < kKeys / 16; ++n) {
         uint32_t b[4];
         LoadMatrices(b, k_row + n * 16 * kStride + kk * 16);
-        MatrixMultiplyAdd(Quad(s, 2 * n), q[kk], b[0], b[1]);
-        MatrixMultiplyAdd(Quad(s, 2 * n + 1), q[kk], b[2], b[3]);
+        MatrixMultiplyAdd<T>(Quad(s, 2 * n), q[kk], b[0], b[1]);
+        MatrixMultiplyAdd<T>(Quad(s, 2 * n + 1), q[kk], b[2], b[3]);
       }
     }
     if (masked) {
@@ -127,18 +129,19 @@ struct WarpAttention {
 #pragma unroll
       for (int i = 0; i < 4; ++i) out[n][i] *= shrink[i / 2];
     }
-    const BFloat16* v_row = v + (lane / 8 % 2 * 8 + lane % 8) * kStride + lane / 16 * 8;
+    const T* v_row = v + (lane / 8 % 2 * 8 + lane % 8) * kStride + lane / 16 * 8;
 #pragma unroll
     for (int kk = 0; kk < kKeys / 16; ++kk) {
+      // At most 1, so f16 holds them; it drops what is below 2^-25 of the row's largest so far.
       const uint32_t p[4] = {
-          PackBFloat16(s[8 * kk], s[8 * kk + 1]), PackBFloat16(s[8 * kk + 2], s[8 * kk + 3]),
-          PackBFloat16(s[8 * kk + 4], s[8 * kk + 5]), PackBFloat16(s[8 * kk + 6], s[8 * kk + 7])};
+          PackPair<T>(s[8 * kk], s[8 * kk + 1]), PackPair<T>(s[8 * kk + 2], s[8 * kk + 3]),
+          PackPair<T>(s[8 * kk + 4], s[8 * kk + 5]), PackPair<T>(s[8 * kk + 6], s[8 * kk + 7])};
 #pragma unroll
       for (int n = 0; n < D / 16; ++n) {
         uint32_t b[4];
         LoadMatricesTransposed(b, v_row + kk * 16 * kStride + n * 16);
-        MatrixMultiplyAdd(out[2 * n], p, b[0], b[1]);
-        MatrixMultiplyAdd(out[2 * n + 1], p, b[2], b[3]);
+        MatrixMultiplyAdd<T>(out[2 * n], p, b[0], b[1]);
+        MatrixMultiplyAdd<T>(out[2 * n + 1], p, b[2], b[3]);
       }
     }
   }
@@ -149,8 +152,8 @@ struct WarpAttention {
     const int column = threadIdx.x % 4 * 2;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-      StorePair(to, is_float, at + n * 8 + column, out[n][2 * half] * inverse,
-                out[n][2 * half + 1] * inverse);
+      StorePair<T>(to, is_float, at + n * 8 + column, out[n][2 * half] * inverse,
+                   out[n][2 * half + 1] * inverse);
     }
   }
 

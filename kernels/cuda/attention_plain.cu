@@ -54,7 +54,7 @@ struct PlainRow {
       if (is_float) {
         static_cast<float*>(to)[c] = x;
       } else {
-        static_cast<BFloat16*>(to)[c] = FromFloat<BFloat16>(x);
+        static_cast<T*>(to)[c] = FromFloat<T>(x);
       }
     }
     if (lane == 0 && lse != nullptr) *lse = sum > 0 ? top * kLn2 + logf(sum) : -INFINITY;
@@ -119,9 +119,9 @@ __global__ void PlainPagedKernel(const __grid_constant__ PlainPagedArgs a) {
 
 }  // namespace
 
-cudaError_t PlainAttention(const SegmentedArgs& args, DType dtype, cudaStream_t stream) {
+cudaError_t PlainAttention(const SegmentedArgs& args, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(DivideUp(args.rows * args.heads, kWarps)));
-  return WithElement(dtype, [&](auto element) {
+  return WithElement(args.dtype, [&](auto element) {
     return Launch(PlainKernel<decltype(element)>, grid, kThreads, 0, stream, args);
   });
 }

@@ -83,6 +83,7 @@ SegmentedArgs ToDevice(const AttentionArgs& a) {
   d.kv_heads = d.heads;
   d.head_dim = static_cast<int>(a.q.shape[2]);
   d.scale = a.scale;
+  d.dtype = a.q.dtype;
   d.out_is_float = a.out.dtype == DType::kF32;
   for (const KeySegment& s : a.keys) {
     const bool read_by_0 = a.group_split > 0 && s.visible_to_group[0] != Visibility::kNone;

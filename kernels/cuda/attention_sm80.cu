@@ -10,31 +10,30 @@ namespace {
 
 constexpr int kThreads = 128;
 
-template <int D>
+template <typename T, int D>
 struct SharedTiles {
   static constexpr int kStages = 2;
-  BFloat16 k[kStages][kMatrixTileKeys][WarpAttention<D>::kStride];
-  BFloat16 v[kStages][kMatrixTileKeys][WarpAttention<D>::kStride];
+  T k[kStages][kMatrixTileKeys][WarpAttention<T, D>::kStride];
+  T v[kStages][kMatrixTileKeys][WarpAttention<T, D>::kStride];
 };
 
 // Rows [first, first + 64) of one head; zeros behind the last key.
-template <int D>
-__device__ void CopyTile(const void* source, int64_t row_stride, int64_t first, int keys,
-                         BFloat16 (&target)[kMatrixTileKeys][WarpAttention<D>::kStride]) {
+template <typename T, int D>
+__device__ void CopyTile(const T* source, int64_t row_stride, int64_t first, int keys,
+                         T (&target)[kMatrixTileKeys][WarpAttention<T, D>::kStride]) {
   constexpr int kChunks = D / 8;
-  const BFloat16* base = static_cast<const BFloat16*>(source);
 #pragma unroll
   for (int i = 0; i < kMatrixTileKeys * kChunks / kThreads; ++i) {
     const int chunk = i * kThreads + threadIdx.x, key = chunk / kChunks, c = chunk % kChunks * 8;
     const bool valid = first + key < keys;
-    CopyAsync16(&target[key][c], base + (valid ? (first + key) * row_stride + c : 0), valid);
+    CopyAsync16(&target[key][c], source + (valid ? (first + key) * row_stride + c : 0), valid);
   }
 }
 
-template <int D>
+template <typename T, int D>
 __global__ void __launch_bounds__(kThreads)
     MatrixAttentionKernel(const __grid_constant__ SegmentedArgs a) {
-  SharedTiles<D>& shared = *reinterpret_cast<SharedTiles<D>*>(SharedMemory());
+  SharedTiles<T, D>& shared = *reinterpret_cast<SharedTiles<T, D>*>(SharedMemory());
   // Heads of a group run side by side, since they read the same keys; late rows come first, since
   // they see most.
   const int group = a.heads / a.kv_heads;
@@ -44,30 +43,29 @@ __global__ void __launch_bounds__(kThreads)
   const int head = kv_head * group + blockIdx.x % group;
   const RowTile tile = RowTileAt(tile_index, a.rows, a.group_split, kMatrixTileRows);
 
-  WarpAttention<D> warp;
+  WarpAttention<T, D> warp;
   int64_t row[2];
   int32_t position[2] = {0, 0};
   bool present[2];
-  const BFloat16* q[2];
+  const T* q[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int in_tile = threadIdx.x / kWarp * 16 + threadIdx.x % kWarp / 4 + half * 8;
     present[half] = in_tile < tile.rows;
     row[half] = tile.begin + in_tile;
     if (present[half]) position[half] = a.q_positions[row[half]];
-    q[half] = present[half]
-                  ? static_cast<const BFloat16*>(a.q) + row[half] * a.q_row + head * a.q_head
-                  : nullptr;
+    q[half] = present[half] ? static_cast<const T*>(a.q) + row[half] * a.q_row + head * a.q_head
+                            : nullptr;
   }
   warp.LoadRows(q[0], q[1]);
 
   const auto copy = [&](const TileWalk& walk, int stage) {
     const DeviceSegment& s = a.segment[walk.segment];
     const int64_t first = static_cast<int64_t>(walk.tile) * kMatrixTileKeys;
-    CopyTile<D>(static_cast<const BFloat16*>(s.k) + kv_head * s.k_head, s.k_row, first, s.keys,
-                shared.k[stage]);
-    CopyTile<D>(static_cast<const BFloat16*>(s.v) + kv_head * s.v_head, s.v_row, first, s.keys,
-                shared.v[stage]);
+    CopyTile<T, D>(static_cast<const T*>(s.k) + kv_head * s.k_head, s.k_row, first, s.keys,
+                   shared.k[stage]);
+    CopyTile<T, D>(static_cast<const T*>(s.v) + kv_head * s.v_head, s.v_row, first, s.keys,
+                   shared.v[stage]);
   };
   const float scale_log2 = a.scale * kLog2E;
   TileWalk next{a.tile_counts + tile_index * a.segments, a.segments};
@@ -102,19 +100,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <int D>
+template <typename T, int D>
 cudaError_t Run(const SegmentedArgs& args, cudaStream_t stream) {
   const int64_t blocks = RowTiles(args.rows, args.group_split, kMatrixTileRows) * args.heads;
-  return Launch(MatrixAttentionKernel<D>, dim3(static_cast<unsigned>(blocks)), kThreads,
-                sizeof(SharedTiles<D>), stream, args);
+  return Launch(MatrixAttentionKernel<T, D>, dim3(static_cast<unsigned>(blocks)), kThreads,
+                sizeof(SharedTiles<T, D>), stream, args);
 }
 
 }  // namespace
 
+bool IsMatrixType(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16; }
+
 bool IsMatrixHeadDim(int64_t d) { return d == 64 || d == 80 || d == 96 || d == 128; }
 
 bool MatrixAttentionTakes(const AttentionArgs& args) {
-  if (args.q.dtype != DType::kBF16 || !IsMatrixHeadDim(args.q.shape[2]) || !(args.scale > 0))
+  if (!IsMatrixType(args.q.dtype) || !IsMatrixHeadDim(args.q.shape[2]) || !(args.scale > 0))
     return false;
   bool aligned = IsAligned16(args.q) && IsAligned16(args.out);
   for (const KeySegment& s : args.keys) {
@@ -124,18 +124,21 @@ bool MatrixAttentionTakes(const AttentionArgs& args) {
 }
 
 cudaError_t MatrixAttention(const SegmentedArgs& args, cudaStream_t stream) {
-  switch (args.head_dim) {
-    case 64:
-      return Run<64>(args, stream);
-    case 80:
-      return Run<80>(args, stream);
-    case 96:
-      return Run<96>(args, stream);
-    case 128:
-      return Run<128>(args, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return WithMatrixElement(args.dtype, [&](auto element) {
+    using T = decltype(element);
+    switch (args.head_dim) {
+      case 64:
+        return Run<T, 64>(args, stream);
+      case 80:
+        return Run<T, 80>(args, stream);
+      case 96:
+        return Run<T, 96>(args, stream);
+      case 128:
+        return Run<T, 128>(args, stream);
+      default:
+        return cudaErrorInvalidValue;
+    }
+  });
 }
 
 }  // namespace apb::kernels::cuda

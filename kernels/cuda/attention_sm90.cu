@@ -29,12 +29,12 @@ struct HopperArgs {
   CUtensorMap v[kMaxSegments];
 };
 
-template <int D>
+template <typename T, int D>
 struct HopperShared {
   static constexpr int kBlocks = D / kBlockColumns;
-  BFloat16 q[kBlocks][kHopperTileRows][kBlockColumns];
-  BFloat16 k[kStages][kBlocks][kHopperTileKeys][kBlockColumns];
-  BFloat16 v[kStages][kBlocks][kHopperTileKeys][kBlockColumns];
+  T q[kBlocks][kHopperTileRows][kBlockColumns];
+  T k[kStages][kBlocks][kHopperTileKeys][kBlockColumns];
+  T v[kStages][kBlocks][kHopperTileKeys][kBlockColumns];
   uint64_t q_full, k_full[kStages], v_full[kStages], k_empty[kStages], v_empty[kStages];
   float sums[kConsumers * kWarpgroup];  // see ComputeNow
 };
@@ -47,9 +47,9 @@ constexpr int kBlockBytes = 128 * kBlockColumns * 2;
 __device__ __forceinline__ int StageOf(int turn) { return turn % kStages; }
 __device__ __forceinline__ int ParityOf(int turn) { return turn / kStages % 2; }
 
-template <int D>
-__device__ __forceinline__ void CopyTile(BFloat16* target, const CUtensorMap& map,
-                                         uint64_t* barrier, int head, int64_t row) {
+template <typename T, int D>
+__device__ __forceinline__ void CopyTile(T* target, const CUtensorMap& map, uint64_t* barrier,
+                                         int head, int64_t row) {
   BarrierArriveExpect(barrier, kTileBytes<D>);
 #pragma unroll
   for (int block = 0; block < D / kBlockColumns; ++block) {
@@ -59,26 +59,26 @@ __device__ __forceinline__ void CopyTile(BFloat16* target, const CUtensorMap& ma
 }
 
 // The producer: one thread.
-template <int D>
-__device__ __forceinline__ void CopyTiles(const HopperArgs& args, HopperShared<D>& shared,
+template <typename T, int D>
+__device__ __forceinline__ void CopyTiles(const HopperArgs& args, HopperShared<T, D>& shared,
                                           const RowTile& tile, TileWalk walk, int head,
                                           int kv_head) {
   for (int turn = 0; walk.Next(); ++turn) {
     // Not for rows that see no key: nobody would wait for the copy, and the block could end before.
-    if (turn == 0) CopyTile<D>(&shared.q[0][0][0], args.q, &shared.q_full, head, tile.begin);
+    if (turn == 0) CopyTile<T, D>(&shared.q[0][0][0], args.q, &shared.q_full, head, tile.begin);
     const int stage = StageOf(turn), last_parity = ParityOf(turn) ^ 1;
     const int64_t key = static_cast<int64_t>(walk.tile) * kHopperTileKeys;
     BarrierWait(&shared.k_empty[stage], last_parity);
-    CopyTile<D>(&shared.k[stage][0][0][0], args.k[walk.segment], &shared.k_full[stage], kv_head,
-                key);
+    CopyTile<T, D>(&shared.k[stage][0][0][0], args.k[walk.segment], &shared.k_full[stage], kv_head,
+                   key);
     BarrierWait(&shared.v_empty[stage], last_parity);
-    CopyTile<D>(&shared.v[stage][0][0][0], args.v[walk.segment], &shared.v_full[stage], kv_head,
-                key);
+    CopyTile<T, D>(&shared.v[stage][0][0][0], args.v[walk.segment], &shared.v_full[stage], kv_head,
+                   key);
   }
 }
 
 // A consumer's state: 64 rows of a warpgroup, of which a thread has two.
-template <int D>
+template <typename T, int D>
 struct Consumer {
   float out[D / 2] = {};
   float scores[64];
@@ -97,14 +97,14 @@ struct Consumer {
 #pragma unroll
     for (int kk = 0; kk < D / 16; ++kk) {
       const int at = kk / 4 * kBlockBytes + kk % 4 * 32;
-      GroupMultiplyTransposed(scores, Advance(q, at), Advance(k, at), kk > 0);
+      GroupMultiplyTransposed<T>(scores, Advance(q, at), Advance(k, at), kk > 0);
     }
     GroupCommit();
   }
   // Starts out += weights v.
   __device__ __forceinline__ void StartValues(uint64_t v) {
 #pragma unroll
-    for (int kk = 0; kk < 8; ++kk) GroupMultiplyAdd(out, weights[kk], Advance(v, kk * 2048));
+    for (int kk = 0; kk < 8; ++kk) GroupMultiplyAdd<T>(out, weights[kk], Advance(v, kk * 2048));
     GroupCommit();
   }
   __device__ __forceinline__ void Mask(const DeviceSegment& s, int group, int first) {
@@ -128,18 +128,18 @@ struct Consumer {
     for (int kk = 0; kk < 8; ++kk) {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        weights[kk][i] = PackBFloat16(scores[8 * kk + 2 * i], scores[8 * kk + 2 * i + 1]);
+        weights[kk][i] = PackPair<T>(scores[8 * kk + 2 * i], scores[8 * kk + 2 * i + 1]);
     }
   }
 };
 
-template <int D>
-__device__ __forceinline__ void Consume(const SegmentedArgs& a, HopperShared<D>& shared,
+template <typename T, int D>
+__device__ __forceinline__ void Consume(const SegmentedArgs& a, HopperShared<T, D>& shared,
                                         const RowTile& tile, TileWalk walk, int head) {
   // (By shuffles, so that the compiler knows that a warp's lanes agree.)
   const int group_index = __shfl_sync(~0u, static_cast<int>(threadIdx.x / kWarpgroup), 0) - 1;
   const int first_row = group_index * 64 + threadIdx.x % kWarpgroup / kWarp * 16;
-  Consumer<D> c;
+  Consumer<T, D> c;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int in_tile = first_row + threadIdx.x % kWarp / 4 + half * 8;
@@ -211,20 +211,20 @@ __device__ __forceinline__ void Consume(const SegmentedArgs& a, HopperShared<D>&
     const int64_t at = c.row[half] * a.out_row + head * a.out_head + threadIdx.x % 4 * 2;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-      StorePair(a.out, a.out_is_float, at + n * 8, c.out[4 * n + 2 * half] * inverse,
-                c.out[4 * n + 2 * half + 1] * inverse);
+      StorePair<T>(a.out, a.out_is_float, at + n * 8, c.out[4 * n + 2 * half] * inverse,
+                   c.out[4 * n + 2 * half + 1] * inverse);
     }
     if (a.lse != nullptr && threadIdx.x % 4 == 0)
       a.lse[c.row[half] * a.lse_row + head] = c.softmax.LogSum(half, scale_log2);
   }
 }
 
-template <int D>
+template <typename T, int D>
 __global__ void __launch_bounds__(kThreads, 1)
     HopperAttentionKernel(const __grid_constant__ HopperArgs args) {
   const SegmentedArgs& a = args.a;
   // Swizzled blocks lie on multiples of 1024 bytes.
-  HopperShared<D>& shared = *reinterpret_cast<HopperShared<D>*>(
+  HopperShared<T, D>& shared = *reinterpret_cast<HopperShared<T, D>*>(
       SharedMemory() + (1024 - SharedAddress(SharedMemory()) % 1024) % 1024);
   // Heads of a group run side by side, since they read the same keys; late rows come first, since
   // they see most.
@@ -250,10 +250,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
     GiveRegisters<kProducerRegisters>();
-    if (threadIdx.x == 0) CopyTiles<D>(args, shared, tile, walk, head, kv_head);
+    if (threadIdx.x == 0) CopyTiles<T, D>(args, shared, tile, walk, head, kv_head);
   } else {
     TakeRegisters<kConsumerRegisters>();
-    Consume<D>(a, shared, tile, walk, head);
+    Consume<T, D>(a, shared, tile, walk, head);
   }
 }
 
@@ -271,9 +271,9 @@ EncodeTiled FindEncodeTiled() {
   return reinterpret_cast<EncodeTiled>(function);
 }
 
-// [rows, heads, d] bf16 with strides in elements, copied in boxes of [128, 1, 64].
-cudaError_t MakeMap(const void* data, int64_t rows, int64_t heads, int64_t d, int64_t row_stride,
-                    int64_t head_stride, CUtensorMap& map) {
+// [rows, heads, d] bf16 or f16 with strides in elements, copied in boxes of [128, 1, 64].
+cudaError_t MakeMap(DType dtype, const void* data, int64_t rows, int64_t heads, int64_t d,
+                    int64_t row_stride, int64_t head_stride, CUtensorMap& map) {
   static const EncodeTiled encode = FindEncodeTiled();
   if (encode == nullptr) return cudaErrorSymbolNotFound;
   const cuuint64_t extents[3] = {static_cast<cuuint64_t>(d), static_cast<cuuint64_t>(heads),
@@ -281,18 +281,20 @@ cudaError_t MakeMap(const void* data, int64_t rows, int64_t heads, int64_t d, in
   const cuuint64_t strides[2] = {static_cast<cuuint64_t>(head_stride) * 2,
                                  static_cast<cuuint64_t>(row_stride) * 2};
   const cuuint32_t box[3] = {kBlockColumns, 1, 128}, steps[3] = {1, 1, 1};
+  const CUtensorMapDataType type =
+      dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), extents, strides,
-             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode(&map, type, 3, const_cast<void*>(data), extents, strides, box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-template <int D>
+template <typename T, int D>
 cudaError_t Run(const HopperArgs& args, cudaStream_t stream) {
   const int64_t blocks = RowTiles(args.a.rows, args.a.group_split, kHopperTileRows) * args.a.heads;
-  return Launch(HopperAttentionKernel<D>, dim3(static_cast<unsigned>(blocks)), kThreads,
-                sizeof(HopperShared<D>) + 1024, stream, args);
+  return Launch(HopperAttentionKernel<T, D>, dim3(static_cast<unsigned>(blocks)), kThreads,
+                sizeof(HopperShared<T, D>) + 1024, stream, args);
 }
 
 }  // namespace
@@ -302,15 +304,18 @@ bool IsHopperHeadDim(int64_t d) { return d == 64 || d == 128; }
 cudaError_t HopperAttention(const SegmentedArgs& a, cudaStream_t stream) {
   HopperArgs args{};
   args.a = a;
-  cudaError_t error = MakeMap(a.q, a.rows, a.heads, a.head_dim, a.q_row, a.q_head, args.q);
+  cudaError_t error = MakeMap(a.dtype, a.q, a.rows, a.heads, a.head_dim, a.q_row, a.q_head, args.q);
   for (int i = 0; i < a.segments && error == cudaSuccess; ++i) {
     const DeviceSegment& s = a.segment[i];
-    error = MakeMap(s.k, s.keys, a.kv_heads, a.head_dim, s.k_row, s.k_head, args.k[i]);
+    error = MakeMap(a.dtype, s.k, s.keys, a.kv_heads, a.head_dim, s.k_row, s.k_head, args.k[i]);
     if (error == cudaSuccess)
-      error = MakeMap(s.v, s.keys, a.kv_heads, a.head_dim, s.v_row, s.v_head, args.v[i]);
+      error = MakeMap(a.dtype, s.v, s.keys, a.kv_heads, a.head_dim, s.v_row, s.v_head, args.v[i]);
   }
   if (error != cudaSuccess) return error;
-  return a.head_dim == 64 ? Run<64>(args, stream) : Run<128>(args, stream);
+  return WithMatrixElement(a.dtype, [&](auto element) {
+    using T = decltype(element);
+    return a.head_dim == 64 ? Run<T, 64>(args, stream) : Run<T, 128>(args, stream);
+  });
 }
 
 }  // namespace apb::kernels::cuda

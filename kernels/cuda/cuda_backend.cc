@@ -182,7 +182,7 @@ class CudaBackend : public Backend {
   void AttendOnce(const AttentionArgs& args, CudaStream& stream) {
     cuda::SegmentedArgs device = cuda::ToDevice(args);
     if (!cuda::MatrixAttentionTakes(args)) {
-      stream.Check(cuda::PlainAttention(device, args.q.dtype, stream.handle()), "Attention");
+      stream.Check(cuda::PlainAttention(device, stream.handle()), "Attention");
       return;
     }
     const bool hopper = is_hopper_ && cuda::IsHopperHeadDim(args.q.shape[2]);

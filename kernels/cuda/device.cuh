@@ -17,22 +17,40 @@ __device__ __forceinline__ float ToFloat(BFloat16 x) {
   return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
 }
 
-// Two bf16, the first in the low half; rounds to nearest even.
-__device__ __forceinline__ uint32_t PackBFloat16(float low, float high) {
+__device__ __forceinline__ float ToFloat(Float16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+
+// What instructions call a type of two bytes.
+template <typename T>
+struct PtxType;
+template <>
+struct PtxType<BFloat16> {
+  static constexpr char kName[] = "bf16";
+};
+template <>
+struct PtxType<Float16> {
+  static constexpr char kName[] = "f16";
+};
+
+// Two numbers of type T, the first in the low half; rounds to nearest even. What is beyond a Float16
+// (65504) becomes infinite, as wherever models compute in f16.
+template <typename T>
+__device__ __forceinline__ uint32_t PackPair(float low, float high) {
   uint32_t packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  asm("cvt.rn.%3x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low), "C"(PtxType<T>::kName));
   return packed;
 }
 
 template <typename T>
-__device__ __forceinline__ T FromFloat(float x);
+__device__ __forceinline__ T FromFloat(float x) {
+  return T{static_cast<uint16_t>(PackPair<T>(x, 0.0f))};
+}
 template <>
 __device__ __forceinline__ float FromFloat<float>(float x) {
   return x;
-}
-template <>
-__device__ __forceinline__ BFloat16 FromFloat<BFloat16>(float x) {
-  return BFloat16{static_cast<uint16_t>(PackBFloat16(x, 0.0f))};
 }
 
 // 2^x; 0 for -inf.
@@ -76,7 +94,7 @@ __device__ __forceinline__ void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kBatches) : "memory");
 }
 
-// Four 8 x 8 matrices of bf16; lane i gives the address of row i % 8 of matrix i / 8 and gets, of
+// Four 8 x 8 matrices of bf16 or f16; lane i gives the address of row i % 8 of matrix i / 8 and gets, of
 // each, row lane / 4, columns 2 (lane % 4) and the next.
 __device__ __forceinline__ void LoadMatrices(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -92,17 +110,18 @@ __device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&r)[4], const v
                : "memory");
 }
 
-// c[16, 8] += a[16, 16] b[16, 8], bf16 with float sums. With g = lane / 4 and t = lane % 4, a lane
+// c[16, 8] += a[16, 16] b[16, 8], numbers of type T with float sums. With g = lane / 4 and t = lane % 4, a lane
 // holds of c the rows g (c[0], c[1]) and g + 8 (c[2], c[3]), columns 2t and 2t + 1; of a the same
 // rows by turns, columns 2t, 2t + 1 (a[0], a[1]) and 2t + 8, 2t + 9 (a[2], a[3]); of b the rows 2t,
 // 2t + 1 (b0) and 2t + 8, 2t + 9 (b1), column g.
+template <typename T>
 __device__ __forceinline__ void MatrixMultiplyAdd(float (&c)[4], const uint32_t (&a)[4],
                                                   uint32_t b0, uint32_t b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "mma.sync.aligned.m16n8k16.row.col.f32.%10.%10.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "C"(PtxType<T>::kName));
 }
 
 }  // namespace apb::kernels::cuda

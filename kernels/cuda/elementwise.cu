@@ -353,7 +353,9 @@ cudaError_t SiluMul(const TensorView& gate, const TensorView& up, const TensorVi
                   static_cast<int>(gate.shape[1]));
   };
   if (gate.dtype != out.dtype) {
-    return WithFloatPack(aligned, [&](auto pack) { return run(float{}, BFloat16{}, pack); });
+    return WithElement(out.dtype, [&](auto element) {
+      return WithFloatPack(aligned, [&](auto pack) { return run(float{}, element, pack); });
+    });
   }
   return WithElementAndPack(gate.dtype, aligned,
                             [&](auto element, auto pack) { return run(element, element, pack); });

@@ -1,6 +1,6 @@
 // Instructions of Hopper (sm_90a): barriers in shared memory, bulk tensor copies (TMA), and matrix
 // products of a warpgroup of four warps (wgmma). Tiles lie in shared memory as TMA's 128-byte swizzle
-// puts them: blocks of 64 columns, each [rows, 64] bf16 on a multiple of 1024 bytes, the 16-byte
+// puts them: blocks of 64 columns, each [rows, 64] bf16 or f16 on a multiple of 1024 bytes, the 16-byte
 // chunks of a row exchanged by row % 8.
 #pragma once
 
@@ -132,13 +132,15 @@ __device__ __forceinline__ void PinRegisters(uint32_t (&r)[kCount][4]) {
   }
 }
 
+// The products are of type T, BFloat16 or Float16, with float sums.
 // d[64, 128] = a[64, 16] b[128, 16]^T of the warpgroup, added to d where `add`: both by rows of 16
 // columns in shared memory, see ColumnsDescriptor.
+template <typename T>
 __device__ __forceinline__ void GroupMultiplyTransposed(float (&d)[64], uint64_t a, uint64_t b,
                                                         bool add) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.%67.%67 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, "
       "%8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, "
@@ -158,15 +160,16 @@ __device__ __forceinline__ void GroupMultiplyTransposed(float (&d)[64], uint64_t
         "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
         "+f"(d[63])
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(PtxType<T>::kName));
 }
 
 // d[64, 128] += a[64, 16] b[16, 128] of the warpgroup: a in registers, laid out as MatrixMultiplyAdd's
 // (16 rows for each warp); b by rows in shared memory, see RowsDescriptor.
+template <typename T>
 __device__ __forceinline__ void GroupMultiplyAdd(float (&d)[64], const uint32_t (&a)[4],
                                                  uint64_t b) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.%69.%69 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, "
       "%8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, "
@@ -186,12 +189,13 @@ __device__ __forceinline__ void GroupMultiplyAdd(float (&d)[64], const uint32_t 
         "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
         "+f"(d[63])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "C"(PtxType<T>::kName));
 }
+template <typename T>
 __device__ __forceinline__ void GroupMultiplyAdd(float (&d)[32], const uint32_t (&a)[4],
                                                  uint64_t b) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.%37.%37 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, "
       "%8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, "
@@ -202,7 +206,7 @@ __device__ __forceinline__ void GroupMultiplyAdd(float (&d)[32], const uint32_t 
         "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
         "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
         "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "C"(PtxType<T>::kName));
 }
 
 }  // namespace apb::kernels::cuda

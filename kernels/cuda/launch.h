@@ -23,10 +23,16 @@ inline bool IsAligned16(const TensorView& view) {
   return aligned;
 }
 
-// Calls body(T{}) with T = float or BFloat16.
+// Calls body(T{}) with T = BFloat16 or Float16, the types that the matrix kernels take.
+template <typename Body>
+cudaError_t WithMatrixElement(DType dtype, Body body) {
+  return dtype == DType::kBF16 ? body(BFloat16{}) : body(Float16{});
+}
+
+// Calls body(T{}) with T = float, BFloat16 or Float16.
 template <typename Body>
 cudaError_t WithElement(DType dtype, Body body) {
-  return dtype == DType::kBF16 ? body(BFloat16{}) : body(float{});
+  return dtype == DType::kF32 ? body(float{}) : WithMatrixElement(dtype, body);
 }
 
 // Calls body(T{}, pack), pack a constant: elements of a 16-byte access, or 1.

@@ -22,7 +22,9 @@ absl::Status LtStatus(cublasStatus_t status, const char* what) {
   return absl::InternalError(absl::StrCat("Linear: ", what, ": ", cublasLtGetStatusString(status)));
 }
 
-cudaDataType_t TypeOf(DType dtype) { return dtype == DType::kBF16 ? CUDA_R_16BF : CUDA_R_32F; }
+cudaDataType_t TypeOf(DType dtype) {
+  return dtype == DType::kBF16 ? CUDA_R_16BF : dtype == DType::kF16 ? CUDA_R_16F : CUDA_R_32F;
+}
 
 // The largest power of two up to 256 that divides the address.
 uint32_t AlignmentOf(const TensorView& view) {

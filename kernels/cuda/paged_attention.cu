@@ -26,11 +26,11 @@ struct DeviceSequence {
 };
 
 struct PagedArgs {
-  const BFloat16* q;
+  const void* q;  // of one type with both caches
   int64_t q_row, q_head;
   const int32_t* q_positions;
-  const BFloat16* k_cache;
-  const BFloat16* v_cache;
+  const void* k_cache;
+  const void* v_cache;
   int64_t block_stride, head_stride, slot_stride;  // of both caches
   int block_size;
   void* out;
@@ -90,7 +90,7 @@ __device__ Target TargetOf(const PagedArgs& a, const DeviceSequence& s, int64_t 
   return {a.partial_outs, true, at * d, a.partial_lses + at};
 }
 
-template <int D, bool kFew>
+template <typename T, int D, bool kFew>
 struct PagedShape {
   static constexpr int kRows = kFew ? kFewRows : kManyRows;
   static constexpr int kTileKeys = kFew ? 16 : kPagedTileKeys;  // of one copy
@@ -98,8 +98,8 @@ struct PagedShape {
   static constexpr int kCopiers = kFew ? kWarp : kThreads;  // threads that copy a tile together
   static constexpr int kRings = kThreads / kCopiers;
   struct Tile {
-    BFloat16 k[kTileKeys][WarpAttention<D>::kStride];
-    BFloat16 v[kTileKeys][WarpAttention<D>::kStride];
+    T k[kTileKeys][WarpAttention<T, D>::kStride];
+    T v[kTileKeys][WarpAttention<T, D>::kStride];
   };
   struct Joined {  // the warps' results, where they had different keys
     float out[kWarps][kFewRows][D];
@@ -141,9 +141,9 @@ struct KeyOffsets {
   }
 };
 
-template <int D, bool kFew>
+template <typename T, int D, bool kFew>
 __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant__ PagedArgs a) {
-  using Shape = PagedShape<D, kFew>;
+  using Shape = PagedShape<T, D, kFew>;
   auto& shared = *reinterpret_cast<typename Shape::Shared*>(SharedMemory());
   const Unit unit = UnitAt(a, blockIdx.x);
   const DeviceSequence& s = a.sequence[unit.sequence];
@@ -151,11 +151,11 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
   const int begin = unit.split * s.keys_per_split;
   const int end = min(begin + s.keys_per_split, s.slot_count);
 
-  WarpAttention<D> warp;
+  WarpAttention<T, D> warp;
   int in_tile[2], packed[2];
   int64_t row[2];
   int32_t position[2] = {0, 0};
-  const BFloat16* q[2];
+  const T* q[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     in_tile[half] = (kFew ? 0 : warp_index * 16) + lane / 4 + half * 8;
@@ -164,15 +164,16 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
     q[half] = nullptr;
     if (row[half] < 0) continue;
     position[half] = a.q_positions[row[half]];
-    q[half] = a.q + row[half] * a.q_row + (kv_head * a.group + packed[half] % a.group) * a.q_head;
+    q[half] = static_cast<const T*>(a.q) + row[half] * a.q_row +
+              (kv_head * a.group + packed[half] % a.group) * a.q_head;
   }
   warp.LoadRows(q[0], q[1]);
 
   // This thread's tiles: number ring, ring + kRings, ... of the split.
   const int ring = kFew ? warp_index : 0, copier = threadIdx.x % Shape::kCopiers;
   constexpr int kStep = Shape::kRings * Shape::kTileKeys;
-  const BFloat16* k_head = a.k_cache + kv_head * a.head_stride;
-  const BFloat16* v_head = a.v_cache + kv_head * a.head_stride;
+  const T* k_head = static_cast<const T*>(a.k_cache) + kv_head * a.head_stride;
+  const T* v_head = static_cast<const T*>(a.v_cache) + kv_head * a.head_stride;
   KeyOffsets<Shape::kTileKeys> offsets;  // of the next tile to copy
   int to_copy = begin + ring * Shape::kTileKeys;
   offsets.Find(a, s, to_copy, end);
@@ -270,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
         pair[0] += weight[w] * joined.out[w][r][c];
         pair[1] += weight[w] * joined.out[w][r][c + 1];
       }
-      StorePair(to.out, to.is_float, to.at + c, pair[0] * inverse, pair[1] * inverse);
+      StorePair<T>(to.out, to.is_float, to.at + c, pair[0] * inverse, pair[1] * inverse);
     }
     if (to.lse != nullptr && threadIdx.x % 8 == 0) *to.lse = all.LogSum(0, scale_log2);
   }
@@ -278,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
 
 // Joins the splits of each row tile. One block for a unit; the first split's does the work, a warp
 // for a row.
-template <int D, int kRows>
+template <typename T, int D, int kRows>
 __global__ void __launch_bounds__(kThreads) JoinSplitsKernel(const __grid_constant__ PagedArgs a) {
   const Unit unit = UnitAt(a, blockIdx.x);
   const DeviceSequence& s = a.sequence[unit.sequence];
@@ -311,8 +312,8 @@ __global__ void __launch_bounds__(kThreads) JoinSplitsKernel(const __grid_consta
 #pragma unroll
     for (int c = 0; c < D; c += 2 * kWarp) {
       if (c + 2 * lane < D) {
-        StorePair(a.out, a.out_is_float, row * a.out_row + head * a.out_head + c + 2 * lane,
-                  sum[c / kWarp] * inverse, sum[c / kWarp + 1] * inverse);
+        StorePair<T>(a.out, a.out_is_float, row * a.out_row + head * a.out_head + c + 2 * lane,
+                     sum[c / kWarp] * inverse, sum[c / kWarp + 1] * inverse);
       }
     }
     if (a.lse != nullptr && lane == 0)
@@ -320,29 +321,29 @@ __global__ void __launch_bounds__(kThreads) JoinSplitsKernel(const __grid_consta
   }
 }
 
-template <int D, bool kFew>
+template <typename T, int D, bool kFew>
 cudaError_t Run(const PagedArgs& args, int units, int kv_heads, bool any_split,
                 cudaStream_t stream) {
-  using Shape = PagedShape<D, kFew>;
+  using Shape = PagedShape<T, D, kFew>;
   const dim3 grid(static_cast<unsigned>(units), static_cast<unsigned>(kv_heads));
   const cudaError_t error =
-      Launch(PagedKernel<D, kFew>, grid, kThreads, sizeof(typename Shape::Shared), stream, args);
+      Launch(PagedKernel<T, D, kFew>, grid, kThreads, sizeof(typename Shape::Shared), stream, args);
   if (error != cudaSuccess || !any_split) return error;
-  return Launch(JoinSplitsKernel<D, Shape::kRows>, grid, kThreads, 0, stream, args);
+  return Launch(JoinSplitsKernel<T, D, Shape::kRows>, grid, kThreads, 0, stream, args);
 }
 
-template <bool kFew>
+template <typename T, bool kFew>
 cudaError_t RunHeadDim(int64_t head_dim, const PagedArgs& args, int units, int kv_heads,
                        bool any_split, cudaStream_t stream) {
   switch (head_dim) {
     case 64:
-      return Run<64, kFew>(args, units, kv_heads, any_split, stream);
+      return Run<T, 64, kFew>(args, units, kv_heads, any_split, stream);
     case 80:
-      return Run<80, kFew>(args, units, kv_heads, any_split, stream);
+      return Run<T, 80, kFew>(args, units, kv_heads, any_split, stream);
     case 96:
-      return Run<96, kFew>(args, units, kv_heads, any_split, stream);
+      return Run<T, 96, kFew>(args, units, kv_heads, any_split, stream);
     case 128:
-      return Run<128, kFew>(args, units, kv_heads, any_split, stream);
+      return Run<T, 128, kFew>(args, units, kv_heads, any_split, stream);
     default:
       return cudaErrorInvalidValue;
   }
@@ -395,9 +396,8 @@ std::vector<PagedLaunch> PlanLaunches(const PagedAttentionArgs& a, int multiproc
 
 bool MatrixPagedAttentionTakes(const PagedAttentionArgs& a) {
   const bool same_strides = a.k_cache.stride == a.v_cache.stride;
-  return a.q.dtype == DType::kBF16 && IsMatrixHeadDim(a.q.shape[2]) && a.scale > 0 &&
-         same_strides && IsAligned16(a.q) && IsAligned16(a.k_cache) && IsAligned16(a.v_cache) &&
-         IsAligned16(a.out);
+  return IsMatrixType(a.q.dtype) && IsMatrixHeadDim(a.q.shape[2]) && a.scale > 0 && same_strides &&
+         IsAligned16(a.q) && IsAligned16(a.k_cache) && IsAligned16(a.v_cache) && IsAligned16(a.out);
 }
 
 size_t PagedScratchBytes(const PagedAttentionArgs& a, int multiprocessors) {
@@ -412,12 +412,12 @@ cudaError_t MatrixPagedAttention(const PagedAttentionArgs& a, int multiprocessor
   const int kv_heads = static_cast<int>(a.k_cache.shape[1]);
   for (const PagedLaunch& launch : PlanLaunches(a, multiprocessors)) {
     PagedArgs d{};
-    d.q = a.q.as<const BFloat16>();
+    d.q = a.q.data;
     d.q_row = a.q.stride[0];
     d.q_head = a.q.stride[1];
     d.q_positions = a.q_positions.as<const int32_t>();
-    d.k_cache = a.k_cache.as<const BFloat16>();
-    d.v_cache = a.v_cache.as<const BFloat16>();
+    d.k_cache = a.k_cache.data;
+    d.v_cache = a.v_cache.data;
     d.block_stride = a.k_cache.stride[0];
     d.head_stride = a.k_cache.stride[1];
     d.slot_stride = a.k_cache.stride[2];
@@ -434,10 +434,11 @@ cudaError_t MatrixPagedAttention(const PagedAttentionArgs& a, int multiprocessor
     d.group = static_cast<int>(a.q.shape[1]) / kv_heads;
     d.sequences = static_cast<int>(launch.sequences.size());
     std::copy(launch.sequences.begin(), launch.sequences.end(), d.sequence);
-    const cudaError_t error =
-        launch.few
-            ? RunHeadDim<true>(a.q.shape[2], d, launch.units, kv_heads, launch.any_split, stream)
-            : RunHeadDim<false>(a.q.shape[2], d, launch.units, kv_heads, launch.any_split, stream);
+    const cudaError_t error = WithMatrixElement(a.q.dtype, [&](auto element) {
+      const auto run =
+          launch.few ? RunHeadDim<decltype(element), true> : RunHeadDim<decltype(element), false>;
+      return run(a.q.shape[2], d, launch.units, kv_heads, launch.any_split, stream);
+    });
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

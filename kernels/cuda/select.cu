@@ -202,8 +202,8 @@ cudaError_t TopKPerHead(const TopKPerHeadArgs& args, cudaStream_t stream) {
 cudaError_t GatherRowsPerHead(const TensorView& x, const TensorView& indices, const TensorView& out,
                               cudaStream_t stream) {
   if (IsAligned16(x) && IsAligned16(out)) return Gather<uint4>(x, indices, out, stream);
-  return x.dtype == DType::kBF16 ? Gather<uint16_t>(x, indices, out, stream)
-                                 : Gather<uint32_t>(x, indices, out, stream);
+  return SizeOf(x.dtype) == 2 ? Gather<uint16_t>(x, indices, out, stream)
+                              : Gather<uint32_t>(x, indices, out, stream);
 }
 
 }  // namespace apb::kernels::cuda

@@ -15,6 +15,7 @@ TensorView View(DType dtype, std::initializer_list<int64_t> shape) {
 }
 TensorView F32(std::initializer_list<int64_t> shape) { return View(DType::kF32, shape); }
 TensorView BF16(std::initializer_list<int64_t> shape) { return View(DType::kBF16, shape); }
+TensorView F16(std::initializer_list<int64_t> shape) { return View(DType::kF16, shape); }
 TensorView I32(std::initializer_list<int64_t> shape) { return View(DType::kI32, shape); }
 
 TEST(ArgumentChecks, Linear) {
@@ -41,7 +42,44 @@ TEST(ArgumentChecks, Linear) {
   }
   LinearArgs bad = good;
   bad.x = BF16({3, 7});
-  EXPECT_EQ(CheckLinear(bad).message(), "Linear: shapes or types do not fit: [3, 7] and [5, 8]");
+  EXPECT_EQ(CheckLinear(bad).message(),
+            "Linear: shapes or types do not fit: bf16[3, 7] and bf16[5, 8]");
+}
+
+// f16 is allowed where bf16 is, and the two do not mix though they have one size.
+TEST(ArgumentChecks, HalfPrecision) {
+  EXPECT_TRUE(
+      CheckLinear({.x = F16({3, 8}), .weight = F16({5, 8}), .bias = {}, .out = F16({3, 5})}).ok());
+  EXPECT_TRUE(
+      CheckLinear({.x = F16({3, 8}), .weight = F16({5, 8}), .bias = {}, .out = F32({3, 5})}).ok());
+  EXPECT_FALSE(
+      CheckLinear({.x = F16({3, 8}), .weight = BF16({5, 8}), .bias = {}, .out = F16({3, 5})}).ok());
+  EXPECT_FALSE(
+      CheckLinear({.x = F16({3, 8}), .weight = F16({5, 8}), .bias = {}, .out = BF16({3, 5})}).ok());
+  EXPECT_FALSE(CheckCopy(F16({2}), BF16({2})).ok());
+  EXPECT_TRUE(CheckEmbedding(F16({9, 4}), I32({2}), F16({2, 4})).ok());
+  EXPECT_FALSE(CheckEmbedding(F16({9, 4}), I32({2}), BF16({2, 4})).ok());
+  EXPECT_FALSE(CheckEmbedding(I32({9, 4}), I32({2}), I32({2, 4})).ok());
+  EXPECT_TRUE(CheckRmsNorm(F16({2, 4}), F16({4}), F16({2, 4})).ok());
+  EXPECT_FALSE(CheckRmsNorm(F16({2, 4}), BF16({4}), F16({2, 4})).ok());
+  EXPECT_TRUE(CheckSiluMul(F32({2, 4}), {}, F16({2, 4})).ok());
+  EXPECT_FALSE(CheckSiluMul(F16({2, 4}), {}, BF16({2, 4})).ok());
+  EXPECT_TRUE(CheckAccumulate(F32({2, 4}), F16({2, 4})).ok());
+  EXPECT_TRUE(CheckMergePartials(F32({2, 3, 4, 8}), F32({2, 3, 4}), F16({3, 4, 8})).ok());
+  const KeySegment keys{.k = F16({9, 2, 64}), .v = BF16({9, 2, 64}), .positions = I32({9})};
+  EXPECT_FALSE(CheckAttention({.q = F16({5, 4, 64}),
+                               .q_positions = I32({5}),
+                               .keys = {&keys, 1},
+                               .scale = 1,
+                               .out = F16({5, 4, 64})})
+                   .ok());
+  const TensorView slots = View(DType::kI64, {2});
+  EXPECT_TRUE(CheckReadFromCache(F16({2, 1, 8}), F16({2, 1, 8}), slots, F16({4, 1, 16, 8}),
+                                 F16({4, 1, 16, 8}))
+                  .ok());
+  EXPECT_FALSE(CheckReadFromCache(F16({2, 1, 8}), F16({2, 1, 8}), slots, F16({4, 1, 16, 8}),
+                                  BF16({4, 1, 16, 8}))
+                   .ok());
 }
 
 TEST(ArgumentChecks, Attention) {

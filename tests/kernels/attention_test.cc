@@ -1,8 +1,8 @@
 // Goal: segmented and paged attention of every backend and code path equal the float64 oracle.
 // Method: random shapes (0 and 1 rows, ragged, GQA 1..8, head_dim 64/80/96/128, odd ones), all
-// visibilities, strided views, guard bytes. Tolerance: inputs are exact in both; bf16 paths round
-// each probability once (2^-9 relative) and the output once, so |error| <= 2^-7 * max|v| with room;
-// float paths sum n terms, 2^-24 * n * max|v| with room.
+// visibilities, strided views, guard bytes. Tolerance: inputs are exact in both; bf16 and f16 paths
+// round each probability once (2^-9 or 2^-12 relative) and the output once, so |error| <= 2^-7 or
+// 2^-10 * max|v| with room; float paths sum n terms, 2^-24 * n * max|v| with room.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -16,7 +16,10 @@ namespace {
 
 using reference::HostTensor;
 
-double Tolerance(DType dtype) { return dtype == DType::kBF16 ? 4.5 / 128 : 2e-5; }
+double Tolerance(DType dtype) {
+  return dtype == DType::kF32 ? 2e-5 : 9 * reference::Roundoff(dtype);
+}
+double LseTolerance(DType dtype) { return dtype == DType::kF32 ? 2e-5 : 2e-4; }
 
 void ExpectClose(const std::vector<double>& want, const TensorView& got, double tolerance,
                  const std::string& what) {
@@ -74,7 +77,8 @@ void CheckAttention(Backend& backend, const Shape& s, std::mt19937& rng) {
     store.push_back(std::move(at));
     segments.push_back(segment);
   }
-  HostTensor out = HostTensor::Random(s.dtype, {s.rows + 1, heads, s.head_dim}, rng);
+  const DType out_type = rng() % 3 == 0 ? DType::kF32 : s.dtype;
+  HostTensor out = HostTensor::Random(out_type, {s.rows + 1, heads, s.head_dim}, rng);
   HostTensor lse = HostTensor::Zeros(DType::kF32, {s.rows, heads});
   const std::vector<double> guard = reference::ToDoubles(out.view.Rows(s.rows, s.rows + 1));
   AttentionArgs args{.q = q.view,
@@ -90,32 +94,37 @@ void CheckAttention(Backend& backend, const Shape& s, std::mt19937& rng) {
   const auto want = reference::Attention(args);
   const std::string what = std::string(backend.name()) + " rows=" + std::to_string(s.rows) +
                            " kv=" + std::to_string(s.kv_heads) + " g=" + std::to_string(s.group) +
-                           " d=" + std::to_string(s.head_dim) +
-                           (s.dtype == DType::kBF16 ? " bf16" : " f32");
+                           " d=" + std::to_string(s.head_dim) + " " + NameOf(s.dtype);
   ExpectClose(want.out, args.out, Tolerance(s.dtype), what + " out");
-  ExpectClose(want.lse, args.lse, s.dtype == DType::kBF16 ? 2e-4 : 2e-5, what + " lse");
+  ExpectClose(want.lse, args.lse, LseTolerance(s.dtype), what + " lse");
   EXPECT_EQ(guard, reference::ToDoubles(out.view.Rows(s.rows, s.rows + 1))) << what;
+}
+
+Shape RandomShape(DType dtype, int trial, std::mt19937& rng) {
+  const int64_t dims[] = {64, 80, 96, 128, 32, 20};
+  Shape s{.dtype = dtype,
+          .rows = trial == 0  ? 0
+                  : trial < 3 ? 1
+                              : static_cast<int64_t>(rng() % 90),
+          .split = 0,
+          .kv_heads = 1 + static_cast<int64_t>(rng() % 3),
+          .group = 1 + static_cast<int64_t>(rng() % 8),
+          .head_dim = dims[trial % 6],
+          .segments = {}};
+  s.split = s.rows == 0 ? 0 : static_cast<int64_t>(rng() % (s.rows + 1));
+  for (int64_t i = rng() % 4; i > 0; --i)
+    s.segments.push_back(rng() % 3 == 0 ? rng() % 2 : rng() % 330);
+  return s;
 }
 
 TEST(Attention, EqualsOracleOverRandomShapes) {
   for (auto& backend : AllTestBackends()) {
     std::mt19937 rng(TestSeed(5));
-    for (int trial = 0; trial < 40; ++trial) {
-      const int64_t dims[] = {64, 80, 96, 128, 32, 20};
-      Shape s{.dtype = trial % 2 ? DType::kBF16 : DType::kF32,
-              .rows = trial == 0  ? 0
-                      : trial < 3 ? 1
-                                  : static_cast<int64_t>(rng() % 90),
-              .split = 0,
-              .kv_heads = 1 + static_cast<int64_t>(rng() % 3),
-              .group = 1 + static_cast<int64_t>(rng() % 8),
-              .head_dim = dims[rng() % 6],
-              .segments = {}};
-      s.split = s.rows == 0 ? 0 : static_cast<int64_t>(rng() % (s.rows + 1));
-      for (int64_t i = rng() % 4; i > 0; --i)
-        s.segments.push_back(rng() % 3 == 0 ? rng() % 2 : rng() % 330);
-      CheckAttention(*backend, s, rng);
-      if (HasFatalFailure()) return;
+    for (DType dtype : TypesOf(*backend)) {
+      for (int trial = 0; trial < 20; ++trial) {
+        CheckAttention(*backend, RandomShape(dtype, trial, rng), rng);
+        if (HasFatalFailure()) return;
+      }
     }
   }
 }
@@ -123,7 +132,7 @@ TEST(Attention, EqualsOracleOverRandomShapes) {
 TEST(Attention, ManyUnitsOfRowsAndBlocksOfKeys) {
   for (auto& backend : AllTestBackends()) {
     std::mt19937 rng(TestSeed(6));
-    for (DType dtype : {DType::kBF16, DType::kF32}) {
+    for (DType dtype : TypesOf(*backend)) {
       CheckAttention(*backend, {dtype, 300, 40, 2, 3, 64, {40, 600, 257}}, rng);
     }
   }
@@ -132,10 +141,11 @@ TEST(Attention, ManyUnitsOfRowsAndBlocksOfKeys) {
 TEST(PagedAttention, EqualsOracleOverRandomShapes) {
   for (auto& backend : AllTestBackends()) {
     std::mt19937 rng(TestSeed(7));
-    for (int trial = 0; trial < 24; ++trial) {
-      const DType dtype = trial % 2 ? DType::kBF16 : DType::kF32;
-      const int64_t dims[] = {64, 80, 96, 128, 32, 256};
-      const int64_t d = dims[rng() % 6], kv_heads = 1 + rng() % 3, group = 1 + rng() % 8,
+    const std::vector<DType> types = TypesOf(*backend);
+    for (int trial = 0; trial < 12 * static_cast<int>(types.size()); ++trial) {
+      const DType dtype = types[trial / 12];
+      const int64_t dims[] = {32, 256, 64, 80, 96, 128};
+      const int64_t d = dims[trial % 6], kv_heads = 1 + rng() % 3, group = 1 + rng() % 8,
                     block = trial % 3 ? 32 : 16;
       const int64_t heads = kv_heads * group;
       std::vector<PagedSequence> sequences;
@@ -145,8 +155,8 @@ TEST(PagedAttention, EqualsOracleOverRandomShapes) {
       for (int i = 0; i < count; ++i) {
         PagedSequence sequence;
         sequence.row_begin = rows;
-        sequence.row_count = trial == 4 ? 60 : 1 + rng() % 4;
-        sequence.slot_count = trial == 3 ? 2700 : rng() % 4 == 0 ? 0 : rng() % 700;
+        sequence.row_count = trial % 12 == 4 || trial % 12 == 5 ? 60 : 1 + rng() % 4;
+        sequence.slot_count = trial % 12 == 3 ? 2700 : rng() % 4 == 0 ? 0 : rng() % 700;
         sequence.causal_begin = rng() % 2 ? rng() % (sequence.slot_count + 1) : 0;
         rows += sequence.row_count;
         std::vector<int32_t> table((sequence.slot_count + block - 1) / block),
@@ -168,7 +178,7 @@ TEST(PagedAttention, EqualsOracleOverRandomShapes) {
       std::vector<int32_t> positions(rows);
       for (int32_t& p : positions) p = static_cast<int32_t>(rng() % 1000);
       HostTensor at = HostTensor::Integers(positions);
-      HostTensor out = HostTensor::Zeros(DType::kF32, {rows, heads, d});
+      HostTensor out = HostTensor::Zeros(trial % 4 < 2 ? DType::kF32 : dtype, {rows, heads, d});
       HostTensor lse = HostTensor::Zeros(DType::kF32, {rows, heads});
       PagedAttentionArgs args{.q = q.view,
                               .q_positions = at.view,
@@ -184,8 +194,99 @@ TEST(PagedAttention, EqualsOracleOverRandomShapes) {
       const auto want = reference::PagedAttention(args);
       ExpectClose(want.out, out.view, Tolerance(dtype),
                   std::string(backend->name()) + " trial " + std::to_string(trial));
-      ExpectClose(want.lse, lse.view, dtype == DType::kBF16 ? 2e-4 : 2e-5, "lse");
+      ExpectClose(want.lse, lse.view, LseTolerance(dtype), "lse");
       if (HasFatalFailure()) return;
+    }
+  }
+}
+
+constexpr int64_t kLargeRows = 20, kLargeHeads = 2, kLargeKeys = 144;
+
+// Rows of numbers near 40, all of a row with the same random sign.
+HostTensor SignedRows(DType dtype, int64_t rows, int64_t heads, int64_t d, std::mt19937& rng) {
+  HostTensor t = HostTensor::Zeros(dtype, {rows, heads, d});
+  std::normal_distribution<float> normal(40, 1);
+  for (int64_t r = 0; r < rows; ++r) {
+    const float sign = rng() % 2 ? 1.0f : -1.0f;
+    for (int64_t i = 0; i < heads * d; ++i)
+      reference::Put(t.view, r * heads * d + i, sign * normal(rng));
+  }
+  return t;
+}
+
+// The same attention over a cache: rows of one KV head lie in it as they do in segments.
+void AttendPaged(Backend& backend, const AttentionArgs& args, Stream& stream) {
+  constexpr int64_t kBlock = 16, kBlocks = kLargeKeys / kBlock;
+  std::vector<int32_t> table(kBlocks);
+  std::iota(table.begin(), table.end(), 0);
+  PagedSequence sequences[2];  // of one row and of many
+  for (PagedSequence& s : sequences) {
+    s.block_table = table.data();
+    s.slot_count = s.causal_begin = kLargeKeys;
+  }
+  sequences[0].row_count = sequences[1].row_begin = 1;
+  sequences[1].row_count = kLargeRows - 1;
+  const auto cache = [&](const TensorView& rows) {
+    return TensorView::Contiguous(rows.data, rows.dtype, {kBlocks, 1, kBlock, rows.shape[2]});
+  };
+  backend.PagedAttention({.q = args.q,
+                          .q_positions = args.q_positions,
+                          .k_cache = cache(args.keys[0].k),
+                          .v_cache = cache(args.keys[0].v),
+                          .sequences = sequences,
+                          .scale = args.scale,
+                          .out = args.out,
+                          .lse = args.lse},
+                         stream);
+}
+
+void CheckLargeNumbers(Backend& backend, DType dtype, int64_t d, float value, std::mt19937& rng) {
+  const HostTensor q = SignedRows(dtype, kLargeRows, kLargeHeads, d, rng),
+                   k = SignedRows(dtype, kLargeKeys, 1, d, rng);
+  HostTensor v = HostTensor::Random(dtype, {kLargeKeys, 1, d}, rng);
+  if (value != 0) {
+    for (int64_t i = 0; i < kLargeKeys * d; ++i) reference::Put(v.view, i, value);
+  }
+  std::vector<int32_t> positions(kLargeKeys);
+  std::iota(positions.begin(), positions.end(), 0);
+  const HostTensor at = HostTensor::Integers(positions);
+  KeySegment segment{.k = k.view, .v = v.view, .positions = at.view};
+  segment.visible_to_group[0] = segment.visible_to_group[1] = Visibility::kAll;
+  for (const bool paged : {false, true}) {
+    HostTensor out = HostTensor::Zeros(dtype, {kLargeRows, kLargeHeads, d}),
+               lse = HostTensor::Zeros(DType::kF32, {kLargeRows, kLargeHeads});
+    const AttentionArgs args{.q = q.view,
+                             .q_positions = at.view.Rows(0, kLargeRows),
+                             .keys = {&segment, 1},
+                             .scale = 200.0f / (40 * 40 * static_cast<float>(d)),
+                             .out = out.view,
+                             .lse = lse.view};
+    auto stream = *backend.NewStream();
+    if (paged) {
+      AttendPaged(backend, args, *stream);
+    } else {
+      backend.Attention(args, *stream);
+    }
+    ASSERT_TRUE(stream->Synchronize().ok()) << stream->Synchronize();
+    const auto want = reference::Attention(args);
+    const std::string what = std::string(backend.name()) + " " + NameOf(dtype) +
+                             " d=" + std::to_string(d) + (paged ? " paged" : "");
+    // Sums of 100000 in float are good to 0.01 or so, and the logits to a 500th of that.
+    ExpectClose(want.out, out.view, (Tolerance(dtype) + 2e-3) * std::max(1.0f, value), what);
+    ExpectClose(want.lse, lse.view, 2e-3, what + " lse");
+  }
+}
+
+// Logits of +-200 out of sums of +-100000, which no Float16 holds, and values near its largest.
+TEST(Attention, LargeNumbersDoNotOverflow) {
+  std::mt19937 rng(TestSeed(9));
+  for (auto& backend : AllTestBackends()) {
+    for (DType dtype : TypesOf(*backend)) {
+      for (int64_t d : {32, 64, 80, 128}) {
+        CheckLargeNumbers(*backend, dtype, d, 0, rng);
+        CheckLargeNumbers(*backend, dtype, d, 60000, rng);
+        if (HasFatalFailure()) return;
+      }
     }
   }
 }

@@ -28,6 +28,11 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeTestBackend(std::string_view name, 
 #endif
 }
 
+std::vector<DType> TypesOf(const Backend& backend) {
+  if (backend.name().substr(0, 4) == "cpu/") return {DType::kF32, DType::kBF16};
+  return {DType::kF32, DType::kBF16, DType::kF16};
+}
+
 uint32_t TestSeed(uint32_t fixed) {
   const char* other = std::getenv("APB_TEST_SEED");
   return other == nullptr ? fixed : fixed + static_cast<uint32_t>(std::strtoul(other, nullptr, 10));

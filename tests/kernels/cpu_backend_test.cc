@@ -2,6 +2,7 @@
 // operands that do not fit are errors. Method: the same call with other thread counts, wrong calls.
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <numeric>
 
 #include "tests/reference/naive_ops.h"
@@ -47,6 +48,69 @@ TEST(CpuBackend, RefusesUnknownPathAndBadShapes) {
              b = HostTensor::Random(DType::kF32, {5, 5}, rng);
   backend->Linear({.x = a.view, .weight = b.view, .bias = {}, .out = a.view}, *stream);
   EXPECT_EQ(stream->Synchronize().code(), absl::StatusCode::kInternal);
+}
+
+TEST(CpuBackend, RefusesFloat16ButCopiesIt) {
+  auto backend = *CreateCpuBackend({.threads = 1, .force_isa = ""});
+  std::mt19937 rng(1);
+  const DType f16 = DType::kF16;
+  HostTensor x = HostTensor::Random(f16, {4, 4}, rng), y = HostTensor::Zeros(f16, {4, 4}),
+             weight = HostTensor::Random(f16, {4}, rng),
+             cache = HostTensor::Zeros(f16, {1, 1, 4, 4}),
+             sums = HostTensor::Zeros(DType::kF32, {4, 4}), at = HostTensor::Integers({0, 1, 2, 3}),
+             slots = HostTensor::Zeros(DType::kI64, {4}),
+             freq = HostTensor::Zeros(DType::kF32, {2}),
+             parts = HostTensor::Zeros(DType::kF32, {1, 4, 1, 4}),
+             lses = HostTensor::Zeros(DType::kF32, {1, 4, 1}),
+             scores = HostTensor::Zeros(DType::kF32, {4, 1}),
+             chosen = HostTensor::Zeros(DType::kI32, {1, 4});
+  const TensorView heads = x.view.SplitHeads(4), out = y.view.SplitHeads(4);
+  const KeySegment keys{.k = heads, .v = heads, .positions = at.view};
+  const std::function<void(Stream&)> operations[] = {
+      [&](Stream& s) { backend->Embedding(x.view, at.view, y.view, s); },
+      [&](Stream& s) { backend->RmsNorm(x.view, weight.view, 1e-5f, y.view, s); },
+      [&](Stream& s) {
+        backend->Linear({.x = x.view, .weight = x.view, .bias = {}, .out = sums.view}, s);
+      },
+      [&](Stream& s) {
+        backend->Rope({.x = heads, .positions = at.view, .inv_freq = freq.view}, s);
+      },
+      [&](Stream& s) { backend->SiluMul(sums.view, {}, y.view, s); },
+      [&](Stream& s) { backend->Accumulate(sums.view, y.view, s); },
+      [&](Stream& s) {
+        backend->Attention(
+            {.q = heads, .q_positions = at.view, .keys = {&keys, 1}, .scale = 1, .out = out}, s);
+      },
+      [&](Stream& s) {
+        backend->PagedAttention({.q = heads,
+                                 .q_positions = at.view,
+                                 .k_cache = cache.view,
+                                 .v_cache = cache.view,
+                                 .sequences = {},
+                                 .scale = 1,
+                                 .out = out},
+                                s);
+      },
+      [&](Stream& s) { backend->MergePartials(parts.view, lses.view, out, {}, s); },
+      [&](Stream& s) {
+        backend->AccumulateRmsNorm(sums.view, x.view, weight.view, 1e-5f, y.view, s);
+      },
+      [&](Stream& s) { backend->ReadFromCache(slots.view, cache.view, cache.view, out, out, s); },
+      [&](Stream& s) {
+        backend->KeyScores({.k = heads, .query = heads, .scale = 1, .scores = scores.view}, s);
+      },
+      [&](Stream& s) { backend->GatherRowsPerHead(heads, chosen.view, out, s); }};
+  for (const auto& operation : operations) {
+    auto stream = *backend->NewStream();
+    operation(*stream);
+    const absl::Status status = stream->Synchronize();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented)
+        << "operation " << &operation - operations << ": " << status;
+  }
+  auto stream = *backend->NewStream();
+  backend->Copy(x.view, y.view, *stream);
+  EXPECT_TRUE(stream->Synchronize().ok()) << stream->Synchronize();
+  EXPECT_EQ(reference::ToDoubles(x.view), reference::ToDoubles(y.view));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "tests/reference/naive_ops.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -21,6 +22,35 @@ uint16_t FloatToBFloat16(float value) {
   return static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
+float Float16ToFloat(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  double value = exponent == 0    ? std::ldexp(fraction, -24)
+                 : exponent == 31 ? fraction == 0 ? HUGE_VAL : std::nan("")
+                                  : std::ldexp(1024 + fraction, exponent - 25);
+  return static_cast<float>(bits & 0x8000 ? -value : value);
+}
+uint16_t FloatToFloat16(float value) {
+  const double magnitude = std::abs(static_cast<double>(value));
+  const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+  if (std::isnan(magnitude)) return 0x7fff;
+  if (std::isinf(magnitude)) return sign | 0x7c00;
+  // Numbers of one exponent lie evenly; below 2^-14 they lie as those above it.
+  const int exponent = std::max(magnitude > 0 ? std::ilogb(magnitude) : -14, -14);
+  const double steps = std::nearbyint(std::ldexp(magnitude, 10 - exponent));  // ties to even
+  const double bits = (exponent + 14) * 1024.0 + steps;
+  return sign | static_cast<uint16_t>(std::min(bits, 31 * 1024.0));
+}
+
+double Roundoff(DType dtype) {
+  return dtype == DType::kBF16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-24;
+}
+
+void Put(const TensorView& view, int64_t at, float value) {
+  if (view.dtype == DType::kF32) view.as<float>()[at] = value;
+  if (view.dtype == DType::kBF16) view.as<uint16_t>()[at] = FloatToBFloat16(value);
+  if (view.dtype == DType::kF16) view.as<uint16_t>()[at] = FloatToFloat16(value);
+}
+
 HostTensor HostTensor::Zeros(DType dtype, std::initializer_list<int64_t> shape) {
   HostTensor t;
   int64_t n = 1;
@@ -34,13 +64,7 @@ HostTensor HostTensor::Random(DType dtype, std::initializer_list<int64_t> shape,
                               float deviation) {
   HostTensor t = Zeros(dtype, shape);
   std::normal_distribution<float> normal(0, deviation);
-  for (int64_t i = 0; i < t.view.numel(); ++i) {
-    if (dtype == DType::kBF16) {
-      t.view.as<uint16_t>()[i] = FloatToBFloat16(normal(rng));
-    } else {
-      t.view.as<float>()[i] = normal(rng);
-    }
-  }
+  for (int64_t i = 0; i < t.view.numel(); ++i) Put(t.view, i, normal(rng));
   return t;
 }
 
@@ -55,8 +79,9 @@ double At(const TensorView& view, int64_t a, int64_t b, int64_t c, int64_t e) {
   if (view.rank > 1) at += b * view.stride[1];
   if (view.rank > 2) at += c * view.stride[2];
   if (view.rank > 3) at += e * view.stride[3];
-  return view.dtype == DType::kBF16 ? BFloat16ToFloat(view.as<uint16_t>()[at])
-                                    : view.as<float>()[at];
+  if (view.dtype == DType::kBF16) return BFloat16ToFloat(view.as<uint16_t>()[at]);
+  if (view.dtype == DType::kF16) return Float16ToFloat(view.as<uint16_t>()[at]);
+  return view.as<float>()[at];
 }
 
 std::vector<double> ToDoubles(const TensorView& view) {

@@ -1,5 +1,5 @@
 // The operations of kernels/backend.h in float64, written for reading: the oracle of every backend.
-// Inputs are views of f32 or bf16 in host memory; outputs are vectors of double in row-major order.
+// Inputs are views of f32, bf16 or f16 in host memory; outputs are vectors of double in row-major order.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,11 @@ namespace apb::reference {
 
 float BFloat16ToFloat(uint16_t bits);
 uint16_t FloatToBFloat16(float value);
+// Half precision by its definition, not by its bits (kernels/float16.h does that).
+float Float16ToFloat(uint16_t bits);
+uint16_t FloatToFloat16(float value);
 
-// An owned random (or zero) tensor of f32 or bf16 with a view.
+// An owned random (or zero) tensor of f32, bf16 or f16 with a view.
 struct HostTensor {
   std::vector<std::byte> bytes;
   kernels::TensorView view;
@@ -25,6 +28,11 @@ struct HostTensor {
   static HostTensor Integers(const std::vector<int32_t>& values);
 };
 
+// What `dtype` rounds normal numbers to, relative to them: 2^-8, 2^-11 or 2^-24.
+double Roundoff(kernels::DType dtype);
+
+// Element number `at` of the memory of a view, rounded to its type.
+void Put(const kernels::TensorView& view, int64_t at, float value);
 // Element of a view by index along each dimension.
 double At(const kernels::TensorView& view, int64_t a, int64_t b = 0, int64_t c = 0, int64_t e = 0);
 std::vector<double> ToDoubles(const kernels::TensorView& view);

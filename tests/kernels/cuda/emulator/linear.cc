@@ -2,22 +2,17 @@
 #include "kernels/cuda/linear.h"
 
 #include <cstring>
+
+#include "kernels/cuda/device.cuh"
 namespace apb::kernels::cuda {
 static float Get(const TensorView& v, int64_t i) {
   if (v.dtype == DType::kF32) return v.as<float>()[i];
-  uint32_t u = (uint32_t)v.as<uint16_t>()[i] << 16;
-  float f;
-  memcpy(&f, &u, 4);
-  return f;
+  return v.dtype == DType::kBF16 ? ToFloat(v.as<BFloat16>()[i]) : ToFloat(v.as<Float16>()[i]);
 }
 static void Put(const TensorView& v, int64_t i, float f) {
-  if (v.dtype == DType::kF32) {
-    v.as<float>()[i] = f;
-    return;
-  }
-  uint32_t u;
-  memcpy(&u, &f, 4);
-  v.as<uint16_t>()[i] = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  if (v.dtype == DType::kF32) v.as<float>()[i] = f;
+  if (v.dtype == DType::kBF16) v.as<BFloat16>()[i] = FromFloat<BFloat16>(f);
+  if (v.dtype == DType::kF16) v.as<Float16>()[i] = FromFloat<Float16>(f);
 }
 struct CudaLinear::Impl {};
 CudaLinear::CudaLinear(std::unique_ptr<Impl> i) : impl_(std::move(i)) {}

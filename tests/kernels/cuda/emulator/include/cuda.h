@@ -14,16 +14,16 @@ static_assert(sizeof(CUtensorMap) == 128);
 enum CUresult { CUDA_SUCCESS, CUDA_ERROR };
 enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess };
 enum { cudaEnableDefault };
+enum CUtensorMapDataType { CU_TENSOR_MAP_DATA_TYPE_FLOAT16, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 };
 enum {
-  CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
   CU_TENSOR_MAP_INTERLEAVE_NONE,
   CU_TENSOR_MAP_SWIZZLE_128B,
   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE
 };
 constexpr cudaError_t cudaErrorSymbolNotFound = (cudaError_t)500;
-inline CUresult cuTensorMapEncodeTiled(CUtensorMap* m, int, uint32_t rank, void* data,
-                                       const cuuint64_t* e, const cuuint64_t* s,
+inline CUresult cuTensorMapEncodeTiled(CUtensorMap* m, CUtensorMapDataType, uint32_t rank,
+                                       void* data, const cuuint64_t* e, const cuuint64_t* s,
                                        const cuuint32_t* box, const cuuint32_t*, int, int, int,
                                        int) {
   if (rank != 3 || (uintptr_t)data % 16 || (uintptr_t)m % 64) return CUDA_ERROR;

@@ -1,6 +1,7 @@
 // kernels/cuda/device.cuh for the emulator.
 #pragma once
 #include <cuda_runtime.h>
+#include "kernels/float16.h"
 #include "kernels/tensor_view.h"
 namespace apb::kernels::cuda {
 constexpr int kWarp = 32;
@@ -8,23 +9,30 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 inline float ToFloat(float x) { return x; }
 inline float ToFloat(BFloat16 x) { return __uint_as_float((uint32_t)x.bits << 16); }
-inline uint16_t Round(float f) {
+inline float ToFloat(Float16 x) { return Float16ToFloat(x); }
+template <typename T>
+inline uint16_t Round(float f);
+template <>
+inline uint16_t Round<BFloat16>(float f) {
   uint32_t u = __float_as_uint(f);
   if (f != f) return 0x7fff;
   return (u + 0x7fff + ((u >> 16) & 1)) >> 16;
 }
-inline uint32_t PackBFloat16(float low, float high) {
-  return Round(low) | (uint32_t)Round(high) << 16;
+template <>
+inline uint16_t Round<Float16>(float f) {
+  return FloatToFloat16(f).bits;
 }
 template <typename T>
-inline T FromFloat(float x);
+inline uint32_t PackPair(float low, float high) {
+  return Round<T>(low) | (uint32_t)Round<T>(high) << 16;
+}
+template <typename T>
+inline T FromFloat(float x) {
+  return T{Round<T>(x)};
+}
 template <>
 inline float FromFloat<float>(float x) {
   return x;
-}
-template <>
-inline BFloat16 FromFloat<BFloat16>(float x) {
-  return BFloat16{(uint16_t)PackBFloat16(x, 0)};
 }
 inline float Exp2(float x) { return exp2f(x); }
 inline float WarpSum(float x) {
@@ -90,7 +98,12 @@ inline void LoadMatricesTransposed(uint32_t (&r)[4], const void* row) {
                               (uint32_t)Half(((A*)args[m * 8 + l % 4 * 2 + 1])->row, l / 4) << 16;
   });
 }
-inline float Bf(uint32_t v, int hi) { return __uint_as_float(hi ? v & 0xffff0000u : v << 16); }
+// Products of two numbers of 8 or 11 binary digits are exact in float; sums are float.
+template <typename T>
+inline float OfPair(uint32_t pair, int high) {
+  return ToFloat(T{(uint16_t)(high ? pair >> 16 : pair)});
+}
+template <typename T>
 inline void MatrixMultiplyAdd(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   struct A {
     float* c;
@@ -103,12 +116,12 @@ inline void MatrixMultiplyAdd(float (&c)[4], const uint32_t (&a)[4], uint32_t b0
       A& t = *(A*)args[l];
       int g = l / 4, q = l % 4 * 2;
       for (int h = 0; h < 2; ++h) {
-        ma[g][q + h] = Bf(t.a[0], h);
-        ma[g + 8][q + h] = Bf(t.a[1], h);
-        ma[g][q + 8 + h] = Bf(t.a[2], h);
-        ma[g + 8][q + 8 + h] = Bf(t.a[3], h);
-        mb[q + h][g] = Bf(t.b[0], h);
-        mb[q + 8 + h][g] = Bf(t.b[1], h);
+        ma[g][q + h] = OfPair<T>(t.a[0], h);
+        ma[g + 8][q + h] = OfPair<T>(t.a[1], h);
+        ma[g][q + 8 + h] = OfPair<T>(t.a[2], h);
+        ma[g + 8][q + 8 + h] = OfPair<T>(t.a[3], h);
+        mb[q + h][g] = OfPair<T>(t.b[0], h);
+        mb[q + 8 + h][g] = OfPair<T>(t.b[1], h);
       }
     }
     for (int l = 0; l < 32; ++l) {

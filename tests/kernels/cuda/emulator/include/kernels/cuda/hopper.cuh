@@ -80,16 +80,19 @@ struct Desc {
     if (d >> 62 != 1) emulator::Die("layout");
   }
 };
+template <typename T>
 inline float At(uint32_t a) {
-  uint16_t v;
+  T v;
   memcpy(&v, emulator::Shared() + Swizzle(a), 2);
-  return __uint_as_float((uint32_t)v << 16);
+  return ToFloat(v);
 }
+template <typename T>
 inline float KMajor(const Desc& d, int r, int k) {
-  return At(d.start + r / 8 * d.sbo + r % 8 * 128 + k * 2);
+  return At<T>(d.start + r / 8 * d.sbo + r % 8 * 128 + k * 2);
 }
+template <typename T>
 inline float MnMajor(const Desc& d, int n, int k) {
-  return At(d.start + n / 64 * d.lbo + k / 8 * d.sbo + k % 8 * 128 + n % 64 * 2);
+  return At<T>(d.start + n / 64 * d.lbo + k / 8 * d.sbo + k % 8 * 128 + n % 64 * 2);
 }
 inline void Accumulate(std::vector<float*> d, const float (*A)[16], const float (*B)[256], int N,
                        bool add) {
@@ -105,6 +108,7 @@ inline void Accumulate(std::vector<float*> d, const float (*A)[16], const float 
       }
   }
 }
+template <typename T>
 inline void GroupMultiplyTransposed(float (&d)[64], uint64_t a, uint64_t b, bool add) {
   struct X {
     float* d;
@@ -123,14 +127,14 @@ inline void GroupMultiplyTransposed(float (&d)[64], uint64_t a, uint64_t b, bool
       static float A[64][16], B[16][256];
       Desc da(f.a), db(f.b);
       for (int k = 0; k < 16; ++k) {
-        for (int r = 0; r < 64; ++r) A[r][k] = KMajor(da, r, k);
-        for (int n = 0; n < 128; ++n) B[k][n] = KMajor(db, n, k);
+        for (int r = 0; r < 64; ++r) A[r][k] = KMajor<T>(da, r, k);
+        for (int n = 0; n < 128; ++n) B[k][n] = KMajor<T>(db, n, k);
       }
       Accumulate(d, A, B, 128, f.add);
     });
   });
 }
-template <int R>
+template <typename T, int R>
 inline void GroupMultiplyAdd(float (&d)[R], const uint32_t (&a)[4], uint64_t b) {
   struct X {
     float* d;
@@ -152,14 +156,14 @@ inline void GroupMultiplyAdd(float (&d)[R], const uint32_t (&a)[4], uint64_t b) 
       for (int t = 0; t < 128; ++t) {
         int r = t / 32 * 16 + t % 32 / 4, q = t % 4 * 2;
         for (int h = 0; h < 2; ++h) {
-          A[r][q + h] = Bf(av[t][0], h);
-          A[r + 8][q + h] = Bf(av[t][1], h);
-          A[r][q + 8 + h] = Bf(av[t][2], h);
-          A[r + 8][q + 8 + h] = Bf(av[t][3], h);
+          A[r][q + h] = OfPair<T>(av[t][0], h);
+          A[r + 8][q + h] = OfPair<T>(av[t][1], h);
+          A[r][q + 8 + h] = OfPair<T>(av[t][2], h);
+          A[r + 8][q + 8 + h] = OfPair<T>(av[t][3], h);
         }
       }
       for (int k = 0; k < 16; ++k)
-        for (int n = 0; n < R * 2; ++n) B[k][n] = MnMajor(db, n, k);
+        for (int n = 0; n < R * 2; ++n) B[k][n] = MnMajor<T>(db, n, k);
       Accumulate(d, A, B, R * 2, true);
     });
   });
