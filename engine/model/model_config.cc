@@ -14,6 +14,10 @@ namespace {
 using nlohmann::json;
 constexpr size_t kMaxConfigBytes = 1 << 20;
 constexpr int64_t kMaxTokenId = 10'000'000;
+constexpr std::pair<std::string_view, kernels::DType> kTypes[] = {
+    {"bfloat16", kernels::DType::kBF16},
+    {"float16", kernels::DType::kF16},
+    {"float32", kernels::DType::kF32}};
 
 absl::Status Bad(absl::string_view field, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("config.json: ", field, ": ", what));
@@ -230,14 +234,16 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text) {
   APB_RETURN_IF_ERROR(ReadFamily(f, config));
   APB_RETURN_IF_ERROR(ReadRope(root, config));
   const std::string dtype = f.String("dtype", f.String("torch_dtype", "bfloat16"));
-  if (dtype == "bfloat16") {
-    config.dtype = kernels::DType::kBF16;
-  } else if (dtype == "float32") {
-    config.dtype = kernels::DType::kF32;
-  } else {
-    f.Fail("torch_dtype",
-           absl::StrCat("'", dtype,
-                        "' is not supported (bfloat16 and float32 are; convert the checkpoint)"));
+  bool known = false;
+  for (const auto& [name, type] : kTypes) {
+    if (name != dtype) continue;
+    config.dtype = type;
+    known = true;
+  }
+  if (!known) {
+    f.Fail("torch_dtype", absl::StrCat("'", dtype,
+                                       "' is not supported (bfloat16, float16 and float32 are; "
+                                       "convert the checkpoint)"));
   }
   if (root.contains("quantization_config") && !root["quantization_config"].is_null())
     f.Fail("quantization_config", "quantised checkpoints are not supported");
@@ -247,6 +253,13 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text) {
   APB_RETURN_IF_ERROR(f.status());
   config.fingerprint = base::Fingerprint(text);
   return config;
+}
+
+std::string_view TorchName(kernels::DType dtype) {
+  for (const auto& [name, type] : kTypes) {
+    if (type == dtype) return name;
+  }
+  return "none";
 }
 
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& directory) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -50,6 +51,9 @@ struct ModelConfig {
 
   int64_t qkv_width() const { return (query_heads + 2 * kv_heads) * head_dim; }
 };
+
+// A model's type as config.json names it: "bfloat16", "float16" or "float32".
+std::string_view TorchName(kernels::DType dtype);
 
 // Reads `<directory>/config.json` (and eos ids of generation_config.json). kInvalidArgument tells
 // which field is missing, out of range or of an unsupported kind (e.g. sliding windows that would

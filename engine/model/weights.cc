@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/model/checkpoint.h"
+#include "kernels/float16.h"
 
 namespace apb::model {
 
@@ -140,6 +141,9 @@ class RandomFill {
       const float x = mean + deviation * normals_[(at + i) % normals_.size()];
       if (dtype == DType::kF32) {
         std::memcpy(&bytes[i * 4], &x, 4);
+      } else if (dtype == DType::kF16) {
+        const kernels::Float16 rounded = kernels::FloatToFloat16(x);
+        std::memcpy(&bytes[i * 2], &rounded, 2);
       } else {
         uint32_t bits;
         std::memcpy(&bits, &x, 4);
@@ -271,6 +275,12 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& direct
                                                        kernels::Backend& backend, Share tensor) {
   auto weights = std::unique_ptr<Weights>(new Weights());
   APB_ASSIGN_OR_RETURN(const ModelConfig c, LoadModelConfig(directory));
+  if (c.dtype == DType::kF16 && backend.place() == kernels::Place::kHost) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        directory,
+        ": is a float16 checkpoint, and the CPU does not compute in float16: use a GPU, or convert "
+        "the checkpoint (and torch_dtype in its config.json) to bfloat16"));
+  }
   Checkpoint& checkpoint = weights->storage_->checkpoint;
   APB_RETURN_IF_ERROR(checkpoint.Open(directory));
   APB_ASSIGN_OR_RETURN(

@@ -7,6 +7,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <random>
 
 #include "nlohmann/json.hpp"
@@ -36,6 +37,20 @@ TEST(ModelConfig, ReadsLlama) {
   EXPECT_EQ(config->fingerprint.size(), 16u);
 }
 
+TEST(ModelConfig, Types) {
+  for (const auto& [name, dtype] :
+       std::map<std::string, kernels::DType>{{"bfloat16", kernels::DType::kBF16},
+                                             {"float16", kernels::DType::kF16},
+                                             {"float32", kernels::DType::kF32}}) {
+    nlohmann::json root = Base();
+    root["torch_dtype"] = name;
+    auto config = ParseModelConfig(root.dump());
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->dtype, dtype) << name;
+    EXPECT_EQ(TorchName(dtype), name);
+  }
+}
+
 TEST(ModelConfig, RefusesWhatItCannotCompute) {
   const std::tuple<const char*, nlohmann::json, const char*> cases[] = {
       {"architectures", {"MixtralForCausalLM"}, "architectures"},
@@ -47,7 +62,7 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
       {"num_key_value_heads", 3, "num_key_value_heads"},
       {"head_dim", 31, "head_dim"},
       {"hidden_act", "gelu", "hidden_act"},
-      {"torch_dtype", "float16", "torch_dtype"},
+      {"torch_dtype", "float8_e4m3fn", "torch_dtype"},
       {"mlp_bias", true, "mlp_bias"},
       {"rope_scaling", {{"rope_type", "longrope"}, {"factor", 2}}, "rope_scaling"},
       {"rope_scaling", {{"type", "linear"}}, "factor"},

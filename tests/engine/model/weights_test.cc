@@ -151,6 +151,11 @@ TEST_F(WeightsTest, RefusesWhatConfigDoesNotSay) {
   entries[name] = {.dtype = "F16", .shape = {4, 8}};
   WriteTensors("model.safetensors", entries);
   ExpectRefused("k_proj.weight' is not of the type");
+  json half = Config();
+  half["torch_dtype"] = "float16";
+  Write("config.json", half.dump());
+  ExpectRefused("the CPU does not compute in float16");
+  Write("config.json", Config().dump());
   // A config that asks for more than there is, the largest sizes included.
   WriteTensors("model.safetensors", Model());
   ASSERT_TRUE(Load().ok());
