@@ -20,12 +20,12 @@ class Weights {
  public:
   // Maps `<directory>/model.safetensors` or else the shards of model.safetensors.index.json, and
   // `retaining_heads.safetensors` if it is there. Names, types and shapes are checked against
-  // config.json; the error names the tensor. A float16 checkpoint needs a device: backends of
-  // the host do not compute in f16. Tensors are computed on in the file where the backend
-  // can do that (its place is the host, type and alignment fit); the others are copied, and those that one
-  // product can compute lie side by side (LayerWeights). With a tensor parallel share, heads, MLP columns
-  // and vocabulary are that share's (the embedding is whole); kInvalidArgument where the KV heads do
-  // not divide.
+  // config.json; the error names the tensor. A float16 checkpoint needs a device: backends of the
+  // host do not compute in f16. Tensors are computed on in the file where the backend can do that
+  // (its place is the host, type and alignment fit); the others are copied, and those that one
+  // product can compute lie side by side (LayerWeights). With a tensor parallel share, heads, MLP
+  // columns and vocabulary are that share's (the embedding is whole); kInvalidArgument where the KV
+  // heads do not divide.
   static absl::StatusOr<std::unique_ptr<Weights>> Load(const std::string& directory,
                                                        kernels::Backend& backend,
                                                        Share tensor = {});
