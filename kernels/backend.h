@@ -131,6 +131,9 @@ class Backend {
   // Memory for activations and caches, aligned to at least 64 bytes, contents undefined.
   // kResourceExhausted when there is none.
   virtual absl::StatusOr<Buffer> Allocate(size_t size_bytes) = 0;
+  // Host memory from and to which Copy works while the host goes on (page-locked where there is a
+  // device): it must stay until the stream has been synchronized. Aligned like Allocate's.
+  virtual absl::StatusOr<Buffer> AllocateHost(size_t size_bytes) = 0;
   virtual absl::StatusOr<std::unique_ptr<Stream>> NewStream() = 0;
   // Copies between any two places, in stream order. Views have the same shape and type; rows may be
   // strided.

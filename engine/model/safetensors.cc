@@ -186,9 +186,10 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
     return Bad(path, "empty, or not a regular file");
   }
   auto file = std::unique_ptr<SafetensorsFile>(new SafetensorsFile());
+  file->path_ = path;
+  file->descriptor_ = fd;
   file->mapping_size_ = static_cast<size_t>(info.st_size);
   file->mapping_ = mmap(nullptr, file->mapping_size_, PROT_READ, MAP_SHARED, fd, 0);
-  close(fd);
   if (file->mapping_ == MAP_FAILED) {
     file->mapping_ = nullptr;
     return absl::ResourceExhaustedError(absl::StrCat(path, ": mmap: ", std::strerror(errno)));
@@ -198,8 +199,31 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
   return file;
 }
 
+absl::Status SafetensorsFile::Read(const std::byte* from, size_t size, std::byte* to) const {
+  off_t at = from - static_cast<const std::byte*>(mapping_);
+  while (size > 0) {
+    const ssize_t got = pread(descriptor_, to, size, at);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) {
+      return absl::DataLossError(
+          absl::StrCat("cannot be read from ", path_, " at byte ", at, ": ",
+                       got < 0 ? std::strerror(errno) : "the file ends before (was it changed?)"));
+    }
+    at += got;
+    to += got;
+    size -= static_cast<size_t>(got);
+  }
+  return absl::OkStatus();
+}
+
+void SafetensorsFile::Prefetch(const std::byte* from, size_t size) const {
+  posix_fadvise(descriptor_, from - static_cast<const std::byte*>(mapping_),
+                static_cast<off_t>(size), POSIX_FADV_WILLNEED);
+}
+
 SafetensorsFile::~SafetensorsFile() {
   if (mapping_ != nullptr) munmap(mapping_, mapping_size_);
+  if (descriptor_ >= 0) close(descriptor_);
 }
 
 }  // namespace apb::model

@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/model/checkpoint.h"
-#include "kernels/float16.h"
+#include "engine/model/float_convert.h"
 
 namespace apb::model {
 
@@ -23,12 +23,6 @@ struct WantedTensor {
   bool joins = false;  // copied right behind the one before, so that one product computes both
   std::vector<Range> columns;             // those that a share has; empty = all
   const SafetensorsFile* file = nullptr;  // that `out` shows a part of; null: memory that goes away
-};
-
-// A tensor, or columns of one, on its way to memory of a backend.
-struct WeightCopy {
-  std::string name;
-  kernels::TensorView source, target;
 };
 
 namespace {
@@ -119,10 +113,17 @@ int64_t LengthOf(const std::vector<Range>& ranges) {
   return length;
 }
 
-absl::Status CopyWeights(const std::vector<WeightCopy>& copies, kernels::Backend& backend) {
-  APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
-  for (const WeightCopy& copy : copies) backend.Copy(copy.source, copy.target, *stream);
-  return stream->Synchronize();
+// The type to compute in.
+absl::StatusOr<DType> ChooseType(DType of_checkpoint, const kernels::Backend& backend,
+                                 std::optional<DType> wanted) {
+  const bool host = backend.place() == kernels::Place::kHost;
+  if (host && wanted == DType::kF16) {
+    return absl::InvalidArgumentError(
+        "float16: the CPU does not compute in it (bfloat16 and float32 are; a float16 checkpoint "
+        "is converted when no type is asked for)");
+  }
+  if (wanted) return *wanted;
+  return host && of_checkpoint == DType::kF16 ? DType::kBF16 : of_checkpoint;
 }
 
 // Normal numbers of a fixed seed: a table read from random places, fast enough for billions.
@@ -134,22 +135,13 @@ class RandomFill {
   }
   std::vector<std::byte> Make(DType dtype, int64_t count, float deviation, float mean) {
     constexpr int64_t kRun = 4096;
+    std::vector<float> run(kRun);
     std::vector<std::byte> bytes(count * SizeOf(dtype));
-    uint32_t at = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      if (i % kRun == 0) at = static_cast<uint32_t>(rng_());
-      const float x = mean + deviation * normals_[(at + i) % normals_.size()];
-      if (dtype == DType::kF32) {
-        std::memcpy(&bytes[i * 4], &x, 4);
-      } else if (dtype == DType::kF16) {
-        const kernels::Float16 rounded = kernels::FloatToFloat16(x);
-        std::memcpy(&bytes[i * 2], &rounded, 2);
-      } else {
-        uint32_t bits;
-        std::memcpy(&bits, &x, 4);
-        const uint16_t rounded = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-        std::memcpy(&bytes[i * 2], &rounded, 2);
-      }
+    for (int64_t begin = 0; begin < count; begin += kRun) {
+      const int64_t length = std::min(kRun, count - begin), at = static_cast<uint32_t>(rng_());
+      for (int64_t i = 0; i < length; ++i)
+        run[i] = mean + deviation * normals_[(at + begin + i) % normals_.size()];
+      ConvertFloats(DType::kF32, run.data(), dtype, &bytes[begin * SizeOf(dtype)], length);
     }
     return bytes;
   }
@@ -232,7 +224,11 @@ absl::Status Weights::Place(const std::vector<WantedTensor>& wanted, kernels::Ba
   std::vector<std::pair<const WantedTensor*, size_t>> placed;  // and where it begins
   size_t bytes = 0;
   for (const WantedTensor& w : wanted) {
-    if (!moves(w)) continue;
+    if (!moves(w)) {
+      load_report_.mapped_bytes += w.out->numel() * SizeOf(w.out->dtype);
+      continue;
+    }
+    load_report_.converted_tensors += w.out->dtype != config_.dtype;
     const bool joins = w.joins && !placed.empty() && placed.back().first == &w - 1;
     if (!joins) bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     placed.emplace_back(&w, bytes);
@@ -251,10 +247,10 @@ absl::Status Weights::Place(const std::vector<WantedTensor>& wanted, kernels::Ba
     int64_t at = 0;
     for (const Range& range : w->columns) {
       copies.push_back({w->name, source.Columns(range.begin, range.end),
-                        target.Columns(at, at + range.length())});
+                        target.Columns(at, at + range.length()), w->file});
       at += range.length();
     }
-    if (w->columns.empty()) copies.push_back({w->name, source, target});
+    if (w->columns.empty()) copies.push_back({w->name, source, target, w->file});
     *w->out = target;
   }
   storage_->buffers.push_back(std::move(buffer));
@@ -272,15 +268,12 @@ void Weights::SetDerivedViews() {
 }
 
 absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& directory,
-                                                       kernels::Backend& backend, Share tensor) {
+                                                       kernels::Backend& backend, Share tensor,
+                                                       const LoadOptions& options) {
   auto weights = std::unique_ptr<Weights>(new Weights());
-  APB_ASSIGN_OR_RETURN(const ModelConfig c, LoadModelConfig(directory));
-  if (c.dtype == DType::kF16 && backend.place() == kernels::Place::kHost) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        directory,
-        ": is a float16 checkpoint, and the CPU does not compute in float16: use a GPU, or convert "
-        "the checkpoint (and torch_dtype in its config.json) to bfloat16"));
-  }
+  APB_ASSIGN_OR_RETURN(ModelConfig c, LoadModelConfig(directory));
+  weights->load_report_.checkpoint_dtype = c.dtype;
+  APB_ASSIGN_OR_RETURN(c.dtype, ChooseType(c.dtype, backend, options.dtype));
   Checkpoint& checkpoint = weights->storage_->checkpoint;
   APB_RETURN_IF_ERROR(checkpoint.Open(directory));
   APB_ASSIGN_OR_RETURN(
@@ -308,7 +301,9 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& direct
     weights->TakeShare(layer);
     APB_RETURN_IF_ERROR(weights->Place(wanted[layer + 1], backend, copies));
   }
-  APB_RETURN_IF_ERROR(CopyWeights(copies, backend));
+  for (const WeightCopy& copy : copies)
+    weights->load_report_.copied_bytes += copy.source.numel() * SizeOf(copy.source.dtype);
+  APB_RETURN_IF_ERROR(CopyWeights(std::move(copies), backend, options.progress));
   weights->SetDerivedViews();
   return weights;
 }
@@ -330,7 +325,7 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Random(const ModelConfig& conf
     weights->TakeShare(layer);
     std::vector<WeightCopy> copies;
     APB_RETURN_IF_ERROR(weights->Place(wanted, backend, copies));
-    APB_RETURN_IF_ERROR(CopyWeights(copies, backend));
+    APB_RETURN_IF_ERROR(CopyWeights(std::move(copies), backend, nullptr));
   }
   weights->SetDerivedViews();
   return weights;

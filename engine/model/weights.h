@@ -2,33 +2,51 @@
 // ranks of a machine), or random ones of a given shape for benchmarks.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/model/layer_weights.h"
 #include "engine/model/model_config.h"
+#include "engine/model/weight_copy.h"
 #include "kernels/backend.h"
 
 namespace apb::model {
 
 struct WantedTensor;
-struct WeightCopy;
+
+struct LoadOptions {
+  // Of weights and activations. By default the type that config.json says, but bfloat16 for float16 where the
+  // backend's place is the host, whose backends do not compute in float16.
+  std::optional<kernels::DType> dtype;
+  // Told after each piece that has been copied, by the calling thread.
+  std::function<void(const LoadProgress&)> progress;
+};
+
+// What loading did.
+struct LoadReport {
+  kernels::DType checkpoint_dtype = kernels::DType::kBF16;  // that config.json says
+  int64_t converted_tensors = 0;                            // of another type than the model's
+  int64_t copied_bytes = 0;                                 // read from the files
+  int64_t mapped_bytes = 0;                                 // computed on in the files
+};
 
 class Weights {
  public:
-  // Maps `<directory>/model.safetensors` or else the shards of model.safetensors.index.json, and
-  // `retaining_heads.safetensors` if it is there. Names, types and shapes are checked against
-  // config.json; the error names the tensor. A float16 checkpoint needs a device: backends of the
-  // host do not compute in f16. Tensors are computed on in the file where the backend can do that
-  // (its place is the host, type and alignment fit); the others are copied, and those that one
-  // product can compute lie side by side (LayerWeights). With a tensor parallel share, heads, MLP
-  // columns and vocabulary are that share's (the embedding is whole); kInvalidArgument where the KV
-  // heads do not divide.
+  // Opens `<directory>/model.safetensors` or else the shards of model.safetensors.index.json, and
+  // `retaining_heads.safetensors` if it is there. Names and shapes are checked against config.json;
+  // the error names the tensor. Tensors are computed on in the mapped file where the backend can do
+  // that (its place is the host, type and alignment fit). The others are copied, and converted if they are
+  // of another float type (kInvalidArgument for a number that does not fit); copies that one product can
+  // compute lie side by side (LayerWeights). With a tensor parallel share, heads, MLP columns and
+  // vocabulary are that share's (the embedding is whole), and no more is copied; kInvalidArgument
+  // where the KV heads do not divide.
   static absl::StatusOr<std::unique_ptr<Weights>> Load(const std::string& directory,
-                                                       kernels::Backend& backend,
-                                                       Share tensor = {});
+                                                       kernels::Backend& backend, Share tensor = {},
+                                                       const LoadOptions& options = {});
   // Gaussian weights with a fixed seed, for benchmarks and tests; with retaining heads of width
   // `retaining_width` (0 = none).
   static absl::StatusOr<std::unique_ptr<Weights>> Random(const ModelConfig& config, uint64_t seed,
@@ -37,8 +55,9 @@ class Weights {
                                                          Share tensor = {});
   ~Weights();
 
-  // Of the whole model; what these weights have of it is below.
+  // Of the whole model; what these weights have of it is below. Its type is that of these weights.
   const ModelConfig& config() const { return config_; }
+  const LoadReport& load_report() const { return load_report_; }
   const PartShape& shape() const { return shape_; }
   const Share& share() const { return share_; }
   int64_t query_heads() const { return shape_.query_heads.length(); }
@@ -69,6 +88,7 @@ class Weights {
   // Sets the views that follow from others, when those show what they will show for good.
   void SetDerivedViews();
   ModelConfig config_;
+  LoadReport load_report_;
   Share share_;
   PartShape shape_;
   std::vector<LayerWeights> layers_;

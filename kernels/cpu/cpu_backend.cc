@@ -97,6 +97,7 @@ class CpuBackend : public Backend {
     if (rounded > (2u << 20)) madvise(data, rounded, MADV_HUGEPAGE);
     return Buffer(data, size_bytes, [](void* p) { std::free(p); });
   }
+  absl::StatusOr<Buffer> AllocateHost(size_t size_bytes) override { return Allocate(size_bytes); }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
     return std::make_unique<CpuStream>();
   }

@@ -45,6 +45,18 @@ class CudaBackend : public Backend {
     return Buffer(data, size_bytes, [](void* p) { cudaFree(p); });
   }
 
+  absl::StatusOr<Buffer> AllocateHost(size_t size_bytes) override {
+    void* data = nullptr;
+    const cudaError_t error =
+        cudaHostAlloc(&data, std::max<size_t>(size_bytes, 1), cudaHostAllocDefault);
+    if (error != cudaSuccess) {
+      cudaGetLastError();
+      return StatusOf(error,
+                      absl::StrCat("cannot allocate ", size_bytes, " page-locked bytes").c_str());
+    }
+    return Buffer(data, size_bytes, [](void* p) { cudaFreeHost(p); });
+  }
+
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
     absl::StatusOr<std::unique_ptr<CudaStream>> stream = CudaStream::Create();
     if (!stream.ok()) return stream.status();

@@ -18,6 +18,9 @@ class HostOperands : public Backend {
   absl::StatusOr<Buffer> Allocate(size_t size_bytes) override {
     return device_->Allocate(size_bytes);
   }
+  absl::StatusOr<Buffer> AllocateHost(size_t size_bytes) override {
+    return device_->AllocateHost(size_bytes);
+  }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override { return device_->NewStream(); }
 
   void Copy(const TensorView& source, const TensorView& target, Stream& stream) override;

@@ -2,8 +2,10 @@
 
 #include <sys/mman.h>
 
+#include <functional>
 #include <map>
 #include <stdexcept>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -61,7 +63,15 @@ class Arena {
 class GuardedStream : public Stream {
  public:
   explicit GuardedStream(std::unique_ptr<Stream> inner) : inner_(std::move(inner)) {}
-  absl::Status Synchronize() override { return status_.ok() ? inner_->Synchronize() : status_; }
+  ~GuardedStream() override { DoPostponed(); }
+  absl::Status Synchronize() override {
+    DoPostponed();
+    return status_.ok() ? inner_->Synchronize() : status_;
+  }
+  void Postpone(std::function<void()> work) { postponed_.push_back(std::move(work)); }
+  void DoPostponed() {
+    for (const auto& work : std::exchange(postponed_, {})) work();
+  }
   void Fail(std::string what) {
     if (status_.ok()) status_ = absl::InternalError(std::move(what));
   }
@@ -69,6 +79,7 @@ class GuardedStream : public Stream {
 
  private:
   std::unique_ptr<Stream> inner_;
+  std::vector<std::function<void()>> postponed_;
   absl::Status status_;
 };
 
@@ -85,6 +96,15 @@ class GuardedBackend : public Backend {
       return absl::ResourceExhaustedError(absl::StrCat("guarded arena: no ", size, " bytes"));
     return Buffer(data, size, [this](void* p) { arena_.Give(p); });
   }
+  absl::StatusOr<Buffer> AllocateHost(size_t size) override {
+    auto memory = cpu_->Allocate(size);
+    if (!memory.ok()) return memory.status();
+    auto owner = std::make_shared<Buffer>(*std::move(memory));
+    std::byte* data = static_cast<std::byte*>(owner->data());
+    page_locked_[data] = data + size;
+    return Buffer(data, size,
+                  [this, owner](void* p) { page_locked_.erase(static_cast<std::byte*>(p)); });
+  }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
     auto inner = cpu_->NewStream();
     if (!inner.ok()) return inner.status();
@@ -92,7 +112,11 @@ class GuardedBackend : public Backend {
   }
 
   void Copy(const TensorView& source, const TensorView& target, Stream& stream) override {
-    Run("Copy", {}, stream, [&](Stream& s) { cpu_->Copy(source, target, s); });
+    const auto copy = [=, this, &stream] {
+      Run("Copy", {}, stream, [&](Stream& s) { cpu_->Copy(source, target, s); });
+    };
+    if (!IsPageLocked(source.data) && !IsPageLocked(target.data)) return copy();
+    static_cast<GuardedStream&>(stream).Postpone(copy);
   }
   void Embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
                  Stream& stream) override {
@@ -175,6 +199,7 @@ class GuardedBackend : public Backend {
   void Run(const char* name, const std::vector<TensorView>& views, Stream& stream,
            const Operation& operation) {
     auto& guarded = static_cast<GuardedStream&>(stream);
+    guarded.DoPostponed();
     for (const TensorView& view : views) {
       if (view.present() && view.numel() > 0 && !arena_.Contains(view.data))
         return guarded.Fail(absl::StrCat(name, ": an operand is in host memory"));
@@ -184,8 +209,15 @@ class GuardedBackend : public Backend {
     arena_.Open(false);
   }
 
+  bool IsPageLocked(const void* pointer) const {
+    const auto* address = static_cast<const std::byte*>(pointer);
+    const auto behind = page_locked_.upper_bound(address);
+    return behind != page_locked_.begin() && address < std::prev(behind)->second;
+  }
+
   Arena arena_;
   std::unique_ptr<Backend> cpu_;
+  std::map<const std::byte*, const std::byte*> page_locked_;  // begin -> end
 };
 
 }  // namespace

@@ -1,7 +1,9 @@
 // A "device" for tests on machines that have none: the CPU backend with memory of its own that nobody
 // but its operations can touch. Host code that reads or writes device memory dies of SIGSEGV; an operation
 // that is given host memory fails its stream. So the engine is shown to keep the two apart, as it
-// must with a GPU. What it cannot show: work that is still under way when an operation returns.
+// must with a GPU. Copies from and to memory of AllocateHost happen as late as they may: with the next
+// operation of their stream, or when it is synchronized. What it cannot show: other work that is still under way
+// when an operation returns.
 #pragma once
 
 #include <memory>

@@ -36,6 +36,23 @@ TEST_F(GuardedBackendTest, HostOperandsFailTheStream) {
   EXPECT_FALSE(stream_->Synchronize().ok());
 }
 
+TEST_F(GuardedBackendTest, CopiesOfPageLockedMemoryAreLate) {
+  const TensorView device = Device(16);
+  Buffer memory = *backend_->AllocateHost(16 * sizeof(float));
+  const TensorView pinned = TensorView::Contiguous(memory.data(), DType::kF32, {1, 16});
+  pinned.as<float>()[3] = 1.0f;
+  backend_->Copy(pinned, device, *stream_);
+  pinned.as<float>()[3] = 2.0f;  // too early
+  backend_->Copy(device, host_view_, *stream_);
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  EXPECT_EQ(host_[3], 2.0f);
+  pinned.as<float>()[3] = 3.0f;
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  backend_->Copy(device, host_view_, *stream_);
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  EXPECT_EQ(host_[3], 2.0f);
+}
+
 using GuardedBackendDeathTest = GuardedBackendTest;
 TEST_F(GuardedBackendDeathTest, HostCodeCannotTouchIt) {
   const TensorView a = Device(16);

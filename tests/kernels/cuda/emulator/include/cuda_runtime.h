@@ -11,6 +11,7 @@ enum cudaError_t {
 using cudaStream_t = struct EmuStream*;
 enum {
   cudaStreamNonBlocking,
+  cudaHostAllocDefault,
   cudaHostAllocMapped,
   cudaMemcpyDefault,
   cudaDevAttrComputeCapabilityMajor
