@@ -19,6 +19,11 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
   app.add_option("--device", o->device,
                  "cuda, cpu, or auto: GPUs where every rank has one, else CPUs")
       ->check(CLI::IsMember({"auto", "cuda", "cpu"}));
+  app.add_option("--dtype", o->dtype,
+                 "Type of weights and activations, to which the checkpoint's are converted: "
+                 "bfloat16, float16 (GPUs only), float32, or auto: what config.json says, but "
+                 "bfloat16 for float16 on the CPU")
+      ->check(CLI::IsMember({"auto", "bfloat16", "float16", "float32"}));
   app.add_option("--gpu-memory-utilization", o->gpu_memory_utilization,
                  "Share of a GPU's memory that is free behind the weights for the KV cache")
       ->check(CLI::Range(0.05, 0.95));

@@ -3,8 +3,11 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <functional>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
@@ -18,12 +21,63 @@ int UsableCores() {
   return sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
 }
 
-absl::Status LoadOnThisRank(const WorkerOptions& options, Engine& engine) {
+std::optional<kernels::DType> TypeNamed(const std::string& name) {
+  for (const kernels::DType type :
+       {kernels::DType::kBF16, kernels::DType::kF16, kernels::DType::kF32}) {
+    if (name == model::TorchName(type)) return type;
+  }
+  return std::nullopt;  // auto
+}
+
+std::string Gigabytes(int64_t bytes) { return absl::StrFormat("%.2f GB", bytes * 1e-9); }
+
+// Says now and then how far the weights are.
+class LoadLog {
+ public:
+  void operator()(const model::LoadProgress& progress) {
+    if (absl::Now() - last_ < kPause) return;
+    last_ = absl::Now();
+    APB_LOG(Info, "loading weights: ", progress.done_bytes * 100 / progress.total_bytes, " % (",
+            Gigabytes(progress.done_bytes), " of ", Gigabytes(progress.total_bytes), "), ",
+            Speed(progress.done_bytes));
+  }
+  void End(const model::Weights& weights) const {
+    const model::LoadReport& report = weights.load_report();
+    const std::string type(model::TorchName(weights.config().dtype));
+    if (report.checkpoint_dtype != weights.config().dtype) {
+      APB_LOG(Info, "the checkpoint's type is ",
+              std::string(model::TorchName(report.checkpoint_dtype)), ", ", type, " is used");
+    }
+    std::string copied;
+    if (report.copied_bytes > 0) {
+      copied = absl::StrCat(Gigabytes(report.copied_bytes), " copied, ", report.converted_tensors,
+                            " tensors of another type converted, ", Speed(report.copied_bytes));
+    }
+    APB_LOG(Info, "weights: ", type, ", ", copied, copied.empty() ? "" : "; ",
+            Gigabytes(report.mapped_bytes), " used where the files are mapped");
+  }
+
+ private:
+  static constexpr absl::Duration kPause = absl::Seconds(5);
+  std::string Speed(int64_t bytes) const {
+    const double seconds = std::max(1e-3, absl::ToDoubleSeconds(absl::Now() - start_));
+    return absl::StrCat(Gigabytes(static_cast<int64_t>(bytes / seconds)), "/s");
+  }
+  const absl::Time start_ = absl::Now();
+  absl::Time last_ = start_;
+};
+
+// The first rank speaks for all.
+absl::Status LoadOnThisRank(const WorkerOptions& options, bool first_rank, Engine& engine) {
   const parallel::Communicator* tensor = engine.device.mesh->tensor();
   const model::Share share =
       tensor == nullptr ? model::Share{} : model::Share{tensor->rank(), tensor->size()};
+  LoadLog log;
+  model::LoadOptions load{.dtype = TypeNamed(options.dtype)};
+  if (first_rank) load.progress = std::ref(log);
   APB_ASSIGN_OR_RETURN(engine.weights,
-                       model::Weights::Load(options.model, *engine.device.backend, share));
+                       model::Weights::Load(options.model, *engine.device.backend, share, load));
+  if (first_rank) log.End(*engine.weights);
   return absl::OkStatus();
 }
 
@@ -114,7 +168,7 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime&
   APB_ASSIGN_OR_RETURN(const auto control,
                        mpi.NewCommunicator(absl::Seconds(options.collective_timeout_seconds)));
   APB_ASSIGN_OR_RETURN(engine.device, ChooseDevice(options, threads, mpi, *control));
-  const absl::Status loaded = LoadOnThisRank(options, engine);
+  const absl::Status loaded = LoadOnThisRank(options, mpi.rank() == 0, engine);
   APB_ASSIGN_OR_RETURN(const float failed, LargestOverRanks(*control, loaded.ok() ? 0 : 1));
   APB_RETURN_IF_ERROR(loaded);
   if (failed != 0) return absl::FailedPreconditionError("another rank could not load the model");
