@@ -119,8 +119,8 @@ absl::StatusOr<DType> ChooseType(DType of_checkpoint, const kernels::Backend& ba
   const bool host = backend.place() == kernels::Place::kHost;
   if (host && wanted == DType::kF16) {
     return absl::InvalidArgumentError(
-        "float16: the CPU does not compute in it (bfloat16 and float32 are; a float16 checkpoint "
-        "is converted when no type is asked for)");
+        "float16: the CPU does not compute in it; choose bfloat16 or float32 (auto converts "
+        "float16 checkpoints to bfloat16)");
   }
   if (wanted) return *wanted;
   return host && of_checkpoint == DType::kF16 ? DType::kBF16 : of_checkpoint;
@@ -286,10 +286,6 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& direct
     wanted.push_back(weights->TensorsOf(layer, has_heads ? -1 : 0));
     for (WantedTensor& w : wanted.back()) {
       APB_ASSIGN_OR_RETURN(const Checkpoint::Found found, checkpoint.Find(w.name, w.shape));
-      if (found.view.dtype != c.dtype) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("checkpoint: tensor '", w.name, "' is not of the type in config.json"));
-      }
       *w.out = found.view;
       w.file = found.file;
     }

@@ -1,5 +1,5 @@
-// Goal: what a backend gets of a checkpoint are the checkpoint's numbers: those of the share, those
-// that one product computes side by side. Method: a small Qwen 2 model with retaining heads is written;
+// Goal: what a backend gets of a checkpoint are the checkpoint's numbers: those of the share, in the type
+// asked for, those that one product computes side by side. Method: a small Qwen 2 model with retaining heads is written;
 // loaded on the CPU it is computed on in the file; on a device whose memory is closed to the host it is
 // copied, and copied back to compare.
 #include <gmock/gmock.h>
@@ -8,9 +8,12 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
+#include "engine/model/float_convert.h"
 #include "engine/model/weights.h"
 #include "nlohmann/json.hpp"
 #include "tests/engine/device/guarded_backend.h"
@@ -46,6 +49,13 @@ class WeightLoadingTest : public testing::Test {
                              testing::UnitTest::GetInstance()->current_test_info()->name())) {
     fs::remove_all(folder_);
     fs::create_directories(folder_);
+    WriteCheckpoint("float32", [](const std::string&) { return "F32"; });
+  }
+  ~WeightLoadingTest() override { fs::remove_all(folder_); }
+
+  // The same numbers each time, in these types; every one of them is another one.
+  void WriteCheckpoint(const char* torch_dtype,
+                       const std::function<std::string(const std::string&)>& type_of) {
     const json config = {{"architectures", {"Qwen2ForCausalLM"}},
                          {"vocab_size", kVocabulary},
                          {"hidden_size", kHidden},
@@ -55,7 +65,7 @@ class WeightLoadingTest : public testing::Test {
                          {"num_key_value_heads", kKvHeads},
                          {"head_dim", kDim},
                          {"max_position_embeddings", 64},
-                         {"torch_dtype", "float32"}};
+                         {"torch_dtype", torch_dtype}};
     std::ofstream(folder_ / "config.json") << config.dump();
     std::map<std::string, std::vector<int64_t>> model = {
         {"model.embed_tokens.weight", {kVocabulary, kHidden}},
@@ -79,49 +89,61 @@ class WeightLoadingTest : public testing::Test {
       heads[attn + "fc1.weight"] = {kRetaining, (kHeads + 2 * kKvHeads) * kDim};
       heads[attn + "fc2.weight"] = {kKvHeads, kRetaining};
     }
-    WriteFile("model.safetensors", model);
-    WriteFile("retaining_heads.safetensors", heads);
+    next_ = 0;
+    WriteFile("model.safetensors", model, type_of);
+    WriteFile("retaining_heads.safetensors", heads, type_of);
   }
-  ~WeightLoadingTest() override { fs::remove_all(folder_); }
-
-  // Every number of the checkpoint is another one.
   void WriteFile(const std::string& name,
-                 const std::map<std::string, std::vector<int64_t>>& tensors) {
+                 const std::map<std::string, std::vector<int64_t>>& tensors,
+                 const std::function<std::string(const std::string&)>& type_of) {
     json header = json::object();
     std::string data;
     for (const auto& [tensor, shape] : tensors) {
       int64_t count = 1;
       for (const int64_t extent : shape) count *= extent;
+      std::vector<float> numbers(count);
+      for (float& x : numbers) x = static_cast<float>(next_++) / 64;
+      const std::string type = type_of(tensor);
+      const DType dtype = type == "F32" ? DType::kF32 : type == "F16" ? DType::kF16 : DType::kBF16;
       const size_t begin = data.size();
-      for (int64_t i = 0; i < count; ++i) {
-        const float x = static_cast<float>(next_++) / 64;
-        data.append(reinterpret_cast<const char*>(&x), sizeof x);
-      }
-      header[tensor] = {{"dtype", "F32"}, {"shape", shape}, {"data_offsets", {begin, data.size()}}};
+      data.resize(begin + count * SizeOf(dtype));
+      ConvertFloats(DType::kF32, numbers.data(), dtype, &data[begin], count);
+      header[tensor] = {{"dtype", type}, {"shape", shape}, {"data_offsets", {begin, data.size()}}};
     }
     std::string text = header.dump();
     while (text.size() % 8 != 0) text += ' ';
     const uint64_t size = text.size();
+    fs::remove(folder_ / name);  // who maps the one before keeps it
     std::ofstream file(folder_ / name, std::ios::binary);
     file.write(reinterpret_cast<const char*>(&size), sizeof size);
     file << text << data;
   }
 
-  std::unique_ptr<Weights> Load(kernels::Backend& backend, Share share = {}) {
-    auto weights = Weights::Load(folder_, backend, share);
+  std::unique_ptr<Weights> Load(kernels::Backend& backend, Share share = {},
+                                const LoadOptions& options = {}) {
+    auto weights = Weights::Load(folder_, backend, share, options);
     EXPECT_TRUE(weights.ok()) << weights.status();
     return weights.ok() ? *std::move(weights) : nullptr;
   }
-  // The numbers of a view, wherever they are.
+  // The numbers of a view, wherever they are, as floats.
   static std::vector<float> Numbers(kernels::Backend& backend, const TensorView& view) {
     std::vector<float> numbers(view.numel());
     if (numbers.empty()) return numbers;
+    std::vector<float> memory(view.numel());  // aligned to any of the types
     TensorView host = view;
-    host.data = numbers.data();
+    host.data = memory.data();
     host.stride[0] = view.rank == 1 ? 1 : view.shape[1];
     auto stream = *backend.NewStream();
     backend.Copy(view, host, *stream);
     EXPECT_TRUE(stream->Synchronize().ok());
+    ConvertFloats(view.dtype, memory.data(), DType::kF32, numbers.data(), view.numel());
+    return numbers;
+  }
+  static std::vector<float> Rounded(std::vector<float> numbers, DType dtype) {
+    std::vector<float> memory(numbers.size());
+    const auto count = static_cast<int64_t>(numbers.size());
+    ConvertFloats(DType::kF32, numbers.data(), dtype, memory.data(), count);
+    ConvertFloats(dtype, memory.data(), DType::kF32, numbers.data(), count);
     return numbers;
   }
 
@@ -170,6 +192,67 @@ TEST_F(WeightLoadingTest, ADeviceGetsTheShareAndTheHostSeesTheFile) {
       EXPECT_EQ(Numbers(*device_, loaded->output()),
                 Numbers(*cpu_, file->output().Rows(shape.vocabulary.begin, shape.vocabulary.end)));
     }
+  }
+}
+
+TEST_F(WeightLoadingTest, TypesAreConverted) {
+  const std::map<std::string, DType> types = {
+      {"F32", DType::kF32}, {"BF16", DType::kBF16}, {"F16", DType::kF16}};
+  const std::map<DType, const char*> names = {
+      {DType::kF32, "float32"}, {DType::kBF16, "bfloat16"}, {DType::kF16, "float16"}};
+  const auto original = Load(*cpu_);
+  for (const auto& [of_matrices, matrix_type] : types) {
+    for (const auto& [of_norms, norm_type] : types) {
+      const auto is_norm = [](const std::string& name) {
+        return name.find("norm") != std::string::npos;
+      };
+      WriteCheckpoint(names.at(matrix_type), [&](const std::string& name) {
+        return is_norm(name) ? of_norms : of_matrices;
+      });
+      for (kernels::Backend* backend : {cpu_.get(), device_.get()}) {
+        const bool host = backend == cpu_.get();
+        for (const std::optional<DType> wanted :
+             {std::optional<DType>(), {DType::kF32}, {DType::kBF16}, {DType::kF16}}) {
+          if (host && wanted == DType::kF16) {
+            const auto refused = Weights::Load(folder_, *backend, {}, {.dtype = wanted});
+            EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+            continue;
+          }
+          const auto loaded = Load(*backend, {}, {.dtype = wanted});
+          ASSERT_NE(loaded, nullptr);
+          const DType expected = wanted                               ? *wanted
+                                 : host && matrix_type == DType::kF16 ? DType::kBF16
+                                                                      : matrix_type;
+          EXPECT_EQ(loaded->config().dtype, expected);
+          EXPECT_EQ(loaded->load_report().checkpoint_dtype, matrix_type);
+          const int norms = 2 * kLayers + 1, matrices = 12 * kLayers + 2;
+          EXPECT_EQ(loaded->load_report().converted_tensors,
+                    (norm_type != expected) * norms + (matrix_type != expected) * matrices);
+          const std::vector<Named> parts = Parts(loaded->layer(1)),
+                                   originals = Parts(original->layer(1));
+          for (size_t i = 0; i < parts.size(); ++i) {
+            EXPECT_EQ(parts[i].view.dtype, expected);
+            EXPECT_EQ(Numbers(*backend, parts[i].view),
+                      Rounded(Rounded(Numbers(*cpu_, originals[i].view),
+                                      is_norm(parts[i].name) ? norm_type : matrix_type),
+                              expected))
+                << parts[i].name << " " << of_matrices << " " << of_norms;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(WeightLoadingTest, ProgressEndsWithAllThatIsCopied) {
+  for (kernels::Backend* backend : {cpu_.get(), device_.get()}) {
+    LoadProgress last;
+    const auto weights = Load(*backend, {}, {.progress = [&](const LoadProgress& p) { last = p; }});
+    const LoadReport& report = weights->load_report();
+    EXPECT_EQ(last.done_bytes, report.copied_bytes);
+    EXPECT_EQ(last.total_bytes, report.copied_bytes);
+    EXPECT_EQ(report.copied_bytes + report.mapped_bytes, next_ * int64_t{sizeof(float)});
+    EXPECT_EQ(report.copied_bytes == 0, backend == cpu_.get());
   }
 }
 
