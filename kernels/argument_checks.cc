@@ -173,4 +173,13 @@ absl::Status CheckGatherRowsPerHead(const TensorView& x, const TensorView& indic
                "GatherRowsPerHead", x, out);
 }
 
+absl::Status CheckSample(const SampleArgs& a) {
+  return Check(a.logits.rank == 2 && a.logits.dtype == DType::kF32 && a.logits.shape[1] > 0 &&
+                   a.logits.shape[1] <= kMaxSampleVocab && a.tokens.rank == 1 &&
+                   a.tokens.dtype == DType::kI32 && a.tokens.shape[0] == a.logits.shape[0] &&
+                   (a.rows != nullptr || a.logits.shape[0] == 0) && a.edit_count >= 0 &&
+                   (a.edits != nullptr || a.edit_count == 0),
+               "Sample", a.logits, a.tokens);
+}
+
 }  // namespace apb::kernels

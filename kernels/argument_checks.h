@@ -26,6 +26,8 @@ absl::Status CheckKeyScores(const KeyScoreArgs& args);
 absl::Status CheckTopKPerHead(const TopKPerHeadArgs& args);
 absl::Status CheckGatherRowsPerHead(const TensorView& x, const TensorView& indices,
                                     const TensorView& out);
+// Not what lies in backend memory: rows and edits.
+absl::Status CheckSample(const SampleArgs& args);
 
 // The error of a check that did not hold, naming two operands.
 absl::Status ShapeError(const char* operation, const TensorView& a, const TensorView& b);

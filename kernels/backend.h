@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/attention_args.h"
+#include "kernels/sample_args.h"
 #include "kernels/tensor_view.h"
 
 namespace apb::kernels {
@@ -184,6 +185,9 @@ class Backend {
   // n_kv, d].
   virtual void GatherRowsPerHead(const TensorView& x, const TensorView& indices,
                                  const TensorView& out, Stream& stream) = 0;
+
+  // Draws a token for each row of logits.
+  virtual void Sample(const SampleArgs& args, Stream& stream) = 0;
 };
 
 struct CpuBackendOptions {

@@ -2,12 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
 
 namespace apb::sampling {
+
+using kernels::DType;
+using kernels::TensorView;
 
 void TokenCounts::AddPrompt(std::span<const int32_t> tokens) {
   prompt_tokens_.assign(tokens.begin(), tokens.end());
@@ -25,30 +30,42 @@ bool TokenCounts::InPrompt(int32_t token) const {
 
 namespace {
 
-constexpr float kBarred = -std::numeric_limits<float>::infinity();
-
-bool IsInside(int32_t token, std::span<const float> logits) {
-  return token >= 0 && static_cast<size_t>(token) < logits.size();
+// Stop tokens that may not be drawn yet, ascending, each once.
+std::vector<int32_t> BarredTokens(const SampleRequest& request) {
+  if (request.counts.generated() >= request.params.min_tokens) return {};
+  std::vector<int32_t> barred = request.params.stop_tokens;
+  std::sort(barred.begin(), barred.end());
+  barred.erase(std::unique(barred.begin(), barred.end()), barred.end());
+  return barred;
 }
 
-void ApplyPenalties(const SamplingParams& params, const TokenCounts& counts,
-                    std::span<float> logits) {
-  const auto repeat = [&](int32_t token) {
-    float& logit = logits[token];
-    logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+// Appends the edits of a row: every token at most once, those outside the vocabulary left out.
+void AppendEdits(const SampleRequest& request, int64_t vocab,
+                 std::vector<kernels::LogitEdit>& edits) {
+  const auto& [params, counts] = request;
+  const std::vector<int32_t> barred = BarredTokens(request);
+  const auto append = [&](int32_t token, float penalty, float subtract) {
+    if (token < 0 || token >= vocab) return;
+    edits.push_back({.token = token, .penalty = penalty, .subtract = subtract});
   };
-  if (params.repetition_penalty != 1.0f) {
+  for (const int32_t token : barred) append(token, 1, std::numeric_limits<float>::infinity());
+  const auto is_barred = [&](int32_t token) {
+    return std::binary_search(barred.begin(), barred.end(), token);
+  };
+  const bool repetition = params.repetition_penalty != 1.0f;
+  if (repetition) {
     for (const int32_t token : counts.prompt_tokens()) {
-      if (IsInside(token, logits)) repeat(token);
-    }
-    for (const auto& [token, times] : counts.generated_tokens()) {
-      if (IsInside(token, logits) && !counts.InPrompt(token)) repeat(token);
+      if (!counts.generated_tokens().contains(token) && !is_barred(token))
+        append(token, params.repetition_penalty, 0);
     }
   }
-  if (params.presence_penalty == 0.0f && params.frequency_penalty == 0.0f) return;
+  if (!repetition && params.presence_penalty == 0.0f && params.frequency_penalty == 0.0f) return;
+  constexpr float kHighest = std::numeric_limits<float>::max();
   for (const auto& [token, times] : counts.generated_tokens()) {
-    if (!IsInside(token, logits)) continue;
-    logits[token] -= params.presence_penalty + params.frequency_penalty * static_cast<float>(times);
+    if (is_barred(token)) continue;
+    const float subtract =
+        params.presence_penalty + params.frequency_penalty * static_cast<float>(times);
+    append(token, params.repetition_penalty, std::clamp(subtract, -kHighest, kHighest));
   }
 }
 
@@ -64,130 +81,97 @@ double Uniform(uint64_t seed, uint64_t index) {
   return static_cast<double>(Mix(Mix(seed + kStep) + (index + 1) * kStep) >> 11) * 0x1.0p-53;
 }
 
-int32_t Highest(std::span<const float> logits) {
-  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+kernels::SampleRow RowOf(const SampleRequest& request, int64_t vocab,
+                         std::vector<kernels::LogitEdit>& edits) {
+  const auto& [params, counts] = request;
+  kernels::SampleRow row{.uniform = Uniform(params.seed, static_cast<uint64_t>(counts.generated())),
+                         .temperature = params.temperature,
+                         .top_p = params.top_p,
+                         .min_p = params.min_p,
+                         .top_k = params.top_k,
+                         .edits_begin = static_cast<int32_t>(edits.size())};
+  AppendEdits(request, vocab, edits);
+  row.edits_end = static_cast<int32_t>(edits.size());
+  return row;
 }
 
-// Log of the sum of exp(logits), and the best `alternatives` tokens with their log-probabilities.
-struct RawLogprobs {
-  float log_total = 0;
-  std::vector<std::pair<int32_t, float>> top;
-
-  RawLogprobs(std::span<const float> logits, int32_t alternatives) {
-    const float highest = logits[Highest(logits)];
-    double total = 0;
-    for (const float x : logits) total += std::exp(x - highest);
-    log_total = highest + static_cast<float>(std::log(total));
-    std::vector<int32_t> order(logits.size());
-    std::iota(order.begin(), order.end(), 0);
-    const size_t count = std::min<size_t>(alternatives, order.size());
-    std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int32_t a, int32_t b) {
-      return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-    });
-    for (size_t i = 0; i < count; ++i) top.emplace_back(order[i], logits[order[i]] - log_total);
-  }
-};
-
-struct Candidate {
-  float weight;  // exp of (logit - highest) / temperature: 1 for the most likely token
-  float logit;   // breaks ties of weights that underflow
-  int32_t token;
-};
-bool IsBetter(const Candidate& a, const Candidate& b) {
-  return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
-}
-
-double TotalWeight(std::span<const Candidate> candidates) {
+// Fills what the result says of log-probabilities; `logits` are finite or -inf.
+void SetLogprobs(std::span<const float> logits, int32_t alternatives, SampleResult& result) {
+  const float highest = *std::max_element(logits.begin(), logits.end());
   double total = 0;
-  for (const Candidate& c : candidates) total += c.weight;
-  return total;
-}
-
-// Keeps the fewest best candidates that together hold `share` of the weight. Sorts no more than it
-// needs to: a prefix that grows.
-void KeepTopShare(std::vector<Candidate>& candidates, float share) {
-  const double wanted = share * TotalWeight(candidates);
-  double sum = 0;
-  size_t sorted = 0;
-  for (size_t kept = 0; kept < candidates.size(); ++kept) {
-    if (kept == sorted) {
-      const auto begin = candidates.begin() + static_cast<std::ptrdiff_t>(sorted);
-      sorted = std::min(candidates.size(), std::max<size_t>(64, sorted * 8));
-      const auto end = candidates.begin() + static_cast<std::ptrdiff_t>(sorted);
-      std::nth_element(begin, end - 1, candidates.end(), IsBetter);
-      std::sort(begin, end, IsBetter);
-    }
-    sum += candidates[kept].weight;
-    if (sum >= wanted) {
-      candidates.resize(kept + 1);
-      return;
-    }
-  }
-}
-
-int32_t Draw(std::span<const float> logits, const SamplingParams& params, uint64_t index) {
-  const float highest = logits[Highest(logits)];
-  std::vector<Candidate> candidates;
-  candidates.reserve(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) {
-    // The difference comes first, so a tiny temperature cannot overflow.
-    if (logits[i] != kBarred) {
-      candidates.push_back({std::exp((logits[i] - highest) / params.temperature), logits[i],
-                            static_cast<int32_t>(i)});
-    }
-  }
-  if (params.top_k > 0 && static_cast<size_t>(params.top_k) < candidates.size()) {
-    std::nth_element(candidates.begin(), candidates.begin() + params.top_k, candidates.end(),
-                     IsBetter);
-    candidates.resize(params.top_k);
-  }
-  if (params.top_p < 1.0f) KeepTopShare(candidates, params.top_p);
-  if (params.min_p > 0.0f)
-    std::erase_if(candidates, [&](const Candidate& c) { return c.weight < params.min_p; });
-  // Partial sorting leaves an order of its own; the order of ids is the same everywhere.
-  if (params.top_k > 0 || params.top_p < 1.0f) {
-    std::sort(candidates.begin(), candidates.end(),
-              [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
-  }
-  double target = Uniform(params.seed, index) * TotalWeight(candidates);
-  for (const Candidate& c : candidates) {
-    target -= c.weight;
-    if (target < 0) return c.token;
-  }
-  // Rounding can leave a rest after the last weight.
-  return Highest(logits);
+  for (const float x : logits) total += std::exp(x - highest);
+  const float log_total = highest + static_cast<float>(std::log(total));
+  result.logprob = logits[result.token] - log_total;
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const size_t count = std::min<size_t>(alternatives, order.size());
+  std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int32_t a, int32_t b) {
+    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  });
+  for (size_t i = 0; i < count; ++i)
+    result.top.emplace_back(order[i], logits[order[i]] - log_total);
 }
 
 }  // namespace
 
-absl::StatusOr<SampleResult> Sample(std::span<float> logits, const SamplingParams& params,
-                                    const TokenCounts& counts) {
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (!(logits[i] <= std::numeric_limits<float>::max()))
-      return absl::InternalError(absl::StrCat("the model gave ", logits[i], " for token ", i));
+absl::StatusOr<std::vector<absl::StatusOr<SampleResult>>> Sampler::Sample(
+    std::span<const SampleRequest> requests, const TensorView& logits, kernels::Stream& stream) {
+  const int64_t count = logits.rows(), vocab = logits.shape[1];
+  rows_.clear();
+  edits_.clear();
+  raw_logits_.clear();
+  for (const SampleRequest& request : requests) {
+    rows_.push_back(RowOf(request, vocab, edits_));
+    if (request.params.logprobs >= 0) raw_logits_.resize(raw_logits_.size() + vocab);
   }
-  if (logits.empty()) return absl::InternalError("no logits to draw from");
-  SampleResult result;
-  std::vector<float> raw_logits;
-  if (params.logprobs >= 0) raw_logits.assign(logits.begin(), logits.end());
-  ApplyPenalties(params, counts, logits);
-  if (counts.generated() < params.min_tokens) {
-    for (const int32_t stop : params.stop_tokens) {
-      if (IsInside(stop, logits)) logits[stop] = kBarred;
+  for (int64_t i = 0, at = 0; i < count; ++i) {
+    if (requests[i].params.logprobs < 0) continue;
+    backend_.Copy(logits.Rows(i, i + 1),
+                  TensorView::Contiguous(raw_logits_.data() + at, DType::kF32, {1, vocab}), stream);
+    at += vocab;
+  }
+  // One upload for all arguments: the rows, then the edits.
+  const size_t row_bytes = rows_.size() * sizeof(kernels::SampleRow);
+  const size_t edit_bytes = edits_.size() * sizeof(kernels::LogitEdit);
+  static_assert(sizeof(kernels::SampleRow) % sizeof(int64_t) == 0);
+  const int64_t words = static_cast<int64_t>((row_bytes + edit_bytes + 7) / sizeof(int64_t));
+  host_arguments_.resize(words);
+  std::memcpy(host_arguments_.data(), rows_.data(), row_bytes);
+  if (edit_bytes > 0)
+    std::memcpy(host_arguments_.data() + row_bytes / sizeof(int64_t), edits_.data(), edit_bytes);
+  APB_ASSIGN_OR_RETURN(const TensorView arguments, arguments_.Get(DType::kI64, {words}));
+  backend_.Copy(TensorView::Contiguous(host_arguments_.data(), DType::kI64, {words}), arguments,
+                stream);
+  APB_ASSIGN_OR_RETURN(const TensorView tokens, tokens_.Get(DType::kI32, {count}));
+  backend_.Sample({.logits = logits,
+                   .rows = arguments.as<const kernels::SampleRow>(),
+                   .edits = reinterpret_cast<const kernels::LogitEdit*>(
+                       arguments.as<const std::byte>() + row_bytes),
+                   .edit_count = static_cast<int64_t>(edits_.size()),
+                   .tokens = tokens},
+                  stream);
+  host_tokens_.resize(count);
+  backend_.Copy(tokens, TensorView::Contiguous(host_tokens_.data(), DType::kI32, {count}), stream);
+  APB_RETURN_IF_ERROR(stream.Synchronize());
+
+  std::vector<absl::StatusOr<SampleResult>> results;
+  size_t at = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t alternatives = requests[i].params.logprobs;
+    const std::span<const float> raw =
+        std::span(raw_logits_).subspan(at, alternatives >= 0 ? vocab : 0);
+    at += raw.size();
+    if (host_tokens_[i] == kernels::kBadLogit) {
+      results.emplace_back(absl::InternalError("the model gave a logit that is NaN or +inf"));
+    } else if (host_tokens_[i] == kernels::kNothingToDraw) {
+      results.emplace_back(absl::InternalError("every token is barred: nothing to draw from"));
+    } else {
+      SampleResult result{.token = host_tokens_[i]};
+      if (alternatives >= 0) SetLogprobs(raw, alternatives, result);
+      results.emplace_back(std::move(result));
     }
   }
-  const int32_t highest = Highest(logits);
-  if (logits[highest] == kBarred)
-    return absl::InternalError("every token is barred: nothing to draw from");
-  result.token = params.temperature <= 0.0f
-                     ? highest
-                     : Draw(logits, params, static_cast<uint64_t>(counts.generated()));
-  if (params.logprobs >= 0) {
-    RawLogprobs raw(raw_logits, params.logprobs);
-    result.logprob = raw_logits[result.token] - raw.log_total;
-    result.top = std::move(raw.top);
-  }
-  return result;
+  return results;
 }
 
 }  // namespace apb::sampling

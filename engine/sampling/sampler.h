@@ -1,7 +1,8 @@
-// Logits of one row -> the next token. Order of the steps: penalties, min_tokens, temperature,
-// top_k, top_p (of what top_k left), min_p, draw. Log-probabilities are of the raw logits, before
-// any of these. Random numbers are a function of (seed, number of the generated token), so a
-// request gives the same text in any batch.
+// Logits -> the next token of each row. What a request asks for (SamplingParams) and what its sequence
+// has so far (TokenCounts) become the arguments of Backend::Sample, which draws where the logits are;
+// only token ids come back to the host, and the logits of rows that want log-probabilities. Those
+// are of the raw logits, before penalties and temperature. Random numbers are a function of (seed,
+// number of the generated token), so a request gives the same text in any batch.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +11,11 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/core/tensor.h"
 #include "engine/sampling/sampling_params.h"
+#include "kernels/backend.h"
 
 namespace apb::sampling {
 
@@ -34,15 +38,39 @@ class TokenCounts {
   int64_t generated_ = 0;
 };
 
+// The sequence that a row of logits belongs to. References must outlive the call.
+struct SampleRequest {
+  const SamplingParams& params;
+  const TokenCounts& counts;
+};
+
 struct SampleResult {
   int32_t token = 0;
   float logprob = 0;                           // of the token; set if params.logprobs >= 0
   std::vector<std::pair<int32_t, float>> top;  // params.logprobs alternatives, best first
 };
 
-// Draws from logits [V] (changed in place). Greedy: the highest, lowest id on ties. kInternal if a
-// logit is NaN or +inf, or if nothing may be drawn.
-absl::StatusOr<SampleResult> Sample(std::span<float> logits, const SamplingParams& params,
-                                    const TokenCounts& counts);
+class Sampler {
+ public:
+  explicit Sampler(kernels::Backend& backend)
+      : backend_(backend), arguments_(backend), tokens_(backend) {}
+
+  // Draws a token for each row of logits [R, V] f32 (backend memory, R >= 1, changed); requests [R].
+  // A row's own error is kInternal: a logit is NaN or +inf, or nothing may be drawn. Synchronizes;
+  // the stream's error is the error of the call.
+  absl::StatusOr<std::vector<absl::StatusOr<SampleResult>>> Sample(
+      std::span<const SampleRequest> requests, const kernels::TensorView& logits,
+      kernels::Stream& stream);
+
+ private:
+  kernels::Backend& backend_;
+  core::Workspace arguments_, tokens_;
+  // Host memory of a call, kept.
+  std::vector<kernels::SampleRow> rows_;
+  std::vector<kernels::LogitEdit> edits_;
+  std::vector<int64_t> host_arguments_;
+  std::vector<int32_t> host_tokens_;
+  std::vector<float> raw_logits_;  // of the rows that want log-probabilities
+};
 
 }  // namespace apb::sampling

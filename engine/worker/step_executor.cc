@@ -19,7 +19,8 @@ StepExecutor::StepExecutor(const model::Weights& weights, kernels::Backend& back
       mesh_(mesh),
       hidden_(backend),
       sampled_(backend),
-      logits_(backend) {}
+      logits_(backend),
+      sampler_(backend) {}
 
 absl::StatusOr<std::unique_ptr<StepExecutor>> StepExecutor::Create(const model::Weights& weights,
                                                                    const cache::KvCacheShape& shape,
@@ -199,8 +200,11 @@ absl::Status StepExecutor::SampleRows(const std::vector<schedule::RowSpan>& rows
   if (count == 0) return absl::OkStatus();
   APB_ASSIGN_OR_RETURN(const TensorView chosen,
                        sampled_.Get(config.dtype, {count, config.hidden_size}));
-  for (int64_t i = 0; i < count; ++i)
-    backend_.Copy(hidden.Rows(last_rows[i], last_rows[i] + 1), chosen.Rows(i, i + 1), *stream_);
+  for (int64_t begin = 0, end = 0; begin < count; begin = end) {  // rows side by side in one copy
+    for (end = begin + 1; end < count && last_rows[end] == last_rows[end - 1] + 1;) ++end;
+    backend_.Copy(hidden.Rows(last_rows[begin], last_rows[end - 1] + 1), chosen.Rows(begin, end),
+                  *stream_);
+  }
   APB_ASSIGN_OR_RETURN(const TensorView logits, logits_.Get(DType::kF32, {count, vocab}));
   APB_RETURN_IF_ERROR(decoder_->Logits(chosen, logits, *stream_, sliced_));
   return mesh_.all().rank() == 0 ? Draw(owners, logits, result) : absl::OkStatus();
@@ -208,15 +212,13 @@ absl::Status StepExecutor::SampleRows(const std::vector<schedule::RowSpan>& rows
 
 absl::Status StepExecutor::Draw(const std::vector<Sequence*>& owners, const TensorView& logits,
                                 schedule::StepResult& result) {
-  const int64_t count = logits.shape[0], vocab = logits.shape[1];
-  host_logits_.resize(count * vocab);
-  backend_.Copy(logits, TensorView::Contiguous(host_logits_.data(), DType::kF32, {count, vocab}),
-                *stream_);
-  APB_RETURN_IF_ERROR(stream_->Synchronize());
-  for (int64_t i = 0; i < count; ++i) {
+  std::vector<sampling::SampleRequest> requests;
+  for (const Sequence* s : owners) requests.push_back({s->spec.sampling, s->counts});
+  APB_ASSIGN_OR_RETURN(std::vector<absl::StatusOr<sampling::SampleResult>> results,
+                       sampler_.Sample(requests, logits, *stream_));
+  for (size_t i = 0; i < owners.size(); ++i) {
     Sequence& s = *owners[i];
-    absl::StatusOr<sampling::SampleResult> drawn = sampling::Sample(
-        std::span<float>(host_logits_).subspan(i * vocab, vocab), s.spec.sampling, s.counts);
+    absl::StatusOr<sampling::SampleResult>& drawn = results[i];
     if (!drawn.ok()) {  // this sequence's logits; the batch is none the worse for it
       result.failures.push_back({s.spec.id, drawn.status()});
       continue;

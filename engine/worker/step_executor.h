@@ -81,7 +81,7 @@ class StepExecutor {
   std::unique_ptr<attention::RowBatchAttention> row_attention_;
   std::map<schedule::SequenceId, Sequence> sequences_;
   core::Workspace hidden_, sampled_, logits_;
-  std::vector<float> host_logits_;
+  sampling::Sampler sampler_;  // rank 0
   PrefillPhases phases_;
   bool overlap_passing_ = false;
 };

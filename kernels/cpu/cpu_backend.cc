@@ -13,6 +13,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/linear.h"
+#include "kernels/cpu/sample.h"
 #include "kernels/cpu/select.h"
 
 namespace apb::kernels {
@@ -201,6 +202,11 @@ class CpuBackend : public Backend {
                          Stream& stream) override {
     if (!Passes(CheckGatherRowsPerHead(x, indices, out), x, stream)) return;
     GatherRowsPerHeadOnCpu(x, indices, out, threads_);
+  }
+
+  void Sample(const SampleArgs& a, Stream& stream) override {
+    if (!Passes(CheckSample(a), stream)) return;
+    SampleOnCpu(a, threads_);
   }
 
  private:

@@ -182,6 +182,11 @@ class CudaBackend : public Backend {
                      "GatherRowsPerHead");
   }
 
+  void Sample(const SampleArgs& args, Stream& stream) override {
+    if (!Passes(CheckSample(args), stream)) return;
+    Of(stream).Check(cuda::Sample(args, Of(stream).handle()), "Sample");
+  }
+
  private:
   static CudaStream& Of(Stream& stream) { return static_cast<CudaStream&>(stream); }
   // Whether the operation may run: its operands fit, and none before it has failed.

@@ -39,4 +39,7 @@ cudaError_t TopKPerHead(const TopKPerHeadArgs& args, cudaStream_t stream);
 cudaError_t GatherRowsPerHead(const TensorView& x, const TensorView& indices, const TensorView& out,
                               cudaStream_t stream);
 
+// sample.cu
+cudaError_t Sample(const SampleArgs& args, cudaStream_t stream);
+
 }  // namespace apb::kernels::cuda

@@ -38,10 +38,13 @@ class Operands {
 
   TensorView In(const TensorView& view) { return Place(view, false); }
   TensorView Out(const TensorView& view) { return Place(view, true); }
-  const int32_t* In(const int32_t* values, int64_t count) {
+  template <typename T>
+  const T* In(const T* values, int64_t count) {
+    static_assert(sizeof(T) % 4 == 0);
     if (values == nullptr || count <= 0) return nullptr;
-    return In(TensorView::Contiguous(const_cast<int32_t*>(values), DType::kI32, {count}))
-        .as<const int32_t>();
+    return In(TensorView::Contiguous(const_cast<T*>(values), DType::kI32,
+                                     {count * static_cast<int64_t>(sizeof(T)) / 4}))
+        .template as<const T>();
   }
 
  private:
@@ -219,6 +222,15 @@ void HostOperands::GatherRowsPerHead(const TensorView& x, const TensorView& indi
                                      const TensorView& out, Stream& stream) {
   Operands o(*device_, stream);
   device_->GatherRowsPerHead(o.In(x), o.In(indices), o.Out(out), stream);
+}
+void HostOperands::Sample(const SampleArgs& args, Stream& stream) {
+  Operands o(*device_, stream);
+  SampleArgs placed = args;
+  placed.logits = o.Out(args.logits);
+  placed.rows = o.In(args.rows, args.logits.rows());
+  placed.edits = o.In(args.edits, args.edit_count);
+  placed.tokens = o.Out(args.tokens);
+  device_->Sample(placed, stream);
 }
 
 }  // namespace apb::kernels

@@ -47,6 +47,7 @@ class HostOperands : public Backend {
   void TopKPerHead(const TopKPerHeadArgs& args, Stream& stream) override;
   void GatherRowsPerHead(const TensorView& x, const TensorView& indices, const TensorView& out,
                          Stream& stream) override;
+  void Sample(const SampleArgs& args, Stream& stream) override;
 
  private:
   std::unique_ptr<Backend> device_;

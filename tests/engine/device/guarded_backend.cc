@@ -193,6 +193,15 @@ class GuardedBackend : public Backend {
     Run("GatherRowsPerHead", {x, indices, out}, stream,
         [&](Stream& s) { cpu_->GatherRowsPerHead(x, indices, out, s); });
   }
+  void Sample(const SampleArgs& a, Stream& stream) override {
+    const auto words = [](const void* data, int64_t bytes) {
+      return TensorView::Contiguous(const_cast<void*>(data), DType::kI32, {bytes / 4});
+    };
+    Run("Sample",
+        {a.logits, words(a.rows, a.logits.rows() * sizeof(SampleRow)),
+         words(a.edits, a.edit_count * sizeof(LogitEdit)), a.tokens},
+        stream, [&](Stream& s) { cpu_->Sample(a, s); });
+  }
 
  private:
   template <typename Operation>

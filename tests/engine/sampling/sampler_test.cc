@@ -1,5 +1,7 @@
-// Goal: every sampling parameter does what its name says, and draws follow the distribution.
-// Method: small hand-made logits; 20,000 draws against exact probabilities.
+// Goal: every sampling parameter does what its name says, draws are a function of seed and place, and
+// rows of a batch do not mix. Method: small hand-made logits on the CPU backend and on one whose memory
+// is closed to the host (tests/kernels/sample_test has the numbers); 20,000 draws against exact
+// probabilities.
 #include "engine/sampling/sampler.h"
 
 #include <gtest/gtest.h>
@@ -11,12 +13,44 @@
 #include <random>
 #include <set>
 
+#include "tests/engine/device/guarded_backend.h"
+
 namespace apb::sampling {
 namespace {
 
-int32_t Pick(std::vector<float> logits, const SamplingParams& params,
+using Results = std::vector<absl::StatusOr<SampleResult>>;
+
+kernels::Backend& Cpu() {
+  static kernels::Backend& cpu =
+      *kernels::CreateCpuBackend({.threads = 2, .force_isa = ""})->release();
+  return cpu;
+}
+
+// Rows of equal length.
+Results SampleOn(kernels::Backend& backend, const std::vector<std::vector<float>>& logits,
+                 const std::vector<SampleRequest>& requests) {
+  std::vector<float> all;
+  for (const std::vector<float>& row : logits) all.insert(all.end(), row.begin(), row.end());
+  const auto rows = static_cast<int64_t>(logits.size()),
+             vocab = static_cast<int64_t>(logits[0].size());
+  auto placed = *core::Tensor::CopyOf(
+      backend, kernels::TensorView::Contiguous(all.data(), kernels::DType::kF32, {rows, vocab}));
+  Sampler sampler(backend);
+  auto stream = *backend.NewStream();
+  auto results = sampler.Sample(requests, placed.view(), *stream);
+  EXPECT_TRUE(results.ok()) << results.status();
+  return *std::move(results);
+}
+
+absl::StatusOr<SampleResult> SampleOne(const std::vector<float>& logits,
+                                       const SamplingParams& params,
+                                       const TokenCounts& counts = {}) {
+  return SampleOn(Cpu(), {logits}, {{params, counts}})[0];
+}
+
+int32_t Pick(const std::vector<float>& logits, const SamplingParams& params,
              const TokenCounts& counts = {}) {
-  auto result = Sample(logits, params, counts);
+  auto result = SampleOne(logits, params, counts);
   EXPECT_TRUE(result.ok()) << result.status();
   return result->token;
 }
@@ -109,10 +143,63 @@ TEST(Sampler, MinTokensBarsStopTokens) {
   EXPECT_EQ(Pick({0, 1, 5}, params, counts), 2);
 }
 
+// A token with several reasons for an edit gets one that holds all of them.
+TEST(Sampler, PenaltiesMeet) {
+  TokenCounts counts;
+  const std::vector<int32_t> prompt = {0, 1, 3, 3, 77, -5};  // not all inside the vocabulary
+  counts.AddPrompt(prompt);
+  for (const int32_t token : {1, 2, 1, 99}) counts.AddGenerated(token);
+  SamplingParams params{.temperature = 0,
+                        .presence_penalty = 0.5f,
+                        .frequency_penalty = 0.25f,
+                        .repetition_penalty = 2.0f};
+  // Left of them: 0: 4, 1: 5 - 1, 2: -1 - 0.75, 3: -2, 4: as it was.
+  EXPECT_EQ(Pick({8, 10, -0.5f, -1, 3}, params, counts), 0);
+  EXPECT_EQ(Pick({8, 10.5f, -0.5f, -1, 3}, params, counts), 1);
+  EXPECT_EQ(Pick({8, 10, 9.6f, -1, 3}, params, counts), 2);
+  EXPECT_EQ(Pick({8, 10, -0.5f, -1, 4.1f}, params, counts), 4);
+  params.stop_tokens = {0, 1, 1, 2, -4, 1000};
+  params.min_tokens = 5;
+  EXPECT_EQ(Pick({8, 10, 9.6f, -1, -3}, params, counts), 3);
+  EXPECT_EQ(Pick({8, 10, 9.6f, -1, -1.9f}, params, counts), 4);
+}
+
+TEST(Sampler, RowsOfABatch) {
+  const std::unique_ptr<kernels::Backend> device = kernels::CreateGuardedBackend(1 << 20);
+  const SamplingParams greedy{.temperature = 0}, wants{.temperature = 0, .logprobs = 1},
+      barred{.temperature = 0, .stop_tokens = {1, 2}, .min_tokens = 1};
+  TokenCounts none, one;
+  one.AddGenerated(0);
+  const std::vector<SampleRequest> requests = {{barred, none}, {wants, none}, {greedy, none},
+                                               {barred, one},  {wants, one},  {barred, none}};
+  const float log2 = std::log(2.0f), log6 = std::log(6.0f);
+  const std::vector<std::vector<float>> logits = {{1, 2, 3}, {0, log2, log6}, {NAN, 0, 0},
+                                                  {1, 3, 2}, {log6, 0, log2}, {-INFINITY, 1, 1}};
+  for (kernels::Backend* backend : {device.get(), &Cpu()}) {
+    const Results results = SampleOn(*backend, logits, requests);
+    ASSERT_EQ(results.size(), 6u);
+    EXPECT_EQ(results[0]->token, 0);
+    EXPECT_EQ(results[1]->token, 2);
+    EXPECT_NEAR(results[1]->logprob, std::log(6 / 9.0), 1e-5);
+    EXPECT_EQ(results[2].status().code(), absl::StatusCode::kInternal);
+    EXPECT_EQ(results[3]->token, 1);
+    EXPECT_EQ(results[4]->token, 0);
+    ASSERT_EQ(results[4]->top.size(), 1u);
+    EXPECT_EQ(results[4]->top[0].first, 0);
+    EXPECT_NEAR(results[4]->top[0].second, std::log(6 / 9.0), 1e-5);
+    EXPECT_EQ(results[5].status().code(), absl::StatusCode::kInternal);
+  }
+}
+
 TEST(Sampler, LogprobsAreOfRawLogits) {
-  std::vector<float> logits = {0.0f, std::log(3.0f)};
-  auto result = Sample(logits, {.temperature = 0.1f, .seed = 1, .logprobs = 2}, {});
+  TokenCounts counts;
+  counts.AddGenerated(1);
+  auto result =
+      SampleOne({0.0f, std::log(3.0f)},
+                {.temperature = 0.1f, .seed = 1, .presence_penalty = 9, .logprobs = 2}, counts);
   ASSERT_TRUE(result.ok());
+  EXPECT_EQ(result->token, 0);
+  EXPECT_NEAR(result->logprob, std::log(0.25), 1e-5);
   ASSERT_EQ(result->top.size(), 2u);
   EXPECT_EQ(result->top[0].first, 1);
   EXPECT_NEAR(result->top[0].second, std::log(0.75), 1e-5);
@@ -120,15 +207,15 @@ TEST(Sampler, LogprobsAreOfRawLogits) {
 
 TEST(Sampler, LogitsThatAllowNoDrawAreErrors) {
   const float inf = INFINITY;
-  for (std::vector<float> logits : {std::vector<float>{1, NAN, 2}, {1, inf, 2}, {-inf, -inf}, {}}) {
+  for (const std::vector<float>& logits :
+       {std::vector<float>{1, NAN, 2}, {1, inf, 2}, {-inf, -inf}}) {
     for (const float temperature : {0.0f, 1.0f}) {
-      EXPECT_EQ(Sample(logits, {.temperature = temperature}, {}).status().code(),
+      EXPECT_EQ(SampleOne(logits, {.temperature = temperature, .logprobs = 1}).status().code(),
                 absl::StatusCode::kInternal);
     }
   }
   EXPECT_EQ(Pick({-inf, -3.0f, -inf}, {}), 1);
-  std::vector<float> all_barred = {1, 2};
-  EXPECT_FALSE(Sample(all_barred, {.stop_tokens = {0, 1}, .min_tokens = 1}, {}).ok());
+  EXPECT_FALSE(SampleOne({1, 2}, {.stop_tokens = {0, 1}, .min_tokens = 1}).ok());
 }
 
 }  // namespace

@@ -112,6 +112,12 @@ inline int atomicAdd(int* p, int v) {
   *p += v;
   return o;
 }
+inline unsigned atomicAdd(unsigned* p, unsigned v) {
+  unsigned o = *p;
+  *p += v;
+  return o;
+}
+inline float __fmul_rn(float a, float b) { return a * b; }
 inline void __syncthreads() { emulator::SyncThreads(); }
 template <class T, class F>
 T Shuffle(const void* op, T v, F source) {
