@@ -84,6 +84,7 @@ std::vector<Candidate> Candidates(std::span<const float> logits, const SampleRow
   const bool cut = row.top_k > 0 && static_cast<size_t>(row.top_k) < logits.size();
   const float bound = cut ? BoundOfHighest(maxima, row.top_k) : kBarred;
   std::vector<Candidate> candidates;
+  if (!cut) candidates.reserve(logits.size());
   for (size_t i = 0; i < logits.size(); ++i) {
     if (logits[i] >= bound && logits[i] != kBarred)
       candidates.push_back({0, logits[i], static_cast<int32_t>(i)});

@@ -8,7 +8,7 @@
 namespace apb::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 constexpr float kHighestLogit = std::numeric_limits<float>::max();
 constexpr int kMaxId = std::numeric_limits<int>::max();
@@ -32,9 +32,6 @@ struct Element {
 struct Cut {
   uint64_t rank = ~uint64_t{0};
   int id = kMaxId;
-  __device__ bool Keeps(uint64_t other, int other_id) const {
-    return other < rank || (other == rank && other_id <= id);
-  }
 };
 
 struct Histogram {
@@ -70,7 +67,7 @@ __device__ void ForEach(const float* row, int count, Body body) {
   struct alignas(16) Four {
     float logit[4];
   };
-  constexpr int kLoads = 2;  // under way at a time
+  constexpr int kLoads = 4;  // under way at a time
   const int misaligned = static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(float) % 4);
   const int head = min(count, (4 - misaligned) % 4), fours = (count - head) / 4;
   const int tail = head + fours * 4, thread = threadIdx.x;
@@ -99,7 +96,7 @@ struct Found {
 };
 
 // The first index in [0, count) where the running sum of value(index) exceeds target_of(sum of all),
-// a number below that sum. Each round gives a 32nd of the range to each warp, adds, and goes on with
+// a number below that sum. Each round gives each warp a part of the range, adds, and goes on with
 // the part where the target lies. All threads call it and get the same.
 template <typename Value, typename Target>
 __device__ Found FindInOrder(int count, Value value, Target target_of, uint64_t* of_part) {
@@ -161,7 +158,11 @@ class RowSampler {
            });
     }
     const Found drawn = FindInOrder(
-        count_, [&](int id) { return DrawWeight(logits_[id], id); },
+        count_,
+        [&](int id) {
+          const float logit = logits_[id];
+          return IsLeft(logit, id) && Share(logit) >= row_.min_p ? Weight(logit) : 0;
+        },
         [&](uint64_t total) {
           const double target = row_.uniform * static_cast<double>(total);
           return min(static_cast<uint64_t>(target), total - 1);
@@ -198,19 +199,24 @@ class RowSampler {
   // Logarithm (to the base 2) of best weight / weight: 0 to inf. Rounded at once (__fmul_rn), so that
   // every pass gets the same.
   __device__ float Bits(float logit) const { return __fmul_rn(highest_ - logit, bits_per_logit_); }
+  __device__ float Share(float logit) const { return Exp2(-Bits(logit)); }  // of the best weight
   __device__ uint64_t Weight(float logit) const {
-    return static_cast<uint64_t>(Exp2(-Bits(logit)) * static_cast<float>(kUnit));
+    return static_cast<uint64_t>(Share(logit) * static_cast<float>(kUnit));
   }
-  __device__ uint64_t DrawWeight(float logit, int id) const {
-    const bool heavy = !(row_.min_p > 0.0f) || Exp2(-Bits(logit)) >= row_.min_p;
-    return heavy && cut_.Keeps(Rank(logit), id) ? Weight(logit) : 0;
+  __device__ uint32_t Steps(float logit) const {
+    return static_cast<uint32_t>(fminf(Bits(logit) * kStepsPerBit, kDigits - 1));
   }
   __device__ uint64_t Rank(float logit) const {
-    const float steps = fminf(Bits(logit) * kStepsPerBit, kDigits - 1);
-    const float number = logit == 0.0f ? 0.0f : logit;  // -0 equals 0
-    const uint32_t bits = __float_as_uint(number);
+    const uint32_t bits = __float_as_uint(logit == 0.0f ? 0.0f : logit);  // -0 equals 0
     const uint32_t descending = bits & 0x80000000u ? bits : ~bits & 0x7fffffffu;
-    return static_cast<uint64_t>(steps) << kLogitBits | descending;
+    return static_cast<uint64_t>(Steps(logit)) << kLogitBits | descending;
+  }
+  // The steps alone decide of most elements.
+  __device__ bool IsLeft(float logit, int id) const {
+    const uint32_t steps = Steps(logit), last = static_cast<uint32_t>(cut_.rank >> kLogitBits);
+    if (steps != last) return steps < last;
+    const uint64_t rank = Rank(logit);
+    return rank < cut_.rank || (rank == cut_.rank && id <= cut_.id);
   }
 
   // Narrows the cut to the fewest best elements whose values together come to wanted_of(value of all
@@ -241,8 +247,8 @@ class RowSampler {
     const Found last = FindInOrder(
         count_,
         [&](int id) {
-          const uint64_t rank = Rank(logits_[id]);
-          return rank == prefix && cut_.Keeps(rank, id) ? value(logits_[id]) : 0;
+          const float logit = logits_[id];
+          return Rank(logit) == prefix && IsLeft(logit, id) ? value(logit) : 0;
         },
         [&](uint64_t) { return target; }, shared_.of_part);
     Narrow({prefix, last.index});
@@ -263,9 +269,12 @@ class RowSampler {
     __syncthreads();
     int matches = 0;
     uint64_t of_last = 0;  // most elements may have the last digit: not one by one, then
+    const bool all = known_from > kLogitBits;
+    const uint32_t steps = all ? 0 : static_cast<uint32_t>(prefix >> (kLogitBits - known_from));
     ForEach(logits_, count_, [&](const Element& e) {
+      if (!all && Steps(e.logit) != steps) return;
       const uint64_t rank = Rank(e.logit);
-      if (rank >> known_from != prefix || !cut_.Keeps(rank, e.id)) return;
+      if (rank >> known_from != prefix || !IsLeft(e.logit, e.id)) return;
       const int digit = static_cast<int>(rank >> shift) & (digits - 1);
       ++matches;
       if (digit == digits - 1) {
@@ -287,7 +296,7 @@ class RowSampler {
   Cut cut_;
 };
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     SampleKernel(float* logits, int64_t stride, int vocab, const SampleRow* rows,
                  const LogitEdit* edits, int32_t* tokens) {
   __shared__ SharedState shared;

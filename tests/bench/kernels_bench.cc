@@ -424,6 +424,33 @@ void PagedFamily(Bench& bench, const Ceilings& c) {
   PagedCase(bench, c, DType::kF32, 12, 4, 64, 1, 64, 8192);
 }
 
+// Of the logits' bytes, as if they were read once.
+void SampleFamily(Bench& bench, const Ceilings& c) {
+  struct Case {
+    const char* name;
+    SampleRow row;
+  };
+  const int64_t vocab = 128256;
+  for (const Case& kind : {Case{"greedy", {.temperature = 0}},
+                           {"temperature 0.8", {.uniform = 0.5, .temperature = 0.8f}},
+                           {"top_p 0.95", {.uniform = 0.5, .temperature = 0.8f, .top_p = 0.95f}},
+                           {"top_k 50", {.uniform = 0.5, .temperature = 0.8f, .top_k = 50}}}) {
+    for (const int64_t rows : {1, 16}) {
+      const TensorView logits = bench.Tensor(DType::kF32, {rows, vocab}),
+                       tokens = bench.Tensor(DType::kI32, {rows});
+      for (int64_t i = 0; i < logits.numel(); ++i) logits.as<float>()[i] *= 12;  // a usual range
+      const std::vector<SampleRow> arguments(rows, kind.row);
+      const double rate = bench.Rate(4.0 * rows * vocab, [&] {
+        bench.backend().Sample({.logits = logits, .rows = arguments.data(), .tokens = tokens},
+                               bench.stream());
+      });
+      bench.CheckStream();
+      bench.Report(Name("sample %s, %ld x %ld", kind.name, rows, vocab), "GB/s", rate, c.memory);
+      bench.Release();
+    }
+  }
+}
+
 void OtherFamily(Bench& bench, const Ceilings& c) {
   const int64_t n = 16384;
   for (DType dtype : {DType::kBF16, DType::kF32}) {
@@ -478,7 +505,8 @@ int Main(int argc, char** argv) {
   app.add_option("--isa", options.isa, "code path: amxbf16, avx512bf16, avx2, portable");
   app.add_option("--repeats", options.repeats, "timed calls of each kernel; the best counts");
   app.add_option("--length", options.length, "longest prompt of prefill attention");
-  app.add_option("--only", options.only, "families to run: linear,skinny,prefill,paged,other");
+  app.add_option("--only", options.only,
+                 "families to run: linear,skinny,prefill,paged,sample,other");
   app.add_option("--clock", options.clock,
                  "wall, or cpu: processor time / threads, steadier on a shared machine")
       ->check(CLI::IsMember({"wall", "cpu"}));
@@ -494,6 +522,7 @@ int Main(int argc, char** argv) {
   if (bench.Wanted("skinny")) SkinnyFamily(bench, ceilings);
   if (bench.Wanted("prefill")) PrefillFamily(bench, ceilings, options.length);
   if (bench.Wanted("paged")) PagedFamily(bench, ceilings);
+  if (bench.Wanted("sample")) SampleFamily(bench, ceilings);
   if (bench.Wanted("other")) OtherFamily(bench, ceilings);
   bench.WriteJson();
   return 0;

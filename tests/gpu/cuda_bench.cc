@@ -1,6 +1,6 @@
 // Speed of the CUDA backend next to what the GPU can do: device-to-device copies and a large matrix
 // product. Prints a table and writes one JSON line for each number:
-//   cuda_bench FILE.json [family...]     families: prefill segmented paged linear other
+//   cuda_bench FILE.json [family...]     families: prefill segmented paged linear sample other
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -60,12 +60,16 @@ class Bench {
     }
     return view;
   }
-  TensorView Integers(const std::vector<int32_t>& values) {
-    buffers_.push_back(*backend_->Allocate(values.size() * 4));
-    Upload(values.data(), buffers_.back().data(), values.size() * 4);
+  // As numbers of four bytes.
+  template <typename T>
+  TensorView Copied(const std::vector<T>& values) {
+    const size_t bytes = values.size() * sizeof(T);
+    buffers_.push_back(*backend_->Allocate(bytes));
+    Upload(values.data(), buffers_.back().data(), bytes);
     return TensorView::Contiguous(buffers_.back().data(), DType::kI32,
-                                  {static_cast<int64_t>(values.size())});
+                                  {static_cast<int64_t>(bytes / 4)});
   }
+  TensorView Integers(const std::vector<int32_t>& values) { return Copied(values); }
   TensorView Positions(int64_t begin, int64_t count) {
     std::vector<int32_t> values(count);
     std::iota(values.begin(), values.end(), static_cast<int32_t>(begin));
@@ -298,6 +302,34 @@ void LinearFamily(Bench& bench, const Ceilings& c) {
   }
 }
 
+// Of the logits' bytes, as if they were read once: how much is lost to passes and to few blocks.
+void SampleFamily(Bench& bench, const Ceilings& c) {
+  struct Case {
+    const char* name;
+    SampleRow row;
+  };
+  const int64_t vocab = 128256;
+  for (const Case& kind : {Case{"greedy", {.temperature = 0}},
+                           {"temperature 0.8", {.uniform = 0.5, .temperature = 0.8f}},
+                           {"top_p 0.95", {.uniform = 0.5, .temperature = 0.8f, .top_p = 0.95f}},
+                           {"top_k 50", {.uniform = 0.5, .temperature = 0.8f, .top_k = 50}}}) {
+    for (const int64_t rows : {int64_t{1}, int64_t{16}, int64_t{64}, int64_t{256}}) {
+      const TensorView logits = bench.Tensor(DType::kF32, {rows, vocab}),
+                       tokens = bench.Tensor(DType::kI32, {rows});
+      const TensorView arguments = bench.Copied(std::vector<SampleRow>(rows, kind.row));
+      const double seconds = bench.Seconds([&] {
+        bench.backend().Sample(
+            {.logits = logits, .rows = arguments.as<const SampleRow>(), .tokens = tokens},
+            bench.stream());
+      });
+      const std::string name = Name("sample %s, %ld x %ld", kind.name, rows, vocab);
+      bench.Report(name + ", time", "us", seconds * 1e6, 0);
+      bench.Report(name, "GB/s", 4.0 * rows * vocab / seconds / 1e9, c.copy);
+      bench.Release();
+    }
+  }
+}
+
 void OtherFamily(Bench& bench, const Ceilings& c) {
   const int64_t n = 32768, width = 4096, kv = kKvHeads * 128;
   Backend& backend = bench.backend();
@@ -365,6 +397,7 @@ int Main(int argc, char** argv) {
   if (wanted("segmented")) SegmentedFamily(bench, ceilings);
   if (wanted("paged")) PagedFamily(bench, ceilings);
   if (wanted("linear")) LinearFamily(bench, ceilings);
+  if (wanted("sample")) SampleFamily(bench, ceilings);
   if (wanted("other")) OtherFamily(bench, ceilings);
   return 0;
 }

@@ -149,5 +149,30 @@ TEST(ArgumentChecks, TheOthers) {
   EXPECT_FALSE(CheckGatherRowsPerHead(F32({9, 2, 8}), I32({2, 3}), F32({4, 2, 8})).ok());
 }
 
+TEST(ArgumentChecks, Sample) {
+  const SampleRow row;
+  const LogitEdit edit;
+  const SampleArgs good{
+      .logits = F32({1, 9}), .rows = &row, .edits = &edit, .edit_count = 1, .tokens = I32({1})};
+  EXPECT_TRUE(CheckSample(good).ok());
+  EXPECT_TRUE(CheckSample({.logits = F32({0, 9}), .tokens = I32({0})}).ok());
+  for (const auto& change : std::vector<void (*)(SampleArgs&)>{
+           [](SampleArgs& a) {
+             a.logits = BF16({1, 9});
+           },
+           [](SampleArgs& a) {
+             a.logits = F32({1, 0});
+           },
+           [](SampleArgs& a) {
+             a.logits = F32({1, kMaxSampleVocab + 1});
+           },
+           [](SampleArgs& a) { a.rows = nullptr; }, [](SampleArgs& a) { a.edits = nullptr; },
+           [](SampleArgs& a) { a.tokens = I32({2}); }}) {
+    SampleArgs bad = good;
+    change(bad);
+    EXPECT_EQ(CheckSample(bad).code(), absl::StatusCode::kInternal);
+  }
+}
+
 }  // namespace
 }  // namespace apb::kernels
