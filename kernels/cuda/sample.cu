@@ -233,7 +233,6 @@ class RowSampler {
       const Found found = FindInOrder(
           digits, [&](int digit) { return shared_.histogram.At(digit); },
           [&](uint64_t total) { return first ? wanted_of(total) - 1 : target; }, shared_.of_part);
-      if (found.index < 0) return;
       prefix = prefix * digits + found.index;
       target = found.above;
       known_from = shift;
@@ -267,8 +266,7 @@ class RowSampler {
       shared_.histogram.low[i] = shared_.histogram.high[i] = 0;
     if (threadIdx.x == 0) shared_.matches = 0;
     __syncthreads();
-    int matches = 0;
-    uint64_t of_last = 0;  // most elements may have the last digit: not one by one, then
+    uint64_t matches = 0, of_last = 0;  // most elements may have the last digit
     const bool all = known_from > kLogitBits;
     const uint32_t steps = all ? 0 : static_cast<uint32_t>(prefix >> (kLogitBits - known_from));
     ForEach(logits_, count_, [&](const Element& e) {
@@ -283,8 +281,12 @@ class RowSampler {
         shared_.histogram.Add(digit, value(e.logit));
       }
     });
-    if (of_last > 0) shared_.histogram.Add(digits - 1, of_last);
-    if (matches > 0) atomicAdd(&shared_.matches, matches);
+    matches = WarpSum(matches);
+    of_last = WarpSum(of_last);
+    if (threadIdx.x % kWarp == 0) {
+      shared_.histogram.Add(digits - 1, of_last);
+      atomicAdd(&shared_.matches, static_cast<int>(matches));
+    }
     __syncthreads();
   }
 
