@@ -424,8 +424,7 @@ void PagedFamily(Bench& bench, const Ceilings& c) {
   PagedCase(bench, c, DType::kF32, 12, 4, 64, 1, 64, 8192);
 }
 
-// Of the logits' bytes, as if they were read once.
-void SampleFamily(Bench& bench, const Ceilings& c) {
+void SampleFamily(Bench& bench) {
   struct Case {
     const char* name;
     SampleRow row;
@@ -440,12 +439,12 @@ void SampleFamily(Bench& bench, const Ceilings& c) {
                        tokens = bench.Tensor(DType::kI32, {rows});
       for (int64_t i = 0; i < logits.numel(); ++i) logits.as<float>()[i] *= 12;  // a usual range
       const std::vector<SampleRow> arguments(rows, kind.row);
-      const double rate = bench.Rate(4.0 * rows * vocab, [&] {
+      const double seconds = bench.Seconds([&] {
         bench.backend().Sample({.logits = logits, .rows = arguments.data(), .tokens = tokens},
                                bench.stream());
       });
       bench.CheckStream();
-      bench.Report(Name("sample %s, %ld x %ld", kind.name, rows, vocab), "GB/s", rate, c.memory);
+      bench.Report(Name("sample %s, %ld x %ld", kind.name, rows, vocab), "us", seconds * 1e6, 0);
       bench.Release();
     }
   }
@@ -522,7 +521,7 @@ int Main(int argc, char** argv) {
   if (bench.Wanted("skinny")) SkinnyFamily(bench, ceilings);
   if (bench.Wanted("prefill")) PrefillFamily(bench, ceilings, options.length);
   if (bench.Wanted("paged")) PagedFamily(bench, ceilings);
-  if (bench.Wanted("sample")) SampleFamily(bench, ceilings);
+  if (bench.Wanted("sample")) SampleFamily(bench);
   if (bench.Wanted("other")) OtherFamily(bench, ceilings);
   bench.WriteJson();
   return 0;

@@ -76,8 +76,10 @@ run_sanitizer() {
   cd "$build"
   local check="compute-sanitizer --error-exitcode 9 --tool"
   $check memcheck tests/kernels/ops_test --gtest_brief=1 --gtest_filter='*NormRope*:*Merge*:*Selection*:*Embedding*'
+  $check memcheck tests/kernels/sample_test --gtest_brief=1 --gtest_filter='*Edits*:*OfEqual*:*NoDraw*'
   $check memcheck tests/kernels/attention_test --gtest_brief=1 --gtest_filter='*EqualsOracle*'
   $check racecheck tests/kernels/ops_test --gtest_brief=1 --gtest_filter='*NormRope*:*Selection*'
+  $check racecheck tests/kernels/sample_test --gtest_brief=1 --gtest_filter='*Edits*:*OfEqual*'
 }
 
 run_bench() {

@@ -230,6 +230,18 @@ TEST_P(Sample, LargeVocabularies) {
   }
 }
 
+// Light tokens that count by their number alone: each has just less than 2^-8 of the best weight.
+TEST_P(Sample, ManyLightTokens) {
+  std::vector<float> logits(1001, -8.00001f * std::log(2.0f));
+  logits[0] = 0;
+  for (const float share : {0.1f, 0.3f, 0.5f, 0.9f}) {
+    for (const double uniform : {0.01, 0.5, 0.9999}) {
+      const SampleRow row{.uniform = uniform, .top_p = share};
+      EXPECT_TRUE(Oracle(logits).Right(row).contains(DrawOne(logits, row))) << share << uniform;
+    }
+  }
+}
+
 // Logits that differ by less than the weight shows are still told apart by a cut.
 TEST_P(Sample, CutsByLogitNotByWeight) {
   std::vector<float> logits(100, -60.0f);
