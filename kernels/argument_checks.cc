@@ -119,10 +119,9 @@ absl::Status CheckPagedAttention(const PagedAttentionArgs& a) {
             (a.out.dtype == a.q.dtype || a.out.dtype == DType::kF32) &&
             a.k_cache.shape[3] == a.q.shape[2] && a.q.shape[2] <= 256 &&
             a.q.shape[1] % a.k_cache.shape[1] == 0 && a.q.shape[1] / a.k_cache.shape[1] <= 128;
-  for (const PagedSequence& s : a.sequences) {
-    ok = ok && s.row_begin >= 0 && s.row_begin + s.row_count <= a.q.shape[0] && s.slot_count >= 0 &&
-         s.causal_begin >= 0;
-  }
+  ok = ok && (a.sequences != nullptr || a.rows.empty()) && a.total_slots >= 0;
+  for (const PagedRows& rows : a.rows)
+    ok = ok && rows.begin >= 0 && rows.count >= 0 && rows.begin + rows.count <= a.q.shape[0];
   return Check(ok, "PagedAttention", a.q, a.k_cache);
 }
 

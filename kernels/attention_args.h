@@ -41,29 +41,38 @@ struct AttentionArgs {
   TensorView lse;
 };
 
-// The rows of one sequence in a paged attention call.
+// Rows [begin, begin + count) of q, which belong to one sequence.
+struct PagedRows {
+  int64_t begin = 0;
+  int64_t count = 0;
+};
+
+// The keys of one sequence in a paged attention call. It and what it points to lie in memory of the
+// backend's place: from step to step they change there, and a recorded step (Backend::Record) reads
+// what is there when it is done.
 struct PagedSequence {
-  int64_t row_begin = 0;  // rows [row_begin, row_begin + row_count) of q
-  int64_t row_count = 0;
   // Block b of the sequence (b-th group of block_size slots) is block block_table[b] of the cache.
-  // Memory of the backend's place.
   const int32_t* block_table = nullptr;
+  // Position of the token in each slot from causal_begin on, [slot_count - causal_begin]; need not
+  // ascend.
+  const int32_t* slot_positions = nullptr;
   int64_t slot_count = 0;  // slots in use on this rank; 0 is allowed (lse = -inf, out = 0)
   // Slots before this index are visible to all rows; the rest by position (causal).
   int64_t causal_begin = 0;
-  // Position of the token in each slot from causal_begin on, [slot_count - causal_begin]; need not
-  // ascend. Memory of the backend's place.
-  const int32_t* slot_positions = nullptr;
 };
 
 // Decode attention over this rank's paged cache (also the query pass, with several rows a
 // sequence).
 struct PagedAttentionArgs {
-  TensorView q;            // [T, n_q, d], after RoPE
-  TensorView q_positions;  // [T] i32
-  TensorView k_cache;      // [blocks, n_kv, block_size, d] of one layer
-  TensorView v_cache;      // [blocks, n_kv, block_size, d]
-  std::span<const PagedSequence> sequences;
+  TensorView q;                              // [T, n_q, d], after RoPE
+  TensorView q_positions;                    // [T] i32
+  TensorView k_cache;                        // [blocks, n_kv, block_size, d] of one layer
+  TensorView v_cache;                        // [blocks, n_kv, block_size, d]
+  std::span<const PagedRows> rows;           // of each sequence; host memory
+  const PagedSequence* sequences = nullptr;  // [rows.size()]
+  // The slots of all sequences together are at most as many. Results do not depend on how many more
+  // they may be; a device launches for the bound, as it does not read `sequences` before.
+  int64_t total_slots = 0;
   float scale = 0;
   TensorView out;  // [T, n_q, d], f32 or the type of q
   TensorView lse;  // [T, n_q] f32, as above; may be absent

@@ -12,6 +12,7 @@
 #include <memory>
 #include <string_view>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/attention_args.h"
@@ -60,6 +61,16 @@ class Buffer {
   void* data_ = nullptr;
   size_t size_bytes_ = 0;
   std::function<void(void*)> free_;
+};
+
+// Recorded work of a stream (Backend::Record). It reads and writes the memory that was named while it
+// was recorded, so that must be there, with what is to be worked on; what the host passed by value is
+// as it was. Must end before the backend, its stream, and communicators that took part.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+  // Gives the work to the stream that it was recorded from.
+  virtual void Launch(Stream& stream) = 0;
 };
 
 // out[T, out] = x[T, in] * weight[out, in]^T (+ bias[out]) (+ out if accumulate).
@@ -188,6 +199,14 @@ class Backend {
 
   // Draws a token for each row of logits.
   virtual void Sample(const SampleArgs& args, Stream& stream) = 0;
+
+  // Records what `work` gives to the stream instead of doing it: to launch many small operations
+  // costs a device's host more than the device needs to do them. `work` must have been done before,
+  // with operands of the same places and shapes (what is chosen and allocated the first time cannot be
+  // recorded), must not synchronize, and must not touch host memory. An error of `work`, or of the
+  // device, leaves the stream as it was. kUnimplemented where there is nothing to gain.
+  virtual absl::StatusOr<std::unique_ptr<Graph>> Record(Stream& stream,
+                                                        absl::FunctionRef<absl::Status()> work) = 0;
 };
 
 struct CpuBackendOptions {

@@ -203,6 +203,10 @@ class CpuBackend : public Backend {
     if (!Passes(CheckGatherRowsPerHead(x, indices, out), x, stream)) return;
     GatherRowsPerHeadOnCpu(x, indices, out, threads_);
   }
+  absl::StatusOr<std::unique_ptr<Graph>> Record(Stream&,
+                                                absl::FunctionRef<absl::Status()>) override {
+    return absl::UnimplementedError("the CPU does operations at once");
+  }
 
   void Sample(const SampleArgs& a, Stream& stream) override {
     if (!Passes(CheckSample(a), stream)) return;

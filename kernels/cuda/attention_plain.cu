@@ -88,7 +88,8 @@ __global__ void PlainKernel(const __grid_constant__ SegmentedArgs a) {
 
 struct PlainPagedArgs {
   TensorView q, q_positions, k_cache, v_cache, out, lse;
-  PagedSequence sequence;
+  PagedRows rows;
+  const PagedSequence* sequence;
   float scale;
 };
 
@@ -96,18 +97,19 @@ template <typename T>
 __global__ void PlainPagedKernel(const __grid_constant__ PlainPagedArgs a) {
   const int64_t heads = a.q.shape[1], kv_heads = a.k_cache.shape[1], block = a.k_cache.shape[2];
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (index >= a.sequence.row_count * heads) return;
-  const int64_t t = a.sequence.row_begin + index / heads, head = index % heads;
+  if (index >= a.rows.count * heads) return;
+  const PagedSequence& sequence = *a.sequence;
+  const int64_t t = a.rows.begin + index / heads, head = index % heads;
   const int64_t kv_head = head / (heads / kv_heads);
   const int32_t position = static_cast<const int32_t*>(a.q_positions.data)[t];
   PlainRow<T> row(static_cast<const T*>(a.q.data) + t * a.q.stride[0] + head * a.q.stride[1],
                   static_cast<int>(a.q.shape[2]), a.scale);
-  for (int64_t slot = 0; slot < a.sequence.slot_count; ++slot) {
-    if (slot >= a.sequence.causal_begin &&
-        a.sequence.slot_positions[slot - a.sequence.causal_begin] > position) {
+  for (int64_t slot = 0; slot < sequence.slot_count; ++slot) {
+    if (slot >= sequence.causal_begin &&
+        sequence.slot_positions[slot - sequence.causal_begin] > position) {
       continue;
     }
-    const int64_t at = a.sequence.block_table[slot / block] * a.k_cache.stride[0] +
+    const int64_t at = sequence.block_table[slot / block] * a.k_cache.stride[0] +
                        kv_head * a.k_cache.stride[1] + slot % block * a.k_cache.stride[2];
     row.Add(static_cast<const T*>(a.k_cache.data) + at, static_cast<const T*>(a.v_cache.data) + at);
   }
@@ -127,10 +129,17 @@ cudaError_t PlainAttention(const SegmentedArgs& args, cudaStream_t stream) {
 }
 
 cudaError_t PlainPagedAttention(const PagedAttentionArgs& args, cudaStream_t stream) {
-  for (const PagedSequence& sequence : args.sequences) {
-    const PlainPagedArgs one{args.q,   args.q_positions, args.k_cache, args.v_cache,
-                             args.out, args.lse,         sequence,     args.scale};
-    const dim3 grid(static_cast<unsigned>(DivideUp(sequence.row_count * args.q.shape[1], kWarps)));
+  for (size_t i = 0; i < args.rows.size(); ++i) {
+    const PlainPagedArgs one{.q = args.q,
+                             .q_positions = args.q_positions,
+                             .k_cache = args.k_cache,
+                             .v_cache = args.v_cache,
+                             .out = args.out,
+                             .lse = args.lse,
+                             .rows = args.rows[i],
+                             .sequence = args.sequences + i,
+                             .scale = args.scale};
+    const dim3 grid(static_cast<unsigned>(DivideUp(one.rows.count * args.q.shape[1], kWarps)));
     const cudaError_t error = WithElement(args.q.dtype, [&](auto element) {
       return Launch(PlainPagedKernel<decltype(element)>, grid, kThreads, 0, stream, one);
     });

@@ -87,7 +87,7 @@ struct TileWalk {
 
 // How the rows of one sequence meet its slots in paged attention. A packed row is a (row, query head
 // of the KV head's group) pair. Depends on the sequence alone, so that a row's result does not depend
-// on what else is in the batch.
+// on what else is in the batch. A unit is a (row tile, split) pair.
 struct PagedSplit {
   int row_tiles = 0;
   int splits = 1;          // parts that the slots are cut into
@@ -100,18 +100,51 @@ constexpr int kMinKeysPerSplit = 512;
 constexpr int kFewRows = 16;
 constexpr int kManyRows = 64;  // packed rows of a tile otherwise
 
-// `parallel_blocks`: blocks that keep the device busy.
-inline PagedSplit SplitSequence(int64_t row_count, int64_t slots, int group, int64_t kv_heads,
-                                int64_t parallel_blocks) {
-  const int64_t packed = row_count * group;
+APB_HOST_DEVICE inline int PagedRowTiles(int row_count, int group) {
+  const int packed = row_count * group, tile = packed <= kFewRows ? kFewRows : kManyRows;
+  return (packed + tile - 1) / tile;
+}
+
+// Splits that a sequence has at most. `parallel_blocks`: blocks that keep the device busy.
+APB_HOST_DEVICE inline int MostSplits(int row_tiles, int kv_heads, int parallel_blocks) {
+  const int splits = parallel_blocks / (row_tiles * kv_heads);
+  return splits < 1 ? 1 : splits;
+}
+
+// In 32 bits, as every block of a launch computes it; row_count > 0.
+APB_HOST_DEVICE inline PagedSplit SplitSequence(int row_count, int slots, int group, int kv_heads,
+                                                int parallel_blocks) {
   PagedSplit split;
-  split.row_tiles = static_cast<int>(TilesOf(packed, packed <= kFewRows ? kFewRows : kManyRows));
-  const int64_t blocks = split.row_tiles * kv_heads;
-  int64_t keys = slots * blocks / parallel_blocks;
-  keys = keys < kMinKeysPerSplit ? kMinKeysPerSplit : keys;
-  split.keys_per_split = static_cast<int>(TilesOf(keys, kPagedTileKeys) * kPagedTileKeys);
-  split.splits = static_cast<int>(slots == 0 ? 1 : TilesOf(slots, split.keys_per_split));
+  split.row_tiles = PagedRowTiles(row_count, group);
+  const int most = MostSplits(split.row_tiles, kv_heads, parallel_blocks);
+  const int share = (slots + most - 1) / most;
+  const int keys = share < kMinKeysPerSplit ? kMinKeysPerSplit : share;
+  split.keys_per_split = (keys + kPagedTileKeys - 1) / kPagedTileKeys * kPagedTileKeys;
+  if (slots > 0) split.splits = (slots + split.keys_per_split - 1) / split.keys_per_split;
   return split;
 }
+
+// Bounds the units of a launch, whose sequences' slots the host does not know.
+struct PagedUnitBound {
+  int64_t total_slots;  // of all sequences, at most
+  int group, kv_heads, parallel_blocks;
+  int64_t row_tiles = 0, alone = 0, largest = 0;
+
+  void Add(int row_count) {
+    const int64_t tiles = PagedRowTiles(row_count, group);
+    const int64_t most = MostSplits(static_cast<int>(tiles), kv_heads, parallel_blocks);
+    const int64_t of_slots = TilesOf(total_slots, kMinKeysPerSplit);
+    row_tiles += tiles;
+    alone += tiles * (of_slots < 1 ? 1 : of_slots < most ? of_slots : most);
+    largest = tiles > largest ? tiles : largest;
+  }
+  // Each sequence for itself has no more than `alone` says; and a split behind the first of a
+  // sequence stands for kMinKeysPerSplit slots.
+  int64_t units() const {
+    const int64_t together = row_tiles + largest * (total_slots / kMinKeysPerSplit);
+    return alone < together ? alone : together;
+  }
+  bool any_split() const { return units() > row_tiles; }
+};
 
 }  // namespace apb::kernels::cuda

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/argument_checks.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/cuda_graph.h"
 #include "kernels/cuda/cuda_stream.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/operations.h"
@@ -185,6 +186,11 @@ class CudaBackend : public Backend {
   void Sample(const SampleArgs& args, Stream& stream) override {
     if (!Passes(CheckSample(args), stream)) return;
     Of(stream).Check(cuda::Sample(args, Of(stream).handle()), "Sample");
+  }
+
+  absl::StatusOr<std::unique_ptr<Graph>> Record(Stream& stream,
+                                                absl::FunctionRef<absl::Status()> work) override {
+    return cuda::CudaGraph::Record(Of(stream), work);
   }
 
  private:

@@ -1,5 +1,7 @@
 #include "kernels/cuda/cuda_stream.h"
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 
 namespace apb::kernels::cuda {
@@ -31,7 +33,7 @@ absl::StatusOr<std::unique_ptr<CudaStream>> CudaStream::Create() {
 CudaStream::~CudaStream() {
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);
   for (const cudaEvent_t mark : marks_) cudaEventDestroy(mark);
-  if (scratch_ != nullptr) cudaFree(scratch_);
+  scratch_.reset();
   if (error_word_ != nullptr) cudaFreeHost(error_word_);
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
@@ -43,10 +45,12 @@ void CudaStream::Check(cudaError_t error, const char* operation) {
 }
 
 absl::Status CudaStream::Synchronize() {
-  Check(cudaStreamSynchronize(stream_), "stream");
+  const cudaError_t error = cudaStreamSynchronize(stream_);
+  // First, as it is the reason: what is behind a collective that was given up may fail as well.
+  Fail(outside_failure_->Get());
+  Check(error, "stream");
   if (*error_word_ != 0)
     Fail(absl::InternalError("Embedding: a token id is outside the vocabulary"));
-  Fail(outside_failure_->Get());
   for (const Span& span : spans_) {
     float milliseconds = 0;
     if (!failed())
@@ -59,6 +63,7 @@ absl::Status CudaStream::Synchronize() {
 }
 
 int64_t CudaStream::Mark() {
+  if (recording()) return -1;  // there is no time yet
   if (marks_used_ == marks_.size()) {
     cudaEvent_t event = nullptr;
     Check(cudaEventCreate(&event), "time");
@@ -75,14 +80,27 @@ void CudaStream::AddSeconds(int64_t begin, int64_t end, double* total) {
 
 void* CudaStream::Scratch(size_t bytes) {
   if (bytes > scratch_bytes_ || scratch_ == nullptr) {
-    // In the stream's order, so operations under way keep what they have.
-    if (scratch_ != nullptr) Check(cudaFreeAsync(scratch_, stream_), "scratch");
-    scratch_ = nullptr;
+    if (recording()) {
+      Fail(absl::FailedPreconditionError("an operation is recorded that was not done before"));
+      return nullptr;
+    }
+    scratch_.reset();
     scratch_bytes_ = bytes + bytes / 4 + 256;
-    Check(cudaMallocAsync(&scratch_, scratch_bytes_, stream_), "scratch");
-    if (failed()) scratch_ = nullptr;
+    void* memory = nullptr;
+    Check(cudaMallocAsync(&memory, scratch_bytes_, stream_), "scratch");
+    if (failed()) return nullptr;
+    // In the stream's order, so operations under way keep what they have.
+    scratch_ = std::shared_ptr<void>(memory, [this](void* p) { cudaFreeAsync(p, stream_); });
   }
-  return scratch_;
+  return scratch_.get();
+}
+
+absl::StatusOr<Recording> CudaStream::EndRecording() {
+  Recording recording = *std::exchange(recording_, std::nullopt);
+  recording.scratch = scratch_;
+  const absl::Status status = std::exchange(status_, absl::OkStatus());
+  if (!status.ok()) return status;
+  return recording;
 }
 
 }  // namespace apb::kernels::cuda

@@ -3,7 +3,9 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -34,6 +36,23 @@ class StreamFailure {
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
 };
 
+class CudaStream;
+
+// Whoever has given work of its own to a recording (a communicator) and wants to know when it is done
+// again. The graph owns it.
+class GraphParticipant {
+ public:
+  virtual ~GraphParticipant() = default;
+  virtual void BeforeLaunch(CudaStream& stream) = 0;  // may fail the stream: no launch then
+  virtual void AfterLaunch(CudaStream& stream) = 0;
+};
+
+// What a graph needs besides what CUDA recorded.
+struct Recording {
+  std::map<const void*, std::shared_ptr<GraphParticipant>> participants;  // by who made them
+  std::shared_ptr<void> scratch;  // of the stream: the graph goes on to use it
+};
+
 class CudaStream : public Stream {
  public:
   static absl::StatusOr<std::unique_ptr<CudaStream>> Create();
@@ -53,6 +72,15 @@ class CudaStream : public Stream {
   // Device memory for one operation; the next one may get the same. Null, and the stream fails, when
   // there is none.
   void* Scratch(size_t bytes);
+  // While the stream records (CudaGraph) nothing is done, and an error belongs to the recording.
+  // EndRecording returns the first one, and the stream is as before.
+  void BeginRecording() { recording_.emplace(); }
+  absl::StatusOr<Recording> EndRecording();
+  bool recording() const { return recording_.has_value(); }
+  // Of the recording under way.
+  std::map<const void*, std::shared_ptr<GraphParticipant>>& participants() {
+    return recording_->participants;
+  }
   // Kernels write a number other than 0 here to fail the stream; memory that both sides see.
   int32_t* error_word() const { return error_word_; }
   // Synchronize returns what was set here before the stream came to its end.
@@ -62,7 +90,7 @@ class CudaStream : public Stream {
   CudaStream() = default;
   cudaStream_t stream_ = nullptr;
   int32_t* error_word_ = nullptr;
-  void* scratch_ = nullptr;
+  std::shared_ptr<void> scratch_;  // also of the graphs that were recorded with it
   size_t scratch_bytes_ = 0;
   struct Span {
     int64_t begin, end;
@@ -71,6 +99,7 @@ class CudaStream : public Stream {
   std::vector<cudaEvent_t> marks_;  // the first marks_used_ are recorded
   size_t marks_used_ = 0;
   std::vector<Span> spans_;
+  std::optional<Recording> recording_;
   absl::Status status_;
   const std::shared_ptr<StreamFailure> outside_failure_ = std::make_shared<StreamFailure>();
 };

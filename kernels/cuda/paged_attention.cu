@@ -17,12 +17,10 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kMaxSequences = 128;  // of one launch
 
-struct DeviceSequence {
-  const int32_t* block_table;
-  const int32_t* slot_positions;  // from causal_begin on
-  int32_t row_begin, row_count, slot_count, causal_begin;
-  int32_t splits, keys_per_split;
-  int32_t first_unit;  // a unit is a (row tile, split) pair; the splits of a tile lie together
+// Rows of one sequence that a launch takes.
+struct LaunchedRows {
+  int32_t begin, count;
+  int32_t sequence;  // of the call
 };
 
 struct PagedArgs {
@@ -41,33 +39,70 @@ struct PagedArgs {
   float* partial_lses;  // [units, kv_heads, rows of a tile]
   float scale;
   bool out_is_float;
-  int group;
-  int sequences;
-  DeviceSequence sequence[kMaxSequences];
+  int group, parallel_blocks;
+  const PagedSequence* sequences;  // of the call
+  int launched;                    // sequences of this launch
+  LaunchedRows rows[kMaxSequences];
 };
 
-// What a block works on.
+// What a block works on: a row tile and a split of a sequence.
 struct Unit {
-  int sequence, row_tile, split;
+  const int32_t* block_table;
+  const int32_t* slot_positions;  // from causal_begin on
+  int slot_count, causal_begin;
+  int row_begin, row_count;
+  int row_tile, split;
+  int splits, keys_per_split;
 };
 
-__device__ Unit UnitAt(const PagedArgs& a, int index) {
-  int low = 0, high = a.sequences - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (a.sequence[middle].first_unit <= index) {
-      low = middle;
-    } else {
-      high = middle - 1;
+__device__ __forceinline__ PagedSplit SplitOf(const PagedArgs& a, const LaunchedRows& rows) {
+  return SplitSequence(rows.count, static_cast<int>(a.sequences[rows.sequence].slot_count), a.group,
+                       static_cast<int>(gridDim.y), a.parallel_blocks);
+}
+
+// Unit number `index` of the launch. The slots that decide how many units a sequence has are known on
+// the device only, so each warp counts them: a lane for a sequence. The splits of a tile lie
+// together. False if there are not so many units: the grid is for the most that there can be.
+__device__ __forceinline__ bool FindUnit(const PagedArgs& a, int index, Unit& unit) {
+  const int lane = threadIdx.x % kWarp;
+  for (int first = 0; first < a.launched; first += kWarp) {
+    int end = 0;  // units from sequence `first` to the end of this lane's
+    if (first + lane < a.launched) {
+      const PagedSplit split = SplitOf(a, a.rows[first + lane]);
+      end = split.row_tiles * split.splits;
     }
+#pragma unroll
+    for (int step = 1; step < kWarp; step *= 2) {
+      const int other = __shfl_up_sync(~0u, end, step);
+      if (lane >= step) end += other;
+    }
+    const int owner = __popc(__ballot_sync(~0u, end <= index));
+    const int before = __shfl_sync(~0u, end, owner == 0 ? 0 : owner - 1);
+    if (owner < kWarp) {
+      const LaunchedRows& rows = a.rows[first + owner];
+      const PagedSequence& s = a.sequences[rows.sequence];
+      const PagedSplit split = SplitOf(a, rows);
+      const int local = owner == 0 ? index : index - before;
+      unit.block_table = s.block_table;
+      unit.slot_positions = s.slot_positions;
+      unit.slot_count = static_cast<int>(s.slot_count);
+      unit.causal_begin = static_cast<int>(min(s.causal_begin, s.slot_count));
+      unit.row_begin = rows.begin;
+      unit.row_count = rows.count;
+      unit.row_tile = local / split.splits;
+      unit.split = local % split.splits;
+      unit.splits = split.splits;
+      unit.keys_per_split = split.keys_per_split;
+      return true;
+    }
+    index -= before;  // owner - 1 is the last lane
   }
-  const int local = index - a.sequence[low].first_unit, splits = a.sequence[low].splits;
-  return {low, local / splits, local % splits};
+  return false;
 }
 
 // Where packed row `packed` of the sequence is; -1 if it has fewer.
-__device__ int64_t RowOf(const PagedArgs& a, const DeviceSequence& s, int packed) {
-  return packed < s.row_count * a.group ? s.row_begin + packed / a.group : -1;
+__device__ int64_t RowOf(const PagedArgs& a, const Unit& unit, int packed) {
+  return packed < unit.row_count * a.group ? unit.row_begin + packed / a.group : -1;
 }
 
 // Where the result of a packed row goes: to its place, or among the partial results.
@@ -79,10 +114,10 @@ struct Target {
 };
 
 template <int kRows>
-__device__ Target TargetOf(const PagedArgs& a, const DeviceSequence& s, int64_t row, int in_tile,
+__device__ Target TargetOf(const PagedArgs& a, const Unit& unit, int64_t row, int in_tile,
                            int packed, int d) {
   const int kv_head = blockIdx.y, head = kv_head * a.group + packed % a.group;
-  if (s.splits == 1) {
+  if (unit.splits == 1) {
     return {a.out, a.out_is_float, row * a.out_row + head * a.out_head,
             a.lse == nullptr ? nullptr : a.lse + row * a.lse_row + head};
   }
@@ -117,14 +152,13 @@ struct KeyOffsets {
   static constexpr int kEach = (kTileKeys + kWarp - 1) / kWarp;
   int64_t mine[kEach];
 
-  __device__ __forceinline__ void Find(const PagedArgs& a, const DeviceSequence& s, int first,
-                                       int end) {
+  __device__ __forceinline__ void Find(const PagedArgs& a, const Unit& unit, int first, int end) {
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
       const int slot = first + e * kWarp + static_cast<int>(threadIdx.x % kWarp);
       mine[e] = 0;
       if (slot < end) {
-        mine[e] = s.block_table[slot / a.block_size] * a.block_stride +
+        mine[e] = unit.block_table[slot / a.block_size] * a.block_stride +
                   slot % a.block_size * a.slot_stride;
       }
     }
@@ -145,11 +179,11 @@ template <typename T, int D, bool kFew>
 __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant__ PagedArgs a) {
   using Shape = PagedShape<T, D, kFew>;
   auto& shared = *reinterpret_cast<typename Shape::Shared*>(SharedMemory());
-  const Unit unit = UnitAt(a, blockIdx.x);
-  const DeviceSequence& s = a.sequence[unit.sequence];
+  Unit unit;
+  if (!FindUnit(a, static_cast<int>(blockIdx.x), unit)) return;
   const int kv_head = blockIdx.y, lane = threadIdx.x % kWarp, warp_index = threadIdx.x / kWarp;
-  const int begin = unit.split * s.keys_per_split;
-  const int end = min(begin + s.keys_per_split, s.slot_count);
+  const int begin = unit.split * unit.keys_per_split;
+  const int end = min(begin + unit.keys_per_split, unit.slot_count);
 
   WarpAttention<T, D> warp;
   int in_tile[2], packed[2];
@@ -160,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
   for (int half = 0; half < 2; ++half) {
     in_tile[half] = (kFew ? 0 : warp_index * 16) + lane / 4 + half * 8;
     packed[half] = unit.row_tile * Shape::kRows + in_tile[half];
-    row[half] = RowOf(a, s, packed[half]);
+    row[half] = RowOf(a, unit, packed[half]);
     q[half] = nullptr;
     if (row[half] < 0) continue;
     position[half] = a.q_positions[row[half]];
@@ -176,7 +210,7 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
   const T* v_head = static_cast<const T*>(a.v_cache) + kv_head * a.head_stride;
   KeyOffsets<Shape::kTileKeys> offsets;  // of the next tile to copy
   int to_copy = begin + ring * Shape::kTileKeys;
-  offsets.Find(a, s, to_copy, end);
+  offsets.Find(a, unit, to_copy, end);
   const auto copy_next = [&](int stage) {
     if (to_copy < end) {
       constexpr int kChunks = D / 8;
@@ -190,7 +224,7 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
         CopyAsync16(&shared.tile[ring][stage].v[key][c], v_head + (valid ? from : 0), valid);
       }
       to_copy += kStep;
-      offsets.Find(a, s, to_copy, end);  // read now, wanted in the next call
+      offsets.Find(a, unit, to_copy, end);  // read now, wanted in the next call
     }
     CopyAsyncCommit();
   };
@@ -211,13 +245,13 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
     copy_next((stage + Shape::kStages - 1) % Shape::kStages);
     CopyAsyncWait<Shape::kStages - 1>();
     join_copiers();
-    const bool masked = first + Shape::kTileKeys > min(end, s.causal_begin);
+    const bool masked = first + Shape::kTileKeys > min(end, unit.causal_begin);
     warp.template Attend<Shape::kTileKeys>(
         &shared.tile[ring][stage].k[0][0], &shared.tile[ring][stage].v[0][0], scale_log2, masked,
         [&](int half, int key) {
           const int slot = first + key;
-          return slot < end && (slot < s.causal_begin ||
-                                s.slot_positions[slot - s.causal_begin] <= position[half]);
+          return slot < end && (slot < unit.causal_begin ||
+                                unit.slot_positions[slot - unit.causal_begin] <= position[half]);
         });
     join_copiers();
     stage = (stage + 1) % Shape::kStages;
@@ -228,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (row[half] < 0) continue;
-      const Target to = TargetOf<Shape::kRows>(a, s, row[half], in_tile[half], packed[half], D);
+      const Target to = TargetOf<Shape::kRows>(a, unit, row[half], in_tile[half], packed[half], D);
       warp.WriteRow(half, to.out, to.is_float, to.at);
       if (to.lse != nullptr && lane % 4 == 0) *to.lse = warp.softmax.LogSum(half, scale_log2);
     }
@@ -250,7 +284,7 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
     __syncthreads();
     // Eight threads for a row.
     const int r = threadIdx.x / 8, mine = unit.row_tile * kFewRows + r;
-    const int64_t to_row = RowOf(a, s, mine);
+    const int64_t to_row = RowOf(a, unit, mine);
     if (to_row < 0) return;
     OnlineSoftmax all;
     all.top[0] = joined.top[0][r];
@@ -262,7 +296,7 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
           all.top[0] == -INFINITY ? 0.0f : Exp2((joined.top[w][r] - all.top[0]) * scale_log2);
       all.sum[0] += weight[w] * joined.sum[w][r];
     }
-    const Target to = TargetOf<Shape::kRows>(a, s, to_row, r, mine, D);
+    const Target to = TargetOf<Shape::kRows>(a, unit, to_row, r, mine, D);
     const float inverse = all.Inverse(0);
     for (int c = threadIdx.x % 8 * 2; c < D; c += 16) {
       float pair[2] = {0, 0};
@@ -281,21 +315,21 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
 // for a row.
 template <typename T, int D, int kRows>
 __global__ void __launch_bounds__(kThreads) JoinSplitsKernel(const __grid_constant__ PagedArgs a) {
-  const Unit unit = UnitAt(a, blockIdx.x);
-  const DeviceSequence& s = a.sequence[unit.sequence];
-  if (unit.split != 0 || s.splits == 1) return;
+  Unit unit;
+  if (!FindUnit(a, static_cast<int>(blockIdx.x), unit)) return;
+  if (unit.split != 0 || unit.splits == 1) return;
   const int lane = threadIdx.x % kWarp;
   for (int r = threadIdx.x / kWarp; r < kRows; r += kWarps) {
     const int packed = unit.row_tile * kRows + r;
-    const int64_t row = RowOf(a, s, packed);
+    const int64_t row = RowOf(a, unit, packed);
     if (row < 0) return;
     const int64_t step = static_cast<int64_t>(gridDim.y) * kRows;  // from a split to the next
     const int64_t first = (static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * kRows + r;
     const float* lses = a.partial_lses + first;
     float top = -INFINITY;
-    for (int i = 0; i < s.splits; ++i) top = fmaxf(top, lses[i * step]);
+    for (int i = 0; i < unit.splits; ++i) top = fmaxf(top, lses[i * step]);
     float total = 0, sum[D / 16] = {};  // lane's dimensions: 2 lane, 2 lane + 1, then 64 further on
-    for (int i = 0; i < s.splits && top != -INFINITY; ++i) {
+    for (int i = 0; i < unit.splits && top != -INFINITY; ++i) {
       const float weight = Exp2((lses[i * step] - top) * kLog2E);
       total += weight;
       const float* from = a.partial_outs + (first + i * step) * D;
@@ -351,42 +385,36 @@ cudaError_t RunHeadDim(int64_t head_dim, const PagedArgs& args, int units, int k
 
 // The sequences of one launch: all of few packed rows or all of many.
 struct PagedLaunch {
-  bool few = true;
-  int units = 0;
-  bool any_split = false;
-  std::vector<DeviceSequence> sequences;
+  bool few;
+  PagedUnitBound bound;
+  std::vector<LaunchedRows> rows = {};
   int64_t partial_rows(int64_t kv_heads) const {
-    return any_split ? units * kv_heads * (few ? kFewRows : kManyRows) : 0;
+    return bound.any_split() ? bound.units() * kv_heads * (few ? kFewRows : kManyRows) : 0;
   }
 };
 
+int ParallelBlocks(int multiprocessors) { return 4 * multiprocessors; }
+
 std::vector<PagedLaunch> PlanLaunches(const PagedAttentionArgs& a, int multiprocessors) {
-  const int64_t kv_heads = a.k_cache.shape[1];
-  const int group = static_cast<int>(a.q.shape[1] / kv_heads);
+  const int kv_heads = static_cast<int>(a.k_cache.shape[1]);
+  const int group = static_cast<int>(a.q.shape[1]) / kv_heads;
+  const PagedUnitBound nothing{.total_slots = a.total_slots,
+                               .group = group,
+                               .kv_heads = kv_heads,
+                               .parallel_blocks = ParallelBlocks(multiprocessors)};
   std::vector<PagedLaunch> launches;
   for (const bool few : {true, false}) {
     bool open = false;  // whether the last launch takes more
-    for (const PagedSequence& s : a.sequences) {
-      if (s.row_count == 0 || (s.row_count * group <= kFewRows) != few) continue;
-      if (!open || launches.back().sequences.size() == kMaxSequences) {
-        launches.push_back({.few = few, .units = 0, .any_split = false, .sequences = {}});
+    for (size_t i = 0; i < a.rows.size(); ++i) {
+      const PagedRows& rows = a.rows[i];
+      if (rows.count == 0 || (rows.count * group <= kFewRows) != few) continue;
+      if (!open || launches.back().rows.size() == kMaxSequences) {
+        launches.push_back({.few = few, .bound = nothing});
         open = true;
       }
-      PagedLaunch& launch = launches.back();
-      const PagedSplit split =
-          SplitSequence(s.row_count, s.slot_count, group, kv_heads, 4 * multiprocessors);
-      launch.sequences.push_back(
-          {.block_table = s.block_table,
-           .slot_positions = s.slot_positions,
-           .row_begin = static_cast<int32_t>(s.row_begin),
-           .row_count = static_cast<int32_t>(s.row_count),
-           .slot_count = static_cast<int32_t>(s.slot_count),
-           .causal_begin = static_cast<int32_t>(std::min(s.causal_begin, s.slot_count)),
-           .splits = split.splits,
-           .keys_per_split = split.keys_per_split,
-           .first_unit = launch.units});
-      launch.units += split.row_tiles * split.splits;
-      launch.any_split = launch.any_split || split.splits > 1;
+      launches.back().rows.push_back({static_cast<int32_t>(rows.begin),
+                                      static_cast<int32_t>(rows.count), static_cast<int32_t>(i)});
+      launches.back().bound.Add(static_cast<int>(rows.count));
     }
   }
   return launches;
@@ -432,12 +460,16 @@ cudaError_t MatrixPagedAttention(const PagedAttentionArgs& a, int multiprocessor
     d.scale = a.scale;
     d.out_is_float = a.out.dtype == DType::kF32;
     d.group = static_cast<int>(a.q.shape[1]) / kv_heads;
-    d.sequences = static_cast<int>(launch.sequences.size());
-    std::copy(launch.sequences.begin(), launch.sequences.end(), d.sequence);
+    d.parallel_blocks = ParallelBlocks(multiprocessors);
+    d.sequences = a.sequences;
+    d.launched = static_cast<int>(launch.rows.size());
+    std::copy(launch.rows.begin(), launch.rows.end(), d.rows);
+    const int units = static_cast<int>(launch.bound.units());
+    const bool any_split = launch.bound.any_split();
     const cudaError_t error = WithMatrixElement(a.q.dtype, [&](auto element) {
       const auto run =
           launch.few ? RunHeadDim<decltype(element), true> : RunHeadDim<decltype(element), false>;
-      return run(a.q.shape[2], d, launch.units, kv_heads, launch.any_split, stream);
+      return run(a.q.shape[2], d, units, kv_heads, any_split, stream);
     });
     if (error != cudaSuccess) return error;
   }

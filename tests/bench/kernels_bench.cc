@@ -375,14 +375,14 @@ void PagedCase(Bench& bench, const Ceilings& c, DType dtype, int64_t heads, int6
   // Blocks in an order that the hardware cannot guess.
   std::vector<int32_t> table(blocks);
   for (int64_t i = 0; i < blocks; ++i) table[i] = static_cast<int32_t>(i * 7919 % blocks);
+  std::vector<PagedRows> spans(sequences);
   std::vector<PagedSequence> all(sequences);
   for (int64_t i = 0; i < sequences; ++i) {
-    all[i] = {.row_begin = i * rows,
-              .row_count = rows,
-              .block_table = table.data() + i * (slots / block),
+    spans[i] = {.begin = i * rows, .count = rows};
+    all[i] = {.block_table = table.data() + i * (slots / block),
+              .slot_positions = at.as<int32_t>(),
               .slot_count = slots,
-              .causal_begin = slots - 64,
-              .slot_positions = at.as<int32_t>()};
+              .causal_begin = slots - 64};
   }
   const double seconds = bench.Seconds([&] {
     for (int64_t l = 0; l < layers; ++l) {
@@ -390,7 +390,9 @@ void PagedCase(Bench& bench, const Ceilings& c, DType dtype, int64_t heads, int6
                                       .q_positions = q_at,
                                       .k_cache = k.Rows(l * blocks, (l + 1) * blocks),
                                       .v_cache = v.Rows(l * blocks, (l + 1) * blocks),
-                                      .sequences = all,
+                                      .rows = spans,
+                                      .sequences = all.data(),
+                                      .total_slots = sequences * slots,
                                       .scale = 1 / std::sqrt(static_cast<float>(d)),
                                       .out = out,
                                       .lse = lse},

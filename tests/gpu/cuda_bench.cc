@@ -235,22 +235,28 @@ void PagedCase(Bench& bench, const Ceilings& c, int64_t d, int64_t sequences, in
   std::vector<int32_t> table(blocks);
   for (int64_t i = 0; i < blocks; ++i) table[i] = static_cast<int32_t>(i * 7919 % blocks);
   const TensorView tables = bench.Integers(table);
+  std::vector<PagedRows> spans(sequences);
   std::vector<PagedSequence> all(sequences);
   for (int64_t i = 0; i < sequences; ++i) {
-    all[i] = {.row_begin = i * rows,
-              .row_count = rows,
-              .block_table = tables.as<int32_t>() + i * (slots / kBlock),
+    spans[i] = {.begin = i * rows, .count = rows};
+    all[i] = {.block_table = tables.as<int32_t>() + i * (slots / kBlock),
+              .slot_positions = at.as<int32_t>() + slots - 64,
               .slot_count = slots,
-              .causal_begin = slots - 64,
-              .slot_positions = at.as<int32_t>() + slots - 64};
+              .causal_begin = slots - 64};
   }
+  const int64_t words = sequences * static_cast<int64_t>(sizeof(PagedSequence) / sizeof(int64_t));
+  const TensorView placed = bench.Tensor(DType::kI64, {words});
+  bench.backend().Copy(TensorView::Contiguous(all.data(), DType::kI64, {words}), placed,
+                       bench.stream());
   const double seconds = bench.Seconds([&] {
     for (int64_t l = 0; l < layers; ++l) {
       bench.backend().PagedAttention({.q = q,
                                       .q_positions = q_at,
                                       .k_cache = k.Rows(l * blocks, (l + 1) * blocks),
                                       .v_cache = v.Rows(l * blocks, (l + 1) * blocks),
-                                      .sequences = all,
+                                      .rows = spans,
+                                      .sequences = placed.as<PagedSequence>(),
+                                      .total_slots = sequences * slots,
                                       .scale = 1 / std::sqrt(static_cast<float>(d)),
                                       .out = out},
                                      bench.stream());

@@ -106,18 +106,24 @@ TEST(ArgumentChecks, Attention) {
 }
 
 TEST(ArgumentChecks, PagedAttention) {
-  PagedSequence sequence{.row_begin = 1, .row_count = 2, .slot_count = 3};
+  PagedRows rows{.begin = 1, .count = 2};
+  const PagedSequence sequence{.slot_count = 3};
   PagedAttentionArgs args{.q = BF16({3, 4, 64}),
                           .q_positions = I32({3}),
                           .k_cache = BF16({7, 2, 16, 64}),
                           .v_cache = BF16({7, 2, 16, 64}),
-                          .sequences = {&sequence, 1},
+                          .rows = {&rows, 1},
+                          .sequences = &sequence,
+                          .total_slots = 3,
                           .scale = 1,
                           .out = F32({3, 4, 64})};
   EXPECT_TRUE(CheckPagedAttention(args).ok());
-  sequence.row_count = 3;
+  rows.count = 3;
   EXPECT_FALSE(CheckPagedAttention(args).ok());
-  sequence.row_count = 2;
+  rows.count = 2;
+  args.sequences = nullptr;
+  EXPECT_FALSE(CheckPagedAttention(args).ok());
+  args.sequences = &sequence;
   args.k_cache = BF16({7, 2, 16, 32});
   EXPECT_FALSE(CheckPagedAttention(args).ok());
 }

@@ -152,17 +152,19 @@ TEST(PagedAttention, EqualsOracleOverRandomShapes) {
       const int64_t d = dims[trial % 6], kv_heads = 1 + rng() % 3, group = 1 + rng() % 8,
                     block = trial % 3 ? 32 : 16;
       const int64_t heads = kv_heads * group;
+      std::vector<PagedRows> spans;
       std::vector<PagedSequence> sequences;
       std::vector<std::vector<int32_t>> tables, slots;
-      int64_t rows = 0, blocks = 0;
-      const int count = 1 + static_cast<int>(rng() % 3);
+      int64_t rows = 0, blocks = 0, total_slots = 0;
+      const int count = trial == 7 ? 40 : 1 + static_cast<int>(rng() % 3);
       for (int i = 0; i < count; ++i) {
         PagedSequence sequence;
-        sequence.row_begin = rows;
-        sequence.row_count = trial == 4 || trial == 5 ? 60 : 1 + rng() % 4;
+        spans.push_back(
+            {rows, trial == 4 || trial == 5 ? 60 : static_cast<int64_t>(1 + rng() % 4)});
         sequence.slot_count = trial == 3 ? 2700 : rng() % 4 == 0 ? 0 : rng() % 700;
         sequence.causal_begin = rng() % 2 ? rng() % (sequence.slot_count + 1) : 0;
-        rows += sequence.row_count;
+        rows += spans.back().count;
+        total_slots += sequence.slot_count;
         std::vector<int32_t> table((sequence.slot_count + block - 1) / block),
             at(sequence.slot_count);
         for (int32_t& b : table) b = static_cast<int32_t>(blocks++);
@@ -188,13 +190,22 @@ TEST(PagedAttention, EqualsOracleOverRandomShapes) {
                               .q_positions = at.view,
                               .k_cache = k.view,
                               .v_cache = v.view,
-                              .sequences = sequences,
+                              .rows = spans,
+                              .sequences = sequences.data(),
+                              .total_slots = total_slots,
                               .scale = 0.2f,
                               .out = out.view,
                               .lse = lse.view};
       auto stream = *backend->NewStream();
       backend->PagedAttention(args, *stream);
       ASSERT_TRUE(stream->Synchronize().ok()) << stream->Synchronize();
+      if (trial % 8 == 3) {  // under a higher bound the same, to the last bit
+        const std::vector<double> under_exact_bound = reference::ToDoubles(out.view);
+        args.total_slots += 5000;
+        backend->PagedAttention(args, *stream);
+        ASSERT_TRUE(stream->Synchronize().ok()) << stream->Synchronize();
+        EXPECT_EQ(reference::ToDoubles(out.view), under_exact_bound);
+      }
       const auto want = reference::PagedAttention(args);
       ExpectClose(want.out, out.view, Tolerance(dtype),
                   std::string(backend->name()) + " trial " + std::to_string(trial));

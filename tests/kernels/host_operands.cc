@@ -171,7 +171,7 @@ void HostOperands::Attention(const AttentionArgs& args, Stream& stream) {
 void HostOperands::PagedAttention(const PagedAttentionArgs& args, Stream& stream) {
   Operands o(*device_, stream);
   const int64_t block = args.k_cache.shape[2];
-  std::vector<PagedSequence> sequences(args.sequences.begin(), args.sequences.end());
+  std::vector<PagedSequence> sequences(args.sequences, args.sequences + args.rows.size());
   for (PagedSequence& sequence : sequences) {
     sequence.block_table = o.In(sequence.block_table, (sequence.slot_count + block - 1) / block);
     sequence.slot_positions =
@@ -182,7 +182,11 @@ void HostOperands::PagedAttention(const PagedAttentionArgs& args, Stream& stream
   placed.q_positions = o.In(args.q_positions);
   placed.k_cache = o.In(args.k_cache);
   placed.v_cache = o.In(args.v_cache);
-  placed.sequences = sequences;
+  placed.sequences =
+      o.In(TensorView::Contiguous(
+               sequences.data(), DType::kI64,
+               {static_cast<int64_t>(sequences.size() * sizeof(PagedSequence) / sizeof(int64_t))}))
+          .as<const PagedSequence>();
   placed.out = o.Out(args.out);
   placed.lse = o.Out(args.lse);
   device_->PagedAttention(placed, stream);

@@ -48,6 +48,10 @@ class HostOperands : public Backend {
   void GatherRowsPerHead(const TensorView& x, const TensorView& indices, const TensorView& out,
                          Stream& stream) override;
   void Sample(const SampleArgs& args, Stream& stream) override;
+  absl::StatusOr<std::unique_ptr<Graph>> Record(Stream&,
+                                                absl::FunctionRef<absl::Status()>) override {
+    return absl::UnimplementedError("operands come from the host and go back");
+  }
 
  private:
   std::unique_ptr<Backend> device_;

@@ -147,8 +147,10 @@ AttentionResult PagedAttention(const kernels::PagedAttentionArgs& args) {
   const int64_t rows = args.q.shape[0], heads = args.q.shape[1], d = args.q.shape[2];
   const int64_t block_size = args.k_cache.shape[2], group = heads / args.k_cache.shape[1];
   AttentionResult result{std::vector<double>(rows * heads * d), std::vector<double>(rows * heads)};
-  for (const kernels::PagedSequence& sequence : args.sequences) {
-    for (int64_t t = sequence.row_begin; t < sequence.row_begin + sequence.row_count; ++t) {
+  for (size_t i = 0; i < args.rows.size(); ++i) {
+    const kernels::PagedSequence& sequence = args.sequences[i];
+    const kernels::PagedRows& tokens = args.rows[i];
+    for (int64_t t = tokens.begin; t < tokens.begin + tokens.count; ++t) {
       for (int64_t h = 0; h < heads; ++h) {
         std::vector<std::pair<double, std::vector<double>>> seen;
         for (int64_t s = 0; s < sequence.slot_count; ++s) {

@@ -153,6 +153,19 @@ T __shfl_sync(unsigned, T v, int source) {
   });
   return a.out;
 }
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  struct A {
+    bool vote;
+    unsigned out;
+  } a{vote, 0};
+  emulator::Collective((void*)8, &a, [](void** args) {
+    unsigned out = 0;
+    for (int l = 0; l < 32; ++l) out |= (unsigned)((A*)args[l])->vote << l;
+    for (int l = 0; l < 32; ++l) ((A*)args[l])->out = out;
+  });
+  return a.out;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline void __syncwarp() {
   int x = 0;
   emulator::Collective((void*)4, &x, [](void**) {});

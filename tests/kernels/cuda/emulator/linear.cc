@@ -20,7 +20,7 @@ CudaLinear::~CudaLinear() = default;
 absl::StatusOr<std::unique_ptr<CudaLinear>> CudaLinear::Create() {
   return std::unique_ptr<CudaLinear>(new CudaLinear(nullptr));
 }
-void CudaLinear::Run(const LinearArgs& a, CudaStream&) {
+static void Product(const LinearArgs& a) {
   for (int64_t t = 0; t < a.x.shape[0]; ++t)
     for (int64_t o = 0; o < a.weight.shape[0]; ++o) {
       float s = 0;
@@ -30,5 +30,8 @@ void CudaLinear::Run(const LinearArgs& a, CudaStream&) {
       if (a.accumulate) s += Get(a.out, t * a.out.stride[0] + o);
       Put(a.out, t * a.out.stride[0] + o, s);
     }
+}
+void CudaLinear::Run(const LinearArgs& a, CudaStream& stream) {
+  EmuDo(stream.handle(), [=] { Product(a); });
 }
 }  // namespace apb::kernels::cuda
