@@ -144,6 +144,7 @@ class LocalCommunicator : public Communicator {
       : group_(std::move(group)), rank_(rank) {}
   int rank() const override { return rank_; }
   int size() const override { return group_->size(); }
+  bool recordable() const override { return false; }
 
   absl::Status AllGather(const TensorView& send, const TensorView& recv, Stream& stream) override {
     return WaitFor(StartAllGather(send, recv, stream), stream);

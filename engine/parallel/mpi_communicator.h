@@ -22,6 +22,7 @@ class MpiCommunicator : public Communicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  bool recordable() const override { return false; }
   absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
                          kernels::Stream& stream) override;
   absl::StatusOr<std::unique_ptr<Pending>> StartAllGather(const kernels::TensorView& send,

@@ -10,6 +10,7 @@
 #include <optional>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
@@ -51,10 +52,16 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
-// A collective on its way. Owners: the watchdog's list, and the caller's Pending.
+// Calls and bytes by operation.
+using Operations = std::map<std::string, CommunicatorStats::Operation>;
+
+// A collective on its way, or those of a launched graph. Owners: the watchdog's list, and the caller's
+// Pending.
 struct Collective {
   const char* name;
   int64_t bytes_sent;
+  bool recorded = false;  // in a graph: its events are edges there, and never pass
+  std::shared_ptr<const Operations> of_graph = nullptr;  // what a launch does; null: one collective
   Event ready, begun, done;  // the caller's data is there; on the communication stream
   std::optional<absl::Time> seen_begun;
   std::shared_ptr<StreamFailure> waiting;  // of the stream that waits for it
@@ -95,6 +102,14 @@ class NcclCommunicator : public Communicator {
   void Abort(std::string reason) override;
   CommunicatorStats stats() const override;
 
+  bool recordable() const override { return true; }
+
+  // Marks the begin of a graph with collectives of this communicator, or fails the stream.
+  std::shared_ptr<Collective> BeginLaunch(CudaStream& stream,
+                                          std::shared_ptr<const Operations> operations);
+  // Its end: the watchdog looks after it from now on.
+  void EndLaunch(std::shared_ptr<Collective> launch, CudaStream& stream);
+
   // Makes `stream` wait for the collective, and fail if it is given up.
   absl::Status LetWait(const std::shared_ptr<Collective>& collective, CudaStream& stream);
 
@@ -113,6 +128,8 @@ class NcclCommunicator : public Communicator {
   // Gives everything up; the first reason stays.
   absl::Status Break(const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Watch();
+  // Adds what has ended to the counters.
+  void Count(const Collective& ended) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // One look at the oldest collectives.
   void LookAfter() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -130,9 +147,32 @@ class NcclCommunicator : public Communicator {
   ncclComm_t comm_ ABSL_GUARDED_BY(mutex_) = nullptr;
   absl::Status broken_ ABSL_GUARDED_BY(mutex_);
   std::deque<std::shared_ptr<Collective>> under_way_ ABSL_GUARDED_BY(mutex_);
-  std::map<std::string, CommunicatorStats::Operation> operations_ ABSL_GUARDED_BY(mutex_);
+  Operations operations_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread watchdog_;
+  std::thread aborting_;  // started once, under mutex_
+};
+
+// This communicator's collectives in one graph.
+class RecordedCollectives : public kernels::cuda::GraphParticipant {
+ public:
+  explicit RecordedCollectives(NcclCommunicator& owner) : owner_(owner) {}
+  void Add(const std::shared_ptr<Collective>& collective) {
+    CommunicatorStats::Operation& operation = (*operations_)[collective->name];
+    ++operation.calls;
+    operation.bytes_sent += collective->bytes_sent;
+    collectives_.push_back(collective);
+  }
+  void BeforeLaunch(CudaStream& stream) override {
+    launch_ = owner_.BeginLaunch(stream, operations_);
+  }
+  void AfterLaunch(CudaStream& stream) override { owner_.EndLaunch(std::move(launch_), stream); }
+
+ private:
+  NcclCommunicator& owner_;
+  const std::shared_ptr<Operations> operations_ = std::make_shared<Operations>();
+  std::vector<std::shared_ptr<Collective>> collectives_;  // their events live as long as the graph
+  std::shared_ptr<Collective> launch_;
 };
 
 class NcclPending : public Pending {
@@ -141,7 +181,7 @@ class NcclPending : public Pending {
       : owner_(owner), collective_(std::move(collective)) {}
   // The buffers are the collective's until it is done.
   ~NcclPending() override {
-    if (!waited_) cudaEventSynchronize(collective_->done.get());
+    if (!waited_ && !collective_->recorded) cudaEventSynchronize(collective_->done.get());
   }
   absl::Status Wait(kernels::Stream& stream) override {
     waited_ = true;
@@ -190,6 +230,7 @@ NcclCommunicator::~NcclCommunicator() {
     stopping_ = true;
   }
   if (watchdog_.joinable()) watchdog_.join();
+  if (aborting_.joinable()) aborting_.join();
   absl::MutexLock lock(&mutex_);
   if (comm_ != nullptr) {
     // Waits for what is under way, within the deadline.
@@ -233,7 +274,13 @@ absl::Status NcclCommunicator::Break(const std::string& reason) {
     if (collective->waiting != nullptr) collective->waiting->Set(broken_);
   }
   under_way_.clear();
-  if (comm_ != nullptr) ncclCommAbort(std::exchange(comm_, nullptr));
+  // Apart, as it waits until graphs with collectives of this communicator have ended.
+  if (comm_ != nullptr) {
+    aborting_ = std::thread([comm = std::exchange(comm_, nullptr), device = device_] {
+      cudaSetDevice(device);
+      ncclCommAbort(comm);
+    });
+  }
   return broken_;
 }
 
@@ -246,12 +293,21 @@ NcclCommunicator::Pendings NcclCommunicator::Start(
   auto collective = std::make_shared<Collective>();
   collective->name = name;
   collective->bytes_sent = bytes_sent;
-  APB_RETURN_IF_ERROR(collective->ready.Record(static_cast<CudaStream&>(stream).handle()));
+  auto& of_caller = static_cast<CudaStream&>(stream);
+  collective->recorded = of_caller.recording();
+  if (collective->recorded) {
+    auto& part = of_caller.participants()[this];
+    if (part == nullptr) part = std::make_shared<RecordedCollectives>(*this);
+    static_cast<RecordedCollectives&>(*part).Add(collective);
+  }
+  // Where the caller's stream records, this makes the communication stream a branch of the graph, and
+  // the caller's wait joins them again.
+  APB_RETURN_IF_ERROR(collective->ready.Record(of_caller.handle()));
   APB_RETURN_IF_ERROR(StatusOf(cudaStreamWaitEvent(stream_, collective->ready.get(), 0), name));
-  APB_RETURN_IF_ERROR(collective->begun.Record(stream_));
+  if (!collective->recorded) APB_RETURN_IF_ERROR(collective->begun.Record(stream_));
   APB_RETURN_IF_ERROR(Settle(call(comm_, stream_), name));
   APB_RETURN_IF_ERROR(collective->done.Record(stream_));
-  under_way_.push_back(collective);
+  if (!collective->recorded) under_way_.push_back(collective);
   return std::make_unique<NcclPending>(*this, std::move(collective));
 }
 
@@ -259,9 +315,28 @@ absl::Status NcclCommunicator::LetWait(const std::shared_ptr<Collective>& collec
                                        CudaStream& stream) {
   absl::MutexLock lock(&mutex_);
   APB_RETURN_IF_ERROR(broken_);
-  collective->waiting = stream.outside_failure();
+  if (!collective->recorded) collective->waiting = stream.outside_failure();
   return StatusOf(cudaStreamWaitEvent(stream.handle(), collective->done.get(), 0),
                   collective->name);
+}
+
+std::shared_ptr<Collective> NcclCommunicator::BeginLaunch(
+    CudaStream& stream, std::shared_ptr<const Operations> operations) {
+  absl::MutexLock lock(&mutex_);
+  auto launch = std::make_shared<Collective>();
+  launch->name = "collectives of a graph";
+  launch->of_graph = std::move(operations);
+  launch->waiting = stream.outside_failure();
+  stream.Fail(broken_);
+  stream.Fail(launch->begun.Record(stream.handle()));
+  return launch;
+}
+
+void NcclCommunicator::EndLaunch(std::shared_ptr<Collective> launch, CudaStream& stream) {
+  absl::MutexLock lock(&mutex_);
+  stream.Fail(broken_);  // meanwhile
+  stream.Fail(launch->done.Record(stream.handle()));
+  if (broken_.ok()) under_way_.push_back(std::move(launch));
 }
 
 void NcclCommunicator::Watch() {
@@ -280,16 +355,28 @@ void NcclCommunicator::Watch() {
   }
 }
 
+void NcclCommunicator::Count(const Collective& ended) {
+  const auto add = [this](const std::string& name, int64_t calls, int64_t bytes, double seconds) {
+    mutex_.AssertHeld();
+    CommunicatorStats::Operation& operation = operations_[name];
+    operation.name = name;
+    operation.calls += calls;
+    operation.bytes_sent += bytes;
+    operation.seconds += seconds;
+  };
+  if (ended.of_graph != nullptr) {
+    for (const auto& [name, operation] : *ended.of_graph)
+      add(name, operation.calls, operation.bytes_sent, 0);
+    return;
+  }
+  float milliseconds = 0;
+  cudaEventElapsedTime(&milliseconds, ended.begun.get(), ended.done.get());
+  add(ended.name, 1, ended.bytes_sent, milliseconds / 1000.0);
+}
+
 void NcclCommunicator::LookAfter() {
   while (!under_way_.empty() && under_way_.front()->done.Passed()) {
-    const Collective& ended = *under_way_.front();
-    CommunicatorStats::Operation& operation = operations_[ended.name];
-    float milliseconds = 0;
-    cudaEventElapsedTime(&milliseconds, ended.begun.get(), ended.done.get());
-    operation.name = ended.name;
-    ++operation.calls;
-    operation.bytes_sent += ended.bytes_sent;
-    operation.seconds += milliseconds / 1000.0;
+    Count(*under_way_.front());
     under_way_.pop_front();
   }
   ncclResult_t state = ncclSuccess;

@@ -59,6 +59,7 @@ class OneDeviceCommunicator : public parallel::Communicator {
 
   int rank() const override { return inner_.rank(); }
   int size() const override { return inner_.size(); }
+  bool recordable() const override { return false; }
   absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
                          kernels::Stream& stream) override;
   absl::StatusOr<std::unique_ptr<parallel::Pending>> StartAllGather(

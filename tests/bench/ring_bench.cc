@@ -50,6 +50,7 @@ class WatchedCommunicator : public parallel::Communicator {
 
   int rank() const override { return real_.rank(); }
   int size() const override { return real_.size(); }
+  bool recordable() const override { return false; }
   absl::StatusOr<std::unique_ptr<parallel::Pending>> StartSendRecv(
       const TensorView& send, int target, const TensorView& recv, int source,
       kernels::Stream& stream) override {

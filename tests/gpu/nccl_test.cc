@@ -58,6 +58,7 @@ class HostViews : public Communicator {
       : device_(device), backend_(backend), stream_(*backend.NewStream()) {}
   int rank() const override { return device_.rank(); }
   int size() const override { return device_.size(); }
+  bool recordable() const override { return false; }
 
   absl::Status AllGather(const TensorView& send, const TensorView& recv,
                          kernels::Stream&) override {
@@ -169,6 +170,111 @@ TEST(NcclCommunicator, Collectives) {
   HostViews views(**communicator, TestBackend());
   for (int i = 0; i < 3; ++i) CheckCollectives(views);
   EXPECT_FALSE(views.stats().operations.empty());
+}
+
+// An all_gather and an all_reduce of 256 floats, recorded after they have been done once.
+struct RecordedStep {
+  explicit RecordedStep(Communicator& communicator) : communicator(communicator) {}
+  absl::Status Do() {
+    absl::Status status = communicator.AllGather(mine, all, *stream);
+    if (status.ok()) status = communicator.AllReduce(sum, ReduceOp::kSum, *stream);
+    return status;
+  }
+  absl::StatusOr<std::unique_ptr<kernels::Graph>> Record() {
+    for (absl::Status status : {Do(), stream->Synchronize()}) {
+      if (!status.ok()) return status;
+    }
+    return TestBackend().Record(*stream, [this] { return Do(); });
+  }
+  TensorView View(int64_t floats) {
+    buffers.push_back(*TestBackend().Allocate(floats * sizeof(float)));
+    return TensorView::Contiguous(buffers.back().data(), kernels::DType::kF32, {floats});
+  }
+  void Fill(const TensorView& view, float value) {
+    std::vector<float> values(view.numel(), value);
+    TestBackend().Copy(TensorView::Contiguous(values.data(), kernels::DType::kF32, {view.numel()}),
+                       view, *stream);
+    EXPECT_TRUE(stream->Synchronize().ok());
+  }
+  std::vector<float> Values(const TensorView& view) {
+    std::vector<float> values(view.numel());
+    TestBackend().Copy(
+        view, TensorView::Contiguous(values.data(), kernels::DType::kF32, {view.numel()}), *stream);
+    const absl::Status status = stream->Synchronize();
+    EXPECT_TRUE(status.ok()) << status;
+    return values;
+  }
+
+  Communicator& communicator;
+  std::vector<Buffer> buffers;
+  std::unique_ptr<kernels::Stream> stream = *TestBackend().NewStream();
+  TensorView mine = View(256), all = View(256 * size), sum = View(256);
+};
+
+CommunicatorStats::Operation StatsOf(const Communicator& communicator, const std::string& name) {
+  for (const auto& operation : communicator.stats().operations) {
+    if (operation.name == name) return operation;
+  }
+  return {};
+}
+
+TEST(NcclCommunicator, RecordedCollectivesAreDoneAgain) {
+  TestBackend();
+  auto communicator = Meet("recorded", absl::Minutes(1));
+  ASSERT_TRUE(communicator.ok()) << communicator.status();
+  RecordedStep step(**communicator);
+  auto graph = step.Record();
+  ASSERT_TRUE(graph.ok()) << graph.status();
+  for (int i = 0; i < 10; ++i) {
+    const float value = static_cast<float>(100 * i + rank);
+    step.Fill(step.mine, value);
+    step.Fill(step.sum, value);
+    (*graph)->Launch(*step.stream);
+    float total = 0;
+    for (int r = 0; r < size; ++r) total += static_cast<float>(100 * i + r);
+    EXPECT_EQ(step.Values(step.sum), std::vector<float>(256, total));
+    const std::vector<float> all = step.Values(step.all);
+    for (int r = 0; r < size; ++r) EXPECT_EQ(all[r * 256 + 255], static_cast<float>(100 * i + r));
+    // Between launches the communicator is used as ever.
+    if (i % 3 == 0) {
+      const absl::Status status =
+          (*communicator)->AllReduce(step.sum, ReduceOp::kMax, *step.stream);
+      EXPECT_TRUE(status.ok()) << status;
+      EXPECT_EQ(step.Values(step.sum), std::vector<float>(256, total));
+    }
+  }
+  // The watchdog counts what has ended, now and then: 1 + 10 steps, and 4 more all_reduce.
+  for (int i = 0; i < 500 && (StatsOf(**communicator, "all_gather").calls < 11 ||
+                              StatsOf(**communicator, "all_reduce").calls < 15);
+       ++i) {
+    absl::SleepFor(absl::Milliseconds(10));
+  }
+  EXPECT_EQ(StatsOf(**communicator, "all_gather").calls, 11);
+  EXPECT_EQ(StatsOf(**communicator, "all_gather").bytes_sent, 11 * 1024 * (size - 1));
+  EXPECT_EQ(StatsOf(**communicator, "all_reduce").calls, 15);
+  EXPECT_EQ(StatsOf(**communicator, "all_reduce").bytes_sent, 15 * 1024);
+}
+
+TEST(NcclCommunicator, APeerThatStaysAwayFromALaunchIsAnError) {
+  if (size == 1) GTEST_SKIP() << "needs peers";
+  TestBackend();
+  auto communicator = Meet("stays_away_from_a_launch", absl::Seconds(3));
+  ASSERT_TRUE(communicator.ok()) << communicator.status();
+  RecordedStep step(**communicator);
+  auto graph = step.Record();
+  ASSERT_TRUE(graph.ok()) << graph.status();
+  if (rank > 0) {
+    absl::SleepFor(absl::Seconds(6));  // the others have given up
+    (*communicator)->Abort("end of the test");
+  } else {
+    (*graph)->Launch(*step.stream);
+    const absl::Status ended = step.stream->Synchronize();
+    EXPECT_EQ(ended.code(), absl::StatusCode::kUnavailable) << ended;
+    EXPECT_EQ((*communicator)->Barrier().code(), absl::StatusCode::kUnavailable);
+    (*graph)->Launch(*step.stream);  // is refused
+    EXPECT_EQ(step.stream->Synchronize().code(), absl::StatusCode::kUnavailable);
+  }
+  graph->reset();  // before the communicator
 }
 
 TEST(NcclCommunicator, APeerThatStaysAwayIsAnErrorAndStreamsFail) {

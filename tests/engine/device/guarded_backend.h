@@ -6,6 +6,8 @@
 // when an operation returns.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "kernels/backend.h"
@@ -14,5 +16,13 @@ namespace apb::kernels {
 
 // `arena_bytes`: all of its memory.
 std::unique_ptr<Backend> CreateGuardedBackend(size_t arena_bytes);
+
+// Recorded work (Backend::Record) is kept as closures with copies of all that was given by value. A
+// launch fails where an operand's memory has been given back since. For work that the host does with
+// device memory (staged collectives): keeps it and returns true if the stream records.
+bool RecordHostWork(Stream& stream, std::function<absl::Status()> work);
+
+// Graphs launched so far on a guarded backend.
+int64_t GraphLaunches(const Backend& guarded);
 
 }  // namespace apb::kernels

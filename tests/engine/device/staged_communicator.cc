@@ -1,9 +1,11 @@
 #include "tests/engine/device/staged_communicator.h"
 
+#include <functional>
 #include <utility>
 #include <vector>
 
 #include "engine/base/status_macros.h"
+#include "tests/engine/device/guarded_backend.h"
 
 namespace apb::parallel {
 namespace {
@@ -65,12 +67,14 @@ class StagedCommunicator : public Communicator {
 
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
+  bool recordable() const override { return true; }
 
   absl::Status AllGather(const TensorView& send, const TensorView& recv,
                          kernels::Stream& stream) override {
-    return Run(send, recv, stream, [&](const TensorView& from, const TensorView& to) {
-      return inner_->AllGather(from, to, stream);
-    });
+    return Run(send, recv, stream,
+               [=, this, &stream](const TensorView& from, const TensorView& to) {
+                 return inner_->AllGather(from, to, stream);
+               });
   }
   absl::StatusOr<std::unique_ptr<Pending>> StartAllGather(const TensorView& send,
                                                           const TensorView& recv,
@@ -82,33 +86,40 @@ class StagedCommunicator : public Communicator {
   }
   absl::Status AllGatherV(const TensorView& send, const TensorView& recv,
                           std::span<const int64_t> counts, kernels::Stream& stream) override {
-    return Run(send, recv, stream, [&](const TensorView& from, const TensorView& to) {
-      return inner_->AllGatherV(from, to, counts, stream);
-    });
+    const std::vector<int64_t> parts(counts.begin(), counts.end());
+    return Run(send, recv, stream,
+               [=, this, &stream](const TensorView& from, const TensorView& to) {
+                 return inner_->AllGatherV(from, to, parts, stream);
+               });
   }
   absl::Status AllReduce(const TensorView& data, ReduceOp op, kernels::Stream& stream) override {
-    HostTwin twin(backend_, data);
-    APB_RETURN_IF_ERROR(twin.Fetch(stream));
-    APB_RETURN_IF_ERROR(inner_->AllReduce(twin.view(), op, stream));
-    return twin.Store(stream);
+    return RecordOrDo(stream, [=, this, &stream]() -> absl::Status {
+      HostTwin twin(backend_, data);
+      APB_RETURN_IF_ERROR(twin.Fetch(stream));
+      APB_RETURN_IF_ERROR(inner_->AllReduce(twin.view(), op, stream));
+      return twin.Store(stream);
+    });
   }
   absl::Status ReduceScatter(const TensorView& send, const TensorView& recv,
                              kernels::Stream& stream) override {
-    return Run(send, recv, stream, [&](const TensorView& from, const TensorView& to) {
-      return inner_->ReduceScatter(from, to, stream);
-    });
+    return Run(send, recv, stream,
+               [=, this, &stream](const TensorView& from, const TensorView& to) {
+                 return inner_->ReduceScatter(from, to, stream);
+               });
   }
   absl::Status AllToAll(const TensorView& send, const TensorView& recv,
                         kernels::Stream& stream) override {
-    return Run(send, recv, stream, [&](const TensorView& from, const TensorView& to) {
-      return inner_->AllToAll(from, to, stream);
-    });
+    return Run(send, recv, stream,
+               [=, this, &stream](const TensorView& from, const TensorView& to) {
+                 return inner_->AllToAll(from, to, stream);
+               });
   }
   absl::Status SendRecv(const TensorView& send, int target, const TensorView& recv, int source,
                         kernels::Stream& stream) override {
-    return Run(send, recv, stream, [&](const TensorView& from, const TensorView& to) {
-      return inner_->SendRecv(from, target, to, source, stream);
-    });
+    return Run(send, recv, stream,
+               [=, this, &stream](const TensorView& from, const TensorView& to) {
+                 return inner_->SendRecv(from, target, to, source, stream);
+               });
   }
   absl::StatusOr<std::unique_ptr<Pending>> StartSendRecv(const TensorView& send, int target,
                                                          const TensorView& recv, int source,
@@ -119,10 +130,12 @@ class StagedCommunicator : public Communicator {
     return std::make_unique<StagedPending>(std::move(staged));
   }
   absl::Status Broadcast(const TensorView& data, int root, kernels::Stream& stream) override {
-    HostTwin twin(backend_, data);
-    if (rank() == root) APB_RETURN_IF_ERROR(twin.Fetch(stream));
-    APB_RETURN_IF_ERROR(inner_->Broadcast(twin.view(), root, stream));
-    return twin.Store(stream);
+    return RecordOrDo(stream, [=, this, &stream]() -> absl::Status {
+      HostTwin twin(backend_, data);
+      if (rank() == root) APB_RETURN_IF_ERROR(twin.Fetch(stream));
+      APB_RETURN_IF_ERROR(inner_->Broadcast(twin.view(), root, stream));
+      return twin.Store(stream);
+    });
   }
   absl::Status Barrier() override { return inner_->Barrier(); }
   void Abort(std::string reason) override { inner_->Abort(std::move(reason)); }
@@ -139,9 +152,14 @@ class StagedCommunicator : public Communicator {
   template <typename Operation>
   absl::Status Run(const TensorView& send, const TensorView& recv, kernels::Stream& stream,
                    const Operation& operation) {
-    APB_ASSIGN_OR_RETURN(const auto staged, Stage(send, recv, stream));
-    APB_RETURN_IF_ERROR(operation(staged->send.view(), staged->recv.view()));
-    return staged->recv.Store(stream);
+    return RecordOrDo(stream, [=, this, &stream]() -> absl::Status {
+      APB_ASSIGN_OR_RETURN(const auto staged, Stage(send, recv, stream));
+      APB_RETURN_IF_ERROR(operation(staged->send.view(), staged->recv.view()));
+      return staged->recv.Store(stream);
+    });
+  }
+  static absl::Status RecordOrDo(kernels::Stream& stream, std::function<absl::Status()> work) {
+    return kernels::RecordHostWork(stream, work) ? absl::OkStatus() : work();
   }
 
   std::unique_ptr<Communicator> inner_;

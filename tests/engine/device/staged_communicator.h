@@ -8,7 +8,7 @@
 
 namespace apb::parallel {
 
-// `backend` (whose memory the views are in) must outlive the communicator.
+// `backend` (guarded_backend.h; whose memory the views are in) must outlive the communicator.
 std::unique_ptr<Communicator> StageThroughHost(std::unique_ptr<Communicator> inner,
                                                kernels::Backend& backend);
 
