@@ -1,5 +1,9 @@
 #include "engine/attention/row_batch_attention.h"
 
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
 #include "engine/attention/partial_results.h"
 #include "engine/base/status_macros.h"
 #include "engine/model/layer_weights.h"
@@ -15,46 +19,78 @@ RowBatchAttention::RowBatchAttention(cache::PagedKvCache& cache, kernels::Backen
       backend_(backend),
       communicator_(communicator),
       scale_(scale),
-      positions_(backend),
-      slots_(backend),
+      inputs_(backend),
       tables_(backend),
       partial_(backend),
       parts_(backend),
       gathered_(backend) {}
 
 absl::Status RowBatchAttention::Prepare(const std::vector<BatchRows>& batch,
-                                        kernels::Stream& stream, bool sliced) {
-  sliced_ = sliced;
+                                        kernels::Stream& stream, const RowBatchOptions& options) {
+  sliced_ = options.sliced;
   host_positions_.clear();
   host_slots_.clear();
+  rows_.clear();
   sequences_.clear();
-  const uint64_t ranks = communicator_.size(), rank = communicator_.rank();
+  int64_t slots = 0;
   for (const BatchRows& rows : batch) {
-    kernels::PagedSequence sequence;
-    sequence.row_begin = static_cast<int64_t>(host_positions_.size());
-    sequence.row_count = rows.count;
-    sequence.causal_begin = rows.document_slots;
-    std::vector<int32_t> kept;
-    for (int64_t p = rows.position; p < rows.position + rows.count; ++p) {
-      if ((p + rows.owner_offset) % ranks == rank) kept.push_back(static_cast<int32_t>(p));
-    }
-    APB_ASSIGN_OR_RETURN(const std::vector<int64_t> slots, cache_.Reserve(*rows.kv, kept));
-    size_t next = 0;
-    for (int64_t p = rows.position; p < rows.position + rows.count; ++p) {
-      host_positions_.push_back(static_cast<int32_t>(p));
-      host_slots_.push_back(next < kept.size() && kept[next] == p ? slots[next++] : -1);
-    }
-    sequence.slot_count = rows.kv->slot_count();
-    sequences_.push_back(sequence);
+    APB_RETURN_IF_ERROR(AddSequence(rows));
+    slots += rows.kv->slot_count();
+  }
+  total_slots_ = options.total_slots < 0 ? slots : options.total_slots;
+  if (slots > total_slots_) {
+    return absl::InternalError(absl::StrCat("a batch has ", slots,
+                                            " slots on this rank, more than ", total_slots_,
+                                            ", which it is recorded for"));
   }
   APB_RETURN_IF_ERROR(PlaceTables(batch, stream));  // last: reserving may move them
-  const int64_t rows = static_cast<int64_t>(host_positions_.size());
-  APB_ASSIGN_OR_RETURN(positions_view_, positions_.Get(DType::kI32, {rows}));
-  APB_ASSIGN_OR_RETURN(slots_view_, slots_.Get(DType::kI64, {rows}));
-  backend_.Copy(TensorView::Contiguous(host_positions_.data(), DType::kI32, {rows}),
-                positions_view_, stream);
-  backend_.Copy(TensorView::Contiguous(host_slots_.data(), DType::kI64, {rows}), slots_view_,
-                stream);
+  for (int64_t i = 0; i < options.padding; ++i) {
+    rows_.push_back({static_cast<int64_t>(host_positions_.size()), 1});
+    sequences_.emplace_back();
+    host_positions_.push_back(0);
+    host_slots_.push_back(-1);
+  }
+  return PlaceInputs(stream);
+}
+
+absl::Status RowBatchAttention::AddSequence(const BatchRows& rows) {
+  const uint64_t ranks = communicator_.size(), rank = communicator_.rank();
+  rows_.push_back({static_cast<int64_t>(host_positions_.size()), rows.count});
+  std::vector<int32_t> kept;
+  for (int64_t p = rows.position; p < rows.position + rows.count; ++p) {
+    if ((p + rows.owner_offset) % ranks == rank) kept.push_back(static_cast<int32_t>(p));
+  }
+  APB_ASSIGN_OR_RETURN(const std::vector<int64_t> slots, cache_.Reserve(*rows.kv, kept));
+  size_t next = 0;
+  for (int64_t p = rows.position; p < rows.position + rows.count; ++p) {
+    host_positions_.push_back(static_cast<int32_t>(p));
+    host_slots_.push_back(next < kept.size() && kept[next] == p ? slots[next++] : -1);
+  }
+  sequences_.push_back({.slot_count = rows.kv->slot_count(), .causal_begin = rows.document_slots});
+  return absl::OkStatus();
+}
+
+// In words of 8 bytes: sequences, slots, positions.
+absl::Status RowBatchAttention::PlaceInputs(kernels::Stream& stream) {
+  constexpr int64_t kSequenceWords = sizeof(kernels::PagedSequence) / sizeof(int64_t);
+  const int64_t rows = static_cast<int64_t>(host_positions_.size()),
+                sequences = static_cast<int64_t>(sequences_.size());
+  const int64_t size = sequences * kSequenceWords + rows + (rows + 1) / 2;
+  host_inputs_.resize(size);
+  const auto place = [&](int64_t* base) {
+    placed_sequences_ = reinterpret_cast<const kernels::PagedSequence*>(base);
+    base += sequences * kSequenceWords;
+    slots_view_ = TensorView::Contiguous(base, DType::kI64, {rows});
+    positions_view_ = TensorView::Contiguous(base + rows, DType::kI32, {rows});
+  };
+  place(host_inputs_.data());
+  std::memcpy(host_inputs_.data(), sequences_.data(), sequences * sizeof(kernels::PagedSequence));
+  std::copy(host_slots_.begin(), host_slots_.end(), slots_view_.as<int64_t>());
+  std::copy(host_positions_.begin(), host_positions_.end(), positions_view_.as<int32_t>());
+  if (backend_.place() == kernels::Place::kHost) return absl::OkStatus();
+  APB_ASSIGN_OR_RETURN(const TensorView inputs, inputs_.Get(DType::kI64, {size}));
+  backend_.Copy(TensorView::Contiguous(host_inputs_.data(), DType::kI64, {size}), inputs, stream);
+  place(inputs.as<int64_t>());
   return absl::OkStatus();
 }
 
@@ -97,7 +133,9 @@ absl::Status RowBatchAttention::Attend(int layer, const TensorView& q, const Ten
                                    .q_positions = positions_view_,
                                    .k_cache = cache_.keys(layer),
                                    .v_cache = cache_.values(layer),
-                                   .sequences = sequences_,
+                                   .rows = rows_,
+                                   .sequences = placed_sequences_,
+                                   .total_slots = total_slots_,
                                    .scale = scale_,
                                    .out = out};
   const int64_t ranks = communicator_.size();

@@ -24,6 +24,17 @@ struct BatchRows {
   uint64_t owner_offset = 0;  // row at position p is kept by rank (p + owner_offset) % ranks
 };
 
+// What a batch is beside its rows.
+struct RowBatchOptions {
+  bool sliced = false;
+  // Rows behind those of the batch that belong to no sequence: nothing of them is kept, they see no
+  // key, and their results mean nothing.
+  int64_t padding = 0;
+  // Bound of the slots of all sequences together on this rank; -1: as many as there are. A recorded
+  // step serves batches up to its bound.
+  int64_t total_slots = -1;
+};
+
 class RowBatchAttention : public LayerAttention {
  public:
   RowBatchAttention(cache::PagedKvCache& cache, kernels::Backend& backend,
@@ -31,10 +42,15 @@ class RowBatchAttention : public LayerAttention {
 
   // Takes cache slots for the rows that this rank keeps. Rows of the batch are those of `batch` one
   // after another. kResourceExhausted leaves the sequences before the failing one with reserved
-  // slots: the step has failed.
+  // slots: the step has failed. All that changes from step to step is in the backend's memory then, at
+  // places that depend on the number of rows and sequences only while memory_moves() stays.
   absl::Status Prepare(const std::vector<BatchRows>& batch, kernels::Stream& stream,
-                       bool sliced = false);
+                       const RowBatchOptions& options = {});
   const kernels::TensorView& positions() const { return positions_view_; }
+  // As of a core::Workspace. The same on all ranks, as it depends on numbers of rows only.
+  int64_t memory_moves() const {
+    return inputs_.moves() + partial_.moves() + parts_.moves() + gathered_.moves();
+  }
 
   bool WantsPreRope(int) const override { return false; }
   absl::Status BeforeRope(int layer, const kernels::TensorView& qkv,
@@ -48,8 +64,12 @@ class RowBatchAttention : public LayerAttention {
                       kernels::Stream& stream) override;
 
  private:
+  // Takes a slot for each row of one sequence that this rank keeps.
+  absl::Status AddSequence(const BatchRows& rows);
   // Where the kernels find the tables of each sequence: on a device copies of this step's.
   absl::Status PlaceTables(const std::vector<BatchRows>& batch, kernels::Stream& stream);
+  // The rest of what changes from step to step, by one copy.
+  absl::Status PlaceInputs(kernels::Stream& stream);
   // Gives every rank the partial results of its heads, and merges those of this rank's to `out`.
   absl::Status MergeSlices(const PartialResults& mine, const kernels::TensorView& out,
                            kernels::Stream& stream);
@@ -61,9 +81,13 @@ class RowBatchAttention : public LayerAttention {
   std::vector<int32_t> host_positions_;
   std::vector<int64_t> host_slots_;
   std::vector<int32_t> host_tables_;
+  std::vector<kernels::PagedRows> rows_;  // by sequence, as the next one
   std::vector<kernels::PagedSequence> sequences_;
-  core::Workspace positions_, slots_, tables_, partial_, parts_, gathered_;
+  std::vector<int64_t> host_inputs_;
+  core::Workspace inputs_, tables_, partial_, parts_, gathered_;
   bool sliced_ = false;
+  int64_t total_slots_ = 0;
+  const kernels::PagedSequence* placed_sequences_ = nullptr;
   kernels::TensorView positions_view_, slots_view_;
 };
 

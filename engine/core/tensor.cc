@@ -39,14 +39,19 @@ absl::StatusOr<kernels::TensorView> Workspace::Get(kernels::DType dtype,
                                                    std::initializer_list<int64_t> shape) {
   const size_t bytes = BytesOf(dtype, shape);
   if (bytes > buffer_.size_bytes() || buffer_.data() == nullptr) {
-    buffer_ = kernels::Buffer();
+    GiveBack();
     APB_ASSIGN_OR_RETURN(buffer_, backend_->Allocate(bytes));
   }
   return kernels::TensorView::Contiguous(buffer_.data(), dtype, shape);
 }
 
 void Workspace::Trim(size_t bytes) {
-  if (buffer_.size_bytes() > bytes) buffer_ = kernels::Buffer();
+  if (buffer_.size_bytes() > bytes) GiveBack();
+}
+
+void Workspace::GiveBack() {
+  if (buffer_.data() != nullptr) ++moves_;
+  buffer_ = kernels::Buffer();
 }
 
 }  // namespace apb::core

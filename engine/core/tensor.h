@@ -34,10 +34,15 @@ class Workspace {
                                           std::initializer_list<int64_t> shape);
   // Gives the memory back if it is larger than `bytes`.
   void Trim(size_t bytes);
+  // How often memory was given back that views had been made of. While the number stays, views of
+  // equal or smaller size begin where they began: recorded work (Backend::Record) can go on.
+  int64_t moves() const { return moves_; }
 
  private:
+  void GiveBack();
   kernels::Backend* backend_;
   kernels::Buffer buffer_;
+  int64_t moves_ = 0;
 };
 
 }  // namespace apb::core

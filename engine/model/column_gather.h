@@ -23,6 +23,9 @@ class ColumnGather {
   // filled. One collective.
   absl::Status Gather(const kernels::TensorView& whole, kernels::Stream& stream);
 
+  // As of a core::Workspace.
+  int64_t moves() const { return send_.moves() + received_.moves(); }
+
  private:
   kernels::Backend& backend_;
   parallel::Communicator& communicator_;

@@ -37,11 +37,8 @@ Decoder::Decoder(const Weights& weights, kernels::Backend& backend)
     : weights_(weights),
       backend_(backend),
       row_chunk_(backend.place() == kernels::Place::kHost ? kHostRowChunk : kDeviceRowChunk),
-      qkv_(backend),
-      attended_(backend),
-      normed_(backend),
-      gate_up_(backend),
-      sums_(backend),
+      few_(backend),
+      many_(backend),
       ids_(backend) {}
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Weights& weights,
@@ -59,6 +56,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Weights& weights,
   for (int l = 0; l < weights.config().layers; ++l) whole.layers.push_back(weights.layer(l));
   whole.output = weights.output();
   whole.shape = weights.shape();
+  APB_RETURN_IF_ERROR(decoder->AllocateFew());
   if (tensor != nullptr && tensor->size() > 1) {
     whole.sums = tensor;
     std::vector<std::vector<Range>> vocabulary;
@@ -67,6 +65,18 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Weights& weights,
     whole.logits = std::make_unique<ColumnGather>(backend, *tensor, std::move(vocabulary));
   }
   return decoder;
+}
+
+// Slices are parts of the whole and need no more.
+absl::Status Decoder::AllocateFew() {
+  const ModelConfig& c = config();
+  const int64_t attended = whole_.shape.query_heads.length() * c.head_dim;
+  APB_RETURN_IF_ERROR(few_.qkv.Get(c.dtype, {kFewRows, weights_.qkv_width()}).status());
+  APB_RETURN_IF_ERROR(few_.attended.Get(c.dtype, {kFewRows, attended}).status());
+  APB_RETURN_IF_ERROR(few_.normed.Get(c.dtype, {kFewRows, c.hidden_size}).status());
+  APB_RETURN_IF_ERROR(
+      few_.gate_up.Get(c.dtype, {kFewRows, 2 * whole_.shape.mlp.length()}).status());
+  return few_.sums.Get(DType::kF32, {kFewRows, c.hidden_size}).status();
 }
 
 bool Decoder::EnableSlices(parallel::Communicator& context, parallel::Communicator& all) {
@@ -104,19 +114,28 @@ bool Decoder::EnableSlices(parallel::Communicator& context, parallel::Communicat
   return true;
 }
 
-absl::Status Decoder::Embed(std::span<const int32_t> tokens, const TensorView& hidden,
-                            kernels::Stream& stream) {
+absl::Status Decoder::CheckTokens(std::span<const int32_t> tokens) const {
   for (const int32_t token : tokens) {
     if (token < 0 || token >= config().vocab_size) {
       return absl::InvalidArgumentError(
           absl::StrCat("token id ", token, " is outside the vocabulary of ", config().vocab_size));
     }
   }
+  return absl::OkStatus();
+}
+
+void Decoder::Embed(const TensorView& ids, const TensorView& hidden, kernels::Stream& stream) {
+  backend_.Embedding(weights_.embedding(), ids, hidden, stream);
+}
+
+absl::Status Decoder::Embed(std::span<const int32_t> tokens, const TensorView& hidden,
+                            kernels::Stream& stream) {
+  APB_RETURN_IF_ERROR(CheckTokens(tokens));
   const int64_t count = static_cast<int64_t>(tokens.size());
   APB_ASSIGN_OR_RETURN(const TensorView ids, ids_.Get(DType::kI32, {count}));
   backend_.Copy(TensorView::Contiguous(const_cast<int32_t*>(tokens.data()), DType::kI32, {count}),
                 ids, stream);
-  backend_.Embedding(weights_.embedding(), ids, hidden, stream);
+  Embed(ids, hidden, stream);
   return absl::OkStatus();
 }
 
@@ -135,7 +154,7 @@ absl::Status Decoder::Project(const Division& division, int l, const TensorView&
   for (int64_t begin = 0; begin < hidden.rows(); begin += row_chunk_) {
     const int64_t end = std::min(begin + row_chunk_, hidden.rows());
     APB_ASSIGN_OR_RETURN(const TensorView normed,
-                         normed_.Get(c.dtype, {end - begin, c.hidden_size}));
+                         ScratchOf(end - begin).normed.Get(c.dtype, {end - begin, c.hidden_size}));
     backend_.RmsNorm(hidden.Rows(begin, end), layer.input_norm, epsilon, normed, stream);
     const TensorView rows = qkv.Rows(begin, end), q = rows.Columns(0, q_width),
                      k = rows.Columns(q_width, q_width + kv_width),
@@ -188,7 +207,8 @@ absl::Status Decoder::AddProduct(const Division& division, const Product& produc
     if (normed.present()) backend_.RmsNorm(rows, norm, epsilon, normed, stream);
     return absl::OkStatus();
   }
-  APB_ASSIGN_OR_RETURN(const TensorView sums, sums_.Get(DType::kF32, {rows.rows(), rows.shape[1]}));
+  APB_ASSIGN_OR_RETURN(const TensorView sums,
+                       ScratchOf(rows.rows()).sums.Get(DType::kF32, {rows.rows(), rows.shape[1]}));
   {
     PhaseTimer timer(stream, timed_, phase);
     backend_.Linear({.x = x, .weight = weight, .bias = bias, .out = sums}, stream);
@@ -215,7 +235,7 @@ absl::Status Decoder::OutputAndMlp(const Division& division, int l, const Tensor
     const int64_t end = std::min(begin + row_chunk_, hidden.rows());
     const TensorView rows = hidden.Rows(begin, end);
     APB_ASSIGN_OR_RETURN(const TensorView normed,
-                         normed_.Get(c.dtype, {end - begin, c.hidden_size}));
+                         ScratchOf(end - begin).normed.Get(c.dtype, {end - begin, c.hidden_size}));
     APB_RETURN_IF_ERROR(AddProduct(division,
                                    {.x = attended.Rows(begin, end),
                                     .weight = layer.o_proj,
@@ -223,7 +243,8 @@ absl::Status Decoder::OutputAndMlp(const Division& division, int l, const Tensor
                                     .norm = layer.post_norm,
                                     .normed = normed},
                                    rows, phase_seconds_.projection, stream));
-    APB_ASSIGN_OR_RETURN(const TensorView gate_up, gate_up_.Get(c.dtype, {end - begin, 2 * width}));
+    APB_ASSIGN_OR_RETURN(const TensorView gate_up,
+                         ScratchOf(end - begin).gate_up.Get(c.dtype, {end - begin, 2 * width}));
     const TensorView gate = gate_up.Columns(0, width), up = gate_up.Columns(width, 2 * width);
     {
       PhaseTimer timer(stream, timed_, phase_seconds_.mlp);
@@ -252,8 +273,10 @@ absl::Status Decoder::RunLayers(int layer_begin, int layer_end, const TensorView
   const int64_t rows = hidden.rows(), d = c.head_dim, q_width = weights_.query_heads() * d,
                 kv_width = weights_.kv_heads() * d,
                 own_width = division.shape.query_heads.length() * d;
-  APB_ASSIGN_OR_RETURN(const TensorView qkv, qkv_.Get(c.dtype, {rows, weights_.qkv_width()}));
-  APB_ASSIGN_OR_RETURN(const TensorView attended, attended_.Get(c.dtype, {rows, own_width}));
+  Scratch& scratch = ScratchOf(rows);
+  APB_ASSIGN_OR_RETURN(const TensorView qkv,
+                       scratch.qkv.Get(c.dtype, {rows, weights_.qkv_width()}));
+  APB_ASSIGN_OR_RETURN(const TensorView attended, scratch.attended.Get(c.dtype, {rows, own_width}));
   for (int l = layer_begin; l < layer_end; ++l) {
     const bool wants_output = attention.WantsOutput(l), wants_qkv = attention.WantsPreRope(l);
     // Where nobody attends and nobody reads q, it need not be computed.
@@ -299,8 +322,9 @@ absl::Status Decoder::Logits(const TensorView& hidden, const TensorView& logits,
   const Division& division = sliced ? *sliced_ : whole_;
   PhaseTimer timer(stream, timed_, phase_seconds_.head);
   const ModelConfig& c = config();
-  APB_ASSIGN_OR_RETURN(const TensorView normed,
-                       normed_.Get(c.dtype, {hidden.rows(), c.hidden_size}));
+  APB_ASSIGN_OR_RETURN(
+      const TensorView normed,
+      ScratchOf(hidden.rows()).normed.Get(c.dtype, {hidden.rows(), c.hidden_size}));
   backend_.RmsNorm(hidden, weights_.final_norm(), static_cast<float>(c.rms_norm_epsilon), normed,
                    stream);
   if (division.logits == nullptr) {
@@ -312,10 +336,12 @@ absl::Status Decoder::Logits(const TensorView& hidden, const TensorView& logits,
   return division.logits->Gather(logits, stream);
 }
 
+int64_t Decoder::row_memory_moves() const { return sliced_ == nullptr ? 0 : sliced_->qkv->moves(); }
+
 void Decoder::Trim() {
   constexpr size_t kKeepBytes = 16 << 20;
-  qkv_.Trim(kKeepBytes);
-  attended_.Trim(kKeepBytes);
+  many_.qkv.Trim(kKeepBytes);
+  many_.attended.Trim(kKeepBytes);
   ids_.Trim(kKeepBytes);
 }
 

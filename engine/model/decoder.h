@@ -35,8 +35,9 @@ struct PhaseSeconds {
 class Decoder {
  public:
   // All references must outlive the decoder. `tensor`: the ranks with the other tensor parallel
-  // shares, in their order; null where `weights` are whole. Scratch is allocated on first use and
-  // kept; its size depends on the row chunk, not on the prompt, except for the packed QKV and
+  // shares, in their order; null where `weights` are whole. Scratch for a few rows is allocated here
+  // and does not move, so that decode steps can be recorded. For more rows it is allocated on first use
+  // and kept; its size depends on the row chunk, not on the prompt, except for the packed QKV and
   // attention output of a call.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(const Weights& weights,
                                                          kernels::Backend& backend,
@@ -52,6 +53,10 @@ class Decoder {
   // vocabulary.
   absl::Status Embed(std::span<const int32_t> tokens, const kernels::TensorView& hidden,
                      kernels::Stream& stream);
+  // The same of ids [T] i32 in the backend's memory, which nobody has checked.
+  void Embed(const kernels::TensorView& ids, const kernels::TensorView& hidden,
+             kernels::Stream& stream);
+  absl::Status CheckTokens(std::span<const int32_t> tokens) const;
 
   // Runs layers [layer_begin, layer_end) in place on hidden [T, D]; positions [T] i32 (backend
   // memory). Row-wise parts run in chunks of rows, so MLP scratch does not grow with T. Where
@@ -70,6 +75,10 @@ class Decoder {
   // Gives back the memory that only long prompts need; call when a prefill has ended.
   void Trim();
 
+  // As of a core::Workspace, of the memory that calls of a few rows use on all ranks alike. Logits are
+  // no such calls: their memory moves when they are asked of more rows than before.
+  int64_t row_memory_moves() const;
+
   const ModelConfig& config() const { return weights_.config(); }
   const PhaseSeconds& phase_seconds() const { return phase_seconds_; }
 
@@ -84,11 +93,21 @@ class Decoder {
     std::unique_ptr<ColumnGather> logits;    // null: the vocabulary is whole
   };
 
+  struct Scratch {
+    explicit Scratch(kernels::Backend& backend)
+        : qkv(backend), attended(backend), normed(backend), gate_up(backend), sums(backend) {}
+    core::Workspace qkv, attended;          // as long as the call's rows
+    core::Workspace normed, gate_up, sums;  // one chunk of rows
+  };
+
   Decoder(const Weights& weights, kernels::Backend& backend);
+  absl::Status AllocateFew();
+  Scratch& ScratchOf(int64_t rows) { return rows <= kFewRows ? few_ : many_; }
   // Rows that the row-wise parts take at a time: enough to fill a device with a matrix product; on a
   // CPU, few enough for its cache.
   static constexpr int64_t kHostRowChunk = 1024, kDeviceRowChunk = 4096;
   static constexpr int64_t kTimedRows = 256;  // on a device
+  static constexpr int64_t kFewRows = 256;
 
   absl::Status Project(const Division& division, int layer, const kernels::TensorView& hidden,
                        const kernels::TensorView& qkv, bool only_kv, kernels::Stream& stream);
@@ -112,10 +131,10 @@ class Decoder {
   const int64_t row_chunk_;
   core::Tensor inv_freq_;
   float attention_factor_ = 1.0f;
-  Division whole_;                                 // between tensor parallel shares, if any
-  std::unique_ptr<Division> sliced_;               // between all ranks
-  core::Workspace qkv_, attended_;                 // as long as the call's rows
-  core::Workspace normed_, gate_up_, sums_, ids_;  // one chunk of rows
+  Division whole_;                    // between tensor parallel shares, if any
+  std::unique_ptr<Division> sliced_;  // between all ranks
+  Scratch few_, many_;                // for calls, or chunks, of at most kFewRows rows; of more
+  core::Workspace ids_;
   PhaseSeconds phase_seconds_;
   bool timed_ = true;  // of the call under way
 };

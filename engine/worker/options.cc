@@ -27,6 +27,10 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
   app.add_option("--gpu-memory-utilization", o->gpu_memory_utilization,
                  "Share of a GPU's memory that is free behind the weights for the KV cache")
       ->check(CLI::Range(0.05, 0.95));
+  app.add_option("--cuda-graphs", o->cuda_graphs,
+                 "auto: on GPUs, record decode steps and launch them as a whole; off: do not")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, bool>{{"auto", true}, {"off", false}}));
   app.add_option("--threads", o->threads, "Threads of a rank; 0: cores / ranks of this machine")
       ->check(CLI::Range(0, 1024));
   app.add_option(

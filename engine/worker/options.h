@@ -14,6 +14,7 @@ struct WorkerOptions {
   std::string device = "auto";          // cuda, cpu, or auto: GPUs where every rank has one
   std::string dtype = "auto";           // of weights and activations; auto: the checkpoint's
   double gpu_memory_utilization = 0.8;  // share of a GPU's free memory that the KV cache takes
+  bool cuda_graphs = true;              // on GPUs: decode steps as recorded graphs
   int threads = 0;                      // per rank; 0 = cores / ranks of this machine
   int tensor_parallel = 1;              // ranks that share the heads of a layer
   std::string decode = "auto";  // query and decode rows: replicated, sliced, or what is faster

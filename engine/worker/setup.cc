@@ -190,6 +190,7 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime&
   APB_ASSIGN_OR_RETURN(engine.executor,
                        StepExecutor::Create(*engine.weights, engine.shape, *engine.device.backend,
                                             *engine.device.mesh));
+  if (!options.cuda_graphs) engine.executor->DisableGraphs();
   APB_RETURN_IF_ERROR(ChooseRowMode(options, engine, *control));
   engine.executor->SetOverlap(options.overlap);
   APB_RETURN_IF_ERROR(MeasureSpeed(options, engine));

@@ -1,5 +1,6 @@
 #include "engine/worker/step_executor.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 
@@ -17,9 +18,11 @@ StepExecutor::StepExecutor(const model::Weights& weights, kernels::Backend& back
     : weights_(weights),
       backend_(backend),
       mesh_(mesh),
+      ids_(backend),
       hidden_(backend),
       sampled_(backend),
       logits_(backend),
+      graphs_(backend, mesh),
       sampler_(backend) {}
 
 absl::StatusOr<std::unique_ptr<StepExecutor>> StepExecutor::Create(const model::Weights& weights,
@@ -39,6 +42,7 @@ absl::StatusOr<std::unique_ptr<StepExecutor>> StepExecutor::Create(const model::
 }
 
 bool StepExecutor::SetSliced(bool sliced) {
+  most_logits_ = 0;  // they come from other memory
   sliced_ = sliced && can_slice_;
   return sliced_ == sliced;
 }
@@ -171,17 +175,76 @@ absl::Status StepExecutor::RunRows(const std::vector<schedule::RowSpan>& rows,
                      .count = static_cast<int64_t>(span.tokens.size())});
     ids.insert(ids.end(), span.tokens.begin(), span.tokens.end());
   }
+  const auto decodes = [](const schedule::RowSpan& span) {
+    return span.tokens.size() == 1 && span.sample;
+  };
+  if (graphs_.enabled() && rows.size() <= StepGraphs::kMaxRows &&
+      std::all_of(rows.begin(), rows.end(), decodes)) {
+    return Decode(rows, batch, std::move(ids), result);
+  }
   const model::ModelConfig& config = weights_.config();
   APB_ASSIGN_OR_RETURN(
       const TensorView hidden,
       hidden_.Get(config.dtype, {static_cast<int64_t>(ids.size()), config.hidden_size}));
-  APB_RETURN_IF_ERROR(row_attention_->Prepare(batch, *stream_, sliced_));
+  APB_RETURN_IF_ERROR(row_attention_->Prepare(batch, *stream_, {.sliced = sliced_}));
   APB_RETURN_IF_ERROR(decoder_->Embed(ids, hidden, *stream_));
   APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, row_attention_->positions(),
                                           *row_attention_, *stream_, sliced_));
-  // All ranks that hold a part of the output projection that the leader needs.
-  if (!sliced_ && mesh_.context().rank() != 0) return absl::OkStatus();
-  return SampleRows(rows, hidden, result);
+  NoteLogits(std::count_if(rows.begin(), rows.end(), [](const auto& span) { return span.sample; }));
+  return computes_logits() ? SampleRows(rows, hidden, result) : stream_->Synchronize();
+}
+
+void StepExecutor::NoteLogits(int64_t rows) {
+  if (rows > most_logits_) {
+    most_logits_ = rows;
+    ++logits_moves_;
+  }
+}
+
+int64_t StepExecutor::memory_moves() const {
+  return ids_.moves() + hidden_.moves() + logits_moves_ + row_attention_->memory_moves() +
+         decoder_->row_memory_moves();
+}
+
+absl::Status StepExecutor::Decode(const std::vector<schedule::RowSpan>& rows,
+                                  const std::vector<attention::BatchRows>& batch,
+                                  std::vector<int32_t> tokens, schedule::StepResult& result) {
+  const int64_t count = static_cast<int64_t>(rows.size());
+  int64_t slots = 0;  // on any rank: each token of a sequence has one at most
+  std::vector<Sequence*> owners;
+  for (const schedule::RowSpan& span : rows) {
+    slots += span.position + 1;
+    owners.push_back(&sequences_.at(span.id));
+  }
+  const StepGraphs::Key key{.rows = StepGraphs::RowBucket(count),
+                            .total_slots = StepGraphs::SlotBucket(slots),
+                            .sliced = sliced_};
+  const model::ModelConfig& config = weights_.config();
+  APB_ASSIGN_OR_RETURN(const TensorView ids, ids_.Get(DType::kI32, {key.rows}));
+  APB_ASSIGN_OR_RETURN(const TensorView hidden,
+                       hidden_.Get(config.dtype, {key.rows, config.hidden_size}));
+  TensorView logits;
+  if (computes_logits()) {
+    APB_ASSIGN_OR_RETURN(logits, logits_.Get(DType::kF32, {key.rows, config.vocab_size}));
+  }
+  NoteLogits(key.rows);
+  // Before the graph: what the host knows of this step.
+  APB_RETURN_IF_ERROR(decoder_->CheckTokens(tokens));
+  tokens.resize(key.rows, 0);
+  backend_.Copy(TensorView::Contiguous(tokens.data(), DType::kI32, {key.rows}), ids, *stream_);
+  APB_RETURN_IF_ERROR(row_attention_->Prepare(
+      batch, *stream_,
+      {.sliced = sliced_, .padding = key.rows - count, .total_slots = key.total_slots}));
+  const auto moves = [this] { return memory_moves(); };
+  APB_RETURN_IF_ERROR(graphs_.Run(key, moves, *stream_, [&]() -> absl::Status {
+    decoder_->Embed(ids, hidden, *stream_);
+    APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, row_attention_->positions(),
+                                            *row_attention_, *stream_, sliced_));
+    return computes_logits() ? decoder_->Logits(hidden, logits, *stream_, sliced_)
+                             : absl::OkStatus();
+  }));
+  return mesh_.all().rank() == 0 ? Draw(owners, logits.Rows(0, count), result)
+                                 : stream_->Synchronize();
 }
 
 absl::Status StepExecutor::SampleRows(const std::vector<schedule::RowSpan>& rows,
@@ -197,7 +260,7 @@ absl::Status StepExecutor::SampleRows(const std::vector<schedule::RowSpan>& rows
     owners.push_back(&sequences_.at(span.id));
   }
   const int64_t count = static_cast<int64_t>(owners.size()), vocab = config.vocab_size;
-  if (count == 0) return absl::OkStatus();
+  if (count == 0) return stream_->Synchronize();
   APB_ASSIGN_OR_RETURN(const TensorView chosen,
                        sampled_.Get(config.dtype, {count, config.hidden_size}));
   for (int64_t begin = 0, end = 0; begin < count; begin = end) {  // rows side by side in one copy
@@ -207,7 +270,7 @@ absl::Status StepExecutor::SampleRows(const std::vector<schedule::RowSpan>& rows
   }
   APB_ASSIGN_OR_RETURN(const TensorView logits, logits_.Get(DType::kF32, {count, vocab}));
   APB_RETURN_IF_ERROR(decoder_->Logits(chosen, logits, *stream_, sliced_));
-  return mesh_.all().rank() == 0 ? Draw(owners, logits, result) : absl::OkStatus();
+  return mesh_.all().rank() == 0 ? Draw(owners, logits, result) : stream_->Synchronize();
 }
 
 absl::Status StepExecutor::Draw(const std::vector<Sequence*>& owners, const TensorView& logits,

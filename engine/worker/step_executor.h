@@ -13,6 +13,7 @@
 #include "engine/sampling/sampler.h"
 #include "engine/schedule/scheduler.h"
 #include "engine/schedule/step_plan.h"
+#include "engine/worker/step_graphs.h"
 
 namespace apb::worker {
 
@@ -44,6 +45,10 @@ class StepExecutor {
   // from now on. The same on all ranks.
   void SetOverlap(bool overlap) { overlap_passing_ = overlap; }
 
+  // Computes decode steps operation by operation from now on, instead of as recorded graphs where
+  // that can be. The same on all ranks, between steps.
+  void DisableGraphs() { graphs_.Disable(); }
+
   const PrefillPhases& phases() const { return phases_; }
   const cache::BlockPool& pool() const { return cache_->pool(); }
   const parallel::Mesh& mesh() const { return mesh_; }
@@ -66,6 +71,16 @@ class StepExecutor {
   absl::Status StartPrefill(const std::vector<schedule::SequenceId>& ids);
   absl::Status RunPrefill(const schedule::PrefillSlice& slice);
   absl::Status RunRows(const std::vector<schedule::RowSpan>& rows, schedule::StepResult& result);
+  // The same of a batch of one row for each sequence, all of which draw a token: by graphs.
+  absl::Status Decode(const std::vector<schedule::RowSpan>& rows,
+                      const std::vector<attention::BatchRows>& batch, std::vector<int32_t> tokens,
+                      schedule::StepResult& result);
+  // All ranks call it before logits of `rows` rows, which some of them compute.
+  void NoteLogits(int64_t rows);
+  // How often memory of decode steps has moved, on any rank.
+  int64_t memory_moves() const;
+  // Whether this rank has a part of the output projection that the leader needs.
+  bool computes_logits() const { return sliced_ || mesh_.context().rank() == 0; }
   absl::Status SampleRows(const std::vector<schedule::RowSpan>& rows,
                           const kernels::TensorView& hidden, schedule::StepResult& result);
   absl::Status Draw(const std::vector<Sequence*>& owners, const kernels::TensorView& logits,
@@ -80,7 +95,9 @@ class StepExecutor {
   std::unique_ptr<cache::PagedKvCache> cache_;
   std::unique_ptr<attention::RowBatchAttention> row_attention_;
   std::map<schedule::SequenceId, Sequence> sequences_;
-  core::Workspace hidden_, sampled_, logits_;
+  core::Workspace ids_, hidden_, sampled_, logits_;
+  int64_t most_logits_ = 0, logits_moves_ = 0;
+  StepGraphs graphs_;
   sampling::Sampler sampler_;  // rank 0
   PrefillPhases phases_;
   bool overlap_passing_ = false;

@@ -128,7 +128,7 @@ absl::StatusOr<double> Steps(Rank& rank, const Options& options, int64_t depth, 
       rows.push_back({.kv = &kv, .position = depth + step + 1, .count = 1});
       tokens.push_back(static_cast<int32_t>((step + 2) * 7919 % config.vocab_size));
     }
-    APB_RETURN_IF_ERROR(rank.attention->Prepare(rows, *rank.stream, sliced));
+    APB_RETURN_IF_ERROR(rank.attention->Prepare(rows, *rank.stream, {.sliced = sliced}));
     APB_RETURN_IF_ERROR(rank.decoder->Embed(tokens, hidden, *rank.stream));
     APB_RETURN_IF_ERROR(rank.decoder->RunLayers(0, config.layers, hidden,
                                                 rank.attention->positions(), *rank.attention,
