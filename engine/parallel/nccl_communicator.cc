@@ -230,12 +230,12 @@ NcclCommunicator::~NcclCommunicator() {
     stopping_ = true;
   }
   if (watchdog_.joinable()) watchdog_.join();
-  if (aborting_.joinable()) aborting_.join();
-  absl::MutexLock lock(&mutex_);
-  if (comm_ != nullptr) {
+  {
+    absl::MutexLock lock(&mutex_);
     // Waits for what is under way, within the deadline.
-    if (Settle(ncclCommFinalize(comm_), "end").ok()) ncclCommDestroy(comm_);
+    if (comm_ != nullptr && Settle(ncclCommFinalize(comm_), "end").ok()) ncclCommDestroy(comm_);
   }
+  if (aborting_.joinable()) aborting_.join();
   if (barrier_word_ != nullptr) cudaFree(barrier_word_);
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }

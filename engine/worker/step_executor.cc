@@ -191,7 +191,7 @@ absl::Status StepExecutor::RunRows(const std::vector<schedule::RowSpan>& rows,
   APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, row_attention_->positions(),
                                           *row_attention_, *stream_, sliced_));
   NoteLogits(std::count_if(rows.begin(), rows.end(), [](const auto& span) { return span.sample; }));
-  return computes_logits() ? SampleRows(rows, hidden, result) : stream_->Synchronize();
+  return computes_logits() ? SampleRows(rows, hidden, result) : absl::OkStatus();
 }
 
 void StepExecutor::NoteLogits(int64_t rows) {
@@ -243,8 +243,7 @@ absl::Status StepExecutor::Decode(const std::vector<schedule::RowSpan>& rows,
     return computes_logits() ? decoder_->Logits(hidden, logits, *stream_, sliced_)
                              : absl::OkStatus();
   }));
-  return mesh_.all().rank() == 0 ? Draw(owners, logits.Rows(0, count), result)
-                                 : stream_->Synchronize();
+  return mesh_.all().rank() == 0 ? Draw(owners, logits.Rows(0, count), result) : absl::OkStatus();
 }
 
 absl::Status StepExecutor::SampleRows(const std::vector<schedule::RowSpan>& rows,
@@ -260,7 +259,7 @@ absl::Status StepExecutor::SampleRows(const std::vector<schedule::RowSpan>& rows
     owners.push_back(&sequences_.at(span.id));
   }
   const int64_t count = static_cast<int64_t>(owners.size()), vocab = config.vocab_size;
-  if (count == 0) return stream_->Synchronize();
+  if (count == 0) return absl::OkStatus();
   APB_ASSIGN_OR_RETURN(const TensorView chosen,
                        sampled_.Get(config.dtype, {count, config.hidden_size}));
   for (int64_t begin = 0, end = 0; begin < count; begin = end) {  // rows side by side in one copy
@@ -270,7 +269,7 @@ absl::Status StepExecutor::SampleRows(const std::vector<schedule::RowSpan>& rows
   }
   APB_ASSIGN_OR_RETURN(const TensorView logits, logits_.Get(DType::kF32, {count, vocab}));
   APB_RETURN_IF_ERROR(decoder_->Logits(chosen, logits, *stream_, sliced_));
-  return mesh_.all().rank() == 0 ? Draw(owners, logits, result) : stream_->Synchronize();
+  return mesh_.all().rank() == 0 ? Draw(owners, logits, result) : absl::OkStatus();
 }
 
 absl::Status StepExecutor::Draw(const std::vector<Sequence*>& owners, const TensorView& logits,
