@@ -91,9 +91,13 @@ TEST_F(RecordTest, DecodeStepsOfGrowingSequences) {
     const auto step = [&] {
       backend_->Copy(d_fresh_q, d_q, *stream_);
       backend_->Copy(d_fresh_k, d_k, *stream_);
-      for (const TensorView& x : {d_q, d_k})
-        backend_->Rope({.x = x, .positions = d_at, .inv_freq = d_frequencies}, *stream_);
-      backend_->AppendToCache(d_k, d_v, d_slots, d_keys, d_values, *stream_);
+      backend_->Rope({.x = d_q, .positions = d_at, .inv_freq = d_frequencies}, *stream_);
+      backend_->Rope({.x = d_k,
+                      .positions = d_at,
+                      .inv_freq = d_frequencies,
+                      .store = {d_slots, d_keys, d_values},
+                      .v = d_v},
+                     *stream_);
       backend_->PagedAttention(args, *stream_);
       return absl::OkStatus();
     };

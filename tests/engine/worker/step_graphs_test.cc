@@ -168,9 +168,9 @@ void CheckDecode(int tensor, bool sliced) {
   for (const int64_t document : {0, 90, 400}) plans.Join(first, document, 4);
   launches += twins.Execute(first);
   EXPECT_EQ(launches, 0);
-  for (int round = 0; round < 8; ++round) {
+  for (int round = 0; round < 6; ++round) {
     // Over several borders of blocks of 4 slots; with 3 sequences of 500 tokens over one of a bucket.
-    for (int i = 0; i < 12; ++i) launches += twins.Execute(plans.Next());
+    for (int i = 0; i < 10; ++i) launches += twins.Execute(plans.Next());
     StepPlan change = plans.Next();
     if (round % 3 == 2) plans.Leave(change);
     if (round % 3 < 2) plans.Join(change, plans.below(2) * plans.below(150), 1 + plans.below(40));
@@ -180,9 +180,9 @@ void CheckDecode(int tensor, bool sliced) {
       launches += twins.Execute(plans.CancelPrefill());
     }
   }
-  // Of some hundred steps a key's first is not recorded, and steps with a query are not.
-  EXPECT_GE(launches, 60);
-  EXPECT_GE(plans.running(), 5u);
+  // Of some seventy steps a key's first is not recorded, and steps with a query are not.
+  EXPECT_GE(launches, 35);
+  EXPECT_GE(plans.running(), 4u);
 }
 
 TEST(StepGraphs, DecodeDrawsTheSameTokens) {
