@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/argument_checks.h"
@@ -128,12 +129,23 @@ class CpuBackend : public Backend {
   void Linear(const LinearArgs& a, Stream& stream) override {
     if (!Passes(CheckLinear(a), a.x, stream) || a.x.shape[0] == 0) return;
     if (isa_.linear(a, threads_, scratch_)) return;
+#ifdef APB_NO_ONEDNN
+    // The kernels for few rows, in parts as small as they take; they take one.
+    const int64_t rows = a.x.shape[0], half = rows / 2;
+    for (const auto [begin, end] : {std::pair{int64_t{0}, half}, std::pair{half, rows}}) {
+      LinearArgs part = a;
+      part.x = a.x.Rows(begin, end);
+      part.out = a.out.Rows(begin, end);
+      Linear(part, stream);
+    }
+#else
     // oneDNN asks OpenMP for the number of threads; put the caller's setting back afterwards.
     const int before = omp_get_max_threads();
     omp_set_num_threads(threads_);
     absl::Status status = linear_.Run(a);
     omp_set_num_threads(before);
     if (!status.ok()) Of(stream).Fail(std::move(status));
+#endif
   }
 
   void Rope(const RopeArgs& a, Stream& stream) override {
@@ -230,7 +242,9 @@ class CpuBackend : public Backend {
   const IsaKernels& isa_;
   const int threads_;
   const std::string name_;
+#ifndef APB_NO_ONEDNN
   LinearCache linear_;
+#endif
   Scratch scratch_;
 };
 

@@ -1,20 +1,14 @@
 // Goal: ranks over NCCL exchange the right bytes, and a peer that stays away is an error within the
 // deadline. Method: one process for each rank, started by run.sh, which meet by a file:
 //   nccl_test RANK SIZE FILE
-// They may share a GPU if each has its own NCCL_HOSTID.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdio>
-#include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "engine/parallel/nccl_communicator.h"
-#include "kernels/cuda/cuda_backend.h"
 #include "tests/engine/parallel/collectives.h"
+#include "tests/gpu/nccl_meeting.h"
 
 namespace apb::parallel {
 namespace {
@@ -22,34 +16,6 @@ namespace {
 using kernels::Backend;
 using kernels::Buffer;
 using kernels::TensorView;
-
-int rank = 0, size = 1;
-std::string meeting_file;
-
-// The id by a file: rank 0 writes it under another name first, so that nobody reads half of it.
-absl::StatusOr<std::string> ShareId(const std::string& path) {
-  if (rank == 0) {
-    absl::StatusOr<std::string> id = NewNcclId();
-    if (!id.ok()) return id;
-    std::ofstream(path + ".new", std::ios::binary) << *id;
-    if (std::rename((path + ".new").c_str(), path.c_str()) != 0)
-      return absl::InternalError("cannot write " + path);
-    return id;
-  }
-  for (int i = 0; i < 3000; ++i) {
-    std::ifstream in(path, std::ios::binary);
-    std::string id{std::istreambuf_iterator<char>(in), {}};
-    if (!id.empty()) return id;
-    absl::SleepFor(absl::Milliseconds(10));
-  }
-  return absl::UnavailableError("rank 0 wrote no id to " + path);
-}
-
-absl::StatusOr<std::unique_ptr<Communicator>> Meet(const char* name, absl::Duration deadline) {
-  absl::StatusOr<std::string> id = ShareId(meeting_file + "." + name);
-  if (!id.ok()) return id.status();
-  return CreateNcclCommunicator({.id = *id, .rank = rank, .size = size, .deadline = deadline});
-}
 
 // A communicator for views of host memory, over one for views of the device's.
 class HostViews : public Communicator {
@@ -158,16 +124,10 @@ class HostViews : public Communicator {
   std::unique_ptr<kernels::Stream> stream_;
 };
 
-Backend& TestBackend() {
-  static auto backend = *kernels::CreateCudaBackend(rank % *kernels::UsableCudaDevices());
-  return *backend;
-}
-
 TEST(NcclCommunicator, Collectives) {
-  TestBackend();
   auto communicator = Meet("collectives", absl::Minutes(1));
   ASSERT_TRUE(communicator.ok()) << communicator.status();
-  HostViews views(**communicator, TestBackend());
+  HostViews views(**communicator, NcclTestBackend());
   for (int i = 0; i < 3; ++i) CheckCollectives(views);
   EXPECT_FALSE(views.stats().operations.empty());
 }
@@ -278,16 +238,16 @@ TEST(NcclCommunicator, APeerThatStaysAwayFromALaunchIsAnError) {
 }
 
 TEST(NcclCommunicator, APeerThatStaysAwayIsAnErrorAndStreamsFail) {
-  if (size == 1) GTEST_SKIP() << "needs peers";
+  if (NcclRanks() == 1) GTEST_SKIP() << "needs peers";
   auto communicator = Meet("stays_away", absl::Seconds(3));
   ASSERT_TRUE(communicator.ok()) << communicator.status();
-  if (rank > 0) {
+  if (NcclRank() > 0) {
     absl::SleepFor(absl::Seconds(6));  // the others have given up
     (*communicator)->Abort("end of the test");
     return;
   }
-  auto stream = *TestBackend().NewStream();
-  const Buffer memory = *TestBackend().Allocate(1024);
+  auto stream = *NcclTestBackend().NewStream();
+  const Buffer memory = *NcclTestBackend().Allocate(1024);
   const TensorView data = TensorView::Contiguous(memory.data(), kernels::DType::kF32, {256});
   const absl::Status started = (*communicator)->AllReduce(data, ReduceOp::kSum, *stream);
   const absl::Status ended = stream->Synchronize();
@@ -298,14 +258,4 @@ TEST(NcclCommunicator, APeerThatStaysAwayIsAnErrorAndStreamsFail) {
 }  // namespace
 }  // namespace apb::parallel
 
-int main(int argc, char** argv) {
-  testing::InitGoogleTest(&argc, argv);
-  if (argc != 4) {
-    std::fprintf(stderr, "usage: nccl_test RANK SIZE FILE\n");
-    return 2;
-  }
-  apb::parallel::rank = std::atoi(argv[1]);
-  apb::parallel::size = std::atoi(argv[2]);
-  apb::parallel::meeting_file = argv[3];
-  return RUN_ALL_TESTS();
-}
+int main(int argc, char** argv) { return apb::parallel::RunNcclRank(argc, argv); }

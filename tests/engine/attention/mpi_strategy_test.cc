@@ -8,7 +8,7 @@
 namespace apb::attention {
 namespace {
 
-void OnThisGroup(void (*check)(parallel::Communicator&)) {
+void OnThisGroup(void (*check)(const TestRank&)) {
   auto communicator = parallel::TestRuntime().NewCommunicator(absl::Minutes(2));
   ASSERT_TRUE(communicator.ok()) << communicator.status();
   check(**communicator);

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <random>
 
 #include "absl/strings/str_cat.h"
@@ -30,8 +31,8 @@ Hidden Part(const Hidden& all, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void CheckBatchesOverPrefixesAreFull(parallel::Communicator& communicator) {
-  TinyEngine engine(communicator);
+void CheckBatchesOverPrefixesAreFull(const TestRank& rank) {
+  TinyEngine engine(rank);
   std::mt19937 rng(7);  // the same on all ranks
   const auto below = [&](int64_t n) { return static_cast<int64_t>(rng() % n); };
   for (const std::string& strategy : Strategies(engine.ranks())) {
@@ -114,12 +115,16 @@ std::vector<double> Oracle(const RandomDocument& d) {
       .out;
 }
 
+void CopyRow(const HostTensor& from, int64_t i, HostTensor& to, int64_t j) {
+  const size_t bytes = from.bytes.size() / from.view.shape[0];
+  std::memcpy(to.bytes.data() + j * bytes, from.bytes.data() + i * bytes, bytes);
+}
+
 // This rank's part of one layer of a prefill.
 class LayerUnderTest {
  public:
-  LayerUnderTest(DType dtype, parallel::Communicator& communicator)
-      : dtype_(dtype), communicator_(communicator) {
-    backend_ = *kernels::CreateCpuBackend({.threads = 1, .force_isa = ""});
+  LayerUnderTest(DType dtype, const TestRank& rank)
+      : dtype_(dtype), communicator_(rank.communicator), backend_(rank.backend) {
     stream_ = *backend_->NewStream();
     cache_ = *cache::PagedKvCache::Create({.layers = 2,
                                            .kv_heads = kKvHeads,
@@ -148,11 +153,13 @@ class LayerUnderTest {
         if (d.keeper[t] != rank) continue;
         const int32_t position = static_cast<int32_t>(t);
         slots.push_back((*cache_->Reserve(kv[i], {&position, 1}))[0]);
-        const TensorView slot = TensorView::Contiguous(&slots.back(), DType::kI64, {1});
-        backend_->Rope({.x = d.k.view.Rows(t, t + 1),
-                        .store = {slot, cache_->keys(kLayer), cache_->values(kLayer)},
-                        .v = d.v.view.Rows(t, t + 1)},
+        const core::Tensor slot = Placed(TensorView::Contiguous(&slots.back(), DType::kI64, {1}));
+        const core::Tensor k = Placed(d.k.view.Rows(t, t + 1)), v = Placed(d.v.view.Rows(t, t + 1));
+        backend_->Rope({.x = k.view(),
+                        .store = {slot.view(), cache_->keys(kLayer), cache_->values(kLayer)},
+                        .v = v.view()},
                        *stream_);
+        EXPECT_TRUE(stream_->Synchronize().ok());
       }
       seen.push_back({.cached_slots = slots, .prefix_length = d.cached});
     }
@@ -168,6 +175,8 @@ class LayerUnderTest {
   }
 
  private:
+  // A copy where the backend computes.
+  core::Tensor Placed(const TensorView& view) { return *core::Tensor::CopyOf(*backend_, view); }
   double Attend(const std::vector<RandomDocument>& documents,
                 const std::vector<StrategyDocument>& seen,
                 const std::vector<std::pair<size_t, int64_t>>& rows, int layer) {
@@ -178,10 +187,12 @@ class LayerUnderTest {
                out = HostTensor::Zeros(dtype_, {count, kQueryHeads, kHeadDim});
     for (int64_t r = 0; r < count; ++r) {
       const auto [i, t] = rows[r];
-      backend_->Copy(documents[i].q.view.Rows(t, t + 1), q.view.Rows(r, r + 1), *stream_);
-      backend_->Copy(documents[i].k.view.Rows(t, t + 1), k.view.Rows(r, r + 1), *stream_);
-      backend_->Copy(documents[i].v.view.Rows(t, t + 1), v.view.Rows(r, r + 1), *stream_);
+      CopyRow(documents[i].q, t, q, r);
+      CopyRow(documents[i].k, t, k, r);
+      CopyRow(documents[i].v, t, v, r);
     }
+    const core::Tensor placed_q = Placed(q.view), placed_k = Placed(k.view),
+                       placed_v = Placed(v.view), placed_out = Placed(out.view);
     auto ring = CreateStrategy(seen,
                                {.query_heads = kQueryHeads,
                                 .kv_heads = kKvHeads,
@@ -190,10 +201,16 @@ class LayerUnderTest {
                                 .communicator = communicator_},
                                nullptr, *stream_);
     EXPECT_TRUE(ring.ok()) << ring.status();
-    const absl::Status status = (*ring)->Attend(
-        {.layer = layer, .scale = 0.25f, .q = q.view, .k = k.view, .v = v.view, .out = out.view},
-        *stream_);
+    const absl::Status status = (*ring)->Attend({.layer = layer,
+                                                 .scale = 0.25f,
+                                                 .q = placed_q.view(),
+                                                 .k = placed_k.view(),
+                                                 .v = placed_v.view(),
+                                                 .out = placed_out.view()},
+                                                *stream_);
     EXPECT_TRUE(status.ok()) << status;
+    backend_->Copy(placed_out.view(), out.view, *stream_);
+    EXPECT_TRUE(stream_->Synchronize().ok());
     std::vector<std::vector<double>> wanted;
     for (const RandomDocument& d : documents) wanted.push_back(Oracle(d));
     const std::vector<double> got = reference::ToDoubles(out.view);
@@ -211,21 +228,21 @@ class LayerUnderTest {
 
   const DType dtype_;
   parallel::Communicator& communicator_;
-  std::unique_ptr<kernels::Backend> backend_;
+  const std::shared_ptr<kernels::Backend> backend_;
   std::unique_ptr<kernels::Stream> stream_;
   std::unique_ptr<cache::PagedKvCache> cache_;
 };
 
 }  // namespace
 
-void CheckRingsAreLikeTheOracle(parallel::Communicator& communicator) {
+void CheckRingsAreLikeTheOracle(const TestRank& rank) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    LayerUnderTest layer(dtype, communicator);
+    LayerUnderTest layer(dtype, rank);
     std::mt19937 rng(23);  // the same on all ranks
-    for (const std::string& strategy : Strategies(communicator.size())) {
+    for (const std::string& strategy : Strategies(rank.communicator.size())) {
       for (int trial = 0; trial < 6; ++trial) {
         std::vector<RandomDocument> documents(1 + rng() % 4);
-        for (RandomDocument& d : documents) d = MakeDocument(dtype, communicator.size(), rng);
+        for (RandomDocument& d : documents) d = MakeDocument(dtype, rank.communicator.size(), rng);
         // bf16: probabilities and outputs of size 1 are rounded to 8 bits.
         EXPECT_LT(layer.Run(strategy, documents), dtype == DType::kF32 ? 2e-5 : 2e-2)
             << strategy << " trial " << trial;

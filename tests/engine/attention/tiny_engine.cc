@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <stdexcept>
 
 #include "absl/strings/str_cat.h"
@@ -45,11 +44,6 @@ absl::StatusOr<std::unique_ptr<DocumentPrefill>> StartPrefill(const PrefillConte
                                   .compressor = c.compressor,
                                   .kv = &kv}},
                                 stream);
-}
-
-Hidden CopyRows(const TensorView& view, int64_t begin, int64_t end) {
-  const float* first = view.as<float>() + begin * view.shape[1];
-  return {end - begin, std::vector<float>(first, first + (end - begin) * view.shape[1])};
 }
 
 }  // namespace
@@ -111,10 +105,19 @@ double Difference(const Hidden& a, const Hidden& b) {
   return Difference(a, b, 0, a.rows);
 }
 
-TinyEngine::TinyEngine(parallel::Communicator& communicator) : communicator_(communicator) {
+TestRank::TestRank(parallel::Communicator& communicator, std::shared_ptr<kernels::Backend> backend)
+    : communicator(communicator), backend(std::move(backend)) {
+  if (this->backend == nullptr)
+    this->backend = Check(kernels::CreateCpuBackend({.threads = 1, .force_isa = ""}));
+}
+
+TinyEngine::TinyEngine(const TestRank& rank)
+    : communicator_(rank.communicator), backend_(rank.backend) {
   const TinyModel& tiny = TinyModel::Get();
-  backend_ = Check(kernels::CreateCpuBackend({.threads = 1, .force_isa = ""}));
-  decoder_ = Check(model::Decoder::Create(*tiny.weights, *backend_));
+  if (backend_->place() != kernels::Place::kHost)
+    own_weights_ = TinyModel::Weights(*backend_, model::Share());
+  weights_ = own_weights_ == nullptr ? tiny.weights.get() : own_weights_.get();
+  decoder_ = Check(model::Decoder::Create(*weights_, *backend_));
   stream_ = Check(backend_->NewStream());
   cache_ = Check(cache::PagedKvCache::Create({.layers = tiny.config.layers,
                                               .kv_heads = tiny.config.kv_heads,
@@ -130,7 +133,7 @@ TinyEngine::TinyEngine(parallel::Communicator& communicator) : communicator_(com
 
 PrefillContext TinyEngine::Context(bool overlap) {
   return {.decoder = *decoder_,
-          .weights = *TinyModel::Get().weights,
+          .weights = *weights_,
           .cache = *cache_,
           .backend = *backend_,
           .communicator = communicator_,
@@ -161,8 +164,8 @@ Hidden TinyEngine::Collect(const DocumentPrefill& prefill, size_t document, int6
   for (const HostRows& rows : prefill.hosts(document)) {
     int64_t at = rows.begin;
     for (const TokenSpan& span : prefill.plan(document).hosts[rows.host].local) {
-      std::memcpy(all.data() + (span.begin - begin) * width,
-                  prefill.hidden().as<float>() + at * width, span.length() * width * sizeof(float));
+      const Hidden part = CopyRows(prefill.hidden(), at, at + span.length());
+      std::copy(part.values.begin(), part.values.end(), all.begin() + (span.begin - begin) * width);
       at += span.length();
     }
   }
@@ -218,10 +221,23 @@ Hidden TinyEngine::RunRows(const std::vector<BatchRows>& spans,
   return CopyRows(hidden.view(), 0, rows);
 }
 
+Hidden TinyEngine::CopyRows(const TensorView& view, int64_t begin, int64_t end) {
+  const int64_t width = view.shape[1];
+  Hidden rows{end - begin, std::vector<float>((end - begin) * width)};
+  backend_->Copy(view.Rows(begin, end),
+                 TensorView::Contiguous(rows.values.data(), DType::kF32, {end - begin, width}),
+                 *stream_);
+  Check(stream_->Synchronize());
+  return rows;
+}
+
 std::vector<float> TinyEngine::Reduced(std::vector<float> values, parallel::ReduceOp op) {
-  const int64_t count = static_cast<int64_t>(values.size());
-  Check(communicator_.AllReduce(TensorView::Contiguous(values.data(), DType::kF32, {count}), op,
-                                *stream_));
+  const TensorView host =
+      TensorView::Contiguous(values.data(), DType::kF32, {static_cast<int64_t>(values.size())});
+  const core::Tensor placed = Check(core::Tensor::CopyOf(*backend_, host));
+  Check(communicator_.AllReduce(placed.view(), op, *stream_));
+  backend_->Copy(placed.view(), host, *stream_);
+  Check(stream_->Synchronize());
   return values;
 }
 

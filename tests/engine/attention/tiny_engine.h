@@ -32,6 +32,14 @@ struct TinyModel {
 // equal scores, and which of them is passed on would depend on the last bit.
 std::vector<int32_t> Text(int64_t begin, int64_t end);
 
+// One rank of a test: its peers, and what it computes on (the CPU, unless told).
+struct TestRank {
+  TestRank(parallel::Communicator& communicator,  // not explicit: most tests have no more
+           std::shared_ptr<kernels::Backend> backend = nullptr);
+  parallel::Communicator& communicator;
+  std::shared_ptr<kernels::Backend> backend;
+};
+
 struct PrefillCase {
   std::string strategy = "full";
   std::string compressor;
@@ -55,7 +63,7 @@ double Difference(const Hidden& a, const Hidden& b);
 // Checks throw std::runtime_error on a failed status: tests catch nothing, gtest reports.
 class TinyEngine {
  public:
-  explicit TinyEngine(parallel::Communicator& communicator);
+  explicit TinyEngine(const TestRank& rank);
 
   struct PrefillResult {
     ShardPlan plan;
@@ -97,15 +105,20 @@ class TinyEngine {
   // Hidden states of a document's tokens from `begin` on, as this rank's prefill has them; all ranks
   // get all.
   Hidden Collect(const DocumentPrefill& prefill, size_t document, int64_t begin, int64_t end);
+  // Rows of a view as float, in host memory.
+  Hidden CopyRows(const kernels::TensorView& view, int64_t begin, int64_t end);
   parallel::Communicator& communicator_;
-  std::unique_ptr<kernels::Backend> backend_;
+  const std::shared_ptr<kernels::Backend> backend_;
+  std::unique_ptr<model::Weights>
+      own_weights_;  // null: those of TinyModel are where they are needed
+  const model::Weights* weights_;
   std::unique_ptr<model::Decoder> decoder_;
   std::unique_ptr<kernels::Stream> stream_;
   std::unique_ptr<cache::PagedKvCache> cache_;
   std::unique_ptr<RowBatchAttention> rows_;
 };
 
-// Hidden states of plain causal attention over tokens, on one rank.
+// Hidden states of plain causal attention over tokens, on one rank and its CPU.
 Hidden Dense(const std::vector<int32_t>& tokens);
 
 }  // namespace apb::attention

@@ -1,5 +1,6 @@
 #include "tests/kernels/cuda/emulator/emulator.h"
 #include <algorithm>
+#include <mutex>
 namespace emulator {
 Fiber* current;
 Idx block, grid, block_dim;
@@ -135,6 +136,8 @@ void RunDeferred() {
   ++progress;
 }
 void RunGrid(dim3 g, int threads, size_t shared, const std::function<void()>& body) {
+  static std::mutex one_at_a_time;  // ranks may be threads
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
   if (shared > 227 * 1024) Die("too much shared memory");
   if (threads > 1024 || g.y > 65535 || g.z > 65535) Die("launch limits");
   body_ = &body;

@@ -78,6 +78,7 @@ inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaMalloc(void** p, size_t n) {
   *p = malloc(n ? n : 1);
+  memset(*p, 0xff, n);  // NaN
   return cudaSuccess;
 }
 inline cudaError_t cudaMalloc(void** p, size_t n, int) { return cudaMalloc(p, n); }

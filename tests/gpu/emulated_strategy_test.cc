@@ -1,0 +1,38 @@
+// Goal: the exactness contract holds for ranks with CUDA backends. Method: the checks of strategy_test on
+// the emulator; ranks are threads. What nccl_strategy_test does with a GPU.
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "engine/parallel/local_communicator.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "tests/engine/attention/contract.h"
+
+namespace apb::attention {
+namespace {
+
+void OnRanks(void (*check)(const TestRank&)) {
+  constexpr int kRanks = 2;
+  auto group = parallel::CreateLocalGroup(kRanks, absl::Minutes(5));
+  std::vector<std::thread> threads;
+  for (auto& rank : group)
+    threads.emplace_back([&] { check({*rank, *kernels::CreateCudaBackend(0)}); });
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST(EmulatedContract, PassingEverythingIsFull) { OnRanks(CheckPassingEverythingIsFull); }
+TEST(EmulatedContract, ExactStrategiesAreFull) { OnRanks(CheckExactStrategiesAreFull); }
+TEST(EmulatedContract, BatchesOverPrefixesAreFull) { OnRanks(CheckBatchesOverPrefixesAreFull); }
+TEST(EmulatedContract, RingsAreLikeTheOracle) { OnRanks(CheckRingsAreLikeTheOracle); }
+TEST(EmulatedContract, HostZeroIsFull) { OnRanks(CheckHostZeroIsFull); }
+TEST(EmulatedContract, RanksDoNotMatter) { OnRanks(CheckRanksDoNotMatter); }
+TEST(EmulatedContract, OverlapDoesNotMatter) { OnRanks(CheckOverlapDoesNotMatter); }
+TEST(EmulatedContract, CostModelCountsWhatIsSent) { OnRanks(CheckCostModelCountsWhatIsSent); }
+TEST(EmulatedContract, AnchorsAreEqual) { OnRanks(CheckAnchorsAreEqual); }
+TEST(EmulatedContract, StarIsApbWithoutPassing) { OnRanks(CheckStarIsApbWithoutPassing); }
+TEST(EmulatedContract, KvIsWholeAndReleased) { OnRanks(CheckKvIsWholeAndReleased); }
+TEST(EmulatedContract, NewRowsAreExact) { OnRanks(CheckNewRowsAreExact); }
+TEST(EmulatedContract, BatchesAreLikeAlone) { OnRanks(CheckBatchesAreLikeAlone); }
+
+}  // namespace
+}  // namespace apb::attention
