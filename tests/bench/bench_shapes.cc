@@ -12,7 +12,8 @@ absl::StatusOr<model::ModelConfig> NamedShape(std::string_view name) {
   };
   static constexpr Shape kShapes[] = {{"tiny", 4, 256, 4, 2, 64, 512, 2048},
                                       {"125m", 12, 768, 12, 4, 64, 2048, 32000},
-                                      {"1b", 16, 2048, 32, 8, 64, 8192, 128256}};
+                                      {"1b", 16, 2048, 32, 8, 64, 8192, 128256},
+                                      {"8b", 32, 4096, 32, 8, 128, 14336, 128256}};
   std::string known;
   for (const Shape& shape : kShapes) {
     absl::StrAppend(&known, known.empty() ? "" : ", ", std::string(shape.name));

@@ -1,0 +1,65 @@
+// One rank of a group whose other ranks do not exist: its collectives send nothing and count what would
+// have been sent. So the work of each rank of a large group can be timed alone on one device; what
+// the links would add is computed from the counts.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "engine/parallel/communicator.h"
+
+namespace apb::bench {
+
+class SoloCommunicator : public parallel::Communicator {
+ public:
+  SoloCommunicator(int rank, int size, kernels::Backend& backend)
+      : rank_(rank), size_(size), backend_(backend) {}
+
+  // Whether what comes from others is this rank's own data (so that kernels meet real numbers, not
+  // what the memory held before), or is left as it is.
+  void Echo(bool echo) { echo_ = echo; }
+
+  int64_t messages() const { return messages_; }
+  int64_t bytes_sent() const;
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
+                         kernels::Stream& stream) override;
+  absl::StatusOr<std::unique_ptr<parallel::Pending>> StartAllGather(
+      const kernels::TensorView& send, const kernels::TensorView& recv,
+      kernels::Stream& stream) override;
+  absl::Status AllGatherV(const kernels::TensorView& send, const kernels::TensorView& recv,
+                          std::span<const int64_t> counts, kernels::Stream& stream) override;
+  absl::Status AllReduce(const kernels::TensorView& data, parallel::ReduceOp op,
+                         kernels::Stream& stream) override;
+  absl::Status ReduceScatter(const kernels::TensorView& send, const kernels::TensorView& recv,
+                             kernels::Stream& stream) override;
+  absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
+                        kernels::Stream& stream) override;
+  absl::Status SendRecv(const kernels::TensorView& send, int target,
+                        const kernels::TensorView& recv, int source,
+                        kernels::Stream& stream) override;
+  absl::StatusOr<std::unique_ptr<parallel::Pending>> StartSendRecv(
+      const kernels::TensorView& send, int target, const kernels::TensorView& recv, int source,
+      kernels::Stream& stream) override;
+  absl::Status Broadcast(const kernels::TensorView& data, int root,
+                         kernels::Stream& stream) override;
+  absl::Status Barrier() override { return absl::OkStatus(); }
+  void Abort(std::string) override {}
+  parallel::CommunicatorStats stats() const override;
+
+ private:
+  void Count(const char* name, int64_t messages, int64_t bytes);
+  // Fills `recv` with `send`, again and again, as far as it goes.
+  void Fill(const kernels::TensorView& send, const kernels::TensorView& recv,
+            kernels::Stream& stream);
+
+  const int rank_, size_;
+  kernels::Backend& backend_;
+  bool echo_ = true;
+  int64_t messages_ = 0;
+  std::map<std::string, parallel::CommunicatorStats::Operation> operations_;
+};
+
+}  // namespace apb::bench
