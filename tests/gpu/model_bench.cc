@@ -338,8 +338,8 @@ absl::Status Bench::MeasureWhole(int64_t length) {
   APB_ASSIGN_OR_RETURN(const Work work, RunRank("full", length, 0, 1));
   of_whole_[length] = work;
   const std::string name = absl::StrFormat("prefill of %d tokens, ", length);
-  Report(name + "whole model", "s", work.seconds);
-  Report(name + "whole model", "TFLOP/s", work.flops / work.seconds * 1e-12, peak_ * 1e-12);
+  Report(name + "whole model time", "s", work.seconds);
+  Report(name + "whole model rate", "TFLOP/s", work.flops / work.seconds * 1e-12, peak_ * 1e-12);
   APB_ASSIGN_OR_RETURN(const double products, ProductSeconds(length));
   APB_ASSIGN_OR_RETURN(const double attention, AttentionSeconds(length));
   Report(name + "one layer", "ms", work.layer_seconds * 1e3);

@@ -1,36 +1,57 @@
 #!/usr/bin/env bash
-# Builds, tests and measures the CUDA backend and NCCL on a machine with a GPU. It needs CUDA (nvcc, cuBLASLt; NCCL for
-# its part), CMake, ninja, a C++ compiler, Abseil and GoogleTest: the system's, or build/gpu-deps as pack.sh makes it.
-#   tests/gpu/run.sh [part...]     parts: build kernels nccl sanitizer bench torch; all of them by default
+# Builds, tests and measures the engine on a machine with a GPU:
+#   tests/gpu/run.sh [part...]     all parts by default
+#
+#   part        seconds at most   what
+#   build       300   APB_BARE into build/gpu, the programs into build/gpu-bin
+#   kernels     120   all operations against float64, on fresh random data
+#   engine      150   logits of random models, prefill to decode, against the CPU
+#   nccl         60   collectives of 1, 2 and 4 ranks on one GPU; a peer that stays away
+#   strategies  120   the exactness contract of all strategies on 2 and 4 ranks
+#   sanitizer   130   compute-sanitizer on small cases
+#   bench       200   kernels next to copy bandwidth and matrix peak
+#   torch        90   PyTorch's attention at the same shapes
+#   model       290   the 8B shape: prefill whole, and each of 8 hosts alone
+#
+# Where a call may take 600 s:  run.sh kernels engine nccl strategies sanitizer ; run.sh bench torch model
 # A part that has passed is not run again: remove build/gpu-results to start anew. Numbers end in
-# build/gpu-results/results.json.
+# build/gpu-results/results.json, a table of the main ones on the screen.
+#
+# `build` needs nvcc, cuBLASLt and NCCL with their headers, CMake, ninja, a C++ compiler, Abseil, GoogleTest and
+# nlohmann-json: the system's, or build/gpu-deps as pack.sh makes it. It needs no GPU: built elsewhere, build/gpu-bin and
+# build/gpu-deps can be carried to a machine that has the libraries only (PyTorch's are found, too).
 #   APB_TEST_SEED (from the clock)   seed of the tests' random data
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 build="$root/build/gpu"
+bin="$root/build/gpu-bin"
 results="$root/build/gpu-results"
 deps="$root/build/gpu-deps"
 export APB_TEST_SEED=${APB_TEST_SEED:-$(date +%s)}
 export PATH="$PATH:/usr/local/cuda/bin"
+libraries=$(python3 -c 'import glob, site
+print(":".join(p for s in site.getsitepackages() for p in sorted(glob.glob(s + "/nvidia/*/lib"))))' 2>/dev/null)
+export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$(printf '%s:' "$deps"/lib/*-linux-gnu)/usr/local/cuda/lib64:/usr/local/cuda/lib:$libraries"
 mkdir -p "$results"
 failed=()
+wanted=${*:-build kernels engine nccl strategies sanitizer bench torch model}
 
-# part NAME SECONDS FUNCTION: runs it in a time limit unless it has passed before.
-wanted=${*:-build kernels nccl sanitizer bench torch}
+# part NAME SECONDS: runs run_NAME in a time limit unless it has passed before.
 part() {
-  local name=$1 seconds=$2 status
+  local name=$1 seconds=$2 start=$SECONDS status
   [[ " $wanted " == *" $name "* ]] || return 0
   if [[ -e "$results/$name.passed" ]]; then
     echo "== $name: passed before"
     return 0
   fi
   echo "== $name (at most $seconds s)"
-  export -f "run_$name"
-  root=$root build=$build results=$results deps=$deps timeout "$seconds" bash -euo pipefail -c "run_$name" 2>&1 |
-    tee "$results/$name.log" | tail -n 80
+  export -f "run_$name" over_ranks
+  root=$root build=$build bin=$bin results=$results deps=$deps timeout "$seconds" bash -euo pipefail -c "run_$name" 2>&1 |
+    tee "$results/$name.log" | tail -n 60
   status=${PIPESTATUS[0]}
   if [[ $status == 0 ]]; then
     touch "$results/$name.passed"
+    echo "== $name passed in $((SECONDS - start)) s"
   else
     echo "== $name FAILED (exit $status; all of it in $results/$name.log)"
     failed+=("$name")
@@ -38,53 +59,67 @@ part() {
 }
 
 run_build() {
-  nvidia-smi || true
   nvcc --version
-  local prefix=()
+  local prefix=() programs=(ops_test attention_test engine_gpu_test nccl_test nccl_strategy_test cuda_bench model_bench)
   [[ -d $deps ]] && prefix=("-DCMAKE_PREFIX_PATH=$deps")
-  # Other compilers than CI's have other warnings.
+  # For Hopper alone. Other compilers than CI's have other warnings.
   cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DAPB_BARE=ON -DAPB_CUDA=ON -DAPB_WERROR=OFF \
-    -DAPB_TESTS=ON "${prefix[@]}"
-  cmake --build "$build"
+    -DAPB_TESTS=ON "-DCMAKE_CUDA_ARCHITECTURES=90-real" "${prefix[@]}"
+  cmake --build "$build" --target "${programs[@]}" ${APB_BUILD_JOBS:+-j $APB_BUILD_JOBS}
+  mkdir -p "$bin"
+  for program in "${programs[@]}"; do
+    strip -o "$bin/$program" "$(find "$build/tests" -type f -name "$program")"
+  done
+  du -sh "$bin"
 }
 
 run_kernels() {
+  nvidia-smi
   echo "seed $APB_TEST_SEED"
-  cd "$build"
-  tests/kernels/ops_test --gtest_brief=1
-  tests/kernels/attention_test --gtest_brief=1
-  ctest --output-on-failure -E '^(ops_test|attention_test)$'
+  "$bin/ops_test" --gtest_brief=1
+  "$bin/attention_test" --gtest_brief=1
 }
 
-# Ranks of one machine that share a GPU: NCCL takes them for ranks of several machines.
-run_nccl() {
-  local meeting ranks rank pids status=0
-  for ranks in 1 2 4; do
-    meeting=$(mktemp -d)
-    pids=()
-    for ((rank = 0; rank < ranks; ++rank)); do
-      NCCL_HOSTID=rank$rank NCCL_SOCKET_IFNAME=lo "$build/tests/gpu/nccl_test" $rank $ranks "$meeting/id" &
-      pids+=($!)
-    done
-    for rank in "${pids[@]}"; do wait "$rank" || status=1; done
-    rm -rf "$meeting"
+run_engine() {
+  "$bin/engine_gpu_test"
+}
+
+# over_ranks PROGRAM COUNT: a process for each rank. They share GPUs, so NCCL must take them for ranks of several
+# machines.
+over_ranks() {
+  local meeting rank pids=() status=0
+  meeting=$(mktemp -d)
+  for ((rank = 0; rank < $2; ++rank)); do
+    NCCL_HOSTID=rank$rank NCCL_SOCKET_IFNAME=lo "$1" $rank "$2" "$meeting/id" --gtest_brief=$((rank > 0)) &
+    pids+=($!)
   done
+  for rank in "${pids[@]}"; do wait "$rank" || status=1; done
+  rm -rf "$meeting"
   return $status
 }
 
+run_nccl() {
+  for ranks in 1 2 4; do over_ranks "$bin/nccl_test" $ranks; done
+}
+
+run_strategies() {
+  export OMP_NUM_THREADS=2  # of the oracle
+  for ranks in 2 4; do over_ranks "$bin/nccl_strategy_test" $ranks; done
+}
+
 run_sanitizer() {
-  cd "$build"
   local check="compute-sanitizer --error-exitcode 9 --tool"
-  $check memcheck tests/kernels/ops_test --gtest_brief=1 --gtest_filter='*NormRope*:*Merge*:*Selection*:*Embedding*'
-  $check memcheck tests/kernels/sample_test --gtest_brief=1 --gtest_filter='*Edits*:*OfEqual*:*NoDraw*'
-  $check memcheck tests/kernels/attention_test --gtest_brief=1 --gtest_filter='*EqualsOracle*'
-  $check racecheck tests/kernels/ops_test --gtest_brief=1 --gtest_filter='*NormRope*:*Selection*'
-  $check racecheck tests/kernels/sample_test --gtest_brief=1 --gtest_filter='*Edits*:*OfEqual*'
+  $check memcheck "$bin/ops_test" --gtest_brief=1 --gtest_filter='*NormRope*:*Merge*:*Selection*:*Embedding*:*RopeStores*'
+  $check memcheck "$bin/sample_test" --gtest_brief=1 --gtest_filter='*Edits*:*OfEqual*:*NoDraw*'
+  $check memcheck "$bin/attention_test" --gtest_brief=1 --gtest_filter='*EqualsOracle*'
+  $check memcheck "$bin/engine_gpu_test" --gtest_brief=1 --gtest_filter='*Small/llama_bf16'
+  $check racecheck "$bin/ops_test" --gtest_brief=1 --gtest_filter='*NormRope*:*Selection*:*RopeStores*'
+  $check racecheck "$bin/sample_test" --gtest_brief=1 --gtest_filter='*Edits*:*OfEqual*'
 }
 
 run_bench() {
   rm -f "$results/bench.json"
-  "$build/tests/gpu/cuda_bench" "$results/bench.json"
+  "$bin/cuda_bench" "$results/bench.json"
 }
 
 run_torch() {
@@ -96,16 +131,25 @@ run_torch() {
   fi
 }
 
-part build 240 run_build
-part kernels 120 run_kernels
-part nccl 90 run_nccl
-part sanitizer 150 run_sanitizer
-part bench 180 run_bench
-part torch 90 run_torch
+run_model() {
+  rm -f "$results/model.json"
+  "$bin/model_bench" "$results/model.json"
+}
 
-cat "$results"/{bench,torch}.json 2>/dev/null | sed -e '1s/^/[/' -e '$!s/$/,/' -e '$s/$/]/' >"$results/results.json"
+part build 300
+part kernels 120
+part engine 150
+part nccl 60
+part strategies 120
+part sanitizer 130
+part bench 200
+part torch 90
+part model 290
+
+cat "$results"/{bench,torch,model}.json 2>/dev/null | sed -e '1s/^/[/' -e '$!s/$/,/' -e '$s/$/]/' >"$results/results.json"
+python3 "$root/tests/gpu/report.py" "$results/results.json"
 if ((${#failed[@]})); then
   echo "FAILED: ${failed[*]}"
   exit 1
 fi
-echo "all parts passed; numbers in $results/results.json"
+echo "all of [$wanted] passed; numbers in $results/results.json"
