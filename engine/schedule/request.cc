@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/attention/prefill_memory.h"
 #include "engine/attention/strategy_plan.h"
 #include "engine/base/status_macros.h"
 #include "engine/schedule/auto_strategy.h"
@@ -96,6 +97,20 @@ absl::StatusOr<ShardPlan> BalancedOrEqual(const SchedulerOptions& options, Reque
   return PlanOf(spec, options.ranks);
 }
 
+// A document without a cached prefix: with one there are fewer rows, and less is taken.
+absl::Status CheckPrefillMemory(const SchedulerOptions& options, const SequenceSpec& spec,
+                                const ShardPlan& plan) {
+  if (options.prefill_bytes == 0) return absl::OkStatus();
+  const int64_t needed = attention::MostPrefillBytes(plan, options.ranks, options.model,
+                                                     spec.compressor, options.overlap);
+  if (needed <= options.prefill_bytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the prompt has ", spec.tokens.size(), " tokens; with strategy '", spec.strategy,
+      "' its prefill takes ", needed >> 20, " MiB on a rank beside weights and KV cache, ",
+      options.prefill_bytes >> 20,
+      " MiB are free there (more ranks or a lower --gpu-memory-utilization give more)"));
+}
+
 }  // namespace
 
 absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request& request) {
@@ -157,6 +172,7 @@ absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request
     return absl::InvalidArgumentError(
         absl::StrCat("compressor '", spec.compressor, "' is unknown"));
   }
+  APB_RETURN_IF_ERROR(CheckPrefillMemory(options, spec, plan));
   const int64_t new_rows = RoomForNewRows(options, plan);
   const int64_t query = length - spec.query_begin;
   if (new_rows < query + (spec.sampling.max_tokens > 0 ? 1 : 0)) {

@@ -26,6 +26,9 @@ struct SchedulerOptions {
   bool has_retaining_heads = false;
   attention::ModelShape model;
   attention::MachineSpeed speed;  // of the group, for `auto` and balanced blocks
+  // Memory that a prefill may take on a rank beside weights and KV cache; 0: not bounded.
+  int64_t prefill_bytes = 0;
+  bool overlap = false;  // PrefillContext::overlap_passing, which takes some of it
   // `auto` computes shorter documents exactly: APB's anchors would cost what it saves.
   int64_t full_below = 8192;
   // Where `auto` is exact: documents of at least this length with ring_kv, shorter ones on one rank;

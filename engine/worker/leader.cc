@@ -111,6 +111,8 @@ class Leader {
                     .has_retaining_heads = engine.weights->has_retaining_heads(),
                     .model = ShapeOf(*engine.weights),
                     .speed = engine.speed,
+                    .prefill_bytes = engine.prefill_bytes,
+                    .overlap = options.overlap,
                     .full_below = options.full_below,
                     .ring_from = options.ring_from,
                     .balanced = options.balanced,

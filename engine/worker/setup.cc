@@ -12,6 +12,7 @@
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/worker/calibration.h"
+#include "kernels/cuda/cuda_backend.h"
 
 namespace apb::worker {
 namespace {
@@ -143,6 +144,17 @@ absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine,
   return absl::OkStatus();
 }
 
+// Of a GPU's memory, what the KV cache and all else have left for the activations of a prefill, on
+// the rank that has least. A tenth stays for the scratch of kernels.
+absl::StatusOr<int64_t> PrefillBytes(const Device& device, parallel::Communicator& control) {
+  if (device.backend->place() == kernels::Place::kHost) return 0;
+  APB_ASSIGN_OR_RETURN(const int64_t free, kernels::FreeCudaBytes());
+  const int64_t mebibytes = (free / 10 * 9 / device.ranks_on_it) >> 20;  // exact as a float
+  APB_ASSIGN_OR_RETURN(const float least,
+                       LargestOverRanks(control, -static_cast<float>(mebibytes)));
+  return std::max<int64_t>(1, static_cast<int64_t>(-least)) << 20;
+}
+
 absl::Status MeasureSpeed(const WorkerOptions& options, Engine& engine) {
   const absl::Time start = absl::Now();
   if (options.calibrate) {
@@ -194,6 +206,7 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime&
   APB_RETURN_IF_ERROR(ChooseRowMode(options, engine, *control));
   engine.executor->SetOverlap(options.overlap);
   APB_RETURN_IF_ERROR(MeasureSpeed(options, engine));
+  APB_ASSIGN_OR_RETURN(engine.prefill_bytes, PrefillBytes(engine.device, *control));
 
   const int64_t pool_tokens = engine.shape.block_count * engine.shape.block_size * context_ranks;
   engine.max_model_len = std::min(
@@ -203,7 +216,7 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime&
           " backend=", std::string(engine.device.backend->name()), " threads=", threads,
           " kv_tokens=", engine.shape.block_count * engine.shape.block_size, " (",
           engine.shape.bytes_per_block() * engine.shape.block_count >> 20,
-          " MiB) seconds=", engine.load_seconds);
+          " MiB) prefill=", engine.prefill_bytes >> 20, " MiB seconds=", engine.load_seconds);
   return engine;
 }
 

@@ -18,6 +18,7 @@ struct Engine {
   std::unique_ptr<StepExecutor> executor;
   cache::KvCacheShape shape;  // block_count is the same on every rank
   int64_t max_model_len = 0;  // prompt + completion that fit this group
+  int64_t prefill_bytes = 0;  // that a prefill may take on each rank; 0: not bounded (CPUs)
   double load_seconds = 0;
   attention::MachineSpeed speed;  // measured, or the fixed numbers
 };

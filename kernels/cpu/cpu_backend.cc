@@ -132,7 +132,7 @@ class CpuBackend : public Backend {
 #ifdef APB_NO_ONEDNN
     // The kernels for few rows, in parts as small as they take; they take one.
     const int64_t rows = a.x.shape[0], half = rows / 2;
-    for (const auto [begin, end] : {std::pair{int64_t{0}, half}, std::pair{half, rows}}) {
+    for (const auto& [begin, end] : {std::pair{int64_t{0}, half}, std::pair { half, rows }}) {
       LinearArgs part = a;
       part.x = a.x.Rows(begin, end);
       part.out = a.out.Rows(begin, end);

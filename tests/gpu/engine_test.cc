@@ -141,6 +141,7 @@ class Side {
                                                   .kv = &kv}},
                                                 *stream_));
     for (int l = 0; l < config_.layers; ++l) Check(prefill->RunLayers(l, l + 1, *stream_));
+    Check(stream_->Synchronize());
   }
 
   void RunRows(const BatchRows& rows, std::span<const int32_t> tokens, std::vector<float>& logits) {

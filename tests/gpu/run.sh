@@ -20,6 +20,7 @@
 # `build` needs nvcc, cuBLASLt and NCCL with their headers, CMake, ninja, a C++ compiler, Abseil, GoogleTest and
 # nlohmann-json: the system's, or build/gpu-deps as pack.sh makes it. It needs no GPU: built elsewhere, build/gpu-bin and
 # build/gpu-deps can be carried to a machine that has the libraries only (PyTorch's are found, too).
+#   APB_BUILD_SECONDS (300)          for `build` on slower machines
 #   APB_TEST_SEED (from the clock)   seed of the tests' random data
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -60,12 +61,12 @@ part() {
 
 run_build() {
   nvcc --version
-  local prefix=() programs=(ops_test attention_test engine_gpu_test nccl_test nccl_strategy_test cuda_bench model_bench)
+  local prefix=() programs=(ops_test sample_test record_test attention_test engine_gpu_test nccl_test nccl_strategy_test cuda_bench model_bench)
   [[ -d $deps ]] && prefix=("-DCMAKE_PREFIX_PATH=$deps")
   # For Hopper alone. Other compilers than CI's have other warnings.
   cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DAPB_BARE=ON -DAPB_CUDA=ON -DAPB_WERROR=OFF \
     -DAPB_TESTS=ON "-DCMAKE_CUDA_ARCHITECTURES=90-real" "${prefix[@]}"
-  cmake --build "$build" --target "${programs[@]}" ${APB_BUILD_JOBS:+-j $APB_BUILD_JOBS}
+  cmake --build "$build" --target "${programs[@]}"
   mkdir -p "$bin"
   for program in "${programs[@]}"; do
     strip -o "$bin/$program" "$(find "$build/tests" -type f -name "$program")"
@@ -77,6 +78,8 @@ run_kernels() {
   nvidia-smi
   echo "seed $APB_TEST_SEED"
   "$bin/ops_test" --gtest_brief=1
+  "$bin/sample_test" --gtest_brief=1
+  "$bin/record_test" --gtest_brief=1
   "$bin/attention_test" --gtest_brief=1
 }
 
@@ -136,7 +139,7 @@ run_model() {
   "$bin/model_bench" "$results/model.json"
 }
 
-part build 300
+part build "${APB_BUILD_SECONDS:-300}"
 part kernels 120
 part engine 150
 part nccl 60

@@ -35,12 +35,15 @@ class Arena {
       free_.erase(it);
       if (rest > 0) free_[at + size] = rest;
       taken_[at] = {size, ++allocations_};
+      used_ += size;
+      peak_ = std::max(peak_, used_);
       return base_ + at;
     }
     return nullptr;
   }
   void Give(void* pointer) {
     const size_t at = static_cast<std::byte*>(pointer) - base_;
+    used_ -= taken_.at(at).size;
     auto it = free_.emplace(at, taken_.at(at).size).first;
     taken_.erase(at);
     const auto next = std::next(it);
@@ -53,6 +56,7 @@ class Arena {
       free_.erase(it);
     }
   }
+  size_t TakePeak() { return std::exchange(peak_, used_); }
   bool Contains(const void* pointer) const { return pointer >= base_ && pointer < base_ + bytes_; }
   // Number of the allocation that the pointer is in; 0: none.
   int64_t AllocationOf(const void* pointer) const {
@@ -72,6 +76,7 @@ class Arena {
     int64_t number;
   };
   int64_t allocations_ = 0;
+  size_t used_ = 0, peak_ = 0;
   std::map<size_t, size_t> free_;  // begin -> size
   std::map<size_t, Taken> taken_;  // by begin
 };
@@ -129,6 +134,7 @@ class GuardedBackend : public Backend {
   explicit GuardedBackend(size_t arena_bytes)
       : arena_(arena_bytes), cpu_(*CreateCpuBackend({.threads = 1, .force_isa = ""})) {}
 
+  Arena& arena() { return arena_; }
   std::string_view name() const override { return "guarded"; }
   Place place() const override { return Place::kDevice; }
   absl::StatusOr<Buffer> Allocate(size_t size) override {
@@ -340,6 +346,10 @@ class GuardedBackend : public Backend {
 };
 
 }  // namespace
+
+int64_t TakeGuardedPeak(Backend& guarded) {
+  return static_cast<int64_t>(static_cast<GuardedBackend&>(guarded).arena().TakePeak());
+}
 
 std::unique_ptr<Backend> CreateGuardedBackend(size_t arena_bytes) {
   return std::make_unique<GuardedBackend>(arena_bytes);

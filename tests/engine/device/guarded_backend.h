@@ -25,4 +25,8 @@ bool RecordHostWork(Stream& stream, std::function<absl::Status()> work);
 // Graphs launched so far on a guarded backend.
 int64_t GraphLaunches(const Backend& guarded);
 
+// Of a guarded backend: the most bytes that were taken at a time since the last call; buffers count as
+// multiples of 256 bytes.
+int64_t TakeGuardedPeak(Backend& guarded);
+
 }  // namespace apb::kernels

@@ -4,6 +4,7 @@
 // checks every plan against its own account of blocks.
 #include "engine/schedule/scheduler.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -289,6 +290,30 @@ TEST(Scheduler, BalancedBlocks) {
   EXPECT_EQ(cached[0], 0);
   EXPECT_EQ(cached[1], 0);
   EXPECT_GT(cached[2], 100);
+}
+
+TEST(Scheduler, PromptsWhosePrefillTakesTooMuchMemoryAreRefused) {
+  SchedulerOptions options = Options();
+  options.model = {.layers = 4,
+                   .hidden_size = 4096,
+                   .mlp_size = 14336,
+                   .query_heads = 32,
+                   .kv_heads = 8,
+                   .head_dim = 128};
+  const auto resolve = [&](const char* strategy) {
+    Request r = Make(1, 150, 3, 1);
+    r.spec.strategy = strategy;
+    return ResolveRequest(options, r).status();
+  };
+  EXPECT_TRUE(resolve("full").ok());  // not bounded
+  // A row takes 8 KiB of hidden states, 20 KiB of attention's and 64 KiB of the chunk's.
+  options.prefill_bytes = 12 << 20;
+  const absl::Status refused = resolve("full");
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.message()), testing::HasSubstr("takes 13 MiB"));
+  EXPECT_THAT(std::string(refused.message()), testing::HasSubstr("12 MiB are free"));
+  EXPECT_TRUE(resolve("ring_kv").ok());  // half of the rows
+  EXPECT_TRUE(resolve("apb").ok());
 }
 
 TEST(Scheduler, ExactStrategiesHaveOneHostOnEachRank) {
