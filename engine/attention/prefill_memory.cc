@@ -5,8 +5,9 @@
 namespace apb::attention {
 namespace {
 
-constexpr int64_t kRowChunk = 1024;  // of model::Decoder and the retaining heads
-constexpr int64_t kPoolReach = 2;    // rows of the anchor that AnchorStrategy scores, too
+constexpr int64_t kRowChunk = 4096;    // of model::Decoder on a device
+constexpr int64_t kScoreChunk = 1024;  // of the retaining heads
+constexpr int64_t kPoolReach = 2;      // rows of the anchor that AnchorStrategy scores, too
 
 int64_t QueryWidth(const ModelShape& m) { return m.query_heads * m.head_dim; }
 int64_t KvWidth(const ModelShape& m) { return 2 * m.kv_heads * m.head_dim; }  // K and V
@@ -54,7 +55,7 @@ int64_t AnchorStrategyBytes(const ShardPlan& plan, int ranks, const HostRange& h
   const int64_t sent = static_cast<int64_t>(plan.hosts.size()) / ranks * longest * KvWidth(m);
   int64_t bytes = (scored + scores + indices) * m.kv_heads * 4 + sent * m.element_bytes;
   if (compressor == "retaining_heads")
-    bytes += std::min(scored, kRowChunk) * m.retaining_width * m.element_bytes;
+    bytes += std::min(scored, kScoreChunk) * m.retaining_width * m.element_bytes;
   if (ranks > 1) bytes += ranks * sent * m.element_bytes;
   if (ranks > 1 && overlap) bytes += 2 * PartialBytes(m, behind_passing);
   return bytes;
