@@ -291,15 +291,19 @@ absl::StatusOr<Bench::Work> Bench::RunRank(const std::string& strategy, int64_t 
 
 // The products of one layer, in the decoder's chunks of rows.
 absl::StatusOr<double> Bench::ProductSeconds(int64_t rows) {
-  constexpr int64_t kChunk = 1024;
+  const int64_t chunk = std::min<int64_t>(rows, 4096);
   const model::LayerWeights& layer = weights_->layer(0);
-  const std::array<TensorView, 7> all = {layer.q_proj,   layer.k_proj,    layer.v_proj,
-                                         layer.o_proj,   layer.gate_proj, layer.up_proj,
-                                         layer.down_proj};
+  std::vector<TensorView> all = {layer.o_proj, layer.down_proj};
+  const auto add = [&](const TensorView& packed, std::initializer_list<TensorView> parts) {
+    if (packed.present()) all.push_back(packed);
+    if (!packed.present()) all.insert(all.end(), parts);
+  };
+  add(layer.qkv_proj, {layer.q_proj, layer.k_proj, layer.v_proj});
+  add(layer.gate_up_proj, {layer.gate_proj, layer.up_proj});
   int64_t widest = 0;
   for (const TensorView& w : all) widest = std::max({widest, w.shape[0], w.shape[1]});
-  APB_ASSIGN_OR_RETURN(const core::Tensor x, Random({kChunk, widest}));
-  APB_ASSIGN_OR_RETURN(const core::Tensor y, Random({kChunk, widest}));
+  APB_ASSIGN_OR_RETURN(const core::Tensor x, Random({chunk, widest}));
+  APB_ASSIGN_OR_RETURN(const core::Tensor y, Random({chunk, widest}));
   APB_ASSIGN_OR_RETURN(const double seconds, Seconds([&] {
                          for (const TensorView& w : all)
                            backend_->Linear({.x = x.view().Columns(0, w.shape[1]),
@@ -308,7 +312,7 @@ absl::StatusOr<double> Bench::ProductSeconds(int64_t rows) {
                                             *stream_);
                          return absl::OkStatus();
                        }));
-  return seconds * static_cast<double>(rows) / kChunk;
+  return seconds * static_cast<double>(rows) / static_cast<double>(chunk);
 }
 
 absl::StatusOr<double> Bench::AttentionSeconds(int64_t length) {
