@@ -15,7 +15,8 @@ std::vector<std::string> TestBackendNames() {
 #endif
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeTestBackend(std::string_view name, int threads) {
+absl::StatusOr<std::unique_ptr<Backend>> MakeTestBackend(std::string_view name,
+                                                         [[maybe_unused]] int threads) {
   if (name == "cuda") {
     absl::StatusOr<std::unique_ptr<Backend>> device = CreateCudaBackend(0);
     if (!device.ok()) return device.status();
