@@ -144,21 +144,21 @@ struct RecordedStep {
     for (absl::Status status : {Do(), stream->Synchronize()}) {
       if (!status.ok()) return status;
     }
-    return TestBackend().Record(*stream, [this] { return Do(); });
+    return NcclTestBackend().Record(*stream, [this] { return Do(); });
   }
   TensorView View(int64_t floats) {
-    buffers.push_back(*TestBackend().Allocate(floats * sizeof(float)));
+    buffers.push_back(*NcclTestBackend().Allocate(floats * sizeof(float)));
     return TensorView::Contiguous(buffers.back().data(), kernels::DType::kF32, {floats});
   }
   void Fill(const TensorView& view, float value) {
     std::vector<float> values(view.numel(), value);
-    TestBackend().Copy(TensorView::Contiguous(values.data(), kernels::DType::kF32, {view.numel()}),
-                       view, *stream);
+    NcclTestBackend().Copy(
+        TensorView::Contiguous(values.data(), kernels::DType::kF32, {view.numel()}), view, *stream);
     EXPECT_TRUE(stream->Synchronize().ok());
   }
   std::vector<float> Values(const TensorView& view) {
     std::vector<float> values(view.numel());
-    TestBackend().Copy(
+    NcclTestBackend().Copy(
         view, TensorView::Contiguous(values.data(), kernels::DType::kF32, {view.numel()}), *stream);
     const absl::Status status = stream->Synchronize();
     EXPECT_TRUE(status.ok()) << status;
@@ -167,8 +167,8 @@ struct RecordedStep {
 
   Communicator& communicator;
   std::vector<Buffer> buffers;
-  std::unique_ptr<kernels::Stream> stream = *TestBackend().NewStream();
-  TensorView mine = View(256), all = View(256 * size), sum = View(256);
+  std::unique_ptr<kernels::Stream> stream = *NcclTestBackend().NewStream();
+  TensorView mine = View(256), all = View(256 * NcclRanks()), sum = View(256);
 };
 
 CommunicatorStats::Operation StatsOf(const Communicator& communicator, const std::string& name) {
@@ -179,22 +179,22 @@ CommunicatorStats::Operation StatsOf(const Communicator& communicator, const std
 }
 
 TEST(NcclCommunicator, RecordedCollectivesAreDoneAgain) {
-  TestBackend();
   auto communicator = Meet("recorded", absl::Minutes(1));
   ASSERT_TRUE(communicator.ok()) << communicator.status();
   RecordedStep step(**communicator);
   auto graph = step.Record();
   ASSERT_TRUE(graph.ok()) << graph.status();
   for (int i = 0; i < 10; ++i) {
-    const float value = static_cast<float>(100 * i + rank);
+    const float value = static_cast<float>(100 * i + NcclRank());
     step.Fill(step.mine, value);
     step.Fill(step.sum, value);
     (*graph)->Launch(*step.stream);
     float total = 0;
-    for (int r = 0; r < size; ++r) total += static_cast<float>(100 * i + r);
+    for (int r = 0; r < NcclRanks(); ++r) total += static_cast<float>(100 * i + r);
     EXPECT_EQ(step.Values(step.sum), std::vector<float>(256, total));
     const std::vector<float> all = step.Values(step.all);
-    for (int r = 0; r < size; ++r) EXPECT_EQ(all[r * 256 + 255], static_cast<float>(100 * i + r));
+    for (int r = 0; r < NcclRanks(); ++r)
+      EXPECT_EQ(all[r * 256 + 255], static_cast<float>(100 * i + r));
     // Between launches the communicator is used as ever.
     if (i % 3 == 0) {
       const absl::Status status =
@@ -210,20 +210,19 @@ TEST(NcclCommunicator, RecordedCollectivesAreDoneAgain) {
     absl::SleepFor(absl::Milliseconds(10));
   }
   EXPECT_EQ(StatsOf(**communicator, "all_gather").calls, 11);
-  EXPECT_EQ(StatsOf(**communicator, "all_gather").bytes_sent, 11 * 1024 * (size - 1));
+  EXPECT_EQ(StatsOf(**communicator, "all_gather").bytes_sent, 11 * 1024 * (NcclRanks() - 1));
   EXPECT_EQ(StatsOf(**communicator, "all_reduce").calls, 15);
   EXPECT_EQ(StatsOf(**communicator, "all_reduce").bytes_sent, 15 * 1024);
 }
 
 TEST(NcclCommunicator, APeerThatStaysAwayFromALaunchIsAnError) {
-  if (size == 1) GTEST_SKIP() << "needs peers";
-  TestBackend();
+  if (NcclRanks() == 1) GTEST_SKIP() << "needs peers";
   auto communicator = Meet("stays_away_from_a_launch", absl::Seconds(3));
   ASSERT_TRUE(communicator.ok()) << communicator.status();
   RecordedStep step(**communicator);
   auto graph = step.Record();
   ASSERT_TRUE(graph.ok()) << graph.status();
-  if (rank > 0) {
+  if (NcclRank() > 0) {
     absl::SleepFor(absl::Seconds(6));  // the others have given up
     (*communicator)->Abort("end of the test");
   } else {

@@ -46,6 +46,7 @@ class SoloCommunicator : public parallel::Communicator {
   absl::Status Broadcast(const kernels::TensorView& data, int root,
                          kernels::Stream& stream) override;
   absl::Status Barrier() override { return absl::OkStatus(); }
+  bool recordable() const override { return false; }  // what a launch would send is not counted
   void Abort(std::string) override {}
   parallel::CommunicatorStats stats() const override;
 
