@@ -19,7 +19,7 @@ struct PrefillMemory {
   int64_t total() const { return hidden + attention + chunk + strategy; }
 };
 
-// Of `rank` of `ranks`, for a document without a cached prefix (CheckRanks holds). `compressor`: as
+// At most this (few rows use memory that the decoder always has), of `rank` of `ranks`, for a document without a cached prefix (CheckRanks holds). `compressor`: as
 // in PrefillDocument; `overlap`: PrefillContext::overlap_passing.
 PrefillMemory PrefillMemoryOf(const ShardPlan& plan, int ranks, int rank, const ModelShape& model,
                               std::string_view compressor, bool overlap);

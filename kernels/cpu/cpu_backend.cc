@@ -221,7 +221,7 @@ class CpuBackend : public Backend {
   }
 
   void Sample(const SampleArgs& a, Stream& stream) override {
-    if (!Passes(CheckSample(a), stream)) return;
+    if (!Passes(CheckSample(a), a.logits, stream)) return;
     SampleOnCpu(a, threads_);
   }
 

@@ -239,16 +239,17 @@ void AttendPaged(Backend& backend, const AttentionArgs& args, Stream& stream) {
     s.block_table = table.data();
     s.slot_count = s.causal_begin = kLargeKeys;
   }
-  sequences[0].row_count = sequences[1].row_begin = 1;
-  sequences[1].row_count = kLargeRows - 1;
-  const auto cache = [&](const TensorView& rows) {
-    return TensorView::Contiguous(rows.data, rows.dtype, {kBlocks, 1, kBlock, rows.shape[2]});
+  const PagedRows rows[2] = {{.begin = 0, .count = 1}, {.begin = 1, .count = kLargeRows - 1}};
+  const auto cache = [&](const TensorView& keys) {
+    return TensorView::Contiguous(keys.data, keys.dtype, {kBlocks, 1, kBlock, keys.shape[2]});
   };
   backend.PagedAttention({.q = args.q,
                           .q_positions = args.q_positions,
                           .k_cache = cache(args.keys[0].k),
                           .v_cache = cache(args.keys[0].v),
+                          .rows = rows,
                           .sequences = sequences,
+                          .total_slots = 2 * kLargeKeys,
                           .scale = args.scale,
                           .out = args.out,
                           .lse = args.lse},

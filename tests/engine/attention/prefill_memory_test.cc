@@ -76,7 +76,8 @@ TEST(PrefillMemory, IsWhatADeviceIsAskedFor) {
                          .retaining_width = weights->layer(0).retaining_fc1.shape[0],
                          .element_bytes = 4};
   std::vector<Case> cases;
-  for (const int64_t tokens : {200, 6000}) {
+  // Of more rows on every rank than the decoder always has memory for.
+  for (const int64_t tokens : {1200, 6000}) {
     cases.push_back({"full", "", tokens});
     for (const int ranks : {1, 2, 4}) {
       cases.push_back({"star", "", tokens, ranks, ranks});

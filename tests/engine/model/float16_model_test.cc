@@ -71,17 +71,16 @@ class DeviceAttention : public attention::LayerAttention {
       return absl::OkStatus();
     }
     const int32_t* numbers = positions_.view().as<const int32_t>();  // of slots and blocks alike
-    const kernels::PagedSequence sequence{.row_begin = 0,
-                                          .row_count = end_ - begin_,
-                                          .block_table = numbers,
-                                          .slot_count = end_,
-                                          .causal_begin = 0,
-                                          .slot_positions = numbers};
+    const kernels::PagedRows rows{.begin = 0, .count = end_ - begin_};
+    const kernels::PagedSequence sequence{
+        .block_table = numbers, .slot_positions = numbers, .slot_count = end_, .causal_begin = 0};
     backend_.PagedAttention({.q = q,
                              .q_positions = positions(),
                              .k_cache = caches_[2 * layer].view(),
                              .v_cache = caches_[2 * layer + 1].view(),
-                             .sequences = {&sequence, 1},
+                             .rows = {&rows, 1},
+                             .sequences = &sequence,
+                             .total_slots = end_,
                              .scale = scale,
                              .out = out},
                             stream);
