@@ -213,7 +213,8 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime&
       pool_tokens, options.max_model_len > 0 ? options.max_model_len : config.max_positions);
   engine.load_seconds = absl::ToDoubleSeconds(absl::Now() - start);
   APB_LOG(Info, "model ", options.model, " ", config.architecture, " layers=", config.layers,
-          " backend=", std::string(engine.device.backend->name()), " threads=", threads,
+          " backend=", std::string(engine.device.backend->name()),
+          " graphs=", engine.executor->uses_graphs() ? "on" : "off", " threads=", threads,
           " kv_tokens=", engine.shape.block_count * engine.shape.block_size, " (",
           engine.shape.bytes_per_block() * engine.shape.block_count >> 20,
           " MiB) prefill=", engine.prefill_bytes >> 20, " MiB seconds=", engine.load_seconds);

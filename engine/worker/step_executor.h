@@ -48,6 +48,7 @@ class StepExecutor {
   // Computes decode steps operation by operation from now on, instead of as recorded graphs where
   // that can be. The same on all ranks, between steps.
   void DisableGraphs() { graphs_.Disable(); }
+  bool uses_graphs() const { return graphs_.enabled(); }
 
   const PrefillPhases& phases() const { return phases_; }
   const cache::BlockPool& pool() const { return cache_->pool(); }

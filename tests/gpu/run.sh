@@ -7,7 +7,7 @@
 #   kernels     120   all operations against float64, on fresh random data
 #   engine      150   logits of random models, prefill to decode, against the CPU
 #   nccl         60   collectives of 1, 2 and 4 ranks on one GPU; a peer that stays away
-#   strategies  120   the exactness contract of all strategies on 2 and 4 ranks
+#   strategies  120   the exactness contract of all strategies on 2 and 4 ranks; decode steps as graphs on 1 and 2
 #   sanitizer   130   compute-sanitizer on small cases
 #   bench       200   kernels next to copy bandwidth and matrix peak
 #   torch        90   PyTorch's attention at the same shapes
@@ -61,7 +61,7 @@ part() {
 
 run_build() {
   nvcc --version
-  local prefix=() programs=(ops_test sample_test record_test attention_test engine_gpu_test nccl_test nccl_strategy_test cuda_bench model_bench)
+  local prefix=() programs=(ops_test sample_test record_test attention_test engine_gpu_test nccl_test nccl_strategy_test nccl_decode_test cuda_bench model_bench)
   [[ -d $deps ]] && prefix=("-DCMAKE_PREFIX_PATH=$deps")
   # For Hopper alone. Other compilers than CI's have other warnings.
   cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DAPB_BARE=ON -DAPB_CUDA=ON -DAPB_WERROR=OFF \
@@ -108,6 +108,7 @@ run_nccl() {
 run_strategies() {
   export OMP_NUM_THREADS=2  # of the oracle
   for ranks in 2 4; do over_ranks "$bin/nccl_strategy_test" $ranks; done
+  for ranks in 1 2; do over_ranks "$bin/nccl_decode_test" $ranks; done
 }
 
 run_sanitizer() {

@@ -1,29 +1,19 @@
 // Goal: decode steps that are launched as recorded graphs draw the tokens of steps that are computed
 // operation by operation, and are really recorded. Method: two executors on the guarded device, which
-// notices host memory and memory that was given back in what it recorded, execute the same plans:
-// sequences that grow over the borders of blocks and of buckets, join and leave, prefills, long
-// batches of rows and cancelled prefills between (memory moves); on 1 to 4 ranks. StepGraphs alone:
-// work that counts how often it is done.
+// notices host memory and memory that was given back in what it recorded, execute the same plans
+// (decode_contract.h), on 1 to 4 ranks. StepGraphs alone: work that counts how often it is done.
 #include "engine/worker/step_graphs.h"
 
 #include <gtest/gtest.h>
 
-#include <random>
-
 #include "engine/parallel/local_communicator.h"
-#include "engine/worker/step_executor.h"
-#include "tests/engine/attention/tiny_engine.h"
 #include "tests/engine/device/guarded_backend.h"
 #include "tests/engine/device/staged_communicator.h"
 #include "tests/engine/parallel/mpi_main.h"
+#include "tests/engine/worker/decode_contract.h"
 
 namespace apb::worker {
 namespace {
-
-using attention::Text;
-using attention::TinyModel;
-using schedule::SequenceId;
-using schedule::StepPlan;
 
 const absl::Duration kDeadline = absl::Minutes(1);
 
@@ -43,154 +33,17 @@ parallel::Mesh MakeMesh(int tensor) {
   return parallel::Mesh(std::move(all), std::move(context), staged(mpi.rank() / tensor));
 }
 
-// An executor that records and one that does not.
-class Twins {
- public:
-  Twins(int tensor, bool sliced) : mesh_{MakeMesh(tensor), MakeMesh(tensor)} {
-    const TinyModel& tiny = TinyModel::Get();
-    const model::Share share =
-        tensor == 1 ? model::Share{} : model::Share{mesh_[0].tensor()->rank(), tensor};
-    weights_ = TinyModel::Weights(Device(), share);
-    for (int i = 0; i < 2; ++i) {
-      executor_[i] = *StepExecutor::Create(*weights_,
-                                           {.layers = tiny.config.layers,
-                                            .kv_heads = weights_->kv_heads(),
-                                            .head_dim = tiny.config.head_dim,
-                                            .block_size = 4,
-                                            .block_count = 1500,
-                                            .dtype = tiny.config.dtype},
-                                           Device(), mesh_[i]);
-      EXPECT_EQ(executor_[i]->SetSliced(sliced), true);
-    }
-    executor_[1]->DisableGraphs();
-  }
-
-  // What the recording one has launched, of `plan`.
-  int64_t Execute(const StepPlan& plan) {
-    const int64_t before = kernels::GraphLaunches(Device());
-    const auto recorded = executor_[0]->Execute(plan);
-    const int64_t launches = kernels::GraphLaunches(Device()) - before;
-    const auto plain = executor_[1]->Execute(plan);
-    EXPECT_TRUE(recorded.ok()) << recorded.status();
-    EXPECT_TRUE(plain.ok()) << plain.status();
-    if (!recorded.ok() || !plain.ok()) parallel::MpiRuntime::AbortGroup(1);  // others wait
-    EXPECT_EQ(kernels::GraphLaunches(Device()) - before, launches);
-    EXPECT_EQ(recorded->tokens.size(), plain->tokens.size());
-    for (size_t i = 0; i < recorded->tokens.size(); ++i) {
-      EXPECT_EQ(recorded->tokens[i].token, plain->tokens[i].token) << "step " << plan.step;
-      EXPECT_NEAR(recorded->tokens[i].logprob, plain->tokens[i].logprob, 1e-3);
-    }
-    return launches;
-  }
-
- private:
-  parallel::Mesh mesh_[2];
-  std::unique_ptr<model::Weights> weights_;
-  std::unique_ptr<StepExecutor> executor_[2];
-};
-
-schedule::SequenceSpec Spec(uint64_t id, int64_t document, int64_t query) {
-  schedule::SequenceSpec spec;
-  spec.id = SequenceId{id};
-  spec.tokens = Text(1000 * id, 1000 * id + document + query);
-  spec.query_begin = document;
-  spec.embedded_query.assign(spec.tokens.begin() + document, spec.tokens.end());
-  spec.strategy = "apb";
-  spec.compressor = "query_aware";
-  spec.hosts = 12;
-  spec.sampling.temperature = 0;
-  return spec;
-}
-
-// Plans of the test: ranks make the same ones, from numbers that are the same everywhere.
-class Plans {
- public:
-  explicit Plans(uint32_t seed) : rng_(seed) {}
-
-  StepPlan Next() {
-    StepPlan plan;
-    plan.step = ++step_;
-    for (const auto& [id, position] : positions_) {
-      plan.rows.push_back({.id = SequenceId{id},
-                           .position = position,
-                           .tokens = Text(7 * step_ + id, 7 * step_ + id + 1),
-                           .sample = true});
-    }
-    for (auto& [id, position] : positions_) ++position;
-    return plan;
-  }
-  // Its query runs beside the rows of the others.
-  void Join(StepPlan& plan, int64_t document, int64_t query) {
-    const uint64_t id = ++last_id_;
-    plan.admissions.push_back(Spec(id, document, query));
-    const schedule::SequenceSpec& spec = plan.admissions.back();
-    if (document > 0) plan.prefill.push_back({{spec.id}, 0, TinyModel::Get().config.layers});
-    plan.rows.push_back(
-        {.id = spec.id, .position = document, .tokens = spec.embedded_query, .sample = true});
-    positions_[id] = document + query;
-  }
-  void Leave(StepPlan& plan) {
-    const auto gone = std::next(positions_.begin(), rng_() % positions_.size());
-    const SequenceId id{gone->first};
-    plan.releases.push_back(id);
-    std::erase_if(plan.rows, [&](const auto& span) { return span.id == id; });
-    positions_.erase(gone);
-  }
-  // A prefill that is given up after a layer: long scratch comes and goes.
-  StepPlan BeginPrefill(int64_t document) {
-    StepPlan plan = Next();
-    cancelled_ = SequenceId{++last_id_};
-    plan.admissions.push_back(Spec(last_id_, document, 3));
-    plan.prefill.push_back({{cancelled_}, 0, 1});
-    return plan;
-  }
-  StepPlan CancelPrefill() {
-    StepPlan plan = Next();
-    plan.releases.push_back(cancelled_);
-    return plan;
-  }
-  size_t running() const { return positions_.size(); }
-  int64_t below(uint32_t n) { return static_cast<int64_t>(rng_() % n); }
-
- private:
-  std::mt19937 rng_;
-  uint64_t step_ = 0, last_id_ = 0;
-  std::map<uint64_t, int64_t> positions_;
-  SequenceId cancelled_{};
-};
-
-void CheckDecode(int tensor, bool sliced) {
-  SCOPED_TRACE(testing::Message() << "tensor=" << tensor << " sliced=" << sliced);
-  Twins twins(tensor, sliced);
-  Plans plans(5);
-  int64_t launches = 0;
-  StepPlan first = plans.Next();
-  for (const int64_t document : {0, 90, 400}) plans.Join(first, document, 4);
-  launches += twins.Execute(first);
-  EXPECT_EQ(launches, 0);
-  for (int round = 0; round < 6; ++round) {
-    // Over several borders of blocks of 4 slots; with 3 sequences of 500 tokens over one of a bucket.
-    for (int i = 0; i < 10; ++i) launches += twins.Execute(plans.Next());
-    StepPlan change = plans.Next();
-    if (round % 3 == 2) plans.Leave(change);
-    if (round % 3 < 2) plans.Join(change, plans.below(2) * plans.below(150), 1 + plans.below(40));
-    launches += twins.Execute(change);
-    if (round % 4 == 1) {
-      launches += twins.Execute(plans.BeginPrefill(200));
-      launches += twins.Execute(plans.CancelPrefill());
-    }
-  }
-  // Of some seventy steps a key's first is not recorded, and steps with a query are not.
-  EXPECT_GE(launches, 35);
-  EXPECT_GE(plans.running(), 4u);
-}
-
 TEST(StepGraphs, DecodeDrawsTheSameTokens) {
   const int ranks = parallel::TestRuntime().size();
   for (const int tensor : {1, 2}) {
     if (ranks % tensor != 0) continue;
     for (const bool sliced : {false, true}) {
-      if (!sliced || ranks / tensor > 1) CheckDecode(tensor, sliced);
+      if (sliced && ranks / tensor == 1) continue;
+      SCOPED_TRACE(testing::Message() << "tensor=" << tensor << " sliced=" << sliced);
+      CheckRecordedDecode({.device = Device(),
+                           .make_mesh = [=](const std::string&) { return MakeMesh(tensor); },
+                           .sliced = sliced,
+                           .launches = [] { return kernels::GraphLaunches(Device()); }});
     }
   }
 }
