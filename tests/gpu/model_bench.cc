@@ -1,7 +1,9 @@
-// Prefill of a whole model with random weights, by the engine itself:
-//   whole   one rank, all tokens: seconds, TFLOP/s and share of the device's matrix peak; what a layer
+// A whole model with random weights, by the engine itself:
+//   decode  steps of a few sequences of one rank, as recorded graphs and operation by operation, next to
+//           the time of copying what they read
+//   whole   prefill on one rank: seconds, TFLOP/s and share of the device's matrix peak; what a layer
 //           spends on matrix products and attention
-//   hosts   the work of each rank of a large group, one after the other on this one device, for apb,
+//   hosts   prefill, the work of each rank of a large group, one after the other on this one device, for apb,
 //           star, ring_kv and full. What links would add is a model: bytes and messages over stated
 //           rates. apb and star wait for all of it, the ring hides all that its compute covers.
 // usage: model_bench FILE.json [--name value]...   (below; numbers are appended to FILE)
@@ -24,6 +26,7 @@
 #include "engine/base/status_macros.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "tests/bench/bench_shapes.h"
+#include "tests/gpu/decode_steps.h"
 #include "tests/gpu/solo_communicator.h"
 
 namespace apb::bench {
@@ -36,8 +39,9 @@ using kernels::TensorView;
 
 struct Options {
   std::string device = "cuda", shape = "8b";
-  std::vector<int64_t> lengths = {32768, 131072};  // of `whole`
-  int64_t length = 131072;                         // of `hosts`
+  std::vector<int64_t> sequences = {1, 1, 16}, depths = {64, 65536, 4096};  // of `decode`, in pairs
+  std::vector<int64_t> lengths = {32768, 131072};                           // of `whole`
+  int64_t length = 131072;                                                  // of `hosts`
   int64_t hosts = 8, layers = 0, query = 64, retaining_width = 1024, product = 8192;
 };
 
@@ -68,12 +72,18 @@ absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
       o.shape = value;
     } else if (name == "--lengths" && ParseNumbers(value, &numbers)) {
       o.lengths = numbers;
+    } else if (name == "--sequences" && ParseNumbers(value, &numbers)) {
+      o.sequences = numbers;
+    } else if (name == "--depths" && ParseNumbers(value, &numbers)) {
+      o.depths = numbers;
     } else if (counts.count(name) > 0 && ParseNumbers(value, &numbers) && numbers.size() == 1) {
       *counts.at(name) = numbers[0];
     } else {
       return absl::InvalidArgumentError(absl::StrCat("not understood: ", name, " ", value));
     }
   }
+  if (o.sequences.size() != o.depths.size())
+    return absl::InvalidArgumentError("--sequences and --depths must be as many");
   return o;
 }
 
@@ -84,6 +94,7 @@ class Bench {
   ~Bench() { std::fclose(json_); }
 
   absl::Status MeasurePeak();
+  absl::Status MeasureDecode();
   absl::Status MeasureWhole(int64_t length);
   absl::Status MeasureHosts();
 
@@ -219,6 +230,30 @@ absl::Status Bench::MeasurePeak() {
                        }));
   peak_ = kProducts * 2.0 * static_cast<double>(n * n * n) / seconds;
   Report(absl::StrFormat("matrix product %d^3 bf16", n), "TFLOP/s", peak_ * 1e-12);
+  return absl::OkStatus();
+}
+
+absl::Status Bench::MeasureDecode() {
+  const int64_t n = options_.product * options_.product * 8;  // more than caches hold
+  APB_ASSIGN_OR_RETURN(const core::Tensor from, Random({n}));
+  APB_ASSIGN_OR_RETURN(const core::Tensor to, Random({n}));
+  APB_ASSIGN_OR_RETURN(const double copy, Seconds([&] {
+                         backend_->Copy(from.view(), to.view(), *stream_);
+                         return absl::OkStatus();
+                       }));
+  const double rate = 2.0 * 2.0 * static_cast<double>(n) / copy;  // read and written
+  Report("copy", "GB/s", rate * 1e-9);
+  for (size_t i = 0; i < options_.sequences.size(); ++i) {
+    const int64_t sequences = options_.sequences[i], depth = options_.depths[i];
+    APB_ASSIGN_OR_RETURN(const DecodeSteps steps,
+                         MeasureDecodeSteps(*weights_, *backend_, sequences, depth));
+    const std::string name = absl::StrFormat("decode, %d x %d tokens, ", sequences, depth);
+    if (steps.recorded_seconds > 0) {
+      Report(name + "a step as a graph", "ms", steps.recorded_seconds * 1e3);
+      Report(name + "it reads", "GB/s", steps.bytes / steps.recorded_seconds * 1e-9, rate * 1e-9);
+    }
+    Report(name + "a step by operations", "ms", steps.plain_seconds * 1e3);
+  }
   return absl::OkStatus();
 }
 
@@ -402,13 +437,15 @@ absl::Status Bench::MeasureHosts() {
 absl::Status Run(const Options& options, const char* json_path) {
   APB_ASSIGN_OR_RETURN(auto bench, Bench::Create(options, json_path));
   APB_RETURN_IF_ERROR(bench->MeasurePeak());
+  APB_RETURN_IF_ERROR(bench->MeasureDecode());
   for (const int64_t length : options.lengths) APB_RETURN_IF_ERROR(bench->MeasureWhole(length));
   return bench->MeasureHosts();
 }
 
 int Main(int argc, char** argv) {
   absl::StatusOr<Options> options = absl::InvalidArgumentError(
-      "usage: model_bench FILE.json [--device cuda|cpu] [--shape 8b] [--layers n] [--lengths n,n] "
+      "usage: model_bench FILE.json [--device cuda|cpu] [--shape 8b] [--layers n] "
+      "[--sequences n,n] [--depths n,n] [--lengths n,n] "
       "[--length n] [--hosts n] [--query n] [--retaining-width n] [--product n]");
   if (argc > 1) options = ParseOptions(argc, argv);
   const absl::Status status = options.ok() ? Run(*options, argv[1]) : options.status();

@@ -26,6 +26,9 @@ def main():
         ("attention, 32K causal, d 128, TFLOP/s", value("prefill causal, d 128, 32768"), ">= 550"),
         ("  PyTorch's best there, TFLOP/s", max((t for t in torch if t), default=None), ""),
         ("decode attention, 64K keys, % of copy bandwidth", share("paged, d 128, 1 sequences x 1 rows x 65536 slots"), ">= 85"),
+        ("decode step of the 8B shape, 1 x 64K keys, ms as a graph", value("decode, 1 x 65536 tokens, a step as a graph"), ""),
+        ("  the same operation by operation, ms", value("decode, 1 x 65536 tokens, a step by operations"), ""),
+        ("  of copy bandwidth, %", share("decode, 1 x 65536 tokens, it reads"), ""),
         ("prefill of the 8B shape, 32K, % of matrix peak", share("prefill of 32768 tokens, whole model rate"), ">= 60"),
         ("prefill of the 8B shape, 128K, % of matrix peak", share("prefill of 131072 tokens, whole model rate"), ""),
     ]
