@@ -152,7 +152,11 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
   phases_.projection += after.projection - before.projection;
   phases_.compress += after.compress - before.compress + choose;
   phases_.communicate += communicate + after.communicate - before.communicate;
-  phases_.attend += after.attend - before.attend - communicate - choose;
+  // NCCL's watchdog counts a collective a little after the stream has passed it: what comes late is
+  // taken off later, as counters must not fall.
+  attend_rest_ += after.attend - before.attend - communicate - choose;
+  phases_.attend += std::max(0.0, attend_rest_);
+  attend_rest_ = std::min(0.0, attend_rest_);
   phases_.mlp += after.mlp - before.mlp;
   if (slice.layer_end == weights_.config().layers) {
     for (const SequenceId id : slice.ids) sequences_.at(id).prefill.reset();

@@ -101,6 +101,7 @@ class StepExecutor {
   StepGraphs graphs_;
   sampling::Sampler sampler_;  // rank 0
   PrefillPhases phases_;
+  double attend_rest_ = 0;  // at most 0: still to be taken off phases_.attend
   bool overlap_passing_ = false;
 };
 

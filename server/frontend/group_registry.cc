@@ -103,8 +103,12 @@ void GroupRegistry::Disconnect(const std::shared_ptr<WorkerGroup>& group, const 
     known = std::erase(groups_, group) > 0;
   }
   if (known) {
-    APB_LOG(Warning, "group lost id=", group->hello().group_id(),
-            " in_flight=", group->sequence_count(), " why=", why);
+    if (group->leaving() && group->sequence_count() == 0) {  // as it had announced
+      APB_LOG(Info, "group left id=", group->hello().group_id());
+    } else {
+      APB_LOG(Warning, "group lost id=", group->hello().group_id(),
+              " in_flight=", group->sequence_count(), " why=", why);
+    }
     metrics_.GroupLost(group->hello().group_id());
     AnnounceReadiness();
   }

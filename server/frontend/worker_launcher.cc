@@ -93,7 +93,9 @@ void WorkerLauncher::Run() {
       APB_LOG(Error, "processes of the worker group could not be killed");
     }
     if (status < 0) return;
-    if (absl::Now() - begin >= options_.healthy_after) backoff = options_.first_backoff;
+    // Back-off is for groups that fail, not for one that was told to end.
+    if (status == 0 || absl::Now() - begin >= options_.healthy_after)
+      backoff = options_.first_backoff;
     APB_LOG(Error, "worker group ended with status ", status, "; next start in ",
             absl::FormatDuration(backoff));
     if (!on_exit_(status) || !Sleep(backoff)) return;
