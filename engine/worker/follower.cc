@@ -19,6 +19,8 @@ std::string SerializedRankStats(const parallel::MpiRuntime& mpi, const StepExecu
   seconds["mlp"] = phases.mlp;
   for (const auto& operation : executor.mesh().stats().operations) {
     (*stats.mutable_collective_bytes())[operation.name] = operation.bytes_sent;
+    (*stats.mutable_collective_calls())[operation.name] = operation.calls;
+    (*stats.mutable_collective_seconds())[operation.name] = operation.seconds;
   }
   stats.set_kv_blocks_used(executor.pool().used_count());
   stats.set_kv_blocks_total(executor.pool().total_count());

@@ -89,7 +89,13 @@ void GroupRegistry::OnStats(WorkerGroup& group, const cluster::v1::GroupStats& s
     to.kv_blocks_pinned = rank.kv_blocks_pinned();
     to.phase_seconds.assign(rank.phase_seconds().begin(), rank.phase_seconds().end());
     for (const auto& [operation, bytes] : rank.collective_bytes()) {
-      to.collective_bytes.emplace_back(operation, static_cast<double>(bytes));
+      to.collectives.push_back({operation, static_cast<double>(bytes)});
+      const auto calls = rank.collective_calls().find(operation);
+      if (calls != rank.collective_calls().end())
+        to.collectives.back().calls = static_cast<double>(calls->second);
+      const auto seconds = rank.collective_seconds().find(operation);
+      if (seconds != rank.collective_seconds().end())
+        to.collectives.back().seconds = seconds->second;
     }
   }
   group.set_kv_blocks_used(stats.kv_blocks_used());

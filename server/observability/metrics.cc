@@ -142,6 +142,10 @@ struct Metrics::State {
       NewCounter("apb_prefill_phase_seconds_total", "Time of a rank by phase of the layer loop");
   Family<Counter>& collective_bytes =
       NewCounter("apb_collective_bytes_total", "Bytes a rank sent by collective");
+  Family<Counter>& collective_calls =
+      NewCounter("apb_collective_calls_total", "Collectives a rank took part in");
+  Family<Counter>& collective_seconds = NewCounter(
+      "apb_collective_seconds_total", "Time of a rank in collectives, waiting for others included");
   Family<Counter>& group_restarts =
       NewCounter("apb_group_restarts_total", "Starts of the local worker group after the first");
   Counter& slow_readers =
@@ -283,11 +287,15 @@ void Metrics::GroupStats(const GroupSample& sample) {
       with_phase["phase"] = phase;
       s.Advance(s.phase_seconds.Add(with_phase), absl::StrCat(key, "phase/", phase), seconds);
     }
-    for (const auto& [operation, bytes] : rank.collective_bytes) {
+    for (const CollectiveSample& collective : rank.collectives) {
       Labels with_operation = labels;
-      with_operation["op"] = operation;
-      s.Advance(s.collective_bytes.Add(with_operation), absl::StrCat(key, "bytes/", operation),
-                bytes);
+      with_operation["op"] = collective.operation;
+      const auto advance = [&](Family<Counter>& family, const char* what, double value) {
+        s.Advance(family.Add(with_operation), absl::StrCat(key, what, collective.operation), value);
+      };
+      advance(s.collective_bytes, "bytes/", collective.bytes);
+      advance(s.collective_calls, "calls/", collective.calls);
+      advance(s.collective_seconds, "seconds/", collective.seconds);
     }
   }
 }

@@ -25,6 +25,14 @@ struct FinishedRequest {
   double decode_seconds = 0;
 };
 
+// One kind of collective, since the rank's start.
+struct CollectiveSample {
+  std::string operation;  // all_gather, ...
+  double bytes = 0;       // sent
+  double calls = 0;
+  double seconds = 0;  // waiting for other ranks included
+};
+
 struct RankSample {
   int rank = 0;
   std::string host;
@@ -34,7 +42,7 @@ struct RankSample {
   int64_t kv_blocks_total = 0;
   // Counters since the rank's start.
   std::vector<std::pair<std::string, double>> phase_seconds;
-  std::vector<std::pair<std::string, double>> collective_bytes;
+  std::vector<CollectiveSample> collectives;
 };
 
 struct GroupSample {

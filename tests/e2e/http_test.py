@@ -128,7 +128,8 @@ class MetricsTest(unittest.TestCase):
         kinds = dict(re.findall(r"# TYPE (\S+) (\S+)", text))
         for kind, names in {
                 "counter": "requests_total prompt_tokens_total generated_tokens_total prompt_tokens_computed_total "
-                           "prefill_phase_seconds_total collective_bytes_total group_restarts_total "
+                           "prefill_phase_seconds_total collective_bytes_total collective_calls_total "
+                           "collective_seconds_total group_restarts_total "
                            "http_requests_total",
                 "gauge": "num_requests_running num_requests_waiting queued_tokens kv_cache_usage_ratio rank_up "
                          "server_state build_info model_info cache_config_info calibration_product_flops "
@@ -197,7 +198,8 @@ class MetricsTest(unittest.TestCase):
                                 answer["usage"]["completion_tokens"] - 2)
         self.assertEqual(grown('apb_http_requests_total{model="demo",code="404",method="POST",'
                                'route="/v1/chat/completions"}'), 1)
-        self.assertGreater(grown("apb_collective_bytes_total"), 0)
+        for what in ("bytes", "calls", "seconds"):
+            self.assertGreater(grown(f"apb_collective_{what}_total"), 0)
         self.assertGreater(grown("apb_prefill_phase_seconds_total"), 0)
 
 
