@@ -272,9 +272,6 @@ __global__ void MergePartialsKernel(PartialViews in, Rows<T> out, Rows<float> ls
   for (int p = 0; p < parts; ++p) top = fmaxf(top, sums[p * in.lse_part]);
   float total = 0;
   for (int p = 0; p < parts && top != -INFINITY; ++p) total += expf(sums[p * in.lse_part] - top);
-  if (lse.data != nullptr && lane == 0) {
-    lse.At(t)[h] = top == -INFINITY ? -INFINITY : top + logf(total);
-  }
   for (int c = lane; c < width; c += kWarp) {
     float sum = 0;
     for (int p = 0; p < parts && top != -INFINITY; ++p) {
@@ -284,6 +281,11 @@ __global__ void MergePartialsKernel(PartialViews in, Rows<T> out, Rows<float> ls
       sum += weight * in.outs[p * in.out_part + t * in.out_row + h * in.out_head + c];
     }
     out.At(t, h)[c] = FromFloat<T>(sum);
+  }
+  // Behind the last look of all lanes: the place may be a part's.
+  __syncwarp();
+  if (lse.data != nullptr && lane == 0) {
+    lse.At(t)[h] = top == -INFINITY ? -INFINITY : top + logf(total);
   }
 }
 

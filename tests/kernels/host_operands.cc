@@ -66,10 +66,11 @@ class Operands {
     }
     std::byte* host = view.as<std::byte>();
     TensorView placed = view;
-    for (Operand& operand : all_) {  // in place
-      if (operand.host != host || operand.span != span) continue;
+    for (Operand& operand : all_) {  // in place, or in the place of a part
+      if (host < operand.host || host + span > operand.host + operand.span) continue;
       operand.written = operand.written || written;
-      placed.data = static_cast<std::byte*>(operand.buffer.data()) + operand.begin;
+      placed.data =
+          static_cast<std::byte*>(operand.buffer.data()) + operand.begin + (host - operand.host);
       return placed;
     }
     const size_t begin = kGuard + reinterpret_cast<uintptr_t>(host) % kGuard;

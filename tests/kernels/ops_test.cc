@@ -178,6 +178,17 @@ TEST_P(Ops, MergePartials) {
         EXPECT_NEAR(got[i], want.lse[i], 1e-3);
       }
     }
+    // As rings merge: what comes takes the place of the first part.
+    TensorView first_out = outs.view, first_lse = lses.view;
+    first_out.rank = 3;
+    first_out.shape = {9, 4, 80, 0};
+    first_out.stride = {320, 80, 1, 0};
+    first_lse.rank = 2;
+    first_lse.shape = {9, 4, 0, 0};
+    first_lse.stride = {4, 1, 0, 0};
+    backend_->MergePartials(outs.view, lses.view, first_out, first_lse, *stream_);
+    Expect(want.out, first_out, DType::kF32);
+    EXPECT_EQ(ToDoubles(first_lse), got);
   }
 }
 
