@@ -168,7 +168,7 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
 absl::Status StepExecutor::RunRows(const std::vector<schedule::RowSpan>& rows,
                                    schedule::StepResult& result) {
   std::vector<attention::BatchRows> batch;
-  std::vector<int32_t> ids;
+  tokens_.clear();
   for (const schedule::RowSpan& span : rows) {
     auto found = sequences_.find(span.id);
     if (found == sequences_.end())
@@ -177,21 +177,21 @@ absl::Status StepExecutor::RunRows(const std::vector<schedule::RowSpan>& rows,
                      .document_slots = found->second.document_slots,
                      .position = span.position,
                      .count = static_cast<int64_t>(span.tokens.size())});
-    ids.insert(ids.end(), span.tokens.begin(), span.tokens.end());
+    tokens_.insert(tokens_.end(), span.tokens.begin(), span.tokens.end());
   }
   const auto decodes = [](const schedule::RowSpan& span) {
     return span.tokens.size() == 1 && span.sample;
   };
   if (graphs_.enabled() && rows.size() <= StepGraphs::kMaxRows &&
       std::all_of(rows.begin(), rows.end(), decodes)) {
-    return Decode(rows, batch, std::move(ids), result);
+    return Decode(rows, batch, result);
   }
   const model::ModelConfig& config = weights_.config();
   APB_ASSIGN_OR_RETURN(
       const TensorView hidden,
-      hidden_.Get(config.dtype, {static_cast<int64_t>(ids.size()), config.hidden_size}));
+      hidden_.Get(config.dtype, {static_cast<int64_t>(tokens_.size()), config.hidden_size}));
   APB_RETURN_IF_ERROR(row_attention_->Prepare(batch, *stream_, {.sliced = sliced_}));
-  APB_RETURN_IF_ERROR(decoder_->Embed(ids, hidden, *stream_));
+  APB_RETURN_IF_ERROR(decoder_->Embed(tokens_, hidden, *stream_));
   APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, row_attention_->positions(),
                                           *row_attention_, *stream_, sliced_));
   NoteLogits(std::count_if(rows.begin(), rows.end(), [](const auto& span) { return span.sample; }));
@@ -212,7 +212,7 @@ int64_t StepExecutor::memory_moves() const {
 
 absl::Status StepExecutor::Decode(const std::vector<schedule::RowSpan>& rows,
                                   const std::vector<attention::BatchRows>& batch,
-                                  std::vector<int32_t> tokens, schedule::StepResult& result) {
+                                  schedule::StepResult& result) {
   const int64_t count = static_cast<int64_t>(rows.size());
   int64_t slots = 0;  // on any rank: each token of a sequence has one at most
   std::vector<Sequence*> owners;
@@ -233,9 +233,9 @@ absl::Status StepExecutor::Decode(const std::vector<schedule::RowSpan>& rows,
   }
   NoteLogits(key.rows);
   // Before the graph: what the host knows of this step.
-  APB_RETURN_IF_ERROR(decoder_->CheckTokens(tokens));
-  tokens.resize(key.rows, 0);
-  backend_.Copy(TensorView::Contiguous(tokens.data(), DType::kI32, {key.rows}), ids, *stream_);
+  APB_RETURN_IF_ERROR(decoder_->CheckTokens(tokens_));
+  tokens_.resize(key.rows, 0);
+  backend_.Copy(TensorView::Contiguous(tokens_.data(), DType::kI32, {key.rows}), ids, *stream_);
   APB_RETURN_IF_ERROR(row_attention_->Prepare(
       batch, *stream_,
       {.sliced = sliced_, .padding = key.rows - count, .total_slots = key.total_slots}));

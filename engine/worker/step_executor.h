@@ -74,8 +74,7 @@ class StepExecutor {
   absl::Status RunRows(const std::vector<schedule::RowSpan>& rows, schedule::StepResult& result);
   // The same of a batch of one row for each sequence, all of which draw a token: by graphs.
   absl::Status Decode(const std::vector<schedule::RowSpan>& rows,
-                      const std::vector<attention::BatchRows>& batch, std::vector<int32_t> tokens,
-                      schedule::StepResult& result);
+                      const std::vector<attention::BatchRows>& batch, schedule::StepResult& result);
   // All ranks call it before logits of `rows` rows, which some of them compute.
   void NoteLogits(int64_t rows);
   // How often memory of decode steps has moved, on any rank.
@@ -96,6 +95,7 @@ class StepExecutor {
   std::unique_ptr<cache::PagedKvCache> cache_;
   std::unique_ptr<attention::RowBatchAttention> row_attention_;
   std::map<schedule::SequenceId, Sequence> sequences_;
+  std::vector<int32_t> tokens_;  // of the step's rows; a device may read them until the step ends
   core::Workspace ids_, hidden_, sampled_, logits_;
   int64_t most_logits_ = 0, logits_moves_ = 0;
   StepGraphs graphs_;
