@@ -233,9 +233,12 @@ __global__ void AccumulateKernel(Rows<const float> x, Rows<T> out, int width) {
   }
 }
 
-template <typename T>
-__global__ void AddBiasKernel(const T* bias, Rows<float> out, int width) {
-  for (int c = threadIdx.x; c < width; c += kThreads) out.At(blockIdx.x)[c] += ToFloat(bias[c]);
+template <typename T, typename Out>
+__global__ void AddBiasKernel(const T* bias, Rows<Out> out, int width) {
+  for (int c = threadIdx.x; c < width; c += kThreads) {
+    Out& x = out.At(blockIdx.x)[c];
+    x = FromFloat<Out>(ToFloat(x) + ToFloat(bias[c]));
+  }
 }
 
 // One block for a row of k and v.
@@ -391,8 +394,13 @@ cudaError_t AccumulateRmsNorm(const TensorView& x, const TensorView& residual,
 cudaError_t AddBias(const TensorView& bias, const TensorView& out, cudaStream_t stream) {
   return WithElement(bias.dtype, [&](auto element) {
     using T = decltype(element);
-    return Launch(AddBiasKernel<T>, Blocks(out.shape[0]), kThreads, 0, stream, bias.as<const T>(),
-                  RowsOf<float>(out), static_cast<int>(out.shape[1]));
+    const int width = static_cast<int>(out.shape[1]);
+    if (out.dtype == DType::kF32) {
+      return Launch(AddBiasKernel<T, float>, Blocks(out.shape[0]), kThreads, 0, stream,
+                    bias.as<const T>(), RowsOf<float>(out), width);
+    }
+    return Launch(AddBiasKernel<T, T>, Blocks(out.shape[0]), kThreads, 0, stream,
+                  bias.as<const T>(), RowsOf<T>(out), width);
   });
 }
 

@@ -83,8 +83,10 @@ struct CudaLinear::Impl {
   }
 
   absl::Status Run(const LinearArgs& a, CudaStream& stream) {
-    // The bias has the type of x; the epilogue wants it in the type of the output.
-    const bool fused_bias = a.bias.present() && a.out.dtype == a.x.dtype;
+    // The bias has the type of x; the epilogue wants it in the type of the output. No preference tells
+    // cuBLASLt where it begins, and its kernels load 16 bytes.
+    const bool fused_bias =
+        a.bias.present() && a.out.dtype == a.x.dtype && AlignmentOf(a.bias) >= 16;
     Product product;
     absl::Status status = LtStatus(
         cublasLtMatmulDescCreate(&product.handle, CUBLAS_COMPUTE_32F, CUDA_R_32F), "product");

@@ -22,7 +22,7 @@ cudaError_t Accumulate(const TensorView& x, const TensorView& out, cudaStream_t 
 cudaError_t AccumulateRmsNorm(const TensorView& x, const TensorView& residual,
                               const TensorView& weight, float epsilon, const TensorView& out,
                               cudaStream_t stream);
-// out[t] += bias, for products whose output type is not the bias's.
+// out[t] += bias, where a product cannot add it; out is f32 or of the bias's type.
 cudaError_t AddBias(const TensorView& bias, const TensorView& out, cudaStream_t stream);
 cudaError_t ReadFromCache(const TensorView& slots, const TensorView& k_cache,
                           const TensorView& v_cache, const TensorView& k, const TensorView& v,
