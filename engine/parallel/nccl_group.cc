@@ -162,7 +162,8 @@ absl::Status NcclGroup::Settle(ncclResult_t result, const char* name) {
     }
   }
   if (result == ncclSuccess) return absl::OkStatus();
-  return Break(absl::StrCat(name, ": ", ncclGetErrorString(result)));
+  // NCCL's own words say which rank and which device.
+  return Break(absl::StrCat(name, ": ", ncclGetErrorString(result), ": ", ncclGetLastError(comm_)));
 }
 
 absl::Status NcclGroup::Break(const std::string& reason) {
@@ -285,7 +286,9 @@ void NcclGroup::LookAfter() {
     Break(absl::StrCat("aborted: ", abort_reason_)).IgnoreError();
   } else if (ncclCommGetAsyncError(comm_, &state) != ncclSuccess ||
              (state != ncclSuccess && state != ncclInProgress)) {
-    Break(absl::StrCat("a peer or a link failed: ", ncclGetErrorString(state))).IgnoreError();
+    Break(absl::StrCat("a peer or a link failed: ", ncclGetErrorString(state), ": ",
+                       ncclGetLastError(comm_)))
+        .IgnoreError();
   } else if (!under_way_.empty()) {
     // Time counts from when the collective itself runs, not the work in front of it.
     NcclCollective& oldest = *under_way_.front();

@@ -55,6 +55,18 @@ absl::StatusOr<parallel::Mesh> NcclMesh(parallel::Mesh& host, absl::Duration dea
   return parallel::Mesh(std::move(all), std::move(context), std::move(tensor));
 }
 
+// GPUs of this machine. `auto` wants one for each of its ranks: NCCL refuses ranks that share one, unless
+// its environment says otherwise, which who asks for `cuda` may know.
+absl::StatusOr<int> UsableGpus(const WorkerOptions& options, int ranks) {
+  if (options.device == "cpu") return absl::UnavailableError("--device cpu");
+  APB_ASSIGN_OR_RETURN(const int gpus, kernels::UsableCudaDevices());
+  if (options.device == "auto" && ranks > gpus) {
+    return absl::UnavailableError(
+        absl::StrCat(ranks, " ranks on a machine with ", gpus, " usable GPUs"));
+  }
+  return gpus;
+}
+
 }  // namespace
 
 absl::StatusOr<float> LargestOverRanks(parallel::Communicator& control, float value) {
@@ -67,8 +79,7 @@ absl::StatusOr<float> LargestOverRanks(parallel::Communicator& control, float va
 absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
                                     parallel::MpiRuntime& mpi, parallel::Communicator& control) {
   const absl::Duration deadline = absl::Seconds(options.collective_timeout_seconds);
-  const absl::StatusOr<int> gpus = options.device == "cpu" ? absl::UnavailableError("--device cpu")
-                                                           : kernels::UsableCudaDevices();
+  const absl::StatusOr<int> gpus = UsableGpus(options, mpi.local_size());
   APB_ASSIGN_OR_RETURN(const float lacking, LargestOverRanks(control, gpus.ok() ? 0 : 1));
   if (options.device == "cuda") {
     APB_RETURN_IF_ERROR(gpus.status());
@@ -82,8 +93,9 @@ absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
     APB_ASSIGN_OR_RETURN(mesh, NcclMesh(mesh, deadline));
   } else {
     if (options.device == "auto" && mpi.rank() == 0) {
-      APB_LOG(Info, "computing on the CPU: ",
-              gpus.ok() ? "another rank has no GPU" : std::string(gpus.status().message()));
+      APB_LOG(
+          Info, "computing on the CPU: ",
+          gpus.ok() ? "another rank has no GPU of its own" : std::string(gpus.status().message()));
     }
     APB_ASSIGN_OR_RETURN(device.backend,
                          kernels::CreateCpuBackend({.threads = threads, .force_isa = ""}));

@@ -17,7 +17,7 @@ struct Device {
   int ranks_on_it = 1;                   // that share its memory
 };
 
-// As options.device says; `auto` takes GPUs where every rank has one. All ranks call it together and
+// As options.device says; `auto` takes GPUs where every rank has one of its own. All ranks call it together and
 // come to the same end. `control` is over all ranks.
 absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
                                     parallel::MpiRuntime& mpi, parallel::Communicator& control);

@@ -17,7 +17,7 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
       "Name of this group, in logs and metrics; a second group of that name replaces the first");
   app.add_option("--token", o->token, "Secret that apb-server expects")->envname("APB_GROUP_TOKEN");
   app.add_option("--device", o->device,
-                 "cuda, cpu, or auto: GPUs where every rank has one, else CPUs")
+                 "cuda, cpu, or auto: GPUs where every rank has one of its own, else CPUs")
       ->check(CLI::IsMember({"auto", "cuda", "cpu"}));
   app.add_option("--dtype", o->dtype,
                  "Type of weights and activations, to which the checkpoint's are converted: "
