@@ -30,9 +30,20 @@ namespace {
 using kernels::DType;
 using kernels::TensorView;
 
-// Of one run: some milliseconds, so that on a busy machine some runs are not interrupted.
-constexpr double kProductFlops = 5e9, kAttentionFlops = 5e9;
-constexpr int64_t kSmallMessage = 64 << 10, kLargeMessage = 4 << 20;
+// Of one run: some milliseconds, so that on a busy machine some runs are not interrupted, and so that a
+// device's launches are a small part of it.
+struct Work {
+  double product_flops, attention_flops;
+  int64_t most_product_rows, most_attention_rows;
+  int64_t large_message;
+};
+constexpr Work kHostWork = {5e9, 5e9, 2048, 4096, 4 << 20};
+constexpr Work kDeviceWork = {2e12, 1e12, 4096, 16384, 64 << 20};
+constexpr int64_t kSmallMessage = 64 << 10;
+
+const Work& WorkFor(const kernels::Backend& backend) {
+  return backend.place() == kernels::Place::kHost ? kHostWork : kDeviceWork;
+}
 
 // Zeros: kernels take as long as with other numbers.
 absl::StatusOr<core::Tensor> Zeros(kernels::Backend& backend, DType dtype,
@@ -73,8 +84,9 @@ absl::StatusOr<double> ProductFlops(const model::Weights& weights, kernels::Back
     widest = std::max({widest, weight.shape[0], weight.shape[1]});
   }
   const double row_flops = 2.0 * static_cast<double>(parameters);
-  const int64_t rows =
-      std::clamp<int64_t>(static_cast<int64_t>(kProductFlops / row_flops), 32, 2048);
+  const Work& work = WorkFor(backend);
+  const int64_t rows = std::clamp<int64_t>(static_cast<int64_t>(work.product_flops / row_flops), 32,
+                                           work.most_product_rows);
   const DType dtype = weights.config().dtype;
   APB_ASSIGN_OR_RETURN(const core::Tensor in, Zeros(backend, dtype, {rows, widest}));
   APB_ASSIGN_OR_RETURN(const core::Tensor out,
@@ -97,8 +109,10 @@ absl::StatusOr<double> AttentionFlops(const model::Weights& weights, kernels::Ba
   const attention::ModelShape shape = ShapeOf(weights);
   const DType dtype = weights.config().dtype;
   const double pair_flops = 4.0 * static_cast<double>(shape.query_heads * shape.head_dim);
-  const int64_t rows = std::clamp<int64_t>(
-      static_cast<int64_t>(std::sqrt(2 * kAttentionFlops / pair_flops)), 256, 4096);
+  const Work& work = WorkFor(backend);
+  const int64_t rows =
+      std::clamp<int64_t>(static_cast<int64_t>(std::sqrt(2 * work.attention_flops / pair_flops)),
+                          256, work.most_attention_rows);
   std::vector<int32_t> numbers(rows);
   std::iota(numbers.begin(), numbers.end(), 0);
   APB_ASSIGN_OR_RETURN(
@@ -156,8 +170,9 @@ absl::StatusOr<attention::MachineSpeed> Calibrate(const model::Weights& weights,
   if (communicator.size() == 1) return speed;
   APB_ASSIGN_OR_RETURN(const double small,
                        StepSeconds(kSmallMessage, 10, backend, communicator, *stream));
+  const int64_t large_message = WorkFor(backend).large_message;
   APB_ASSIGN_OR_RETURN(const double large,
-                       StepSeconds(kLargeMessage, 4, backend, communicator, *stream));
+                       StepSeconds(large_message, 4, backend, communicator, *stream));
   // Nanoseconds of 1e6 operations or bytes: f32 is exact enough.
   std::array<float, 4> slowest = {static_cast<float>(1e15 / speed.product_flops),
                                   static_cast<float>(1e15 / speed.attention_flops),
@@ -172,7 +187,7 @@ absl::StatusOr<attention::MachineSpeed> Calibrate(const model::Weights& weights,
   // time = latency + bytes / speed, through both points. No link is faster than memory.
   const double small_seconds = slowest[2] * 1e-9, large_seconds = slowest[3] * 1e-9;
   const double per_byte = std::max(
-      1e-12, (large_seconds - small_seconds) / static_cast<double>(kLargeMessage - kSmallMessage));
+      1e-12, (large_seconds - small_seconds) / static_cast<double>(large_message - kSmallMessage));
   speed.link_bytes_per_second = 1 / per_byte;
   speed.link_latency_seconds =
       std::max(1e-7, small_seconds - static_cast<double>(kSmallMessage) * per_byte);
