@@ -17,9 +17,9 @@
 # A part that has passed is not run again: remove build/gpu-results to start anew. Numbers end in
 # build/gpu-results/results.json, a table of the main ones on the screen.
 #
-# `build` needs nvcc, cuBLASLt and NCCL with their headers, CMake, ninja, a C++ compiler, Abseil, GoogleTest and
-# nlohmann-json: the system's, or build/gpu-deps as pack.sh makes it. It needs no GPU: built elsewhere, build/gpu-bin and
-# build/gpu-deps can be carried to a machine that has the libraries only (PyTorch's are found, too).
+# `build` needs nvcc, cuBLASLt and NCCL with their headers (PyTorch's are found, too), CMake, ninja, a C++ compiler,
+# Abseil, GoogleTest and nlohmann-json: the system's, or build/gpu-deps as pack.sh makes it. It needs no GPU: built elsewhere,
+# build/gpu-carry.tgz can be carried to a machine that has the libraries only; there the other parts unpack it.
 #   APB_BUILD_SECONDS (300)          for `build` on slower machines
 #   APB_TEST_SEED (from the clock)   seed of the tests' random data
 set -uo pipefail
@@ -28,6 +28,8 @@ build="$root/build/gpu"
 bin="$root/build/gpu-bin"
 results="$root/build/gpu-results"
 deps="$root/build/gpu-deps"
+carried="$root/build/gpu-carry.tgz"  # programs and deps, a quarter of their size
+if [[ -e $carried && ( ! -d $bin || $carried -nt $bin ) ]]; then tar -xmzf "$carried" -C "$root/build"; fi
 export APB_TEST_SEED=${APB_TEST_SEED:-$(date +%s)}
 export PATH="$PATH:/usr/local/cuda/bin"
 libraries=$(python3 -c 'import glob, site
@@ -46,8 +48,9 @@ part() {
     return 0
   fi
   echo "== $name (at most $seconds s)"
-  export -f "run_$name" over_ranks
-  root=$root build=$build bin=$bin results=$results deps=$deps timeout "$seconds" bash -euo pipefail -c "run_$name" 2>&1 |
+  export -f "run_$name" over_ranks lend
+  root=$root build=$build bin=$bin results=$results deps=$deps libraries=$libraries carried=$carried \
+    timeout "$seconds" bash -euo pipefail -c "run_$name" 2>&1 |
     tee "$results/$name.log" | tail -n 60
   status=${PIPESTATUS[0]}
   if [[ $status == 0 ]]; then
@@ -59,19 +62,50 @@ part() {
   fi
 }
 
+# lend NAME HEADER...: PyTorch's copy of a library that the toolkit lacks, in build/gpu-lent by the names that compilers
+# and linkers look for.
+lend() {
+  local name=$1 toolkit folder file header
+  shift
+  toolkit=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")
+  for folder in "$toolkit"/lib64 "$toolkit"/lib "$toolkit"/targets/*/lib /usr/lib/*-linux-gnu; do
+    if [[ -e $folder/lib$name.so ]]; then return; fi
+  done
+  for folder in ${libraries//:/ }; do
+    for file in "$folder/lib$name.so".*; do
+      [[ -e $file ]] || continue
+      ln -sf "$file" "$build-lent/lib$name.so"
+      for header; do ln -sf "$(dirname "$folder")/include/$header" "$build-lent/$header"; done
+      return
+    done
+  done
+}
+
 run_build() {
   nvcc --version
-  local prefix=() programs=(ops_test sample_test record_test attention_test engine_gpu_test nccl_test nccl_strategy_test nccl_decode_test cuda_bench model_bench)
-  [[ -d $deps ]] && prefix=("-DCMAKE_PREFIX_PATH=$deps")
+  local options=() programs=(ops_test sample_test record_test attention_test engine_gpu_test nccl_test nccl_strategy_test nccl_decode_test cuda_bench model_bench)
+  if [[ -d $deps ]]; then options=("-DCMAKE_PREFIX_PATH=$deps"); fi
+  rm -rf "$build-lent"
+  mkdir -p "$build-lent"
+  lend cublasLt cublasLt.h cublas_api.h
+  lend nccl nccl.h
+  export CPATH="$build-lent"
+  if [[ -e $build-lent/libcublasLt.so ]]; then options+=("-DCUDA_cublasLt_LIBRARY=$build-lent/libcublasLt.so"); fi
+  if [[ -e $build-lent/libnccl.so ]]; then
+    options+=("-DNCCL_LIBRARY=$build-lent/libnccl.so" "-DNCCL_INCLUDE_DIR=$build-lent")
+  fi
   # For Hopper alone. Other compilers than CI's have other warnings.
   cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DAPB_BARE=ON -DAPB_CUDA=ON -DAPB_WERROR=OFF \
-    -DAPB_TESTS=ON "-DCMAKE_CUDA_ARCHITECTURES=90-real" "${prefix[@]}"
+    -DAPB_TESTS=ON "-DCMAKE_CUDA_ARCHITECTURES=90-real" "${options[@]}"
   cmake --build "$build" --target "${programs[@]}"
   mkdir -p "$bin"
   for program in "${programs[@]}"; do
     strip -o "$bin/$program" "$(find "$build/tests" -type f -name "$program")"
   done
   du -sh "$bin"
+  local folders=(gpu-bin)
+  if [[ -d $deps ]]; then folders+=(gpu-deps); fi
+  tar -czf "$carried" -C "$root/build" "${folders[@]}"
 }
 
 run_kernels() {
@@ -93,7 +127,7 @@ over_ranks() {
   local meeting rank pids=() status=0
   meeting=$(mktemp -d)
   for ((rank = 0; rank < $2; ++rank)); do
-    NCCL_HOSTID=rank$rank NCCL_SOCKET_IFNAME=lo "$1" $rank "$2" "$meeting/id" --gtest_brief=$((rank > 0)) &
+    NCCL_HOSTID=rank$rank NCCL_NET=Socket NCCL_SOCKET_IFNAME=lo "$1" $rank "$2" "$meeting/id" --gtest_brief=$((rank > 0)) &
     pids+=($!)
   done
   for rank in "${pids[@]}"; do wait "$rank" || status=1; done
