@@ -102,6 +102,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T, int D>
 cudaError_t Run(const SegmentedArgs& args, cudaStream_t stream) {
+  static_assert(sizeof(SharedTiles<T, D>) <= kSharedBytesEverywhere);
   const int64_t blocks = RowTiles(args.rows, args.group_split, kMatrixTileRows) * args.heads;
   return Launch(MatrixAttentionKernel<T, D>, dim3(static_cast<unsigned>(blocks)), kThreads,
                 sizeof(SharedTiles<T, D>), stream, args);

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -10,6 +11,10 @@
 #include "kernels/tensor_view.h"
 
 namespace apb::kernels::cuda {
+
+// Shared memory that a block may have on every device: 99 KiB on 8.6, 8.9 and 12.x, 163 and more on
+// others.
+constexpr size_t kSharedBytesEverywhere = 99 * 1024;
 
 inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

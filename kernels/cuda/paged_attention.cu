@@ -129,7 +129,7 @@ template <typename T, int D, bool kFew>
 struct PagedShape {
   static constexpr int kRows = kFew ? kFewRows : kManyRows;
   static constexpr int kTileKeys = kFew ? 16 : kPagedTileKeys;  // of one copy
-  static constexpr int kStages = kFew ? 3 : 2;
+  static constexpr int kStages = kFew && D < 128 ? 3 : 2;
   static constexpr int kCopiers = kFew ? kWarp : kThreads;  // threads that copy a tile together
   static constexpr int kRings = kThreads / kCopiers;
   struct Tile {
@@ -144,6 +144,7 @@ struct PagedShape {
     Tile tile[kRings][kStages];
     Joined joined;
   };
+  static_assert(sizeof(Shared) <= kSharedBytesEverywhere);
 };
 
 // Element offsets of a tile's keys in the cache: key i is kept by lane i % 32 of every warp.
