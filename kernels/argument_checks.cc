@@ -19,10 +19,15 @@ absl::Status Check(bool ok, const char* operation, const TensorView& a, const Te
   return ok ? absl::OkStatus() : ShapeError(operation, a, b);
 }
 
+// One offset is right for both.
+bool IsOneLayout(const TensorView& k_cache, const TensorView& v_cache) {
+  return k_cache.rank == 4 && k_cache.shape == v_cache.shape && k_cache.stride == v_cache.stride;
+}
+
 bool RowsFitCache(const TensorView& k, const TensorView& v, const TensorView& slots,
                   const TensorView& k_cache, const TensorView& v_cache) {
   return k.rank == 3 && k.shape == v.shape && IsFloat(k.dtype) && slots.dtype == DType::kI64 &&
-         slots.shape[0] == k.shape[0] && k_cache.rank == 4 && k_cache.shape == v_cache.shape &&
+         slots.shape[0] == k.shape[0] && IsOneLayout(k_cache, v_cache) &&
          k_cache.shape[1] == k.shape[1] && k_cache.shape[3] == k.shape[2] && k.dtype == v.dtype &&
          k.dtype == k_cache.dtype && k.dtype == v_cache.dtype;
 }
@@ -114,8 +119,8 @@ absl::Status CheckAttention(const AttentionArgs& a) {
 
 absl::Status CheckPagedAttention(const PagedAttentionArgs& a) {
   bool ok = a.q.rank == 3 && IsFloat(a.q.dtype) && a.out.shape == a.q.shape &&
-            a.k_cache.rank == 4 && a.k_cache.shape == a.v_cache.shape &&
-            a.k_cache.dtype == a.q.dtype && a.v_cache.dtype == a.q.dtype &&
+            IsOneLayout(a.k_cache, a.v_cache) && a.k_cache.dtype == a.q.dtype &&
+            a.v_cache.dtype == a.q.dtype &&
             (a.out.dtype == a.q.dtype || a.out.dtype == DType::kF32) &&
             a.k_cache.shape[3] == a.q.shape[2] && a.q.shape[2] <= 256 &&
             a.q.shape[1] % a.k_cache.shape[1] == 0 && a.q.shape[1] / a.k_cache.shape[1] <= 128;

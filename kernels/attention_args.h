@@ -67,7 +67,7 @@ struct PagedAttentionArgs {
   TensorView q;                              // [T, n_q, d], after RoPE
   TensorView q_positions;                    // [T] i32
   TensorView k_cache;                        // [blocks, n_kv, block_size, d] of one layer
-  TensorView v_cache;                        // [blocks, n_kv, block_size, d]
+  TensorView v_cache;                        // of the same shape and strides
   std::span<const PagedRows> rows;           // of each sequence; host memory
   const PagedSequence* sequences = nullptr;  // [rows.size()]
   // The slots of all sequences together are at most as many. Results do not depend on how many more

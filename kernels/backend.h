@@ -87,7 +87,7 @@ struct LinearArgs {
 struct CacheRows {
   TensorView slots;    // [T] i64
   TensorView k_cache;  // [blocks, n_kv, block_size, d]
-  TensorView v_cache;
+  TensorView v_cache;  // of the same shape and strides
 };
 
 // Rotary embedding, in place, "rotate half" pairing: (x[i], x[i + d/2]). Angle = position *

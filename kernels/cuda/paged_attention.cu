@@ -424,8 +424,7 @@ std::vector<PagedLaunch> PlanLaunches(const PagedAttentionArgs& a, int multiproc
 }  // namespace
 
 bool MatrixPagedAttentionTakes(const PagedAttentionArgs& a) {
-  const bool same_strides = a.k_cache.stride == a.v_cache.stride;
-  return IsMatrixType(a.q.dtype) && IsMatrixHeadDim(a.q.shape[2]) && a.scale > 0 && same_strides &&
+  return IsMatrixType(a.q.dtype) && IsMatrixHeadDim(a.q.shape[2]) && a.scale > 0 &&
          IsAligned16(a.q) && IsAligned16(a.k_cache) && IsAligned16(a.v_cache) && IsAligned16(a.out);
 }
 

@@ -124,6 +124,10 @@ TEST(ArgumentChecks, PagedAttention) {
   args.sequences = nullptr;
   EXPECT_FALSE(CheckPagedAttention(args).ok());
   args.sequences = &sequence;
+  args.v_cache.stride[0] += 64;  // kernels take one offset for both caches
+  EXPECT_FALSE(CheckPagedAttention(args).ok());
+  args.v_cache = args.k_cache;
+  EXPECT_TRUE(CheckPagedAttention(args).ok());
   args.k_cache = BF16({7, 2, 16, 32});
   EXPECT_FALSE(CheckPagedAttention(args).ok());
 }
