@@ -11,9 +11,8 @@
 namespace apb::attention {
 namespace {
 
-void OnRanks(void (*check)(const TestRank&)) {
-  constexpr int kRanks = 2;
-  auto group = parallel::CreateLocalGroup(kRanks, absl::Minutes(5));
+void OnRanks(void (*check)(const TestRank&), int ranks = 2) {
+  auto group = parallel::CreateLocalGroup(ranks, absl::Minutes(5));
   std::vector<std::thread> threads;
   for (auto& rank : group)
     threads.emplace_back([&] { check({*rank, *kernels::CreateCudaBackend(0)}); });
@@ -24,6 +23,8 @@ TEST(EmulatedContract, PassingEverythingIsFull) { OnRanks(CheckPassingEverything
 TEST(EmulatedContract, ExactStrategiesAreFull) { OnRanks(CheckExactStrategiesAreFull); }
 TEST(EmulatedContract, BatchesOverPrefixesAreFull) { OnRanks(CheckBatchesOverPrefixesAreFull); }
 TEST(EmulatedContract, RingsAreLikeTheOracle) { OnRanks(CheckRingsAreLikeTheOracle); }
+// Rings of two never merge on the way.
+TEST(EmulatedContract, RingsOfThreeAreLikeTheOracle) { OnRanks(CheckRingsAreLikeTheOracle, 3); }
 TEST(EmulatedContract, HostZeroIsFull) { OnRanks(CheckHostZeroIsFull); }
 TEST(EmulatedContract, RanksDoNotMatter) { OnRanks(CheckRanksDoNotMatter); }
 TEST(EmulatedContract, OverlapDoesNotMatter) { OnRanks(CheckOverlapDoesNotMatter); }
