@@ -175,10 +175,9 @@ class Backend {
 
   virtual void Attention(const AttentionArgs& args, Stream& stream) = 0;
   virtual void PagedAttention(const PagedAttentionArgs& args, Stream& stream) = 0;
-  // Exact merge of partial results over disjoint keys (max-shifted, float32, host
-  // order). outs [H, T, n_q, d] f32 (strided), lses [H, T, n_q] f32 (strided), out [T, n_q, d], lse
-  // [T, n_q] f32 or absent. out and lse may be a part of outs and lses. Rows that saw no key
-  // anywhere: out 0, lse -inf.
+  // Exact merge of partial results over disjoint keys (max-shifted, float32, host order). outs [H, T,
+  // n_q, d] f32 (strided), lses [H, T, n_q] f32 (strided), out [T, n_q, d], lse [T, n_q] f32 or
+  // absent; both may be in a part's place. Rows that saw no key anywhere: out 0, lse -inf.
   virtual void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
                              const TensorView& lse, Stream& stream) = 0;
   // The way back from the cache: k[t], v[t] = what lies in slot slots[t] (>= 0, all of them). k, v
