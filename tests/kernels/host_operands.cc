@@ -195,7 +195,9 @@ void HostOperands::PagedAttention(const PagedAttentionArgs& args, Stream& stream
 void HostOperands::MergePartials(const TensorView& outs, const TensorView& lses,
                                  const TensorView& out, const TensorView& lse, Stream& stream) {
   Operands o(*device_, stream);
-  device_->MergePartials(o.In(outs), o.In(lses), o.Out(out), o.Out(lse), stream);
+  // The whole first: results may be in a part's place.
+  const TensorView placed_outs = o.In(outs), placed_lses = o.In(lses);
+  device_->MergePartials(placed_outs, placed_lses, o.Out(out), o.Out(lse), stream);
 }
 void HostOperands::ReadFromCache(const TensorView& slots, const TensorView& k_cache,
                                  const TensorView& v_cache, const TensorView& k,
