@@ -26,10 +26,9 @@ TensorView HeadRange(const TensorView& x, int64_t first, int64_t count) {
 
 }  // namespace
 
-UlyssesStrategy::UlyssesStrategy(const ShardPlan& plan, int64_t query_heads, int64_t kv_heads,
-                                 kernels::Backend& backend, parallel::Communicator& communicator)
-    : plan_(plan),
-      backend_(backend),
+UlyssesStrategy::UlyssesStrategy(int64_t query_heads, int64_t kv_heads, kernels::Backend& backend,
+                                 parallel::Communicator& communicator)
+    : backend_(backend),
       communicator_(communicator),
       rank_(communicator.rank()),
       ranks_(communicator.size()),
@@ -52,7 +51,7 @@ absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> UlyssesStrategy::Create
                      " KV heads do not divide among ", ranks, " ranks"));
   }
   std::unique_ptr<UlyssesStrategy> strategy(
-      new UlyssesStrategy(plan, query_heads, kv_heads, backend, communicator));
+      new UlyssesStrategy(query_heads, kv_heads, backend, communicator));
   int64_t count = 0;
   for (const HostShard& host : plan.hosts) {
     strategy->row_begin_.push_back(count);

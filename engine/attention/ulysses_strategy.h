@@ -13,7 +13,7 @@
 
 namespace apb::attention {
 
-// One object serves one prefill; the plan, of one block for each rank, must outlive it.
+// One object serves one prefill, by a plan of one block for each rank.
 class UlyssesStrategy : public ContextParallelStrategy {
  public:
   // kInvalidArgument where the heads do not divide among the ranks.
@@ -27,8 +27,8 @@ class UlyssesStrategy : public ContextParallelStrategy {
   absl::Status Attend(const LayerCall& call, kernels::Stream& stream) override;
 
  private:
-  UlyssesStrategy(const ShardPlan& plan, int64_t query_heads, int64_t kv_heads,
-                  kernels::Backend& backend, parallel::Communicator& communicator);
+  UlyssesStrategy(int64_t query_heads, int64_t kv_heads, kernels::Backend& backend,
+                  parallel::Communicator& communicator);
   // Heads of rank `rank`: [first, first + count).
   struct Heads {
     int64_t first, count;
@@ -43,7 +43,6 @@ class UlyssesStrategy : public ContextParallelStrategy {
   absl::Status ToTokens(const kernels::TensorView& all, const kernels::TensorView& mine,
                         kernels::Stream& stream);
 
-  const ShardPlan& plan_;
   kernels::Backend& backend_;
   parallel::Communicator& communicator_;
   const int rank_, ranks_;
