@@ -38,7 +38,7 @@ struct Options {
   int64_t max_queued_requests = 128;
   int64_t max_queued_tokens = 4 << 20;
   int64_t max_contexts = 64;
-  int64_t max_context_ttl_seconds = 24 * 3600;
+  int64_t max_context_ttl_seconds = 86'400;  // a day
   int64_t max_body_bytes = 64 << 20;
   int64_t max_connections = 4096;
   double sse_keepalive_seconds = 15;

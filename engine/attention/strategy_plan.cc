@@ -87,11 +87,11 @@ ShardPlan ApbPlan(const PromptLayout& layout, const StrategyOptions& options) {
 }
 
 ShardPlan ZigzagPlan(int64_t begin, int64_t end, int hosts) {
-  const int64_t chunk = (end - begin + 2 * hosts - 1) / (2 * hosts);
+  const int64_t chunks = int64_t{2} * hosts, chunk = (end - begin + chunks - 1) / chunks;
   ShardPlan plan;
   for (int h = 0; h < hosts; ++h) {
     HostShard shard;
-    for (const int64_t c : {h, 2 * hosts - 1 - h}) {
+    for (const int64_t c : {int64_t{h}, chunks - 1 - h}) {
       const TokenSpan span{std::min(end, begin + c * chunk),
                            std::min(end, begin + (c + 1) * chunk)};
       if (span.length() > 0) shard.local.push_back(span);

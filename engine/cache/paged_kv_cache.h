@@ -22,7 +22,7 @@ struct KvCacheShape {
   int64_t block_count = 0;
   kernels::DType dtype = kernels::DType::kBF16;
   int64_t bytes_per_block() const {
-    return 2 * layers * kv_heads * head_dim * block_size *
+    return int64_t{2} * layers * kv_heads * head_dim * block_size *
            static_cast<int64_t>(kernels::SizeOf(dtype));
   }
 };

@@ -56,7 +56,7 @@ absl::Status Checkpoint::Add(const std::string& path) {
 }
 
 absl::Status Checkpoint::Open(const std::string& directory) {
-  const absl::Status single = Add(directory + "/model.safetensors");
+  absl::Status single = Add(directory + "/model.safetensors");
   if (!absl::IsNotFound(single)) return single;
   const std::string index_path = directory + "/model.safetensors.index.json";
   auto shards = ReadIndex(index_path);
@@ -69,9 +69,10 @@ absl::Status Checkpoint::Open(const std::string& directory) {
   APB_RETURN_IF_ERROR(shards.status());
   std::set<std::string> names;
   for (const auto& [tensor, file] : *shards) names.insert(file);
-  for (const std::string& name : names) APB_RETURN_IF_ERROR(Add(directory + "/" + name));
+  for (const std::string& name : names)
+    APB_RETURN_IF_ERROR(Add(absl::StrCat(directory, "/", name)));
   for (const auto& [tensor, file] : *shards) {
-    if (tensors_.count(tensor) == 0) {
+    if (!tensors_.contains(tensor)) {
       return absl::InvalidArgumentError(
           absl::StrCat(index_path, ": tensor '", tensor, "' is not in ", file, " (damaged copy?)"));
     }

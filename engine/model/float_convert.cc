@@ -35,11 +35,12 @@ constexpr uint32_t OverflowsFrom(Float16) { return MagnitudeOf(65520.0f); }
 
 template <typename Source, typename Target>
 bool Convert(const Source* source, Target* target, int64_t count) {
+  const uint32_t overflows_from = OverflowsFrom(Target{});
   bool fits = true;
   for (int64_t i = 0; i < count; ++i) {
     const float x = ToFloat(source[i]);
     const uint32_t magnitude = MagnitudeOf(x);
-    fits &= magnitude < OverflowsFrom(Target{}) || magnitude >= kInfinity;
+    fits &= magnitude < overflows_from || magnitude >= kInfinity;
     FromFloat(x, target[i]);
   }
   return fits;

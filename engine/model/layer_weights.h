@@ -76,7 +76,7 @@ struct PartShape {
   // The part of this part that a share has, counted from where this one begins.
   PartShape Part(Share share) const {
     // The matrix products like sums of whole steps.
-    const int64_t step = mlp.length() >= 64 * share.count ? 64 : 1;
+    const int64_t step = mlp.length() >= int64_t{64} * share.count ? 64 : 1;
     return {.query_heads = PartOf(query_heads.length(), share),
             .kv_heads = PartOf(kv_heads.length(), share),
             .mlp = PartOf(mlp.length(), share, step),

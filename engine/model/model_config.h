@@ -59,6 +59,6 @@ std::string_view TorchName(kernels::DType dtype);
 // which field is missing, out of range or of an unsupported kind (e.g. sliding windows that would
 // be in use, MoE).
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& directory);
-absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& json);
+absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text);
 
 }  // namespace apb::model

@@ -237,7 +237,7 @@ absl::Status CopyWeights(std::vector<WeightCopy> copies, kernels::Backend& backe
   std::vector<std::thread> readers;
   for (int64_t i = 0; i < std::min<int64_t>(kReaders, pieces.size()); ++i)
     readers.emplace_back([&] { ReadPieces(pieces, staging, turns); });
-  const absl::Status status = SendPieces(pieces, staging, backend, turns, progress);
+  absl::Status status = SendPieces(pieces, staging, backend, turns, progress);
   turns.End();
   for (std::thread& reader : readers) reader.join();
   return status;

@@ -49,7 +49,7 @@ const Work& WorkFor(const kernels::Backend& backend) {
 absl::StatusOr<core::Tensor> Zeros(kernels::Backend& backend, DType dtype,
                                    std::initializer_list<int64_t> shape) {
   const int64_t count =
-      std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
+      std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
   std::vector<std::byte> zeros(count * kernels::SizeOf(dtype));
   TensorView view = TensorView::Contiguous(zeros.data(), dtype, shape);
   return core::Tensor::CopyOf(backend, view);

@@ -59,7 +59,7 @@ ContextInfo ContextStore::Add(Context context) {
   --reserved_;
   Entry entry{.expires_at = absl::Now() + context.ttl};
   entry.context = std::make_shared<const Context>(std::move(context));
-  const ContextInfo info = InfoOf(entry);
+  ContextInfo info = InfoOf(entry);
   entries_.emplace(entry.context->id, std::move(entry));
   Publish();
   changed_.Signal();

@@ -26,7 +26,7 @@ class ContextStore {
  public:
   struct Options {
     int64_t max_contexts = 64;
-    int64_t max_ttl_seconds = 24 * 3600;
+    int64_t max_ttl_seconds = 86'400;  // a day
   };
   static constexpr int64_t kDefaultTtlSeconds = 3600;
 

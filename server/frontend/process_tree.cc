@@ -18,8 +18,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 
-extern char** environ;
-
 namespace apb::frontend {
 namespace {
 

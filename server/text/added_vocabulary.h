@@ -32,7 +32,7 @@ class AddedVocabulary {
 
   struct Match {
     ByteRange range;  // with the blanks that lstrip and rstrip swallow
-    int32_t id;
+    int32_t id = 0;
   };
   // Tokens in `text`, leftmost first and longest of those. `normalized` says which half of the
   // tokens is looked for: those that match normalized text or those that match raw text.
