@@ -37,7 +37,7 @@ GrpcServer::GrpcServer(InferenceService::Options options, frontend::Frontend& fr
                        frontend::GroupRegistry& registry)
     : inference_service_(std::move(options), frontend), cluster_service_(registry) {}
 
-absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(Options options,
+absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const Options& options,
                                                               frontend::Frontend& frontend,
                                                               frontend::GroupRegistry& registry) {
   grpc::EnableDefaultHealthCheckService(true);

@@ -24,7 +24,7 @@ class GrpcServer {
     InferenceService::Options service;
   };
   // Both ports are bound when this returns; kUnavailable names one that is taken.
-  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(Options options,
+  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const Options& options,
                                                            frontend::Frontend& frontend,
                                                            frontend::GroupRegistry& registry);
   ~GrpcServer();

@@ -20,30 +20,30 @@ class InferenceService final : public inference::v1::InferenceService::CallbackS
   InferenceService(Options options, frontend::Frontend& frontend);
 
   grpc::ServerWriteReactor<inference::v1::GenerateResponse>* Generate(
-      grpc::CallbackServerContext* context, const inference::v1::GenerateRequest* request) override;
+      grpc::CallbackServerContext* context, const inference::v1::GenerateRequest* message) override;
   grpc::ServerUnaryReactor* CreateContext(grpc::CallbackServerContext* context,
-                                          const inference::v1::CreateContextRequest* request,
+                                          const inference::v1::CreateContextRequest* message,
                                           inference::v1::Context* response) override;
   grpc::ServerUnaryReactor* GetContext(grpc::CallbackServerContext* context,
-                                       const inference::v1::GetContextRequest* request,
+                                       const inference::v1::GetContextRequest* message,
                                        inference::v1::Context* response) override;
   grpc::ServerUnaryReactor* ListContexts(grpc::CallbackServerContext* context,
-                                         const inference::v1::ListContextsRequest* request,
+                                         const inference::v1::ListContextsRequest* message,
                                          inference::v1::ListContextsResponse* response) override;
   grpc::ServerUnaryReactor* DeleteContext(grpc::CallbackServerContext* context,
-                                          const inference::v1::DeleteContextRequest* request,
+                                          const inference::v1::DeleteContextRequest* message,
                                           inference::v1::DeleteContextResponse* response) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
-                                     const inference::v1::TokenizeRequest* request,
+                                     const inference::v1::TokenizeRequest* message,
                                      inference::v1::TokenizeResponse* response) override;
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
-                                       const inference::v1::DetokenizeRequest* request,
+                                       const inference::v1::DetokenizeRequest* message,
                                        inference::v1::DetokenizeResponse* response) override;
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
-                                         const inference::v1::GetModelInfoRequest* request,
+                                         const inference::v1::GetModelInfoRequest* message,
                                          inference::v1::GetModelInfoResponse* response) override;
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
-                                          const inference::v1::GetServerInfoRequest* request,
+                                          const inference::v1::GetServerInfoRequest* message,
                                           inference::v1::GetServerInfoResponse* response) override;
 
  private:
