@@ -25,6 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "reference_
 import generator  # noqa: E402
 
 NOISE = ("The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.").split(". ")
+WORDS = sorted(set(generator.NOUNS + generator.ADJECTIVES))
 PRESETS = {  # RULER's names for RULER's parameters
     "niah_single_1": ("niah", {"type_haystack": "noise"}),
     "niah_single_2": ("niah", {}),
@@ -271,11 +272,11 @@ def word_list(rng, counts):
 
 def cwe(rng, length, depth, count_tokens, num_cw=10, freq_cw=0, freq_ucw=0):
     """Frequencies of 0: as many as fill `length`, ten to one as RULER's 30 to 3."""
-    words = rng.sample(generator.NOUNS + generator.ADJECTIVES, 300)
-    each = max(1, (length - 2) // (10 * num_cw + 290))
-    freq_ucw, freq_cw = freq_ucw or each, freq_cw or 10 * (freq_ucw or each)
+    words = rng.sample(WORDS, 330)
+    freq_ucw = freq_ucw or -(-(length - 2) // (10 * num_cw + 320))
+    freq_cw = freq_cw or 10 * freq_ucw
     common = words[:num_cw]
-    others = max(0, min(290, (length - 2 - num_cw * freq_cw) // freq_ucw))
+    others = max(0, min(320, (length - 2 - num_cw * freq_cw) // freq_ucw))
     counts = [(w, freq_cw) for w in common] + [(w, freq_ucw) for w in words[num_cw:num_cw + others]]
     return word_list(rng, counts), COMMON_QUESTION, words_answer(common), common
 

@@ -3,6 +3,7 @@
 Answers are checked by teacher forcing: one is right if at each of its positions an expected token has the largest logit. In
 lists, whose order is free, the first token of any item that is still to come is expected.
 """
+import functools
 import multiprocessing
 import pathlib
 import sys
@@ -41,11 +42,16 @@ def expected(encode, answer, listed):
     return ids, right
 
 
+@functools.cache
+def load_tokenizer(file):
+    from tokenizers import Tokenizer
+    return Tokenizer.from_file(file)
+
+
 def make_case(job):
     """(name, length, ids, places of answer tokens, right ids)"""
-    from tokenizers import Tokenizer
     tokenizer_file, name, length, index, documents = job
-    tokenizer = Tokenizer.from_file(tokenizer_file)
+    tokenizer = load_tokenizer(tokenizer_file)
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
     task, parameters = CASES[name]
     depth = 1.0 if task == "khop" else (index + 0.5) / documents

@@ -65,7 +65,7 @@ def forward(model, ids, positions, tap=None, eager=False):
     size, length = ids.shape
     c = model.c
     cos, sin = rope(positions.flatten(), c["head_dim"], c["rope_theta"])
-    x = model.model.embed_tokens.weight[ids.flatten()].to(torch.bfloat16)
+    x = F.embedding(ids.flatten(), model.model.embed_tokens.weight).to(torch.bfloat16)
     states = []
     for layer in model.model.layers:
         a, m = layer.self_attn, layer.mlp

@@ -15,38 +15,41 @@ import os
 import pathlib
 import time
 
-import torch
-import torch.nn.functional as F
-from torch import nn
+BEGIN = time.time()  # imports count
 
-import fast_model
-from evaluation import Evaluation
-from export import export
-from model import CONFIG, Llama
-from retaining_heads import train_heads
-from training_rows import FARTHEST, STEPS, VALUE, Level, Source
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+import fast_model  # noqa: E402
+from evaluation import Evaluation  # noqa: E402
+from export import export  # noqa: E402
+from model import CONFIG, Llama  # noqa: E402
+from retaining_heads import train_heads  # noqa: E402
+from training_rows import FARTHEST, PHRASE, STEPS, VALUE, Level, Source  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent
-EXTRA = 0.5  # weight of what rows should know
+EXTRA = 1.0  # weight of what rows should know
 PHRASE_WEIGHT = 0.25  # of the words around values
 
 
 @dataclasses.dataclass
 class Part:
     name: str
-    share: float  # of the training time
+    share: float  # of the time that is left, against the shares of the parts behind it
     level: Level
     learnt: float  # mean of the shares of right values and of what rows know, at which the part ends early
     rate: float = 1.0  # of the largest learning rate
 
 
 PLAN = [
-    Part("pairs", 0.12, Level(256, 1, 4000, words=0.02, alike=0.10), 0.97),
-    Part("chains", 0.13, Level(512, 4, 30000), 0.97),
-    Part("short", 0.15, Level(1024, 8, FARTHEST), 0.985),
-    Part("medium", 0.20, Level(4096, 12, FARTHEST), 0.992, 0.8),
-    Part("long", 0.15, Level(8192, 12, FARTHEST), 1.1, 0.6),
-    Part("longer", 0.25, Level(32768, 12, FARTHEST), 1.1, 0.5),
+    Part("pairs", 0.18, Level(256, 1, 4000, words=0.02, alike=0.10), 0.97),
+    Part("chains", 0.20, Level(512, 4, 30000), 0.975),
+    Part("short", 0.14, Level(1024, 8, FARTHEST), 0.985),
+    Part("medium", 0.18, Level(4096, 12, FARTHEST), 0.992, 0.8),
+    Part("long", 0.12, Level(8192, 12, FARTHEST), 1.1, 0.6),
+    Part("longer", 0.18, Level(32768, 12, FARTHEST), 1.1, 0.5),
 ]
 HEADS_LEVEL = Level(8192, 12, FARTHEST, words=0.02, alike=0.1, front=0.7)
 
@@ -63,10 +66,10 @@ class Knowing(nn.Module):
     def forward(self, states, known, embedding):
         """The loss, and the share of right words by steps. states: of layer 0, 1, ... [rows, h]."""
         h = embedding.shape[1]
-        scale = h ** -0.5
+        scale = 4 * h ** -0.5
         losses, right = [], []
         for layer in range(1, 1 + len(STEPS)):
-            x = states[min(layer, len(states) - 1)][known[:, 0]].float()
+            x = states[min(layer, len(states) - 1)].index_select(0, known[:, 0]).float()
             x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
             targets = known[:, 1 + 2 * layer:3 + 2 * layer].T
             weights = self.leads[layer - 1]
@@ -82,16 +85,14 @@ class Knowing(nn.Module):
 
 def step_losses(model, knowing, batch):
     """Loss of answers and of what rows know; shares of right value tokens, and of known words by steps."""
-    ids, positions, marks, known = batch
+    ids, positions, rows, kind, known = batch
     states, final = fast_model.forward(model, ids, positions)
-    flat = marks.flatten()
-    rows = (flat > 0).nonzero()[:, 0]
     embedding = model.model.embed_tokens.weight
-    x = model.model.norm(final[rows - 1])
+    x = model.model.norm(final.index_select(0, rows - 1))
     with torch.autocast(ids.device.type, torch.bfloat16):
         logits = F.linear(x, embedding)
-    target, value = ids.flatten()[rows], flat[rows] == VALUE
-    weight = torch.where(value, 1.0, PHRASE_WEIGHT)
+    target = ids.flatten()[rows]
+    weight, value = torch.where(kind == PHRASE, PHRASE_WEIGHT, 1.0), kind == VALUE
     loss = (F.cross_entropy(logits.float(), target, reduction="none") * weight).sum() / weight.sum()
     right = ((logits.argmax(-1) == target) & value).sum() / value.sum()
     if not len(known):
@@ -113,7 +114,7 @@ class Run:
                                      lr=args.rate, betas=(0.9, 0.97), eps=1e-9, fused=args.device == "cuda")
         self.parameters = matrices + vectors
         self.average = [p.detach().clone() for p in self.model.parameters()]
-        self.part, self.step, self.spent, self.in_part = 0, 0, 0.0, 0.0
+        self.part, self.step = 0, 0
         self.begin = args.begin
         if args.resume and (args.out / "state.pt").exists():
             state = torch.load(args.out / "state.pt", map_location=args.device)
@@ -121,11 +122,11 @@ class Run:
             self.knowing.load_state_dict(state["knowing"])
             self.opt.load_state_dict(state["opt"])
             self.average = state["average"]
-            self.part, self.step, self.in_part = state["part"], state["step"], state["in_part"]
+            self.part, self.step = state["part"], state["step"]
 
     def save(self):
         torch.save({"model": self.model.state_dict(), "knowing": self.knowing.state_dict(), "opt": self.opt.state_dict(),
-                    "average": self.average, "part": self.part, "step": self.step, "in_part": self.in_part},
+                    "average": self.average, "part": self.part, "step": self.step},
                    self.args.state / "state.new")
         (self.args.state / "state.new").replace(self.args.state / "state.pt")
 
@@ -141,11 +142,14 @@ class Run:
         export(model.state_dict(), self.args.out, self.args.tokenizer)
 
     def to_device(self, arrays):
-        ids, positions, marks, known = (torch.from_numpy(a) for a in arrays)
+        """ids, positions, flat rows of answer tokens, their marks, known. Nothing waits for the device."""
+        ids, positions, marks, known = arrays
+        rows = np.flatnonzero(marks)
+        parts = [torch.from_numpy(a) for a in (ids, positions, rows, marks.ravel()[rows], known)]
         if self.device == "cuda":
-            ids, positions, marks, known = (t.pin_memory().to("cuda", non_blocking=True)
-                                            for t in (ids, positions, marks, known))
-        return ids.long(), positions, marks, known.long()
+            parts = [t.pin_memory().to("cuda", non_blocking=True) for t in parts]
+        ids, positions, rows, kind, known = parts
+        return ids.long(), positions, rows, kind, known.long()
 
     def update(self, arrays, rate):
         for group in self.opt.param_groups:
@@ -171,12 +175,12 @@ def train(run, source, plan, evaluation):
     clock = time.time
     last_save = clock()
     while run.part < len(plan):
-        part, start, recent = plan[run.part], clock() - run.in_part, []
+        part, start, recent = plan[run.part], clock(), []
+        allowed = (args.train_until - start) * part.share / sum(p.share for p in plan[run.part:])
         source.level.value = run.part
-        allowed = part.share * train_time if run.part + 1 < len(plan) else 1e9
         print(f"{clock() - run.begin:6.0f}s part {part.name}: {part.level}", flush=True)
         waited = 0.0
-        while clock() - start < allowed and clock() < args.train_until:
+        while clock() - start < allowed:
             waiting = clock()
             _, arrays = source.next()
             waited += clock() - waiting
@@ -191,16 +195,13 @@ def train(run, source, plan, evaluation):
                 if min(mean[3], sum(mean[4:]) / len(STEPS)) > part.learnt:
                     break
                 if clock() - last_save > args.save_every:
-                    run.in_part = clock() - start
                     run.export(run.averaged())
                     run.save()
                     last_save = clock()
-        run.part, run.in_part = run.part + 1, 0.0
+        run.part += 1
         run.export(run.averaged())
         if run.part < len(plan):
             evaluation.report(run.averaged(), [n for n in (1024, 4096) if n <= 4 * part.level.length], f"after {part.name}")
-        if clock() >= args.train_until:
-            break
 
 
 def main():
@@ -212,10 +213,10 @@ def main():
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--heads-seconds", type=float, default=45, help="of that: for the retaining heads")
     parser.add_argument("--end-seconds", type=float, default=25, help="of that: for the last evaluation and export")
-    parser.add_argument("--tokens", type=int, default=131072, help="of a step")
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--tokens", type=int, default=65536, help="of a step")
+    parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--warm-up", type=int, default=200, help="steps")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 3))
     parser.add_argument("--report", type=int, default=50, help="steps between lines")
     parser.add_argument("--save-every", type=float, default=60, help="seconds")
     parser.add_argument("--plan", help="JSON of [[part, share, length, hops], ...] instead of the built-in one")
@@ -224,7 +225,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
-    args.begin = time.time()
+    args.begin = BEGIN
     args.state = args.state or args.out
     for folder in (args.out, args.state):
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,8 @@ import tasks  # noqa: E402
 
 STEPS = (1, 2, 4, 8, 16)  # links followed behind the first, second, ... layer that resolves
 PIECE = re.compile(r"<\|\w+\|>| ?[A-Za-z]+| ?[^\sA-Za-z<]+[\r\n]*|\s*[\r\n]+|\s+")
-PHRASE, VALUE = 1, 2  # marks of answer tokens; the others are 0
-FARTHEST = 140000
+PHRASE, VALUE, LISTED = 1, 2, 3  # marks of answer tokens; the others are 0. Listed values stand in any order
+FARTHEST = 131000
 
 
 class Pieces:
@@ -114,7 +114,7 @@ class Rows:
         """[(place, Fact)] and questions [(question, [(text, mark)])] for a document of `budget` tokens."""
         rng, pools = self.rng, self.pools()
         share = math.exp(rng.uniform(math.log(0.03), math.log(0.9))) if level.length > 600 else rng.uniform(0.4, 0.95)
-        count = max(4, int(share * budget / 13))
+        count = max(4, int(share * budget / 13)) if rng.random() < 0.92 else rng.randint(1, 4)
         count = min(count, len(pools.first) * len(pools.last) // 3, len(pools.adjectives) * len(pools.nouns) // 3)
         names = tasks.draw_names(rng, 3 * count + 40, pools) if pools is generator.ALL_WORDS else tasks.draw_names(
             rng, min(3 * count + 40, int(0.8 * len(pools.first) * len(pools.last))), pools)
@@ -155,7 +155,7 @@ class Rows:
         """An answer with the items in any order."""
         text = answer(self.rng.sample(items, len(items)))
         at = text.index(" are ") + 4
-        return [(text[:at], PHRASE), (text[at:], VALUE)]
+        return [(text[:at], PHRASE), (text[at:], LISTED)]
 
     def alike(self, budget):
         rng = self.rng
