@@ -69,12 +69,12 @@ class Evaluation:
         lengths = [n for n in DOCUMENTS if n <= args.tokens]
         jobs = [(str(tokenizer_file), name, n, i, DOCUMENTS[n]) for n in lengths for name in CASES
                 if n <= LONGEST.get(name, n) for i in range(DOCUMENTS[n])]
-        self.pool = multiprocessing.get_context("fork").Pool(max(1, args.workers // 3))
+        self.pool = multiprocessing.get_context("fork").Pool(max(1, args.workers // 2))
         self.made = self.pool.map_async(make_case, jobs, chunksize=4)
 
     def batches(self, length):
         if self.cases is None:
-            self.cases = self.made.get()
+            self.cases = self.made.get(timeout=100)
             self.pool.close()
         cases = [c for c in self.cases if c[1] == length and len(c[2]) <= length]
         size = max(1, self.args.tokens // length)
@@ -85,6 +85,8 @@ class Evaluation:
     def report(self, model, lengths, title):
         """Prints the share of right answers by task and length."""
         begin = time.time()
+        if begin < self.args.train_until and self.cases is None and not self.made.ready():
+            return print(f"        documents to evaluate {title} are still being made", flush=True)
         for length in [n for n in lengths if n in DOCUMENTS and n <= self.args.tokens]:
             right = {}
             for cases in self.batches(length):

@@ -1,5 +1,5 @@
 """The demo model's forward pass for training: parts of a layer are compiled over flat rows, so that batches of few long
-and of many short rows have the same shapes and nothing is compiled twice. bf16, with float32 weights behind it.
+and of many short rows have the same shapes and nothing is compiled twice. bf16 on GPUs, with float32 weights behind it.
 """
 import torch
 import torch.nn.functional as F
@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from model import rope
 
 _state = {"before": None, "after": None, "compiled": False}
+_dtype = torch.bfloat16
 
 
 def normalized(x, weight, eps=1e-5):
     y = x.float()
-    return (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps) * weight).to(torch.bfloat16)
+    return (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps) * weight).to(_dtype)
 
 
 def before(x, norm, wq, wk, wv, cos, sin):
     """q, k (rotated) and v of flat rows [n, heads, d]; k and v once for each query head."""
-    bf16 = torch.bfloat16
     y = normalized(x, norm)
     n, d = x.shape[0], cos.shape[-1]
 
@@ -24,9 +24,9 @@ def before(x, norm, wq, wk, wv, cos, sin):
         z = z.float().view(n, -1, d)
         half = d // 2
         turned = torch.cat([-z[..., half:], z[..., :half]], -1)
-        return (z * cos[:, None] + turned * sin[:, None]).to(bf16)
+        return (z * cos[:, None] + turned * sin[:, None]).to(_dtype)
 
-    q, k, v = rotated(y @ wq.to(bf16).T), rotated(y @ wk.to(bf16).T), (y @ wv.to(bf16).T).view(n, -1, d)
+    q, k, v = rotated(y @ wq.to(_dtype).T), rotated(y @ wk.to(_dtype).T), (y @ wv.to(_dtype).T).view(n, -1, d)
     group = q.shape[1] // k.shape[1]
     k = k[:, :, None].expand(-1, -1, group, -1).reshape(n, -1, d)
     v = v[:, :, None].expand(-1, -1, group, -1).reshape(n, -1, d)
@@ -34,13 +34,14 @@ def before(x, norm, wq, wk, wv, cos, sin):
 
 
 def after(x, attended, wo, norm, gate, up, down):
-    bf16 = torch.bfloat16
-    x = x + attended @ wo.to(bf16).T
+    x = x + attended @ wo.to(_dtype).T
     y = normalized(x, norm)
-    return x + (F.silu(y @ gate.to(bf16).T) * (y @ up.to(bf16).T)) @ down.to(bf16).T
+    return x + (F.silu(y @ gate.to(_dtype).T) * (y @ up.to(_dtype).T)) @ down.to(_dtype).T
 
 
 def prepare(device, compiled):
+    global _dtype
+    _dtype = torch.bfloat16 if device == "cuda" else torch.float32
     _state["before"], _state["after"], _state["compiled"] = before, after, compiled
     if compiled:
         _state["before"], _state["after"] = torch.compile(before, dynamic=False), torch.compile(after, dynamic=False)
@@ -56,7 +57,7 @@ def call(name, eager, *args):
             return _state[name](*args)
         except Exception as error:  # noqa: BLE001: any fault of the compiler; a fault of ours comes again below
             print(f"fast_model: not compiled: {str(error)[:300]}", flush=True)
-            prepare("", False)
+            _state["compiled"] = False
     return {"before": before, "after": after}[name](*args)
 
 
@@ -65,7 +66,7 @@ def forward(model, ids, positions, tap=None, eager=False):
     size, length = ids.shape
     c = model.c
     cos, sin = rope(positions.flatten(), c["head_dim"], c["rope_theta"])
-    x = F.embedding(ids.flatten(), model.model.embed_tokens.weight).to(torch.bfloat16)
+    x = F.embedding(ids.flatten(), model.model.embed_tokens.weight).to(_dtype)
     states = []
     for layer in model.model.layers:
         a, m = layer.self_attn, layer.mlp

@@ -20,7 +20,7 @@ LOOK_BACK = {0: (1, 2, 3, 4), 1: (3, 5)}
 
 
 def rope(positions, head_dim, theta):
-    inv = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    inv = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim)
     angle = positions.double()[..., None] * inv
     angle = torch.cat([angle, angle], -1)
     return angle.cos().float(), angle.sin().float()

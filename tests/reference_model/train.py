@@ -44,9 +44,9 @@ class Part:
 
 
 PLAN = [
-    Part("pairs", 0.18, Level(256, 1, 4000, words=0.02, alike=0.10), 0.97),
-    Part("chains", 0.20, Level(512, 4, 30000), 0.975),
-    Part("short", 0.14, Level(1024, 8, FARTHEST), 0.985),
+    Part("pairs", 0.18, Level(256, 2, 4000, words=0.02, alike=0.10), 0.97),
+    Part("chains", 0.20, Level(512, 6, 30000), 0.975),
+    Part("short", 0.14, Level(1024, 12, FARTHEST), 0.985),
     Part("medium", 0.18, Level(4096, 12, FARTHEST), 0.992, 0.8),
     Part("long", 0.12, Level(8192, 12, FARTHEST), 1.1, 0.6),
     Part("longer", 0.18, Level(32768, 12, FARTHEST), 1.1, 0.5),
@@ -75,7 +75,7 @@ class Knowing(nn.Module):
             weights = self.leads[layer - 1]
             if layer == 1:
                 weights, targets = torch.cat([self.name, weights]), torch.cat([known[:, 1:3].T, targets])
-            with torch.autocast(x.device.type, torch.bfloat16):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
                 logits = torch.matmul(torch.matmul(x, weights), embedding.T)
             logits = logits.float() * scale
             losses.append(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
@@ -89,7 +89,7 @@ def step_losses(model, knowing, batch):
     states, final = fast_model.forward(model, ids, positions)
     embedding = model.model.embed_tokens.weight
     x = model.model.norm(final.index_select(0, rows - 1))
-    with torch.autocast(ids.device.type, torch.bfloat16):
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
         logits = F.linear(x, embedding)
     target = ids.flatten()[rows]
     weight, value = torch.where(kind == PHRASE, PHRASE_WEIGHT, 1.0), kind == VALUE

@@ -113,6 +113,7 @@ class Rows:
     def facts(self, level, budget):
         """[(place, Fact)] and questions [(question, [(text, mark)])] for a document of `budget` tokens."""
         rng, pools = self.rng, self.pools()
+        hops = rng.choice([h for h in (1, 2, 4, 8) if h < level.hops] + 3 * [level.hops])
         share = math.exp(rng.uniform(math.log(0.03), math.log(0.9))) if level.length > 600 else rng.uniform(0.4, 0.95)
         count = max(4, int(share * budget / 13)) if rng.random() < 0.92 else rng.randint(1, 4)
         count = min(count, len(pools.first) * len(pools.last) // 3, len(pools.adjectives) * len(pools.nouns) // 3)
@@ -120,13 +121,13 @@ class Rows:
             rng, min(3 * count + 40, int(0.8 * len(pools.first) * len(pools.last))), pools)
         values = tasks.draw_values(rng, min(count + 60, int(0.8 * len(pools.adjectives) * len(pools.nouns))), pools)
         linked = int(count * rng.choice((0.0, 0.5, 0.7, 1.0, 1.0)))
-        linked = min(linked, len(names) - 2 * level.hops - 3)
+        linked = min(linked, len(names) - 2 * hops - 3)
         placed, questions, needles = [], [], []
         if linked > 1:
-            links, roots = self.trees(linked, level.hops, names, values)
+            links, roots = self.trees(linked, hops, names, values)
             placed += [(p, Fact(link.text(), link.name, leads_to(link))) for p, link in links]
             asked = [link for _, link in links]
-            far = [link for link in asked if link.hops() >= level.hops - 1]
+            far = [link for link in asked if link.hops() >= hops - 1]
             for link in rng.sample(asked, min(len(asked), 24)) + rng.sample(far, min(len(far), 24)):
                 text = tasks.key_answer(link.name, "")[:-2]
                 questions.append((tasks.key_question(link.name), [(text, PHRASE), (" " + link.root().value, VALUE), (".", VALUE)]))
