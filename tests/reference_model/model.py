@@ -142,7 +142,7 @@ def initialize(model, c):
                 attention.k_proj.weight[kv.start + plane] *= 0.2
             attention.q_proj.weight[j * d:(j + 1) * d] *= 0.3
             attention.q_proj.weight[j * d:(j + 1) * d] += attention.k_proj.weight[kv]
-    strength = 4.5
+    strength = 6.0
     for index, places in LOOK_BACK.items():
         attention = model.model.layers[index].self_attn
         group = attention.nq // attention.nkv
