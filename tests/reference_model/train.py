@@ -104,14 +104,14 @@ def step_losses(model, knowing, batch):
 class Run:
     """Model, optimizer and clock of a run."""
 
-    def __init__(self, args):
-        self.args, self.device = args, args.device
+    def __init__(self, args, rate):
+        self.args, self.device, self.rate = args, args.device, rate
         torch.manual_seed(args.seed)
         self.model, self.knowing = Llama().to(args.device), Knowing(CONFIG).to(args.device)
         matrices = [p for p in self.model.parameters() if p.dim() == 2] + list(self.knowing.parameters())
         vectors = [p for p in self.model.parameters() if p.dim() < 2]
         self.opt = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
-                                     lr=args.rate, betas=(0.9, 0.97), eps=1e-9, fused=args.device == "cuda")
+                                     lr=rate, betas=(0.9, 0.97), eps=1e-9, fused=args.device == "cuda")
         self.parameters = matrices + vectors
         self.average = [p.detach().clone() for p in self.model.parameters()]
         self.part, self.step = 0, 0
@@ -122,11 +122,11 @@ class Run:
             self.knowing.load_state_dict(state["knowing"])
             self.opt.load_state_dict(state["opt"])
             self.average = state["average"]
-            self.part, self.step = state["part"], state["step"]
+            self.part, self.step, self.rate = state["part"], state["step"], state["rate"]
 
     def save(self):
         torch.save({"model": self.model.state_dict(), "knowing": self.knowing.state_dict(), "opt": self.opt.state_dict(),
-                    "average": self.average, "part": self.part, "step": self.step},
+                    "average": self.average, "part": self.part, "step": self.step, "rate": self.rate},
                    self.args.state / "state.new")
         (self.args.state / "state.new").replace(self.args.state / "state.pt")
 
@@ -165,9 +165,29 @@ class Run:
         return torch.cat([torch.stack([loss.detach(), extra.mean().detach(), norm, right]), knows])
 
 
-def learning_rate(args, part, step, left):
+def learning_rate(run, part, left):
     """Warm-up, the part's own level, and down to a twentieth within the last quarter of the training time."""
-    return args.rate * part.rate * min(1.0, (step + 1) / args.warm_up) * min(1.0, 0.05 + 4 * left)
+    return run.rate * part.rate * min(1.0, (run.step + 1) / run.args.warm_up) * min(1.0, 0.05 + 4 * left)
+
+
+def best_start(args, source, part):
+    """A run for each rate trains for a short while; the one that learnt most goes on."""
+    runs = []
+    for rate in args.rates:
+        run, begin, losses = Run(args, rate), time.time(), []
+        if run.step or len(args.rates) == 1:
+            return run
+        while len(losses) < 20 or time.time() - begin < args.probe_seconds:
+            _, arrays = source.next()
+            result = run.update(arrays, learning_rate(run, part, 1.0))
+            losses.append(result[0] + result[1])
+            if len(losses) % 50 == 1:
+                losses[-1].item()  # so that the clock tells what the device has done
+            if len(losses) == 1:
+                begin = time.time()  # the first step compiles
+        runs.append((torch.stack(losses[-50:]).mean().item(), rate, run))
+        print(f"{time.time() - args.begin:6.0f}s rate {rate}: loss {runs[-1][0]:.4f} after {run.step} steps", flush=True)
+    return min(runs, key=lambda r: (math.isnan(r[0]), r[0]))[2]
 
 
 def train(run, source, plan, evaluation):
@@ -185,7 +205,7 @@ def train(run, source, plan, evaluation):
             _, arrays = source.next()
             waited += clock() - waiting
             left = max(0.0, args.train_until - clock()) / train_time
-            recent.append(run.update(arrays, learning_rate(args, part, run.step, left)))
+            recent.append(run.update(arrays, learning_rate(run, part, left)))
             if len(recent) == args.report:
                 mean = torch.stack(recent).mean(0).tolist()
                 print(f"{clock() - run.begin:6.0f}s {part.name} step {run.step} waited {waited:.1f}s loss {mean[0]:.4f} "
@@ -214,7 +234,9 @@ def main():
     parser.add_argument("--heads-seconds", type=float, default=45, help="of that: for the retaining heads")
     parser.add_argument("--end-seconds", type=float, default=25, help="of that: for the last evaluation and export")
     parser.add_argument("--tokens", type=int, default=65536, help="of a step")
-    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--rates", type=lambda t: [float(x) for x in t.split(",")], default=[1e-3, 2e-3, 3e-3],
+                        help="learning rates to try for --probe-seconds each")
+    parser.add_argument("--probe-seconds", type=float, default=12)
     parser.add_argument("--warm-up", type=int, default=200, help="steps")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 3))
     parser.add_argument("--report", type=int, default=50, help="steps between lines")
@@ -241,7 +263,7 @@ def main():
     source = Source(tokenizer_file, levels, args.tokens, args.workers, seed)
     evaluation = Evaluation(tokenizer_file, args)  # before CUDA starts: it forks too
     fast_model.prepare(args.device, args.device == "cuda" if args.compile is None else args.compile)
-    run = Run(args)
+    run = best_start(args, source, plan[0])
     print("parameters", sum(p.numel() for p in run.model.parameters()), flush=True)
     train(run, source, plan, evaluation)
     model = run.averaged()
