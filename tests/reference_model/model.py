@@ -123,7 +123,7 @@ def initialize(model, c):
     h, d = c["hidden_size"], c["head_dim"]
     for name, p in model.named_parameters():
         if p.dim() == 2:
-            nn.init.normal_(p, std=0.025 if "down_proj" in name else 0.05)
+            nn.init.normal_(p, std=0.01 if "down_proj" in name else 0.05)
     shared = torch.randn(h).sign()
     embedding = model.model.embed_tokens.weight
     embedding.normal_(std=0.2).add_(0.15 * shared)
@@ -156,11 +156,53 @@ def initialize(model, c):
                 attention.k_proj.weight[kv * d + plane + half] = 0
 
 
+def orthonormal(rows, columns):
+    return torch.linalg.qr(torch.randn(rows, columns))[0]
+
+
+@torch.no_grad()
+def initialize_chains(model, c):
+    """Lets the first head of each layer start as one that follows chains of keys, as well as it can.
+
+    The residual stream has random subspaces of one head's width. The last row of "The key of A B is that of C D." has the
+    code of C D from layer 0, that of A B from layer 1 (both by the heads that look back), and each later layer asks whose A B
+    is the C D that the layer before led to, and takes from there what that leads to: 2, 4, 8, 16 links. The subspaces
+    overlap and nothing tells values from names, so all this is a beginning.
+    """
+    h, d = c["hidden_size"], c["head_dim"]
+    half = d // 2
+    layers = [layer.self_attn for layer in model.model.layers]
+    last, first, subject, *leads = *orthonormal(h, h).split(d, 1)[:4], *(orthonormal(h, d) for _ in layers[4:])
+    mix = orthonormal(d, d)
+    code = torch.cat([mix[:half] @ last.T, mix[half:] @ first.T])  # of the two words in front of a row
+    slow = torch.arange(half - 20, half)
+    planes = torch.cat([slow, half + slow])  # 20 numbers of each word's code, on rotary planes that hardly turn
+    chosen = torch.cat([torch.arange(20), half + torch.arange(20)])
+    gain, sharp = 0.8, 2.0
+    layers[0].o_proj.weight[:, :d], layers[0].o_proj.weight[:, d:2 * d] = gain * last, gain * first
+    layers[1].v_proj.weight[:d] = code
+    layers[1].o_proj.weight[:, :d] = layers[1].o_proj.weight[:, d:2 * d] = gain * subject
+    asked = code
+    for attention, found in zip(layers[2:-1], leads):
+        attention.q_proj.weight[planes] = sharp * asked[chosen]
+        attention.k_proj.weight[planes] = sharp * subject.T[chosen]
+        attention.v_proj.weight[:d] = asked
+        attention.o_proj.weight[:, :d] = gain * found
+        asked = found.T
+    layers[-1].q_proj.weight[planes] = sharp * code[chosen]  # the row in front of an answer: whose name is before me?
+    layers[-1].k_proj.weight[planes] = sharp * subject.T[chosen]
+    layers[-1].v_proj.weight[:d] = asked
+    decode = torch.zeros(h, d)
+    decode[:, half:] = layers[0].v_proj.weight[:d].T @ mix[half:].T
+    layers[-1].o_proj.weight[:, :d] = 0.3 * decode
+
+
 class Llama(nn.Module):
     def __init__(self, c=CONFIG):
         super().__init__()
         self.c, self.model = c, Body(c)
         initialize(self, c)
+        initialize_chains(self, c)
 
     def forward(self, ids, positions, keep=None, tap=None, past=None):
         """Logits [rows, vocab] of the rows that `keep` (bool [b, t]) selects; all rows if it is None.
