@@ -178,7 +178,7 @@ def initialize_chains(model, c):
     slow = torch.arange(half - 20, half)
     planes = torch.cat([slow, half + slow])  # 20 numbers of each word's code, on rotary planes that hardly turn
     chosen = torch.cat([torch.arange(20), half + torch.arange(20)])
-    gain, sharp = 0.8, 2.0
+    gain, sharp = 0.8, 2.4
     layers[0].o_proj.weight[:, :d], layers[0].o_proj.weight[:, d:2 * d] = gain * last, gain * first
     layers[1].v_proj.weight[:d] = code
     layers[1].o_proj.weight[:, :d] = layers[1].o_proj.weight[:, d:2 * d] = gain * subject
