@@ -64,19 +64,19 @@ def make_case(job):
 
 
 class Evaluation:
+    """The documents are made by processes of their own while training goes on."""
+
     def __init__(self, tokenizer_file, args):
-        self.args, self.cases = args, None
-        lengths = [n for n in DOCUMENTS if n <= args.tokens]
-        jobs = [(str(tokenizer_file), name, n, i, DOCUMENTS[n]) for n in lengths for name in CASES
-                if n <= LONGEST.get(name, n) for i in range(DOCUMENTS[n])]
+        self.args, self.cases = args, {}
         self.pool = multiprocessing.get_context("fork").Pool(max(1, args.workers // 2))
-        self.made = self.pool.map_async(make_case, jobs, chunksize=4)
+        self.made = {n: self.pool.map_async(make_case, [
+            (str(tokenizer_file), name, n, i, count) for name in CASES if n <= LONGEST.get(name, n) for i in range(count)],
+            chunksize=4) for n, count in DOCUMENTS.items() if n <= min(args.tokens, args.longest_evaluation)}
 
     def batches(self, length):
-        if self.cases is None:
-            self.cases = self.made.get(timeout=100)
-            self.pool.close()
-        cases = [c for c in self.cases if c[1] == length and len(c[2]) <= length]
+        if length not in self.cases:
+            self.cases[length] = self.made[length].get(timeout=100)
+        cases = [c for c in self.cases[length] if len(c[2]) <= length]
         size = max(1, self.args.tokens // length)
         for i in range(0, len(cases), size):
             yield cases[i:i + size]
@@ -85,9 +85,10 @@ class Evaluation:
     def report(self, model, lengths, title):
         """Prints the share of right answers by task and length."""
         begin = time.time()
-        if begin < self.args.train_until and self.cases is None and not self.made.ready():
-            return print(f"        documents to evaluate {title} are still being made", flush=True)
-        for length in [n for n in lengths if n in DOCUMENTS and n <= self.args.tokens]:
+        for length in [n for n in lengths if n in self.made]:
+            if begin < self.args.train_until and not self.made[length].ready():
+                print(f"        documents of {length} tokens are still being made", flush=True)
+                continue
             right = {}
             for cases in self.batches(length):
                 ids = torch.full((len(cases), length), 5)

@@ -242,6 +242,7 @@ def main():
     parser.add_argument("--report", type=int, default=50, help="steps between lines")
     parser.add_argument("--save-every", type=float, default=60, help="seconds")
     parser.add_argument("--plan", help="JSON of [[part, share, length, hops], ...] instead of the built-in one")
+    parser.add_argument("--longest-evaluation", type=int, default=32768, help="tokens")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="default: with cuda")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
