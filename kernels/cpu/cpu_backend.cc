@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/argument_checks.h"
 #include "kernels/backend.h"
+#include "kernels/cpu/block_linear.h"
 #include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/sample.h"
@@ -128,6 +129,7 @@ class CpuBackend : public Backend {
 
   void Linear(const LinearArgs& a, Stream& stream) override {
     if (!Passes(CheckLinear(a), a.x, stream) || a.x.shape[0] == 0) return;
+    if (IsBlockType(a.weight.dtype)) return BlockLinearOnCpu(a, threads_);
     if (isa_.linear(a, threads_, scratch_)) return;
 #ifdef APB_NO_ONEDNN
     // The kernels for few rows, in parts as small as they take; they take one.
