@@ -1,7 +1,8 @@
 // The narrow device interface. Everything above it is the same for CPU and GPU. Operations take
 // plain views and a stream; they return nothing: a failed kernel makes its stream fail for good,
 // and Synchronize tells. Activations are bf16, f16 or f32 (the model's type; the CPU backend refuses
-// f16 in all operations but Copy); weights have the same type; accumulation is float. Shapes: T rows, D hidden size, F MLP size, V vocabulary, n_q / n_kv
+// f16 in all operations but Copy); weights have the same type or, on the CPU, a block
+// type; accumulation is float. Shapes: T rows, D hidden size, F MLP size, V vocabulary, n_q / n_kv
 // heads, d head dimension.
 #pragma once
 
@@ -76,8 +77,10 @@ class Graph {
 // out[T, out] = x[T, in] * weight[out, in]^T (+ bias[out]) (+ out if accumulate).
 struct LinearArgs {
   TensorView x;
-  TensorView
-      weight;  // checkpoint layout: row-major [out, in], need not be aligned to more than its type
+  // Checkpoint layout: row-major [out, in], need not be aligned to more than its type. Of the type of x, or
+  // of a block type (kernels/weight_blocks.h; in is a multiple of kBlockLength) where x is bf16 or f32 and
+  // the backend is the CPU's.
+  TensorView weight;
   TensorView bias;  // may be absent
   TensorView out;   // f32, or the type of x; rows may be strided
   bool accumulate = false;
@@ -211,13 +214,13 @@ class Backend {
 
 struct CpuBackendOptions {
   int threads = 0;  // OpenMP threads of the calling (step) thread; 0 = OMP_NUM_THREADS or all cores
-  // "", "avx512bf16", "avx2", "portable": forces a code path (tests); "" chooses by what the CPU
-  // has.
+  // amxbf16, avx512bf16, avx512, avx2 or portable; "": what the environment's APB_CPU_ISA names, or
+  // the best that this CPU has.
   std::string_view force_isa;
 };
 
 // The CPU backend. Work is done at once, on the calling thread and its OpenMP team.
-// kInvalidArgument when force_isa names a path that this machine lacks.
+// kInvalidArgument, with what there is, when a path is named that this machine lacks.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOptions& options);
 
 }  // namespace apb::kernels

@@ -13,7 +13,7 @@
 #include "kernels/argument_checks.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/isa_kernels.h"
-#include "kernels/cpu/linear.h"
+#include "kernels/cpu/library_products.h"
 #include "kernels/cpu/sample.h"
 #include "kernels/cpu/select.h"
 
@@ -57,10 +57,11 @@ bool AmxAllowed() {
   return allowed;
 }
 
-bool HasAvx512Bf16() {
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+bool HasAvx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+bool HasAvx512Bf16() { return HasAvx512() && __builtin_cpu_supports("avx512bf16"); }
 bool HasAmx() {
   uint32_t a = 7, b = 0, c = 0, d = 0;
   __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
@@ -68,25 +69,66 @@ bool HasAmx() {
   return HasAvx512Bf16() && (d & kAmxBf16) && (d & kAmxTile) && AmxAllowed();
 }
 
-absl::StatusOr<const IsaKernels*> ChooseKernels(std::string_view forced) {
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
-  const std::pair<const IsaKernels*, bool> all[] = {
-      {&kAmxKernels, (forced.empty() || forced == "amxbf16") && HasAmx()},
-      {&kAvx512Kernels, HasAvx512Bf16()},
-      {&kAvx2Kernels, avx2},
-      {&kPortableKernels, true}};
-  for (const auto& [kernels, usable] : all) {
-    if (usable && (forced.empty() || forced == kernels->name)) return kernels;
+bool HasAvx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
+struct CodePath {
+  std::string_view name;
+  const IsaKernels* kernels;
+  bool (*usable)();
+};
+
+// Best first.
+constexpr CodePath kCodePaths[] = {{"amxbf16", &isa_amxbf16::kKernels, HasAmx},
+                                   {"avx512bf16", &isa_avx512bf16::kKernels, HasAvx512Bf16},
+                                   {"avx512", &isa_avx512::kKernels, HasAvx512},
+                                   {"avx2", &isa_avx2::kKernels, HasAvx2},
+                                   {"portable", &isa_portable::kKernels, [] { return true; }}};
+
+// Of those that code paths need, the ones that CPU and operating system let this process use.
+std::string CpuFeatures() {
+  const std::pair<const char*, bool> features[] = {
+      {"avx2", __builtin_cpu_supports("avx2")},
+      {"fma", __builtin_cpu_supports("fma")},
+      {"f16c", __builtin_cpu_supports("f16c")},
+      {"avx512f", __builtin_cpu_supports("avx512f")},
+      {"avx512bw", __builtin_cpu_supports("avx512bw")},
+      {"avx512vl", __builtin_cpu_supports("avx512vl")},
+      {"avx512dq", __builtin_cpu_supports("avx512dq")},
+      {"avx512bf16", __builtin_cpu_supports("avx512bf16")},
+      {"amx_bf16", HasAmx()}};
+  std::string names;
+  for (const auto& [name, there] : features) {
+    if (there) absl::StrAppend(&names, names.empty() ? "" : " ", name);
   }
-  return absl::InvalidArgumentError(absl::StrCat("CPU code path '", std::string(forced),
-                                                 "' is unknown or not supported by this machine"));
+  return names.empty() ? "none of avx2, avx512, amx" : names;
+}
+
+// `asked`: a name, or empty for the best. `source` is what stands before the name in an error.
+absl::StatusOr<CodePath> ChooseCodePath(std::string_view asked, std::string_view source) {
+  std::string usable;
+  bool known = false;
+  for (const CodePath& path : kCodePaths) {
+    if ((asked.empty() || asked == path.name) && path.usable()) return path;
+    known |= asked == path.name;
+  }
+  for (const CodePath& path : kCodePaths) {
+    if (path.usable()) absl::StrAppend(&usable, usable.empty() ? "" : ", ", std::string(path.name));
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      std::string(source), std::string(asked),
+      known ? ": this CPU cannot run it" : ": there is no such code path",
+      "; it runs ", usable, " (features: ", CpuFeatures(), "). Ask for one of them, or for none"));
 }
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend(const IsaKernels& isa, int threads)
-      : isa_(isa), threads_(threads), name_(absl::StrCat("cpu/", isa.name)) {}
+  CpuBackend(const CodePath& path, int threads)
+      : isa_(*path.kernels),
+        threads_(threads),
+        name_(absl::StrCat("cpu/", std::string(path.name))) {}
 
   std::string_view name() const override { return name_; }
   Place place() const override { return Place::kHost; }
@@ -129,23 +171,9 @@ class CpuBackend : public Backend {
   void Linear(const LinearArgs& a, Stream& stream) override {
     if (!Passes(CheckLinear(a), a.x, stream) || a.x.shape[0] == 0) return;
     if (isa_.linear(a, threads_, scratch_)) return;
-#ifdef APB_NO_ONEDNN
-    // The kernels for few rows, in parts as small as they take; they take one.
-    const int64_t rows = a.x.shape[0], half = rows / 2;
-    for (const auto& [begin, end] : {std::pair{int64_t{0}, half}, std::pair { half, rows }}) {
-      LinearArgs part = a;
-      part.x = a.x.Rows(begin, end);
-      part.out = a.out.Rows(begin, end);
-      Linear(part, stream);
-    }
-#else
-    // oneDNN asks OpenMP for the number of threads; put the caller's setting back afterwards.
-    const int before = omp_get_max_threads();
-    omp_set_num_threads(threads_);
-    absl::Status status = linear_.Run(a);
-    omp_set_num_threads(before);
-    if (!status.ok()) Of(stream).Fail(std::move(status));
-#endif
+    const bool library = isa_.library_products && !IsBlockType(a.weight.dtype);
+    if (library && library_.Run(a, threads_)) return;
+    if (!isa_.packed_linear(a, threads_, scratch_)) NoMemory(stream, "Linear");
   }
 
   void Rope(const RopeArgs& a, Stream& stream) override {
@@ -236,15 +264,14 @@ class CpuBackend : public Backend {
     return Of(stream).Accepts(std::move(check));
   }
   static void NoMemory(Stream& stream, const char* op) {
-    Of(stream).Fail(absl::ResourceExhaustedError(absl::StrCat(op, ": no memory for packed keys")));
+    Of(stream).Fail(
+        absl::ResourceExhaustedError(absl::StrCat(op, ": no memory for packed operands")));
   }
 
   const IsaKernels& isa_;
   const int threads_;
   const std::string name_;
-#ifndef APB_NO_ONEDNN
-  LinearCache linear_;
-#endif
+  LibraryProducts library_;
   Scratch scratch_;
 };
 
@@ -255,10 +282,13 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOption
     return absl::InvalidArgumentError(
         absl::StrCat("threads=", options.threads, ": must be between 0 and 1024"));
   }
-  absl::StatusOr<const IsaKernels*> isa = ChooseKernels(options.force_isa);
-  if (!isa.ok()) return isa.status();
+  const char* variable = std::getenv("APB_CPU_ISA=");
+  absl::StatusOr<CodePath> path = options.force_isa.empty() && variable != nullptr
+                                      ? ChooseCodePath(variable, "APB_CPU_ISA=")
+                                      : ChooseCodePath(options.force_isa, "CPU code path ");
+  if (!path.ok()) return path.status();
   return std::make_unique<CpuBackend>(
-      **isa, options.threads > 0 ? options.threads : omp_get_max_threads());
+      *path, options.threads > 0 ? options.threads : omp_get_max_threads());
 }
 
 }  // namespace apb::kernels

@@ -18,6 +18,7 @@ there are words of small pools here. Standard library only; one seed, one docume
 """
 import dataclasses
 import pathlib
+import math
 import random
 import sys
 
@@ -80,13 +81,16 @@ def draw_values(rng, count, pools=generator.ALL_WORDS):
 class LookAlikes:
     """Keys of four words: "Alice Brown, the young baker,". Of each word there are `pool` kinds only."""
 
-    def __init__(self, rng, pool=8):
+    def __init__(self, rng, pool):
         g = generator
         self.pools = [rng.sample(words, pool) for words in (g.FIRST_NAMES, g.LAST_NAMES, g.ADJECTIVES, g.PEOPLE)]
 
+    @staticmethod
+    def pool_for(count):
+        """8, or the smallest of which half of the combinations are enough."""
+        return max(8, math.ceil((2 * count) ** 0.25))
+
     def draw(self, rng, count):
-        if count > len(self.pools[0]) ** 4 // 2:
-            raise ValueError(f"{count} keys that look alike are more than there are")
         keys = {}
         while len(keys) < count:
             first, last, adjective, trade = map(rng.choice, self.pools)
@@ -216,7 +220,7 @@ def niah(rng, length, depth, count_tokens, num_needle_k=1, num_needle_v=1, num_n
     if type_haystack == "needle":
         sample = needle_text("Alice Brown" if type_needle_k == "words" else "Alice Brown, the young baker,", "red sea")
         num_needle_k = max(num_needle_k, int(0.985 * length / (count_tokens(" " + sample) + 0.02)))
-    keys = draw_names(rng, num_needle_k) if type_needle_k == "words" else LookAlikes(rng).draw(rng, num_needle_k)
+    keys = draw_names(rng, num_needle_k) if type_needle_k == "words" else LookAlikes(rng, LookAlikes.pool_for(num_needle_k)).draw(rng, num_needle_k)
     needles = [(k, v) for k in keys for v in draw_values(rng, num_needle_v)]
     asked = [(k, [v for n, v in needles if n == k]) for k in keys[:num_needle_q]]
     places = [depth] + [rng.random() for _ in needles[1:]]
