@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parent
 
 
 def load(path):
-    model = Llama()
+    model = Llama(json.loads((path / "config.json").read_text()) if path.is_dir() else CONFIG)
     if path.is_dir():
         weights = load_file(str(path / "model.safetensors"))
     else:
