@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Accuracy of full, APB and Star on the demo model; writes docs/benchmarks/quality.md. Builds what is missing.
-#   --documents 50 --lengths 8192,16384,32768 --hosts 4,8 --keys 4 --json FILE (quality.py --help lists all)
+# Accuracy of the strategies on the demo model; writes the table of docs/benchmarks/quality.md. Builds what is missing. A run
+# that was stopped goes on where it was.
+#   --documents 100 --lengths 8192,16384,32768 --hosts 4,8,16 --results FILE (tests/quality/table.py --help lists all)
 #   APB_TEST_PYTHON  a Python with the `tokenizers` package; default: the one that tests/run.sh makes, else python3
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -12,4 +13,5 @@ if [[ -z "${APB_BENCH_DIR:-}" ]]; then
 fi
 python="${APB_TEST_PYTHON:-$root/build/venv/bin/python}"
 [[ -x "$python" ]] || python=python3
-exec "$python" "$root/tests/bench/quality.py" --engine-quality "$bench/engine_quality" "$@"
+exec "$python" "$root/tests/quality/table.py" --engine-quality "$bench/engine_quality" \
+  --page "$root/docs/benchmarks/quality.md" "$@"

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,10 +26,12 @@ from make_prompt import render  # noqa: E402
 
 STRATEGIES = {  # name -> strategy:compressor:{hosts}:options
     "full": "full", "ring_kv": "ring_kv", "apb": "apb:retaining_heads:{}", "apb query-aware": "apb:query_aware:{}",
-    "apb random": "apb:random:{}", "apb without anchor": "apb:retaining_heads:{}:anchor=0", "star": "star::{}"}
+    "apb random": "apb:random:{}", "apb without anchor": "apb:retaining_heads:{}:anchor=0", "star": "star::{}",
+    "apb second question": "apb:retaining_heads:{}:again"}  # over KV that was computed for another question
 ONE_HOST = ("full", "ring_kv")
 TASKS = ["niah_single_2", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3", "niah_multivalue", "niah_multiquery", "vt",
          "cwe", "fwe", "khop"]
+FACT = re.compile(r"The (key|secret word) of ([A-Z]\w+ [A-Z]\w+)")
 SEED = 3 * 10 ** 6
 QUESTION_TOKENS = 200  # of question and answer, at most
 BEGIN, END = "<!-- table: written by tests/quality/table.py -->", "<!-- end of the table -->"
@@ -57,10 +60,13 @@ class Documents:
         depth = 1.0 if task == "khop" else (index * 0.618034) % 1  # spread evenly however many there are
         made = tasks.make(task, SEED + index, length - QUESTION_TOKENS, depth, lambda t: len(self.encode(t)), **parameters)
         document = [self.bos] + self.encode("<|user|>\n" + made["document"] + "<|end|>\n")
+        others = [f"What is the {what} of {name}?" for what, name in FACT.findall(made["document"])
+                  if name not in made["question"]] or [made["question"]]
         return made["values"], {
             "length": length, "tokens": document + self.encode(render([{"role": "user", "content": made["question"]}])),
             "query_begin": len(document), "query_insert_position": 1 + len(self.encode("<|user|>\n")),
-            "embedded_query": self.encode(made["question"]), "expected": self.encode(made["answer"]) + [self.eos]}
+            "query_before": self.encode(render([{"role": "user", "content": others[0]}])),
+            "embedded_query_before": self.encode(others[0]), "embedded_query": self.encode(made["question"]), "expected": self.encode(made["answer"]) + [self.eos]}
 
     def text(self, ids):
         return self.tokenizer.decode(ids)
