@@ -17,8 +17,8 @@ there are words of small pools here. Standard library only; one seed, one docume
          links refer to an earlier one of `blocks` blocks
 """
 import dataclasses
-import pathlib
 import math
+import pathlib
 import random
 import sys
 

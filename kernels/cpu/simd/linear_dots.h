@@ -40,13 +40,13 @@ struct DotStep {
 };
 template <typename Block>
 struct BlockDotStep {
-  using X = float;  // in order
+  using X = float;  // in the order of LoadForDots
   static constexpr int kStep = kBlockLength;
   template <int kRows>
   __attribute__((always_inline)) static void Add(const Block* w, const X* x, int64_t x_stride,
                                                  Vec (&acc)[kRows]) {
     Vec weights[kBlockVecs];
-    LoadBlock(*w, weights);
+    LoadForDots(*w, weights);
 #pragma GCC unroll 8
     for (int i = 0; i < kBlockVecs; ++i) {
 #pragma GCC unroll 4
@@ -56,7 +56,7 @@ struct BlockDotStep {
   }
   template <typename T>
   static void Prepare(const T* x, int64_t n, X* out) {
-    for (int64_t i = 0; i < n; i += kLanes) Store(out + i, LoadAs(x + i));
+    for (int64_t i = 0; i < n; i += kStep) OrderForDots<Block>(x + i, out + i);
   }
 };
 template <>

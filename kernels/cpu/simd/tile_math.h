@@ -31,7 +31,7 @@ struct FloatTiles {
     Store(p + kLanes, b);
   }
 
-  // Any m; n a multiple of 16.
+  // Any m; n a multiple of 16; k > 0.
   static void Gemm(int m, const Elem* a, int64_t lda, const Elem* b, int64_t panel, int n, int k,
                    float* c, int64_t ldc, bool accumulate) {
     int j = 0;
@@ -47,7 +47,7 @@ struct FloatTiles {
                       float* c, int64_t ldc, bool accumulate) {
     int i = 0;
     for (; i + kRows <= m; i += kRows)
-      Block<kRows, kCount>(a + i * lda, lda, b, panel, k, c + i * ldc, ldc, accumulate);
+      Some<kRows, kCount>(a + i * lda, lda, b, panel, k, c + i * ldc, ldc, accumulate);
     Rest<kRows - 1, kCount>(m - i, a + i * lda, lda, b, panel, k, c + i * ldc, ldc, accumulate);
   }
 
@@ -55,14 +55,21 @@ struct FloatTiles {
   template <int kMost, int kCount>
   static void Rest(int rows, const Elem* a, int64_t lda, const Elem* b, int64_t panel, int k,
                    float* c, int64_t ldc, bool accumulate) {
-    if (rows == kMost) return Block<kMost, kCount>(a, lda, b, panel, k, c, ldc, accumulate);
+    if (rows == kMost) return Some<kMost, kCount>(a, lda, b, panel, k, c, ldc, accumulate);
     if constexpr (kMost > 1) Rest<kMost - 1, kCount>(rows, a, lda, b, panel, k, c, ldc, accumulate);
   }
 
   template <int kHeight, int kCount>
+  static void Some(const Elem* a, int64_t lda, const Elem* b, int64_t panel, int k, float* c,
+                   int64_t ldc, bool accumulate) {
+    if (accumulate) return Block<kHeight, kCount, true>(a, lda, b, panel, k, c, ldc);
+    Block<kHeight, kCount, false>(a, lda, b, panel, k, c, ldc);
+  }
+
+  // A function of its own, in which GCC 12 finds a register for each of the sums.
+  template <int kHeight, int kCount, bool kAccumulate>
   __attribute__((noinline)) static void Block(const Elem* a, int64_t lda, const Elem* b,
-                                              int64_t panel, int k, float* c, int64_t ldc,
-                                              bool accumulate) {
+                                              int64_t panel, int k, float* c, int64_t ldc) {
     constexpr int kWidth = kCount * kVecs;
     const auto column = [](int v) { return v * kLanes; };
     Vec acc[kHeight][kWidth];
@@ -70,9 +77,10 @@ struct FloatTiles {
     for (int r = 0; r < kHeight; ++r) {
 #pragma GCC unroll 8
       for (int v = 0; v < kWidth; ++v)
-        acc[r][v] = accumulate ? Load(c + r * ldc + column(v)) : Vec{};
+        acc[r][v] = kAccumulate ? Load(c + r * ldc + column(v)) : Vec{};
     }
-    for (int p = 0; p < k; ++p) {
+    int p = 0;
+    do {
       Vec y[kWidth];
 #pragma GCC unroll 8
       for (int v = 0; v < kWidth; ++v)
@@ -83,7 +91,7 @@ struct FloatTiles {
 #pragma GCC unroll 8
         for (int v = 0; v < kWidth; ++v) MultiplyAdd(acc[r][v], x, y[v]);
       }
-    }
+    } while (++p < k);
 #pragma GCC unroll 16
     for (int r = 0; r < kHeight; ++r) {
 #pragma GCC unroll 8
