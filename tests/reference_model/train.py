@@ -174,11 +174,13 @@ def best_start(args, source, part):
     """A run for each rate trains for a short while; the one that learnt most goes on."""
     runs = []
     for rate in args.rates:
-        run, begin, losses = Run(args, rate), time.time(), []
+        run, begin, losses, waited = Run(args, rate), time.time(), [], 0.0
         if run.step or len(args.rates) == 1:
             return run
         while len(losses) < 20 or time.time() - begin < args.probe_seconds:
+            waiting = time.time()
             _, arrays = source.next()
+            waited += time.time() - waiting
             result = run.update(arrays, learning_rate(run, part, 1.0))
             losses.append(result[0] + result[1])
             if len(losses) % 50 == 1:
@@ -186,7 +188,8 @@ def best_start(args, source, part):
             if len(losses) == 1:
                 begin = time.time()  # the first step compiles
         runs.append((torch.stack(losses[-50:]).mean().item(), rate, run))
-        print(f"{time.time() - args.begin:6.0f}s rate {rate}: loss {runs[-1][0]:.4f} after {run.step} steps", flush=True)
+        print(f"{time.time() - args.begin:6.0f}s rate {rate}: loss {runs[-1][0]:.4f} after {run.step} steps, waited "
+              f"{waited:.1f}s for rows", flush=True)
     return min(runs, key=lambda r: (math.isnan(r[0]), r[0]))[2]
 
 

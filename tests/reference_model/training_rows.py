@@ -79,19 +79,25 @@ class Rows:
         self.encode, self.rng = Pieces(tokenizer), random.Random(seed)
         id_of = tokenizer.token_to_id
         self.begin, self.end, self.pad = id_of("<|begin|>"), id_of("<|end|>"), id_of("<|pad|>")
+        self.drawn, self.small = 0, generator.ALL_WORDS
         self.dot, self.line = self.encode("."), self.encode(".\n")
         bank_rng = random.Random(99 + seed)
         bank = [generator.filler_sentence(bank_rng)[:-1] for _ in range(bank_size)]
         self.bank = [(self.encode(" " + s), self.encode(s)) for s in bank]
 
     def pools(self):
-        """Small pools of names and values in half of the rows: as confusing as a far longer document."""
+        """Small pools of names and values in half of the rows: as confusing as a far longer document. For four rows each."""
         rng, g = self.rng, generator
+        self.drawn += 1
+        if self.drawn % 4:
+            return self.small
+        self.small = generator.ALL_WORDS
         if rng.random() < 0.5:
-            return generator.ALL_WORDS
+            return self.small
         n = rng.randint(12, 60)
-        return generator.Pools(rng.sample(g.FIRST_NAMES, n), rng.sample(g.LAST_NAMES, n), rng.sample(g.ADJECTIVES, n),
-                               rng.sample(g.NOUNS, n))
+        self.small = generator.Pools(rng.sample(g.FIRST_NAMES, n), rng.sample(g.LAST_NAMES, n), rng.sample(g.ADJECTIVES, n),
+                                     rng.sample(g.NOUNS, n))
+        return self.small
 
     def trees(self, count, hops, names, values):
         """Links of random trees in an order in which each stands behind its parent; about `count` of them."""
@@ -117,9 +123,8 @@ class Rows:
         share = math.exp(rng.uniform(math.log(0.03), math.log(0.9))) if level.length > 600 else rng.uniform(0.4, 0.95)
         count = max(4, int(share * budget / 13)) if rng.random() < 0.92 else rng.randint(1, 4)
         count = min(count, len(pools.first) * len(pools.last) // 3, len(pools.adjectives) * len(pools.nouns) // 3)
-        names = tasks.draw_names(rng, 3 * count + 40, pools) if pools is generator.ALL_WORDS else tasks.draw_names(
-            rng, min(3 * count + 40, int(0.8 * len(pools.first) * len(pools.last))), pools)
-        values = tasks.draw_values(rng, min(count + 60, int(0.8 * len(pools.adjectives) * len(pools.nouns))), pools)
+        names = tasks.draw_names(rng, min(2 * count + 2 * hops + 8, int(0.8 * len(pools.first) * len(pools.last))), pools)
+        values = tasks.draw_values(rng, min(count + 12, int(0.8 * len(pools.adjectives) * len(pools.nouns))), pools)
         linked = int(count * rng.choice((0.0, 0.5, 0.7, 1.0, 1.0)))
         linked = min(linked, len(names) - 2 * hops - 3)
         placed, questions, needles = [], [], []
@@ -182,7 +187,9 @@ class Rows:
     def document(self, placed, budget, last):
         """Ids of facts and filler, at most `budget` of them, what the facts' last rows know, and starts of lines."""
         rng, encode, bank = self.rng, self.encode, self.bank
-        facts = [(p, (encode(" " + f.text[:-1]), encode(f.text[:-1])), f) for p, f in sorted(placed, key=lambda x: x[0])]
+        starts = encode("The")
+        facts = [(p, (ids, starts + ids[1:]), f) for p, f in sorted(placed, key=lambda x: x[0])
+                 for ids in (encode(" " + f.text[:-1]),)]
         room = budget - sum(len(e[0]) + 1 for _, e, _ in facts) - 2
         fillers = []
         while room > 0:
