@@ -109,7 +109,7 @@ PrefixCache::Match PrefixCache::FindFrom(SequenceId context, std::span<const int
   for (auto& [id, entry] : entries_) {
     if (behind ? !GoesOnFrom(entry.prefix, context) : id != context) continue;
     const int64_t length = Common(entry.prefix.tokens, tokens);
-    if (length <= best.length || length < entry.prefix.least) continue;
+    if (length <= best.length) continue;
     best = {&entry.prefix, length};
     found = &entry;
   }

@@ -47,8 +47,8 @@ struct CachedPrefix {
   std::vector<int32_t> tokens;
   // "" for exact KV; else what it was computed by. KV of different makers is never mixed up.
   std::string maker;
-  // Fewer tokens than this are of no use: the document of an approximate prefill is whole or
-  // nothing.
+  // Fewer tokens than this are of no use to prompts that do not name it as their context: the
+  // document of an approximate prefill is whole or nothing.
   int64_t least = 0;
   KvLayout layout;
   std::vector<int64_t> own_blocks;   // of each rank, those shared with `parent` not counted
@@ -67,7 +67,9 @@ class PrefixCache {
   };
   // The longest usable prefix of `tokens` whose KV was made by one of `makers`.
   Match Find(std::span<const int32_t> tokens, std::span<const std::string> makers);
-  // The same with the KV of `context` itself, or (`behind`) of a prefix that goes on from it.
+  // The longest prefix of `tokens` whose KV is that of `context` itself, or (`behind`) of a prefix
+  // that goes on from it. `least` does not count: what follows a context may change how its last
+  // tokens are spelled, and its KV was asked for.
   Match FindFrom(SequenceId context, std::span<const int32_t> tokens, bool behind);
   // The parent, if any, is pinned already.
   void Insert(CachedPrefix prefix);

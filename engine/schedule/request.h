@@ -55,7 +55,8 @@ struct Request {
   bool report_progress = false;
   // The prompt's KV stays as a context when the request has ended, until the sequence is cancelled.
   bool keep = false;
-  // The kept sequence whose tokens the prompt goes on from. What its KV was computed by applies.
+  // The kept sequence that the prompt goes on from, as far as their tokens are the same. What its KV
+  // was computed by applies.
   std::optional<SequenceId> context;
   std::optional<bool> balanced;  // absent: the group's default; only apb has a use for it
 };

@@ -103,7 +103,8 @@ void Scheduler::UsePrefix(Sequence& s, bool search) {
   s.parent = spec.parent = match.prefix->id;
   spec.cached_tokens = match.length;
   s.maker = match.prefix->maker;
-  s.least = match.prefix->least;
+  // Of a context's document it may have all but the last tokens.
+  s.least = std::min(match.prefix->least, match.length);
   prefixes_.Pin(*s.parent);
   s.layout = match.prefix->layout.Prefix(match.length);
   for (int r = 0; r < options_.ranks; ++r)

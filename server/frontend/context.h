@@ -23,8 +23,8 @@ struct Context {
   ApbOptions apb;        // as the client gave them
   std::string strategy;  // what was used
   text::PromptSplit prompt;
-  std::optional<ChatInput> chat;  // of a conversation
-  std::string text;  // of a conversation: its rendered bytes, as text::ContextText has them
+  std::optional<ChatInput> chat;          // of a conversation
+  std::optional<text::ContextText> text;  // absent: it was made of token ids
   int64_t cached_tokens = 0;
   double prefill_seconds = 0;
   // Who keeps the KV (shared: a lost group is forgotten by the registry), and under which number.

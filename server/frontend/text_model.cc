@@ -167,36 +167,44 @@ text::PlainPromptOptions TextModel::PlainOptions(const CanonicalRequest& request
 
 absl::StatusOr<text::PromptSplit> TextModel::SplitContext(const CanonicalRequest& request,
                                                           Context& context) const {
-  const text::PlainPromptOptions options = PlainOptions(request);
+  const std::optional<std::string>& query = request.apb.query;
   if (const auto* tokens = std::get_if<TokenInput>(&request.input)) {
-    return text::SplitTokenContext(*tokenizer_, tokens->ids, options);
+    return text::SplitTokenContext(*tokenizer_, tokens->ids, query);
   }
   if (const auto* plain = std::get_if<TextInput>(&request.input)) {
-    return text::SplitPlainContext(*tokenizer_, plain->text, options);
+    context.text = {.text = plain->text, .add_special_tokens = plain->add_special_tokens};
+    return text::SplitPlainContext(*tokenizer_, *context.text, query);
   }
   ChatInput chat = std::get<ChatInput>(request.input);
   chat.add_generation_prompt = false;
   // More may follow in the last message, and templates cut blanks at its end only.
   absl::StripTrailingAsciiWhitespace(&chat.messages.back().content);
   APB_ASSIGN_OR_RETURN(const text::RenderedPrompt rendered, Render(chat, context.created));
-  const absl::StatusOr<std::string_view> text = text::ContextText(rendered);
+  absl::StatusOr<text::ContextText> text = text::TextOfChatContext(rendered);
   if (!text.ok()) return InvalidField("messages", base::StdView(text.status().message()));
   context.chat = std::move(chat);
-  context.text = *text;
-  return text::SplitChatContext(*tokenizer_, rendered, *text, request.apb.query);
+  context.text = *std::move(text);
+  return text::SplitChatContext(*tokenizer_, rendered, *context.text, query);
 }
 
 absl::StatusOr<text::PromptSplit> TextModel::GoOnFrom(const Context& context,
                                                       const CanonicalRequest& request) const {
-  text::PromptSplit split = context.prompt;  // the document is the context's
+  APB_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, TokensBehind(context, request));
+  return text::GoOnFromContext(context.prompt, std::move(tokens));
+}
+
+absl::StatusOr<std::vector<int32_t>> TextModel::TokensBehind(
+    const Context& context, const CanonicalRequest& request) const {
   if (const auto* more = std::get_if<TokenInput>(&request.input)) {
-    split.tokens.insert(split.tokens.end(), more->ids.begin(), more->ids.end());
-    return split;
+    std::vector<int32_t> tokens = context.prompt.tokens;
+    tokens.insert(tokens.end(), more->ids.begin(), more->ids.end());
+    return tokens;
   }
   if (const auto* more = std::get_if<TextInput>(&request.input)) {
-    APB_RETURN_IF_ERROR(
-        text::AppendPlain(*tokenizer_, more->text, PlainOptions(request), split.tokens));
-    return split;
+    return context.text.has_value() ? text::TokenizeBehind(*tokenizer_, *context.text, more->text,
+                                                           more->add_special_tokens)
+                                    : text::TokenizeBehind(*tokenizer_, context.prompt.tokens,
+                                                           more->text, more->add_special_tokens);
   }
   if (!context.chat.has_value()) {
     return InvalidField("context", "was made of a prompt, not of messages; use /v1/completions");
@@ -204,13 +212,12 @@ absl::StatusOr<text::PromptSplit> TextModel::GoOnFrom(const Context& context,
   APB_ASSIGN_OR_RETURN(
       const text::RenderedPrompt rendered,
       Render(Join(*context.chat, std::get<ChatInput>(request.input)), context.created));
-  if (!rendered.text.starts_with(context.text)) {
+  if (!rendered.text.starts_with(context.text->text)) {
     return InvalidField("messages",
                         "with these messages the chat template renders the context's differently; "
                         "send all messages without a context");
   }
-  APB_RETURN_IF_ERROR(text::AppendChat(*tokenizer_, rendered, context.text.size(), split.tokens));
-  return split;
+  return text::Tokenize(*tokenizer_, rendered);
 }
 
 absl::StatusOr<std::vector<int32_t>> TextModel::Encode(const CanonicalRequest& request) const {

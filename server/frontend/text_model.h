@@ -49,6 +49,9 @@ class TextModel {
   absl::StatusOr<text::PromptSplit> Split(const CanonicalRequest& request) const;
   absl::StatusOr<text::PromptSplit> GoOnFrom(const Context& context,
                                              const CanonicalRequest& request) const;
+  // The tokens of the whole prompt.
+  absl::StatusOr<std::vector<int32_t>> TokensBehind(const Context& context,
+                                                    const CanonicalRequest& request) const;
   absl::StatusOr<text::PromptSplit> SplitContext(const CanonicalRequest& request,
                                                  Context& context) const;
   text::PlainPromptOptions PlainOptions(const CanonicalRequest& request) const;

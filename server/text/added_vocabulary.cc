@@ -102,8 +102,8 @@ absl::StatusOr<AddedVocabulary> AddedVocabulary::FromJson(const nlohmann::json& 
     if (!made.by_id_.emplace(token.id, made.tokens_.size()).second)
       return absl::InvalidArgumentError(absl::StrCat(where, ": id ", token.id, " is used twice"));
     if (token.normalized) {
-      APB_ASSIGN_OR_RETURN(const NormalizedText text, normalizer.Apply(token.content, true, false));
-      if (!text.text.empty()) made.normalized_trie_.Insert(text.text, index);
+      APB_ASSIGN_OR_RETURN(const TracedText text, normalizer.Apply({token.content}, true));
+      if (!text.view().text.empty()) made.normalized_trie_.Insert(text.view().text, index);
     } else {
       made.raw_trie_.Insert(token.content, index);
     }

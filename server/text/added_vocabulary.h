@@ -40,7 +40,6 @@ class AddedVocabulary {
   std::vector<Match> Find(std::string_view text, bool normalized,
                           absl::FunctionRef<bool(const ByteRange&)> special_allowed) const;
 
-  bool HasNormalized() const { return !normalized_trie_.empty(); }
   // Null: no added token.
   const AddedToken* FindId(int32_t id) const;
   const std::vector<AddedToken>& tokens() const { return tokens_; }

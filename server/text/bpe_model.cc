@@ -18,9 +18,7 @@ namespace apb::text {
 namespace {
 
 constexpr std::string_view kBlank = "\u2581";
-constexpr size_t kShortWord = 24;        // symbols
-constexpr size_t kRememberedBytes = 48;  // longer words hardly come twice
-constexpr size_t kRememberedWords = 1 << 16;
+constexpr size_t kShortWord = 24;  // symbols
 
 struct ByteLevelTable {
   std::array<std::string, 256> characters;
@@ -176,48 +174,55 @@ const BpeModel::Merge* BpeModel::FindMerge(int32_t left, int32_t right) const {
   return it == merges_.end() ? nullptr : &it->second;
 }
 
-void BpeModel::Encode(std::string_view word, std::vector<int32_t>& ids) const {
-  if (!blank_is_border_) return EncodePart(word, ids);
+void BpeModel::Encode(std::string_view word, std::vector<WordToken>& tokens) const {
   size_t begin = 0;
-  for (size_t pos = word.find(kBlank); pos != std::string_view::npos;
-       pos = word.find(kBlank, pos + kBlank.size())) {
-    if (pos > begin && !word.substr(begin, pos - begin).ends_with(kBlank)) {
-      EncodePart(word.substr(begin, pos - begin), ids);
-      begin = pos;
+  if (blank_is_border_) {
+    for (size_t pos = word.find(kBlank); pos != std::string_view::npos;
+         pos = word.find(kBlank, pos + kBlank.size())) {
+      if (pos > begin && !word.substr(begin, pos - begin).ends_with(kBlank)) {
+        EncodePart(word, {begin, pos}, tokens);
+        begin = pos;
+      }
     }
   }
-  EncodePart(word.substr(begin), ids);
+  EncodePart(word, {begin, word.size()}, tokens);
 }
 
-void BpeModel::EncodePart(std::string_view word, std::vector<int32_t>& ids) const {
+void BpeModel::EncodePart(std::string_view word, ByteRange part,
+                          std::vector<WordToken>& tokens) const {
   if (ignore_merges_) {
+    const std::string_view whole = word.substr(part.begin, part.end - part.begin);
     std::string spelled;
     if (maps_bytes_) {
-      for (const char c : word) spelled += ByteLevelCharacter(static_cast<uint8_t>(c));
+      for (const char c : whole) spelled += ByteLevelCharacter(static_cast<uint8_t>(c));
     }
-    if (const auto id = TokenId(maps_bytes_ ? std::string_view(spelled) : word)) {
-      ids.push_back(*id);
+    if (const auto id = TokenId(maps_bytes_ ? std::string_view(spelled) : whole)) {
+      tokens.push_back({*id, static_cast<uint32_t>(part.begin)});
       return;
     }
   }
-  std::vector<int32_t> symbols;
-  Symbols(word, symbols);
+  std::vector<WordToken> symbols;
+  Symbols(word, part, symbols);
   if (symbols.size() <= kShortWord) {
     MergeShort(symbols);
   } else {
     MergeLong(symbols);
   }
-  ids.insert(ids.end(), symbols.begin(), symbols.end());
+  tokens.insert(tokens.end(), symbols.begin(), symbols.end());
 }
 
-void BpeModel::Symbols(std::string_view word, std::vector<int32_t>& symbols) const {
-  bool pending_unk = false;
+void BpeModel::Symbols(std::string_view word, ByteRange part,
+                       std::vector<WordToken>& symbols) const {
+  std::optional<uint32_t> pending_unk;  // where it begins
   auto flush_unk = [&] {
-    if (pending_unk) symbols.push_back(unk_id_);
-    pending_unk = false;
+    if (!pending_unk.has_value()) return;
+    // Byte tokens overtake it in the original, too; offsets ascend nevertheless.
+    if (!symbols.empty()) pending_unk = std::max(*pending_unk, symbols.back().begin);
+    symbols.push_back({unk_id_, *pending_unk});
+    pending_unk.reset();
   };
-  for (size_t pos = 0; pos < word.size();) {
-    const size_t begin = pos;
+  for (size_t pos = part.begin; pos < part.end;) {
+    const auto begin = static_cast<uint32_t>(pos);
     int32_t id = -1;
     if (maps_bytes_) {
       id = byte_ids_[static_cast<uint8_t>(word[pos++])];
@@ -227,27 +232,29 @@ void BpeModel::Symbols(std::string_view word, std::vector<int32_t>& symbols) con
     }
     if (id >= 0) {
       flush_unk();
-      symbols.push_back(id);
+      symbols.push_back({id, begin});
       continue;
     }
     const std::string_view character = word.substr(begin, pos - begin);
     if (!maps_bytes_ && byte_fallback_ &&
         std::all_of(character.begin(), character.end(),
                     [this](char c) { return byte_ids_[static_cast<uint8_t>(c)] >= 0; })) {
-      for (const char c : character) symbols.push_back(byte_ids_[static_cast<uint8_t>(c)]);
+      for (uint32_t i = 0; i < character.size(); ++i)
+        symbols.push_back({byte_ids_[static_cast<uint8_t>(character[i])], begin + i});
     } else if (unk_id_ >= 0) {
       if (!fuse_unk_) flush_unk();
-      pending_unk = true;
+      if (!pending_unk.has_value()) pending_unk = begin;
     }
   }
   flush_unk();
 }
 
-void BpeModel::MergeShort(std::vector<int32_t>& symbols) const {
+void BpeModel::MergeShort(std::vector<WordToken>& symbols) const {
   constexpr int32_t kNone = std::numeric_limits<int32_t>::max();
   std::array<Merge, kShortWord> candidates;
   auto candidate = [&](size_t i) {
-    const Merge* merge = i + 1 < symbols.size() ? FindMerge(symbols[i], symbols[i + 1]) : nullptr;
+    const Merge* merge =
+        i + 1 < symbols.size() ? FindMerge(symbols[i].id, symbols[i + 1].id) : nullptr;
     return merge == nullptr ? Merge{kNone, -1} : *merge;
   };
   for (size_t i = 0; i < symbols.size(); ++i) candidates[i] = candidate(i);
@@ -257,7 +264,7 @@ void BpeModel::MergeShort(std::vector<int32_t>& symbols) const {
       if (candidates[i].rank < candidates[best].rank) best = i;
     }
     if (candidates[best].rank == kNone) return;
-    symbols[best] = candidates[best].id;
+    symbols[best].id = candidates[best].id;
     symbols.erase(symbols.begin() + static_cast<std::ptrdiff_t>(best) + 1);
     std::copy(candidates.begin() + best + 2, candidates.begin() + symbols.size() + 1,
               candidates.begin() + best + 1);
@@ -266,7 +273,7 @@ void BpeModel::MergeShort(std::vector<int32_t>& symbols) const {
   }
 }
 
-void BpeModel::MergeLong(std::vector<int32_t>& symbols) const {
+void BpeModel::MergeLong(std::vector<WordToken>& symbols) const {
   const auto count = static_cast<int32_t>(symbols.size());
   std::vector<int32_t> previous(count), next(count);
   for (int32_t i = 0; i < count; ++i) {
@@ -278,43 +285,26 @@ void BpeModel::MergeLong(std::vector<int32_t>& symbols) const {
   std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue;
   auto offer = [&](int32_t left) {
     if (left < 0 || next[left] < 0) return;
-    if (const Merge* merge = FindMerge(symbols[left], symbols[next[left]]))
+    if (const Merge* merge = FindMerge(symbols[left].id, symbols[next[left]].id))
       queue.emplace(merge->rank, left, merge->id);
   };
   for (int32_t i = 0; i + 1 < count; ++i) offer(i);
   while (!queue.empty()) {
     const auto [rank, left, id] = queue.top();
     queue.pop();
-    if (symbols[left] < 0 || next[left] < 0) continue;
+    if (symbols[left].id < 0 || next[left] < 0) continue;
     const int32_t right = next[left];
     // The pair may have changed since it was offered.
-    const Merge* merge = FindMerge(symbols[left], symbols[right]);
+    const Merge* merge = FindMerge(symbols[left].id, symbols[right].id);
     if (merge == nullptr || merge->id != id) continue;
-    symbols[left] = id;
-    symbols[right] = -1;
+    symbols[left].id = id;
+    symbols[right].id = -1;
     next[left] = next[right];
     if (next[left] >= 0) previous[next[left]] = left;
     offer(previous[left]);
     offer(left);
   }
-  symbols.erase(std::remove(symbols.begin(), symbols.end(), -1), symbols.end());
-}
-
-void PieceEncoder::Encode(std::string_view word) {
-  if (word.size() > kRememberedBytes) return model_.Encode(word, ids_);
-  if (auto it = known_.find(word); it != known_.end()) {
-    const auto begin = known_ids_.begin() + it->second.first;
-    ids_.insert(ids_.end(), begin, begin + it->second.second);
-    return;
-  }
-  const size_t before = ids_.size();
-  model_.Encode(word, ids_);
-  if (known_.size() < kRememberedWords) {
-    known_.emplace(word, std::pair(static_cast<uint32_t>(known_ids_.size()),
-                                   static_cast<uint32_t>(ids_.size() - before)));
-    known_ids_.insert(known_ids_.end(), ids_.begin() + static_cast<std::ptrdiff_t>(before),
-                      ids_.end());
-  }
+  std::erase_if(symbols, [](const WordToken& symbol) { return symbol.id < 0; });
 }
 
 }  // namespace apb::text

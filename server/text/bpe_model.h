@@ -6,12 +6,12 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "nlohmann/json.hpp"
+#include "server/text/byte_range.h"
 #include "server/text/string_map.h"
 
 namespace apb::text {
@@ -25,6 +25,11 @@ std::string ByteLevelBytes(std::string_view token);
 // Ids above this are refused when loading.
 inline constexpr int64_t kMaxTokenId = (int64_t{1} << 24) - 1;
 
+struct WordToken {
+  int32_t id = 0;
+  uint32_t begin = 0;  // byte of the word at which it begins
+};
+
 class BpeModel {
  public:
   BpeModel() = default;
@@ -32,8 +37,8 @@ class BpeModel {
   // ByteLevelCharacter.
   static absl::StatusOr<BpeModel> FromJson(const nlohmann::json& json, bool maps_bytes);
 
-  // Appends the ids of one word. O(n log n).
-  void Encode(std::string_view word, std::vector<int32_t>& ids) const;
+  // Appends the tokens of one word. O(n log n).
+  void Encode(std::string_view word, std::vector<WordToken>& tokens) const;
 
   std::optional<int32_t> TokenId(std::string_view token) const;
   const StringMap<int32_t>& vocabulary() const { return vocabulary_; }
@@ -48,10 +53,10 @@ class BpeModel {
   absl::Status ReadMerges(const nlohmann::json& json);
   absl::Status AddMerge(const std::string& left, const std::string& right, int32_t rank);
   void FindBlankBorders();
-  void EncodePart(std::string_view word, std::vector<int32_t>& ids) const;
-  void Symbols(std::string_view word, std::vector<int32_t>& symbols) const;
-  void MergeShort(std::vector<int32_t>& symbols) const;
-  void MergeLong(std::vector<int32_t>& symbols) const;
+  void EncodePart(std::string_view word, ByteRange part, std::vector<WordToken>& tokens) const;
+  void Symbols(std::string_view word, ByteRange part, std::vector<WordToken>& symbols) const;
+  void MergeShort(std::vector<WordToken>& symbols) const;
+  void MergeLong(std::vector<WordToken>& symbols) const;
   const Merge* FindMerge(int32_t left, int32_t right) const;
 
   StringMap<int32_t> vocabulary_;
@@ -65,21 +70,6 @@ class BpeModel {
   int32_t unk_id_ = -1;
   std::array<int32_t, 256>
       byte_ids_{};  // of ByteLevelCharacter or of <0xNN>; -1: not in the vocabulary
-};
-
-// Encodes the words of one text, remembering short words. One per call.
-class PieceEncoder {
- public:
-  PieceEncoder(const BpeModel& model, std::vector<int32_t>& ids) : model_(model), ids_(ids) {}
-
-  void Encode(std::string_view word);
-  void Add(int32_t id) { ids_.push_back(id); }
-
- private:
-  const BpeModel& model_;
-  std::vector<int32_t>& ids_;
-  StringMap<std::pair<uint32_t, uint32_t>> known_;  // word -> begin, count in known_ids_
-  std::vector<int32_t> known_ids_;
 };
 
 }  // namespace apb::text

@@ -1,5 +1,5 @@
-// The border is a byte offset where it can be, and both sides are tokenized apart; where only a
-// number of tokens limits the query it is an index into the tokens of the whole.
+// The border is a byte offset where it can be, and becomes an index of a token by the tokens'
+// offsets; where only a number of tokens limits the query it is one from the start.
 #include "server/text/document_splitter.h"
 
 #include <algorithm>
@@ -33,54 +33,27 @@ size_t LastParagraph(std::string_view text) {
   return 0;
 }
 
-// For text that follows these tokens.
-TextStart StartBehind(const Tokenizer& tokenizer, const std::vector<int32_t>& tokens) {
-  const bool after_special = tokens.empty() || tokenizer.IsAdded(tokens.back());
-  return after_special ? TextStart::kAfterSpecialToken : TextStart::kMidText;
-}
+// The tokens of a whole prompt, and which of them are those of a part of its text.
+struct TokenizedText {
+  std::string_view text;
+  Encoding encoding;
 
-// Text, and how a part of it is encoded.
-class PartEncoder {
- public:
-  // `plain`: where no special tokens are recognised; ascending, disjoint.
-  PartEncoder(const Tokenizer& tokenizer, std::string_view text, bool parse_special,
-              std::vector<ByteRange> plain)
-      : tokenizer_(tokenizer),
-        text_(text),
-        parse_special_(parse_special),
-        plain_(std::move(plain)) {}
-
-  // Appends the tokens of text[begin, end) to `tokens`, which are those of what stands before.
-  absl::Status Append(size_t begin, size_t end, std::vector<int32_t>& tokens) const {
-    std::vector<ByteRange> plain;
-    for (const ByteRange& range : plain_) {
-      const size_t from = std::max(range.begin, begin), to = std::min(range.end, end);
-      if (from < to) plain.push_back({from - begin, to - begin});
-    }
-    EncodeOptions options{
-        .add_special_tokens = false, .parse_special = parse_special_, .plain_ranges = plain};
-    if (begin > 0) options.start = StartBehind(tokenizer_, tokens);
-    APB_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
-                         tokenizer_.Encode(text_.substr(begin, end - begin), options));
-    tokens.insert(tokens.end(), ids.begin(), ids.end());
-    return absl::OkStatus();
+  // The first token that begins at `byte` or behind it: tokens across a border lie before it.
+  int32_t TokenAt(size_t byte) const {
+    const std::vector<uint32_t>& begins = encoding.begins;
+    return static_cast<int32_t>(std::lower_bound(begins.begin(), begins.end(), byte) -
+                                begins.begin());
   }
-
-  absl::StatusOr<int64_t> Count(size_t begin, size_t end) const {
-    std::vector<int32_t> tokens;
-    APB_RETURN_IF_ERROR(Append(begin, end, tokens));
-    return static_cast<int64_t>(tokens.size());
-  }
-
-  std::string_view text() const { return text_; }
-  const Tokenizer& tokenizer() const { return tokenizer_; }
-
- private:
-  const Tokenizer& tokenizer_;
-  std::string_view text_;
-  bool parse_special_;
-  std::vector<ByteRange> plain_;
 };
+
+absl::StatusOr<TokenizedText> TokenizeChat(const Tokenizer& tokenizer, std::string_view text,
+                                           std::span<const ByteRange> plain) {
+  APB_ASSIGN_OR_RETURN(
+      Encoding encoding,
+      tokenizer.EncodeWithOffsets(
+          text, {.add_special_tokens = false, .parse_special = true, .plain_ranges = plain}));
+  return TokenizedText{text, std::move(encoding)};
+}
 
 // Tokens of a query's text, as it stands inside an anchor.
 absl::StatusOr<std::vector<int32_t>> EmbedText(const Tokenizer& tokenizer, std::string_view query) {
@@ -100,40 +73,22 @@ absl::Status QueryNotFound() {
       "apb.query does not occur in the prompt; it must be a part of what was sent, word for word");
 }
 
-// The text with the border at byte `border`; the document begins with `prefix`.
-absl::StatusOr<PromptSplit> SplitAt(const PartEncoder& encoder, size_t border,
-                                    std::vector<int32_t> prefix) {
-  PromptSplit split;
-  split.tokens = std::move(prefix);
-  APB_RETURN_IF_ERROR(encoder.Append(0, border, split.tokens));
-  split.query_begin = static_cast<int32_t>(split.tokens.size());
-  APB_RETURN_IF_ERROR(encoder.Append(border, encoder.text().size(), split.tokens));
-  return split;
-}
-
 // The query is the last paragraph of text[content.begin, content.end), or its last tokens where
 // that one is longer; all after it belongs to the query.
-absl::StatusOr<PromptSplit> SplitByParagraph(const PartEncoder& encoder, ByteRange content,
-                                             size_t border_of_all, std::vector<int32_t> prefix) {
-  const std::string_view text = encoder.text();
-  const size_t paragraph = LastParagraph(text.substr(content.begin, content.end - content.begin));
-  const size_t begin = content.begin + paragraph;
-  APB_ASSIGN_OR_RETURN(const int64_t length, encoder.Count(begin, content.end));
-  if (length <= kDefaultQueryTokens) {
-    APB_ASSIGN_OR_RETURN(PromptSplit split, SplitAt(encoder, paragraph == 0 ? border_of_all : begin,
-                                                    std::move(prefix)));
-    APB_ASSIGN_OR_RETURN(split.embedded_query,
-                         EmbedText(encoder.tokenizer(), text.substr(begin, content.end - begin)));
+absl::StatusOr<PromptSplit> SplitByParagraph(const Tokenizer& tokenizer, const TokenizedText& whole,
+                                             ByteRange content, size_t border_of_all) {
+  const std::string_view text = whole.text.substr(content.begin, content.end - content.begin);
+  const size_t paragraph = LastParagraph(text);
+  const int32_t begin = whole.TokenAt(content.begin + paragraph), end = whole.TokenAt(content.end);
+  PromptSplit split;
+  if (end - begin <= kDefaultQueryTokens) {
+    split.query_begin = paragraph == 0 ? whole.TokenAt(border_of_all) : begin;
+    APB_ASSIGN_OR_RETURN(split.embedded_query, EmbedText(tokenizer, text.substr(paragraph)));
     return split;
   }
-  PromptSplit split;
-  split.tokens = std::move(prefix);
-  APB_RETURN_IF_ERROR(encoder.Append(0, text.size(), split.tokens));
-  APB_ASSIGN_OR_RETURN(const int64_t behind, encoder.Count(content.end, text.size()));
-  const int64_t end = std::max<int64_t>(static_cast<int64_t>(split.tokens.size()) - behind, 0);
-  const int64_t from = std::max<int64_t>(end - kDefaultQueryTokens, 0);
-  split.query_begin = static_cast<int32_t>(from);
-  split.embedded_query.assign(split.tokens.begin() + from, split.tokens.begin() + end);
+  split.query_begin = end - kDefaultQueryTokens;
+  const auto tokens = whole.encoding.ids.begin();
+  split.embedded_query.assign(tokens + split.query_begin, tokens + end);
   return split;
 }
 
@@ -191,19 +146,20 @@ struct ChatLayout {
   }
 };
 
-absl::StatusOr<PromptSplit> SplitChatByQuery(const PartEncoder& encoder,
+absl::StatusOr<PromptSplit> SplitChatByQuery(const Tokenizer& tokenizer, const TokenizedText& whole,
                                              const RenderedPrompt& prompt, const ChatLayout& layout,
                                              std::string_view query) {
   for (auto span = prompt.user_spans.rbegin(); span != prompt.user_spans.rend(); ++span) {
     if (!span->is_content) continue;
     const size_t at =
-        encoder.text().substr(span->range.begin, span->range.end - span->range.begin).rfind(query);
+        whole.text.substr(span->range.begin, span->range.end - span->range.begin).rfind(query);
     if (at == std::string_view::npos) continue;
     size_t border = span->range.begin + at;
     // The header of a message that is nothing but the query belongs to it.
     if (border == layout.content.begin) border = layout.turn_begin;
-    APB_ASSIGN_OR_RETURN(PromptSplit split, SplitAt(encoder, border, {}));
-    APB_ASSIGN_OR_RETURN(split.embedded_query, EmbedText(encoder.tokenizer(), query));
+    PromptSplit split;
+    split.query_begin = whole.TokenAt(border);
+    APB_ASSIGN_OR_RETURN(split.embedded_query, EmbedText(tokenizer, query));
     return split;
   }
   return QueryNotFound();
@@ -253,16 +209,21 @@ int32_t BosCount(const Tokenizer& tokenizer, const std::vector<int32_t>& tokens)
   return !tokens.empty() && tokens[0] == tokenizer.bos_id() ? 1 : 0;
 }
 
+void AppendSuffix(const Tokenizer& tokenizer, std::vector<int32_t>& tokens) {
+  const std::vector<int32_t>& suffix = tokenizer.suffix_ids();
+  tokens.insert(tokens.end(), suffix.begin(), suffix.end());
+}
+
 // The split of a context: what stands behind `head` tokens is the document's own text.
 absl::StatusOr<PromptSplit> WholeAsDocument(const Tokenizer& tokenizer, std::vector<int32_t> tokens,
-                                            int64_t head, const std::optional<std::string>& query) {
+                                            int32_t head, const std::optional<std::string>& query) {
   PromptSplit split;
   if (query.has_value()) {
     APB_ASSIGN_OR_RETURN(const std::string_view stripped, CheckQuery(*query));
     APB_ASSIGN_OR_RETURN(split.embedded_query, EmbedText(tokenizer, stripped));
   }
   split.query_begin = static_cast<int32_t>(std::max<size_t>(tokens.size(), 1)) - 1;
-  split.query_insert_position = static_cast<int32_t>(std::min<int64_t>(head, split.query_begin));
+  split.query_insert_position = std::min(head, split.query_begin);
   split.tokens = std::move(tokens);
   return split;
 }
@@ -272,56 +233,54 @@ absl::StatusOr<PromptSplit> WholeAsDocument(const Tokenizer& tokenizer, std::vec
 absl::StatusOr<PromptSplit> SplitChatPrompt(const Tokenizer& tokenizer,
                                             const RenderedPrompt& prompt,
                                             const std::optional<std::string>& query) {
-  const PartEncoder encoder(tokenizer, prompt.text, /*parse_special=*/true, prompt.UserRanges());
+  APB_ASSIGN_OR_RETURN(TokenizedText whole,
+                       TokenizeChat(tokenizer, prompt.text, prompt.UserRanges()));
   const ChatLayout layout(prompt);
   PromptSplit split;
   if (query.has_value()) {
     APB_ASSIGN_OR_RETURN(const std::string_view wanted, CheckQuery(*query));
-    APB_ASSIGN_OR_RETURN(split, SplitChatByQuery(encoder, prompt, layout, wanted));
-  } else if (layout.last_user < 0) {
-    APB_ASSIGN_OR_RETURN(split, SplitAt(encoder, 0, {}));
+    APB_ASSIGN_OR_RETURN(split, SplitChatByQuery(tokenizer, whole, prompt, layout, wanted));
   } else if (layout.HasEarlierDocument()) {
-    APB_ASSIGN_OR_RETURN(split, SplitAt(encoder, layout.turn_begin, {}));
+    split.query_begin = whole.TokenAt(layout.turn_begin);
     APB_ASSIGN_OR_RETURN(
         split.embedded_query,
-        EmbedText(tokenizer, encoder.text().substr(layout.content.begin,
-                                                   layout.content.end - layout.content.begin)));
-  } else {
+        EmbedText(tokenizer, whole.text.substr(layout.content.begin,
+                                               layout.content.end - layout.content.begin)));
+  } else if (layout.last_user >= 0) {
     const size_t border = layout.bytes_before > 0 ? layout.turn_begin : 0;
-    APB_ASSIGN_OR_RETURN(split, SplitByParagraph(encoder, layout.content, border, {}));
+    APB_ASSIGN_OR_RETURN(split, SplitByParagraph(tokenizer, whole, layout.content, border));
   }
-  APB_ASSIGN_OR_RETURN(const int64_t head, encoder.Count(0, layout.anchor_at));
-  split.query_insert_position = static_cast<int32_t>(std::min<int64_t>(head, split.query_begin));
+  split.query_insert_position = std::min(whole.TokenAt(layout.anchor_at), split.query_begin);
+  split.tokens = std::move(whole.encoding.ids);
   return split;
 }
 
 absl::StatusOr<PromptSplit> SplitPlainPrompt(const Tokenizer& tokenizer, std::string_view prompt,
                                              const PlainPromptOptions& options) {
-  const PartEncoder encoder(tokenizer, prompt, options.parse_special, {});
-  std::vector<int32_t> prefix;
-  if (options.add_special_tokens) prefix = tokenizer.prefix_ids();
-  const size_t prefix_size = prefix.size();
+  TokenizedText whole{.text = prompt};
+  APB_ASSIGN_OR_RETURN(
+      whole.encoding,
+      tokenizer.EncodeWithOffsets(prompt, {.add_special_tokens = options.add_special_tokens,
+                                           .parse_special = options.parse_special}));
+  const auto begin_tokens =
+      static_cast<int32_t>(options.add_special_tokens ? tokenizer.prefix_ids().size() : 0);
   PromptSplit split;
   if (options.query.has_value()) {
     APB_ASSIGN_OR_RETURN(const std::string_view query, CheckQuery(*options.query));
     const size_t at = prompt.rfind(query);
     if (at == std::string_view::npos) return QueryNotFound();
-    APB_ASSIGN_OR_RETURN(split, SplitAt(encoder, at, std::move(prefix)));
+    split.query_begin = whole.TokenAt(at);
     APB_ASSIGN_OR_RETURN(split.embedded_query, EmbedText(tokenizer, query));
   } else {
-    APB_ASSIGN_OR_RETURN(split,
-                         SplitByParagraph(encoder, {0, prompt.size()}, 0, std::move(prefix)));
-    split.embedded_query = UntilEndOfTurn(
-        tokenizer, std::span(split.tokens).subspan(split.query_begin), options.end_of_turn_ids);
+    APB_ASSIGN_OR_RETURN(split, SplitByParagraph(tokenizer, whole, {0, prompt.size()}, 0));
+    const int32_t begin = std::max(split.query_begin, begin_tokens);
+    split.embedded_query = UntilEndOfTurn(tokenizer, std::span(whole.encoding.ids).subspan(begin),
+                                          options.end_of_turn_ids);
   }
-  if (options.add_special_tokens) {
-    const auto& suffix = tokenizer.suffix_ids();
-    split.tokens.insert(split.tokens.end(), suffix.begin(), suffix.end());
-  }
-  // Only the begin token stands before the query: there is no document.
-  if (split.query_begin <= static_cast<int32_t>(prefix_size)) split.query_begin = 0;
-  split.query_insert_position =
-      std::min<int32_t>(static_cast<int32_t>(prefix_size), split.query_begin);
+  // Only the begin tokens stand before the query: there is no document.
+  if (split.query_begin <= begin_tokens) split.query_begin = 0;
+  split.query_insert_position = std::min(begin_tokens, split.query_begin);
+  split.tokens = std::move(whole.encoding.ids);
   return split;
 }
 
@@ -345,63 +304,84 @@ absl::StatusOr<PromptSplit> SplitTokenPrompt(const Tokenizer& tokenizer,
   return split;
 }
 
-absl::StatusOr<std::string_view> ContextText(const RenderedPrompt& prompt) {
+absl::StatusOr<ContextText> TextOfChatContext(const RenderedPrompt& prompt) {
   const int last = static_cast<int>(prompt.roles.size()) - 1;
   size_t end = 0;
   for (const auto& span : prompt.user_spans) {
     if (span.is_content && span.message_index == last) end = std::max(end, span.range.end);
   }
-  if (end > 0) return std::string_view(prompt.text).substr(0, end);
-  return absl::InvalidArgumentError(
-      "the chat template does not print the last message's content as it is (is it empty?)");
+  if (end == 0) {
+    return absl::InvalidArgumentError(
+        "the chat template does not print the last message's content as it is (is it empty?)");
+  }
+  ContextText context{.text = prompt.text.substr(0, end), .plain = prompt.UserRanges()};
+  std::erase_if(context.plain, [end](const ByteRange& range) { return range.begin >= end; });
+  return context;
 }
 
 absl::StatusOr<PromptSplit> SplitChatContext(const Tokenizer& tokenizer,
-                                             const RenderedPrompt& prompt, std::string_view text,
+                                             const RenderedPrompt& prompt, const ContextText& text,
                                              const std::optional<std::string>& query) {
-  const PartEncoder encoder(tokenizer, prompt.text, /*parse_special=*/true, prompt.UserRanges());
-  std::vector<int32_t> tokens;
-  APB_RETURN_IF_ERROR(encoder.Append(0, text.size(), tokens));
-  APB_ASSIGN_OR_RETURN(const int64_t head, encoder.Count(0, ChatLayout(prompt).anchor_at));
-  return WholeAsDocument(tokenizer, std::move(tokens), head, query);
+  APB_ASSIGN_OR_RETURN(TokenizedText whole, TokenizeChat(tokenizer, text.text, text.plain));
+  const int32_t head = whole.TokenAt(ChatLayout(prompt).anchor_at);
+  return WholeAsDocument(tokenizer, std::move(whole.encoding.ids), head, query);
 }
 
-absl::StatusOr<PromptSplit> SplitPlainContext(const Tokenizer& tokenizer, std::string_view prompt,
-                                              const PlainPromptOptions& options) {
-  const PartEncoder encoder(tokenizer, prompt, options.parse_special, {});
-  std::vector<int32_t> tokens;
-  if (options.add_special_tokens) tokens = tokenizer.prefix_ids();
-  const int64_t head = static_cast<int64_t>(tokens.size());
-  APB_RETURN_IF_ERROR(encoder.Append(0, prompt.size(), tokens));
-  return WholeAsDocument(tokenizer, std::move(tokens), head, options.query);
+absl::StatusOr<PromptSplit> SplitPlainContext(const Tokenizer& tokenizer, const ContextText& text,
+                                              const std::optional<std::string>& query) {
+  APB_ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
+                       TokenizeBehind(tokenizer, text, "", /*add_special_tokens=*/false));
+  const size_t head = text.add_special_tokens ? tokenizer.prefix_ids().size() : 0;
+  return WholeAsDocument(tokenizer, std::move(tokens), static_cast<int32_t>(head), query);
 }
 
 absl::StatusOr<PromptSplit> SplitTokenContext(const Tokenizer& tokenizer,
                                               std::vector<int32_t> tokens,
-                                              const PlainPromptOptions& options) {
+                                              const std::optional<std::string>& query) {
   APB_RETURN_IF_ERROR(CheckIds(tokenizer, tokens));
-  const int64_t head = BosCount(tokenizer, tokens);
-  return WholeAsDocument(tokenizer, std::move(tokens), head, options.query);
+  const int32_t head = BosCount(tokenizer, tokens);
+  return WholeAsDocument(tokenizer, std::move(tokens), head, query);
 }
 
-absl::Status AppendChat(const Tokenizer& tokenizer, const RenderedPrompt& prompt,
-                        size_t context_bytes, std::vector<int32_t>& tokens) {
-  const PartEncoder encoder(tokenizer, prompt.text, /*parse_special=*/true, prompt.UserRanges());
-  return encoder.Append(context_bytes, prompt.text.size(), tokens);
+PromptSplit GoOnFromContext(const PromptSplit& context, std::vector<int32_t> tokens) {
+  PromptSplit split = context;
+  const auto last = static_cast<int32_t>(std::max<size_t>(tokens.size(), 1)) - 1;
+  split.query_begin = std::min(split.query_begin, last);
+  split.query_insert_position = std::min(split.query_insert_position, split.query_begin);
+  split.tokens = std::move(tokens);
+  return split;
 }
 
-absl::Status AppendPlain(const Tokenizer& tokenizer, std::string_view prompt,
-                         const PlainPromptOptions& options, std::vector<int32_t>& tokens) {
-  APB_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
-                       tokenizer.Encode(prompt, {.add_special_tokens = false,
-                                                 .parse_special = options.parse_special,
-                                                 .start = StartBehind(tokenizer, tokens)}));
-  tokens.insert(tokens.end(), ids.begin(), ids.end());
-  if (options.add_special_tokens) {
-    const auto& suffix = tokenizer.suffix_ids();
-    tokens.insert(tokens.end(), suffix.begin(), suffix.end());
+absl::StatusOr<std::vector<int32_t>> TokenizeBehind(const Tokenizer& tokenizer,
+                                                    const ContextText& context,
+                                                    std::string_view more,
+                                                    bool add_special_tokens) {
+  std::string text = context.text;
+  text += more;
+  APB_ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
+                       tokenizer.Encode(text, {.add_special_tokens = false,
+                                               .parse_special = true,
+                                               .plain_ranges = context.plain}));
+  if (context.add_special_tokens) {
+    const std::vector<int32_t>& prefix = tokenizer.prefix_ids();
+    tokens.insert(tokens.begin(), prefix.begin(), prefix.end());
   }
-  return absl::OkStatus();
+  if (add_special_tokens) AppendSuffix(tokenizer, tokens);
+  return tokens;
+}
+
+absl::StatusOr<std::vector<int32_t>> TokenizeBehind(const Tokenizer& tokenizer,
+                                                    std::vector<int32_t> context,
+                                                    std::string_view more,
+                                                    bool add_special_tokens) {
+  const bool after_special = context.empty() || tokenizer.IsAdded(context.back());
+  const TextStart start = after_special ? TextStart::kAfterSpecialToken : TextStart::kMidText;
+  APB_ASSIGN_OR_RETURN(
+      const std::vector<int32_t> ids,
+      tokenizer.Encode(more, {.add_special_tokens = false, .parse_special = true, .start = start}));
+  context.insert(context.end(), ids.begin(), ids.end());
+  if (add_special_tokens) AppendSuffix(tokenizer, context);
+  return context;
 }
 
 }  // namespace apb::text

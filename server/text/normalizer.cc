@@ -14,65 +14,45 @@
 namespace apb::text {
 namespace {
 
-// Builds the next text; each appended piece names the byte of the text before that it comes from.
-class Rewriter {
- public:
-  explicit Rewriter(NormalizedText& source) : source_(source) {
-    out_.text.reserve(source.text.size() + 8);
-  }
-
-  void CopyRange(size_t begin, size_t end) {
-    out_.text.append(source_.text, begin, end - begin);
-    if (!source_.origins.empty())
-      out_.origins.insert(out_.origins.end(), source_.origins.begin() + begin,
-                          source_.origins.begin() + end);
-  }
-  void Append(std::string_view text, size_t from) {
-    out_.text.append(text);
-    if (!source_.origins.empty())
-      out_.origins.insert(out_.origins.end(), text.size(), source_.origins[from]);
-  }
-  void Finish() { source_ = std::move(out_); }
-
- private:
-  NormalizedText& source_;
-  NormalizedText out_;
-};
-
 struct Form {
   int decompose;  // utf8proc options
   bool compose;
 };
 
+int CombiningClass(utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; }
+
 void SortMarks(std::vector<utf8proc_int32_t>& points) {
-  auto ccc = [](utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; };
   for (size_t i = 0; i < points.size();) {
-    if (ccc(points[i]) == 0) {
+    if (CombiningClass(points[i]) == 0) {
       ++i;
       continue;
     }
     size_t end = i;
-    while (end < points.size() && ccc(points[end]) != 0) ++end;
+    while (end < points.size() && CombiningClass(points[end]) != 0) ++end;
     std::stable_sort(points.begin() + i, points.begin() + end,
-                     [&](utf8proc_int32_t a, utf8proc_int32_t b) { return ccc(a) < ccc(b); });
+                     [](utf8proc_int32_t a, utf8proc_int32_t b) {
+                       return CombiningClass(a) < CombiningClass(b);
+                     });
     i = end;
+  }
+}
+
+void AppendDecomposed(utf8proc_int32_t c, const Form& form, std::vector<utf8proc_int32_t>& points) {
+  utf8proc_int32_t buffer[32];  // the longest decomposition is 18
+  int boundary = 0;
+  const auto count = utf8proc_decompose_char(
+      c, buffer, 32, static_cast<utf8proc_option_t>(form.decompose), &boundary);
+  if (count <= 0 || count > 32) {
+    points.push_back(c);
+  } else {
+    points.insert(points.end(), buffer, buffer + count);
   }
 }
 
 std::string NormalizeChunk(std::string_view chunk, const Form& form) {
   std::vector<utf8proc_int32_t> points;
-  utf8proc_int32_t buffer[32];  // the longest decomposition is 18
-  int boundary = 0;
-  for (size_t pos = 0; pos < chunk.size();) {
-    const auto c = static_cast<utf8proc_int32_t>(NextCodePoint(chunk, pos));
-    const auto count = utf8proc_decompose_char(
-        c, buffer, 32, static_cast<utf8proc_option_t>(form.decompose), &boundary);
-    if (count <= 0 || count > 32) {
-      points.push_back(c);
-    } else {
-      points.insert(points.end(), buffer, buffer + count);
-    }
-  }
+  for (size_t pos = 0; pos < chunk.size();)
+    AppendDecomposed(static_cast<utf8proc_int32_t>(NextCodePoint(chunk, pos)), form, points);
   SortMarks(points);
   auto count = static_cast<utf8proc_ssize_t>(points.size());
   if (form.compose)
@@ -85,35 +65,58 @@ std::string NormalizeChunk(std::string_view chunk, const Form& form) {
 
 bool IsAscii(char c) { return static_cast<unsigned char>(c) < 0x80; }
 
+bool Composes(utf8proc_int32_t left, utf8proc_int32_t right) {
+  utf8proc_int32_t both[2] = {left, right};
+  const auto options = static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+  return utf8proc_normalize_utf32(both, 2, options) == 1;
+}
+
+// The end of the smallest part of source[begin, end) that is normalized like apart: before a
+// character that neither moves among marks nor composes with the normalized end of the part.
+size_t PartEnd(const Form& form, std::string_view source, size_t begin, size_t end) {
+  std::vector<utf8proc_int32_t> character;
+  size_t pos = begin;
+  NextCodePoint(source, pos);
+  for (size_t next = pos; next < end; pos = next) {
+    character.clear();
+    AppendDecomposed(static_cast<utf8proc_int32_t>(NextCodePoint(source, next)), form, character);
+    if (CombiningClass(character[0]) != 0) continue;
+    if (!form.compose) return pos;
+    const std::string part = NormalizeChunk(source.substr(begin, pos - begin), form);
+    size_t last = part.size();
+    if (!Composes(static_cast<utf8proc_int32_t>(PreviousCodePoint(part, last)), character[0]))
+      return pos;
+  }
+  return end;
+}
+
 // ASCII never joins with what is before it: a chunk is an ASCII character with the others that
 // follow.
-void ApplyForm(const Form& form, NormalizedText& text) {
-  const std::string& source = text.text;
-  if (std::all_of(source.begin(), source.end(), IsAscii)) return;
+void ApplyForm(const Form& form, TracedText& text) {
+  const std::string_view source = text.view().text;
   Rewriter rewriter(text);
   size_t pos = 0;
-  while (pos < source.size()) {
-    size_t end = pos;
-    while (end < source.size() && IsAscii(source[end])) ++end;
-    const size_t chunk_begin = end > pos && end < source.size() ? end - 1 : end;
-    rewriter.CopyRange(pos, chunk_begin);
-    if (end == source.size()) break;
-    while (end < source.size() && !IsAscii(source[end])) ++end;
-    const std::string_view chunk = std::string_view(source).substr(chunk_begin, end - chunk_begin);
-    const std::string normalized = NormalizeChunk(chunk, form);
-    if (normalized == chunk) {
-      rewriter.CopyRange(chunk_begin, end);
-    } else {
-      rewriter.Append(normalized, chunk_begin);
+  while (true) {
+    while (pos < source.size() && IsAscii(source[pos])) ++pos;
+    if (pos == source.size()) break;
+    size_t begin = pos > 0 ? pos - 1 : 0;
+    while (pos < source.size() && !IsAscii(source[pos])) ++pos;
+    const std::string_view chunk = source.substr(begin, pos - begin);
+    if (NormalizeChunk(chunk, form) == chunk) continue;
+    while (begin < pos) {
+      const size_t end = PartEnd(form, source, begin, pos);
+      const std::string_view part = source.substr(begin, end - begin);
+      const std::string normalized = NormalizeChunk(part, form);
+      if (normalized != part) rewriter.Replace({begin, end}, normalized);
+      begin = end;
     }
-    pos = end;
   }
   rewriter.Finish();
 }
 
-void Lowercase(NormalizedText& text) {
+void Lowercase(TracedText& text) {
+  const std::string_view source = text.view().text;
   Rewriter rewriter(text);
-  const std::string& source = text.text;
   std::string lower;
   for (size_t pos = 0; pos < source.size();) {
     const size_t begin = pos;
@@ -125,13 +128,13 @@ void Lowercase(NormalizedText& text) {
     } else {
       AppendUtf8(static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))), lower);
     }
-    rewriter.Append(lower, begin);
+    if (lower != source.substr(begin, pos - begin)) rewriter.Replace({begin, pos}, lower);
   }
   rewriter.Finish();
 }
 
-void Strip(bool left, bool right, NormalizedText& text) {
-  const std::string& source = text.text;
+void Strip(bool left, bool right, TracedText& text) {
+  const std::string_view source = text.view().text;
   size_t begin = 0, end = source.size();
   while (left && begin < end) {
     size_t next = begin;
@@ -144,44 +147,33 @@ void Strip(bool left, bool right, NormalizedText& text) {
     end = previous;
   }
   Rewriter rewriter(text);
-  rewriter.CopyRange(begin, end);
+  if (begin > 0) rewriter.Replace({0, begin}, "");
+  if (end < source.size()) rewriter.Replace({end, source.size()}, "");
   rewriter.Finish();
 }
 
 }  // namespace
 
-absl::Status Normalizer::Replace(const Step& step, NormalizedText& text) {
+absl::Status Normalizer::Replace(const Step& step, TracedText& text) {
+  const std::string_view source = text.view().text;
   std::vector<ByteRange> matches;
   if (step.regex != nullptr) {
-    APB_ASSIGN_OR_RETURN(matches, step.regex->FindAll(text.text));
+    APB_ASSIGN_OR_RETURN(matches, step.regex->FindAll(source));
   } else {
-    for (size_t pos = text.text.find(step.pattern); pos != std::string::npos;
-         pos = text.text.find(step.pattern, pos + step.pattern.size()))
+    for (size_t pos = source.find(step.pattern); pos != std::string_view::npos;
+         pos = source.find(step.pattern, pos + step.pattern.size()))
       matches.push_back({pos, pos + step.pattern.size()});
   }
-  if (matches.empty()) return absl::OkStatus();
   Rewriter rewriter(text);
-  size_t done = 0;
-  for (const ByteRange& match : matches) {
-    rewriter.CopyRange(done, match.begin);
-    rewriter.Append(step.content, match.begin);
-    done = match.end;
-  }
-  rewriter.CopyRange(done, text.text.size());
+  for (const ByteRange& match : matches) rewriter.Replace(match, step.content);
   rewriter.Finish();
   return absl::OkStatus();
 }
 
-absl::StatusOr<NormalizedText> Normalizer::Apply(std::string_view text, bool with_prefix,
-                                                 bool want_origins) const {
-  NormalizedText out;
-  out.text = std::string(text);
-  if (want_origins) {
-    out.origins.resize(text.size());
-    for (size_t i = 0; i < text.size(); ++i) out.origins[i] = i;
-  }
+absl::StatusOr<TracedText> Normalizer::Apply(const TracedView& text, bool with_prefix) const {
+  TracedText out(text);
   for (const Step& step : steps_) {
-    if (out.text.empty()) break;
+    if (out.view().text.empty()) break;
     switch (step.kind) {
       case Kind::kNfc:
         ApplyForm({UTF8PROC_DECOMPOSE, true}, out);
@@ -204,8 +196,7 @@ absl::StatusOr<NormalizedText> Normalizer::Apply(std::string_view text, bool wit
       case Kind::kPrepend:
         if (with_prefix) {
           Rewriter rewriter(out);
-          rewriter.Append(step.content, 0);
-          rewriter.CopyRange(0, out.text.size());
+          rewriter.Replace({0, 0}, step.content);
           rewriter.Finish();
         }
         break;

@@ -2,25 +2,16 @@
 // Sequences of them.
 #pragma once
 
-#include <cstddef>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "nlohmann/json.hpp"
 #include "server/text/regex.h"
+#include "server/text/traced_text.h"
 
 namespace apb::text {
-
-// Text with the place each byte came from.
-struct NormalizedText {
-  std::string text;
-  // For each byte the offset in the source at which the piece it came from begins; ascending. Empty
-  // when not asked for.
-  std::vector<size_t> origins;
-};
 
 class Normalizer {
  public:
@@ -30,8 +21,7 @@ class Normalizer {
 
   bool is_identity() const { return steps_.empty(); }
   // `with_prefix`: whether Prepend steps apply.
-  absl::StatusOr<NormalizedText> Apply(std::string_view text, bool with_prefix,
-                                       bool want_origins) const;
+  absl::StatusOr<TracedText> Apply(const TracedView& text, bool with_prefix) const;
 
  private:
   enum class Kind { kNfc, kNfd, kNfkc, kNfkd, kLowercase, kStrip, kPrepend, kReplace };
@@ -43,7 +33,7 @@ class Normalizer {
   };
   static absl::Status Read(const nlohmann::json& json, const std::string& where, int depth,
                            std::vector<Step>& steps);
-  static absl::Status Replace(const Step& step, NormalizedText& text);
+  static absl::Status Replace(const Step& step, TracedText& text);
 
   std::vector<Step> steps_;
 };

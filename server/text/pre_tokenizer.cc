@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
 #include "engine/base/status_macros.h"
 #include "server/text/json_fields.h"
 #include "server/text/utf8.h"
@@ -204,44 +203,57 @@ std::vector<ByteRange> PreTokenizer::Pieces(const std::vector<ByteRange>& matche
   return pieces;
 }
 
-absl::Status PreTokenizer::Split(std::string_view text, TextStart start,
-                                 absl::FunctionRef<void(std::string_view)> word) const {
+absl::Status PreTokenizer::Split(const TracedView& text, TextStart start,
+                                 absl::FunctionRef<void(const TracedView&)> word) const {
   return Run(0, text, start, word);
 }
 
-absl::Status PreTokenizer::Run(size_t stage_index, std::string_view text, TextStart start,
-                               absl::FunctionRef<void(std::string_view)> word) const {
-  if (text.empty()) return absl::OkStatus();
+absl::Status PreTokenizer::Run(size_t stage_index, const TracedView& text, TextStart start,
+                               absl::FunctionRef<void(const TracedView&)> word) const {
+  if (text.text.empty()) return absl::OkStatus();
   if (stage_index == stages_.size()) {
     word(text);
     return absl::OkStatus();
   }
   const Stage& stage = stages_[stage_index];
-  std::string changed;
   if (stage.kind == Kind::kBlankBefore) {
-    if (start == TextStart::kMidText || text[0] == ' ')
+    if (start == TextStart::kMidText || text.text[0] == ' ')
       return Run(stage_index + 1, text, start, word);
-    changed = " " + std::string(text);
-    return Run(stage_index + 1, changed, start, word);
+    TracedText changed(text);
+    Rewriter rewriter(changed);
+    rewriter.Replace({0, 0}, " ");
+    rewriter.Finish();
+    return Run(stage_index + 1, changed.view(), start, word);
   }
   if (stage.kind == Kind::kMetaspace) {
-    changed = absl::StrReplaceAll(std::string(text), {{" ", stage.literal}});
+    TracedText changed(text);
+    Rewriter rewriter(changed);
     const bool wants = stage.prepend == Prepend::kAlways
                            ? start != TextStart::kMidText
                            : stage.prepend == Prepend::kFirst && start == TextStart::kBegin;
-    if (wants && !changed.starts_with(stage.literal)) changed.insert(0, stage.literal);
-    text = changed;
-    if (!stage.split) return Run(stage_index + 1, text, start, word);
+    if (wants && text.text[0] != ' ' && !text.text.starts_with(stage.literal))
+      rewriter.Replace({0, 0}, stage.literal);
+    for (const ByteRange& blank : MatchLiteral(text.text, " "))
+      rewriter.Replace(blank, stage.literal);
+    rewriter.Finish();
+    return stage.split ? RunPieces(stage_index, changed.view(), start, word)
+                       : Run(stage_index + 1, changed.view(), start, word);
   }
+  return RunPieces(stage_index, text, start, word);
+}
+
+// Cuts the text as the stage says, and goes on with the pieces.
+absl::Status PreTokenizer::RunPieces(size_t stage_index, const TracedView& text, TextStart start,
+                                     absl::FunctionRef<void(const TracedView&)> word) const {
+  const Stage& stage = stages_[stage_index];
   const Behavior behavior =
       stage.kind == Kind::kMetaspace ? Behavior::kMergedWithNext : stage.behavior;
-  APB_ASSIGN_OR_RETURN(const std::vector<ByteRange> matches, Matches(stage, text));
-  for (const ByteRange& piece : Pieces(matches, text.size(), behavior, stage.invert)) {
+  APB_ASSIGN_OR_RETURN(const std::vector<ByteRange> matches, Matches(stage, text.text));
+  for (const ByteRange& piece : Pieces(matches, text.text.size(), behavior, stage.invert)) {
     // Every later piece is in the middle of its text, but "always" schemes count it as a beginning
     // of its own.
     const TextStart piece_start = piece.begin == 0 ? start : TextStart::kAfterSpecialToken;
-    APB_RETURN_IF_ERROR(
-        Run(stage_index + 1, text.substr(piece.begin, piece.end - piece.begin), piece_start, word));
+    APB_RETURN_IF_ERROR(Run(stage_index + 1, text.Part(piece.begin, piece.end), piece_start, word));
   }
   return absl::OkStatus();
 }

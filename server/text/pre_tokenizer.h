@@ -12,6 +12,7 @@
 #include "nlohmann/json.hpp"
 #include "server/text/byte_range.h"
 #include "server/text/regex.h"
+#include "server/text/traced_text.h"
 
 namespace apb::text {
 
@@ -26,8 +27,8 @@ class PreTokenizer {
   static absl::StatusOr<PreTokenizer> FromJson(const nlohmann::json& json);
 
   // Calls `word` for each word, in order. With maps_bytes() the words are still plain text.
-  absl::Status Split(std::string_view text, TextStart start,
-                     absl::FunctionRef<void(std::string_view)> word) const;
+  absl::Status Split(const TracedView& text, TextStart start,
+                     absl::FunctionRef<void(const TracedView&)> word) const;
 
   // Whether tokens are spelled with one printable character for each byte (ByteLevel).
   bool maps_bytes() const { return maps_bytes_; }
@@ -50,8 +51,10 @@ class PreTokenizer {
   absl::Status ReadSplit(const nlohmann::json& json, const std::string& where);
   absl::Status ReadByteLevel(const nlohmann::json& json, const std::string& where);
   absl::Status ReadMetaspace(const nlohmann::json& json, const std::string& where);
-  absl::Status Run(size_t stage_index, std::string_view text, TextStart start,
-                   absl::FunctionRef<void(std::string_view)> word) const;
+  absl::Status Run(size_t stage_index, const TracedView& text, TextStart start,
+                   absl::FunctionRef<void(const TracedView&)> word) const;
+  absl::Status RunPieces(size_t stage_index, const TracedView& text, TextStart start,
+                         absl::FunctionRef<void(const TracedView&)> word) const;
   static absl::StatusOr<std::vector<ByteRange>> Matches(const Stage& stage, std::string_view text);
   static std::vector<ByteRange> Pieces(const std::vector<ByteRange>& matches, size_t size,
                                        Behavior behavior, bool invert);

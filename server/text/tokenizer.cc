@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
@@ -142,61 +144,69 @@ std::string Tokenizer::TokenBytes(int32_t id) const {
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::string_view text,
                                                        const EncodeOptions& options) const {
+  APB_ASSIGN_OR_RETURN(Encoding encoding, EncodeWithOffsets(text, options));
+  return std::move(encoding.ids);
+}
+
+absl::StatusOr<Encoding> Tokenizer::EncodeWithOffsets(std::string_view text,
+                                                      const EncodeOptions& options) const {
+  if (text.size() > std::numeric_limits<uint32_t>::max())
+    return absl::InvalidArgumentError(
+        absl::StrCat("the text has ", text.size(), " bytes; less than 4 GiB can be tokenized"));
   if (const size_t bad = FindInvalidUtf8(text); bad != std::string_view::npos)
     return absl::InvalidArgumentError(absl::StrCat("the text is not valid UTF-8 at byte ", bad));
-  std::vector<int32_t> ids;
-  if (options.add_special_tokens) ids = prefix_ids_;
-  PieceEncoder encoder(model_, ids);
+  const TracedView whole{text};
+  Encoding out;
+  if (options.add_special_tokens) {
+    for (const int32_t id : prefix_ids_) out.Add(id, 0);
+  }
+  PieceEncoder encoder(model_, out);
   auto special_allowed = [&](const ByteRange& range) {
     return options.parse_special && !Overlaps(options.plain_ranges, range);
   };
   size_t done = 0;
   for (const AddedVocabulary::Match& match :
        added_.Find(text, /*normalized=*/false, special_allowed)) {
-    APB_RETURN_IF_ERROR(EncodePiece(text, {done, match.range.begin}, options, encoder));
-    encoder.Add(match.id);
+    APB_RETURN_IF_ERROR(EncodePiece(whole.Part(done, match.range.begin), options, encoder, out));
+    out.Add(match.id, whole.Origin(match.range.begin));
     done = match.range.end;
   }
-  APB_RETURN_IF_ERROR(EncodePiece(text, {done, text.size()}, options, encoder));
-  if (options.add_special_tokens) ids.insert(ids.end(), suffix_ids_.begin(), suffix_ids_.end());
-  return ids;
+  APB_RETURN_IF_ERROR(EncodePiece(whole.Part(done, text.size()), options, encoder, out));
+  if (options.add_special_tokens) {
+    for (const int32_t id : suffix_ids_) out.Add(id, static_cast<uint32_t>(text.size()));
+  }
+  return out;
 }
 
-absl::Status Tokenizer::EncodePiece(std::string_view text, ByteRange piece,
-                                    const EncodeOptions& options, PieceEncoder& encoder) const {
-  if (piece.begin == piece.end) return absl::OkStatus();
+absl::Status Tokenizer::EncodePiece(const TracedView& piece, const EncodeOptions& options,
+                                    PieceEncoder& encoder, Encoding& out) const {
+  if (piece.text.empty()) return absl::OkStatus();
   const TextStart start = piece.begin == 0 ? options.start : TextStart::kAfterSpecialToken;
-  std::string_view source = text.substr(piece.begin, piece.end - piece.begin);
-  NormalizedText normalized;
-  const bool want_origins =
-      options.parse_special && added_.HasNormalized() && !options.plain_ranges.empty();
+  std::optional<TracedText> normalized;
   if (!normalizer_.is_identity()) {
-    APB_ASSIGN_OR_RETURN(normalized,
-                         normalizer_.Apply(source, start != TextStart::kMidText, want_origins));
-    source = normalized.text;
+    APB_ASSIGN_OR_RETURN(normalized, normalizer_.Apply(piece, start != TextStart::kMidText));
   }
-  auto origin = [&](size_t pos) {  // of a byte of `source` in `text`
-    if (pos == source.size()) return piece.end;
-    return piece.begin + (normalized.origins.empty() ? pos : normalized.origins[pos]);
+  const TracedView source = normalized.has_value() ? normalized->view() : piece;
+  auto origin = [&](size_t pos) -> size_t {
+    return pos < source.text.size() ? source.Origin(pos) : piece.begin + piece.text.size();
   };
   auto special_allowed = [&](const ByteRange& range) {
     return options.parse_special &&
-           (!want_origins ||
-            !Overlaps(options.plain_ranges, {origin(range.begin), origin(range.end)}));
+           !Overlaps(options.plain_ranges, {origin(range.begin), origin(range.end)});
   };
   auto encode = [&](size_t begin, size_t end) {
-    return pre_tokenizer_.Split(source.substr(begin, end - begin),
+    return pre_tokenizer_.Split(source.Part(begin, end),
                                 begin == 0 ? start : TextStart::kAfterSpecialToken,
-                                [&](std::string_view word) { encoder.Encode(word); });
+                                [&](const TracedView& word) { encoder.Encode(word); });
   };
   size_t done = 0;
   for (const AddedVocabulary::Match& match :
-       added_.Find(source, /*normalized=*/true, special_allowed)) {
+       added_.Find(source.text, /*normalized=*/true, special_allowed)) {
     APB_RETURN_IF_ERROR(encode(done, match.range.begin));
-    encoder.Add(match.id);
+    out.Add(match.id, source.Origin(match.range.begin));
     done = match.range.end;
   }
-  return encode(done, source.size());
+  return encode(done, source.text.size());
 }
 
 absl::StatusOr<std::string> Tokenizer::Decode(std::span<const int32_t> ids,

@@ -18,6 +18,7 @@
 #include "server/text/bpe_model.h"
 #include "server/text/byte_range.h"
 #include "server/text/normalizer.h"
+#include "server/text/piece_encoder.h"
 #include "server/text/pre_tokenizer.h"
 #include "server/text/token_decoder.h"
 
@@ -50,6 +51,10 @@ class Tokenizer {
   // whatever the text.
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
                                               const EncodeOptions& options) const;
+  // The same with the places of the tokens in the text. Begin tokens of add_special_tokens are at 0,
+  // end tokens behind the text.
+  absl::StatusOr<Encoding> EncodeWithOffsets(std::string_view text,
+                                             const EncodeOptions& options) const;
   // Broken UTF-8 becomes U+FFFD. InvalidArgument for an id outside the vocabulary.
   absl::StatusOr<std::string> Decode(std::span<const int32_t> ids, bool skip_special) const;
 
@@ -85,8 +90,8 @@ class Tokenizer {
   absl::Status ReadTokenizer(std::string_view json);
   absl::Status ReadConfig(std::string_view json);
   std::optional<int32_t> SpecialTokenId(const std::string& name) const;
-  absl::Status EncodePiece(std::string_view text, ByteRange piece, const EncodeOptions& options,
-                           PieceEncoder& encoder) const;
+  absl::Status EncodePiece(const TracedView& piece, const EncodeOptions& options,
+                           PieceEncoder& encoder, Encoding& out) const;
 
   Normalizer normalizer_;
   PreTokenizer pre_tokenizer_;

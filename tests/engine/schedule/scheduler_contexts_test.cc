@@ -2,6 +2,7 @@
 // answer breaks off with an error. Method: single scenarios, with and without a prefix cache.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -163,18 +164,56 @@ TEST_P(SchedulerContexts, EndAnAnswerThatRunsIntoThem) {
   for (size_t i = 0; i < tokens.size(); ++i) EXPECT_EQ(tokens[i], 9 + static_cast<int32_t>(i));
 }
 
-TEST_P(SchedulerContexts, OfOtherTokensOrWithAnAnswerAreRefused) {
-  const Request context = MakeContext(1, 20, 7);
-  Submit(context);
-  Run();
-  Request other = MakeQuestion(2, context, 3, 1), same = MakeQuestion(3, context, 0, 1);
-  other.spec.tokens[5] = 8;
+// What follows a context may change its last tokens: its KV serves up to there, also where it was
+// computed by an approximation, and turns go on from what is there now.
+TEST_P(SchedulerContexts, AreUsedUpToTheFirstTokenThatDiffers) {
+  for (const char* strategy : {"ring_kv", "apb"}) {
+    Request context = MakeContext(strategy == std::string("apb") ? 100 : 200, 90, 7);
+    const uint64_t id = static_cast<uint64_t>(context.spec.id);
+    context.spec.strategy = strategy;
+    Submit(context);
+    Run();
+    for (const int64_t same : {89, 88, 70, 1, 0}) {
+      const uint64_t first = id + 1 + 2 * static_cast<uint64_t>(same % 40);
+      Request question = MakeQuestion(first, context, 10, 1);
+      std::fill(question.spec.tokens.begin() + same, question.spec.tokens.end(),
+                static_cast<int32_t>(50 + same));
+      Submit(question);
+      Run();
+      EXPECT_EQ(End(first).reason, EndReason::kLength) << End(first).status;
+      EXPECT_EQ(End(first).cached_tokens, same);
+      EXPECT_EQ(End(first).strategy, strategy);
+      Request next = question;
+      next.spec.id = SequenceId{first + 1};
+      next.spec.tokens.insert(next.spec.tokens.end(), 5, 41);
+      Submit(next);
+      Run();
+      // What has not gone on from the context, but begun anew, is not found behind it.
+      EXPECT_EQ(End(first + 1).cached_tokens, GetParam() && same > 0 ? 100 : same) << same;
+    }
+    // A prompt that ends within the context, or with it.
+    for (const int64_t length : {60, 90}) {
+      Request part = MakeQuestion(id + 90 + static_cast<uint64_t>(length % 7), context, 0, 1);
+      part.spec.tokens.resize(length);
+      part.spec.query_begin = std::min<int64_t>(part.spec.query_begin, length - 1);
+      Submit(part);
+      Run();
+      EXPECT_EQ(run_.ends.at(part.spec.id).cached_tokens, length - 1);
+    }
+    scheduler_.Cancel(SequenceId{id}, run_.now());
+    scheduler_.ForgetPrefixes();
+    run_.Step();
+    EXPECT_EQ(run_.live(), 0u);
+    EXPECT_EQ(scheduler_.cached_blocks(0), 0);
+  }
+}
+
+TEST_P(SchedulerContexts, WithAnAnswerAreRefused) {
   Request talks = MakeContext(4, 20);
   talks.spec.sampling.max_tokens = 1;
-  for (const Request& r : {other, same, talks}) Submit(r);
+  Submit(talks);
   Run();
-  for (const uint64_t id : {2, 3, 4})
-    EXPECT_EQ(End(id).status.code(), absl::StatusCode::kInvalidArgument) << id;
+  EXPECT_EQ(End(4).status.code(), absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "engine/schedule/scheduler.h"
@@ -44,7 +45,13 @@ TEST_P(SchedulerSimulation, HundredThousandRequestsWithCancels) {
     }
     if (!contexts.empty() && next <= total && rng() % 2 == 0) {
       const Request& context = contexts[rng() % contexts.size()];
-      scheduler.Submit(MakeQuestion(next++, context, 1 + rng() % 20, rng() % 6), run.now());
+      Request question = MakeQuestion(next++, context, 1 + rng() % 20, rng() % 6);
+      // Of some the context's last tokens differ.
+      const size_t same =
+          context.spec.tokens.size() - std::min<size_t>(rng() % 4, context.spec.tokens.size());
+      std::fill(question.spec.tokens.begin() + static_cast<std::ptrdiff_t>(same),
+                question.spec.tokens.end(), 40);
+      scheduler.Submit(std::move(question), run.now());
     }
     run.Step();
     for (int r = 0; r < 2; ++r) {

@@ -1,10 +1,12 @@
-// Goal: the border between document and query lies where document_splitter.h says, and both sides
-// are tokenized apart. Method: the demo checkpoint's tokenizer and chat template; tokens are
-// compared with those of the two pieces of text.
+// Goal: the border between document and query lies where document_splitter.h says, and the tokens are
+// those of the whole text. Method: the demo checkpoint's tokenizer and chat template; where a border
+// lies among the tokens is counted by their bytes. Tokens across borders: a tokenizer made for them.
 #include "server/text/document_splitter.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <algorithm>
 
 namespace apb::text {
 namespace {
@@ -36,17 +38,22 @@ class DocumentSplitterTest : public ::testing::Test {
     rendered_ = *prompt;
     return SplitChatPrompt(*tokenizer_, rendered_, query);
   }
-  // The rendered chat is cut before the last `query`; its tokens are those of both sides.
+  // The first of these tokens that begins at `byte` of their text or behind it.
+  int32_t TokenAt(const std::vector<int32_t>& ids, size_t byte) {
+    size_t begin = 0;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      if (begin >= byte) return static_cast<int32_t>(i);
+      begin += tokenizer_->TokenBytes(ids[i]).size();
+    }
+    return static_cast<int32_t>(ids.size());
+  }
+  // The query of the rendered chat begins with the last `query`; the tokens are those of the whole.
   void ExpectBorder(const absl::StatusOr<PromptSplit>& split, std::string_view query) {
     ASSERT_TRUE(split.ok()) << split.status();
     const size_t border = rendered_.text.rfind(query);
     ASSERT_NE(border, std::string::npos) << query;
-    const auto document = Ids(rendered_.text.substr(0, border));
-    const auto rest = Ids(rendered_.text.substr(border));
-    EXPECT_EQ(split->query_begin, static_cast<int32_t>(document.size()));
-    std::vector<int32_t> both = document;
-    both.insert(both.end(), rest.begin(), rest.end());
-    EXPECT_EQ(split->tokens, both);
+    EXPECT_EQ(split->tokens, Ids(rendered_.text));
+    EXPECT_EQ(split->query_begin, TokenAt(split->tokens, border));
   }
 
   std::unique_ptr<Tokenizer> tokenizer_ =
@@ -61,7 +68,8 @@ Json Message(const char* role, const std::string& content) {
   return {{"role", role}, {"content", content}};
 }
 
-// The tokens of a context and of what follows are those of the two pieces of the whole's text.
+// The tokens of a context are those of its text, and the tokens of what goes on from it are those of
+// the whole: nearly all of the context's, and then its own.
 TEST_F(DocumentSplitterTest, ContextsAndWhatFollows) {
   const std::string document = Words(50) + " the end", question = "Which one is it?";
   const RenderOptions with_prompt{.special_tokens = tokenizer_->special_tokens()};
@@ -79,9 +87,10 @@ TEST_F(DocumentSplitterTest, ContextsAndWhatFollows) {
         std::pair(Json({Message("system", document)}),
                   Json({Message("system", document), Message("user", question)}))}) {
     const RenderedPrompt rendered = *template_->Render(context, without);
-    const std::string_view text = *ContextText(rendered);
+    const ContextText cut = *TextOfChatContext(rendered);
+    const std::string_view text = cut.text;
     EXPECT_TRUE(text.ends_with("the end"));
-    const auto split = SplitChatContext(*tokenizer_, rendered, text, "  Which one?\n");
+    const auto split = SplitChatContext(*tokenizer_, rendered, cut, "  Which one?\n");
     ASSERT_TRUE(split.ok()) << split.status();
     EXPECT_EQ(split->tokens, Ids(text));
     EXPECT_EQ(split->query_begin, static_cast<int32_t>(split->tokens.size()) - 1);
@@ -91,34 +100,47 @@ TEST_F(DocumentSplitterTest, ContextsAndWhatFollows) {
 
     const RenderedPrompt all = *template_->Render(whole, with_prompt);
     ASSERT_TRUE(all.text.starts_with(text));
-    std::vector<int32_t> tokens = split->tokens;
-    ASSERT_TRUE(AppendChat(*tokenizer_, all, text.size(), tokens).ok());
-    std::vector<int32_t> expected = split->tokens;
-    const std::vector<int32_t> rest = *tokenizer_->Encode(
-        std::string_view(all.text).substr(text.size()),
-        {.add_special_tokens = false, .parse_special = true, .start = TextStart::kMidText});
-    expected.insert(expected.end(), rest.begin(), rest.end());
-    EXPECT_EQ(tokens, expected);
-    EXPECT_EQ(TextOf(tokens), all.text);
+    const PromptSplit next = GoOnFromContext(*split, *Tokenize(*tokenizer_, all));
+    EXPECT_EQ(next.tokens, Ids(all.text));
+    EXPECT_GE(std::ranges::mismatch(next.tokens, split->tokens).in2 - split->tokens.begin(),
+              static_cast<int64_t>(split->tokens.size()) - 1);
+    EXPECT_EQ(next.query_begin, split->query_begin);
+    EXPECT_EQ(next.query_insert_position, split->query_insert_position);
+    EXPECT_EQ(next.embedded_query, split->embedded_query);
   }
 }
 
 TEST_F(DocumentSplitterTest, ContextsOfPlainText) {
-  const PlainPromptOptions options;
-  const auto split = SplitPlainContext(*tokenizer_, "<|user|>\nOne two", options);
+  const ContextText context{.text = "<|user|>\nOne tw", .add_special_tokens = true};
+  const auto split = SplitPlainContext(*tokenizer_, context, std::nullopt);
   ASSERT_TRUE(split.ok()) << split.status();
+  EXPECT_EQ(split->tokens, *tokenizer_->Encode(context.text, {.parse_special = true}));
   const int32_t bos = static_cast<int32_t>(tokenizer_->prefix_ids().size());
   EXPECT_EQ(split->query_insert_position, bos);
   EXPECT_TRUE(split->embedded_query.empty());
-  std::vector<int32_t> tokens = split->tokens;
-  ASSERT_TRUE(AppendPlain(*tokenizer_, " three<|end|>", options, tokens).ok());
-  std::vector<int32_t> expected = split->tokens;
-  for (const int32_t id : Ids(" three<|end|>")) expected.push_back(id);
-  EXPECT_EQ(tokens, expected);
-  const auto same = SplitTokenContext(*tokenizer_, split->tokens, options);
+  const auto tokens = TokenizeBehind(*tokenizer_, context, "o three<|end|>", true);
+  ASSERT_TRUE(tokens.ok()) << tokens.status();
+  EXPECT_EQ(*tokens,
+            *tokenizer_->Encode("<|user|>\nOne two three<|end|>", {.parse_special = true}));
+
+  const auto same = SplitTokenContext(*tokenizer_, split->tokens, std::nullopt);
   ASSERT_TRUE(same.ok());
   EXPECT_EQ(same->tokens, split->tokens);
   EXPECT_EQ(same->query_begin, split->query_begin);
+  // There is no text that could be tokenized as a whole.
+  std::vector<int32_t> expected = split->tokens;
+  for (const int32_t id : Ids("o three<|end|>")) expected.push_back(id);
+  EXPECT_EQ(*TokenizeBehind(*tokenizer_, split->tokens, "o three<|end|>", true), expected);
+}
+
+// The whole may have fewer tokens than its beginning.
+TEST_F(DocumentSplitterTest, WhatGoesOnFromAContextMayBeShorter) {
+  const PromptSplit context{.tokens = {1, 2, 3, 4}, .query_begin = 3, .query_insert_position = 3};
+  const PromptSplit split = GoOnFromContext(context, {1, 9});
+  EXPECT_EQ(split.tokens, (std::vector<int32_t>{1, 9}));
+  EXPECT_EQ(split.query_begin, 1);
+  EXPECT_EQ(split.query_insert_position, 1);
+  EXPECT_EQ(GoOnFromContext(context, {}).query_begin, 0);
 }
 
 // What a user writes is no special token, in a context as anywhere else.
@@ -127,13 +149,18 @@ TEST_F(DocumentSplitterTest, NoSpecialTokensFromWithinAContext) {
                         .special_tokens = tokenizer_->special_tokens()};
   const RenderedPrompt rendered =
       *template_->Render(Json({Message("user", "a <|end|> b")}), options);
-  const std::string_view text = *ContextText(rendered);
+  const ContextText text = *TextOfChatContext(rendered);
   const auto split = SplitChatContext(*tokenizer_, rendered, text, std::nullopt);
   ASSERT_TRUE(split.ok());
+  // Nor half of one that a completion ends, unlike what that one writes alone.
+  const ContextText half{.text = "a <|en", .plain = {{0, 6}}};
+  const std::vector<int32_t> tokens = *TokenizeBehind(*tokenizer_, half, "d|> b<|end|>", false);
+  EXPECT_EQ(std::count(tokens.begin(), tokens.end(), *tokenizer_->TokenId("<|end|>")), 1);
+  EXPECT_EQ(TextOf(tokens), "a <|end|> b<|end|>");
   EXPECT_EQ(std::count(split->tokens.begin(), split->tokens.end(), *tokenizer_->TokenId("<|end|>")),
             0);
   const RenderedPrompt empty = *template_->Render(Json({Message("user", "")}), options);
-  EXPECT_EQ(ContextText(empty).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(TextOfChatContext(empty).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(DocumentSplitterTest, ExplicitQueryIsItsLastOccurrence) {
@@ -288,19 +315,19 @@ TEST_F(DocumentSplitterTest, PlainText) {
   const std::string document = Words(50) + "\n\n";
   auto split = SplitPlainPrompt(*tokenizer_, document + "Which?", {});
   ASSERT_TRUE(split.ok()) << split.status();
-  std::vector<int32_t> wanted = tokenizer_->prefix_ids();
-  for (const int32_t id : Ids(document)) wanted.push_back(id);
-  EXPECT_EQ(split->query_begin, static_cast<int32_t>(wanted.size()));
+  EXPECT_EQ(split->tokens, *tokenizer_->Encode(document + "Which?", {}));
+  EXPECT_EQ(split->query_begin, 1 + TokenAt(Ids(document + "Which?"), document.size()));
   EXPECT_EQ(split->query_insert_position, 1);  // behind BOS
-  for (const int32_t id : Ids("Which?")) wanted.push_back(id);
-  EXPECT_EQ(split->tokens, wanted);
   EXPECT_EQ(split->embedded_query, Ids("Which?"));
 
+  // The blank before the query is of one token with its beginning.
   split = SplitPlainPrompt(*tokenizer_, document + "Which?",
                            {.add_special_tokens = false, .query = "word1"});
   ASSERT_TRUE(split.ok()) << split.status();
+  EXPECT_EQ(split->tokens, Ids(document + "Which?"));
   const size_t at = document.rfind("word1");
-  EXPECT_EQ(split->query_begin, static_cast<int32_t>(Ids(document.substr(0, at)).size()));
+  EXPECT_EQ(split->query_begin, TokenAt(split->tokens, at));
+  EXPECT_NE(TextOf(std::span(split->tokens).first(split->query_begin)), document.substr(0, at));
   EXPECT_EQ(split->embedded_query, Ids("word1"));
   EXPECT_EQ(split->query_insert_position, 0);
 
@@ -322,8 +349,31 @@ TEST_F(DocumentSplitterTest, EmbeddedQueryEndsWhereTheTurnDoes) {
   EXPECT_EQ(TextOf(split->embedded_query), "Which?");
 }
 
+// A token across the border belongs to the document; what of it is the query's stays with it.
+TEST_F(DocumentSplitterTest, TokensAcrossTheBorder) {
+  nlohmann::json json = {{"model", {{"type", "BPE"}}}};
+  int id = 0;
+  for (const char* token : {"a", "b", "?", "\n", "\n\n", "\n\nb", "é", "aé"})
+    json["model"]["vocab"][token] = id++;
+  json["model"]["merges"] = nlohmann::json::array({{"\n", "\n"}, {"\n\n", "b"}, {"a", "é"}});
+  const std::unique_ptr<Tokenizer> tokenizer = *Tokenizer::FromJson(json.dump(), "");
+  const auto split = [&](const char* text, const std::optional<std::string>& query) {
+    PromptSplit made = *SplitPlainPrompt(*tokenizer, text, {.query = query});
+    EXPECT_EQ(made.tokens, *tokenizer->Encode(text, {}));
+    return made;
+  };
+  EXPECT_EQ(split("aa\n\nb?", std::nullopt).query_begin, 3);  // a a \n\nb ?
+  EXPECT_EQ(split("aa\n\nb?", std::nullopt).embedded_query, (std::vector<int32_t>{2}));
+  EXPECT_EQ(split("aa\n\na?", std::nullopt).query_begin, 3);  // a a \n\n a ?
+  EXPECT_EQ(split("aa\n\nb?", "b?").embedded_query, (std::vector<int32_t>{1, 2}));
+  EXPECT_EQ(split("aaé?", "é?").query_begin, 2);    // a aé ?
+  EXPECT_EQ(split("éaé?", "é?").query_begin, 2);    // é aé ?
+  EXPECT_EQ(split("aéé?", "é?").query_begin, 1);    // aé é ?
+  EXPECT_EQ(split("aa\n\nb", "b").query_begin, 3);  // none is left
+}
+
 // In files made from SentencePiece models a text begins with a blank of its own.
-TEST_F(DocumentSplitterTest, PiecesInTheMiddleGetNoBlankOfTheirOwn) {
+TEST_F(DocumentSplitterTest, OnlyTheTextGetsABlankOfItsOwn) {
   nlohmann::json json = {
       {"model", {{"type", "BPE"}, {"byte_fallback", true}, {"unk_token", "<unk>"}}},
       {"normalizer",

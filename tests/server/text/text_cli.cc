@@ -1,7 +1,8 @@
 // Test tool: answers requests in JSON, one a line, on standard input with one line each.
 //   {"tokenizer": "path of tokenizer.json"} -> {}; the requests after it use that one
 //   {"text": "...", "add_special_tokens": bool, "parse_special": bool,
-//    "plain_ranges": [[begin, end], ...]} -> {"ids": [...]}
+//    "plain_ranges": [[begin, end], ...]}
+//    -> {"ids": [...], "begins": [...]}, the latter in bytes
 //   {"ids": [...], "skip_special": bool} -> {"text": "...", "pieces": "..."}, at once and token by
 //    token
 //   {"template": "...", "messages": [...], "tools": [...], "kwargs": {...}, "now": seconds,
@@ -26,12 +27,13 @@ Json Encode(const Tokenizer& tokenizer, const Json& request) {
   std::vector<ByteRange> plain;
   for (const auto& range : request.value("plain_ranges", Json::array()))
     plain.push_back({range[0].get<size_t>(), range[1].get<size_t>()});
-  auto ids = tokenizer.Encode(request["text"].get<std::string>(),
-                              {.add_special_tokens = request.value("add_special_tokens", false),
-                               .parse_special = request.value("parse_special", true),
-                               .plain_ranges = plain});
-  if (!ids.ok()) return Error(ids.status());
-  return {{"ids", *ids}};
+  auto encoding =
+      tokenizer.EncodeWithOffsets(request["text"].get<std::string>(),
+                                  {.add_special_tokens = request.value("add_special_tokens", false),
+                                   .parse_special = request.value("parse_special", true),
+                                   .plain_ranges = plain});
+  if (!encoding.ok()) return Error(encoding.status());
+  return {{"ids", encoding->ids}, {"begins", encoding->begins}};
 }
 
 Json Decode(const Tokenizer& tokenizer, const Json& request) {

@@ -1,0 +1,80 @@
+// Test tool: what the server makes of prompts, without a server. Answers requests in JSON, one a
+// line, on standard input with one line each.
+//   {"checkpoint": "folder"} -> {}; the requests after it use that one
+//   {INPUT, "query": "...", "context": {INPUT}}, the last two as wanted, with INPUT one of
+//    "prompt": "...", "add_special_tokens": bool
+//    "ids": [...]
+//    "messages": [...]
+//    -> {"ids": [...], "query_begin": n, "insert": n, "embedded": [...], "context": [...]}, the
+//    last one the tokens of the context
+// An error is {"error": "..."}.
+#include <iostream>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "engine/base/status_macros.h"
+#include "nlohmann/json.hpp"
+#include "server/frontend/text_model.h"
+
+namespace apb::frontend {
+namespace {
+
+using Json = nlohmann::json;
+
+CanonicalRequest RequestOf(const Json& json) {
+  CanonicalRequest request;
+  if (json.contains("messages")) {
+    ChatInput chat;
+    for (const Json& message : json["messages"])
+      chat.messages.push_back({message["role"], message["content"]});
+    request.input = std::move(chat);
+  } else if (json.contains("ids")) {
+    request.input = TokenInput{json["ids"].get<std::vector<int32_t>>()};
+  } else {
+    request.input = TextInput{json["prompt"], json.value("add_special_tokens", true)};
+  }
+  if (json.contains("query")) request.apb.query = json["query"].get<std::string>();
+  return request;
+}
+
+absl::StatusOr<Json> Prepare(const TextModel& model, const Json& json) {
+  Context context;
+  const bool goes_on = json.contains("context");
+  if (goes_on) {
+    context.created = absl::Now();
+    APB_RETURN_IF_ERROR(model.PrepareContext(RequestOf(json["context"]), context));
+  }
+  APB_ASSIGN_OR_RETURN(const text::PromptSplit split,
+                       model.Prepare(RequestOf(json), goes_on ? &context : nullptr));
+  return Json{{"ids", split.tokens},
+              {"query_begin", split.query_begin},
+              {"insert", split.query_insert_position},
+              {"embedded", split.embedded_query},
+              {"context", context.prompt.tokens}};
+}
+
+absl::StatusOr<Json> Answer(const Json& json, std::unique_ptr<TextModel>& model) {
+  if (json.contains("checkpoint")) {
+    APB_ASSIGN_OR_RETURN(model, TextModel::Load(json["checkpoint"]));
+    return Json::object();
+  }
+  if (model == nullptr) return absl::FailedPreconditionError("no checkpoint");
+  return Prepare(*model, json);
+}
+
+int Main() {
+  std::unique_ptr<TextModel> model;
+  for (std::string line; std::getline(std::cin, line);) {
+    const absl::StatusOr<Json> answer = Answer(Json::parse(line), model);
+    std::cout << (answer.ok() ? *answer : Json{{"error", answer.status().ToString()}}) << "\n";
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace apb::frontend
+
+int main() { return apb::frontend::Main(); }
