@@ -15,6 +15,13 @@ bool IsFloat(DType dtype) {
   return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
 }
 
+// A weight in blocks is multiplied by what is computed in on a host.
+bool IsWeightOf(const TensorView& x, const TensorView& weight) {
+  if (!IsBlockType(weight.dtype)) return weight.dtype == x.dtype;
+  return (x.dtype == DType::kF32 || x.dtype == DType::kBF16) &&
+         weight.shape[1] % kBlockLength == 0 && weight.stride[0] % kBlockLength == 0;
+}
+
 absl::Status Check(bool ok, const char* operation, const TensorView& a, const TensorView& b) {
   return ok ? absl::OkStatus() : ShapeError(operation, a, b);
 }
@@ -40,9 +47,9 @@ absl::Status ShapeError(const char* operation, const TensorView& a, const Tensor
 }
 
 absl::Status CheckCopy(const TensorView& source, const TensorView& target) {
-  return Check(
-      source.rank == target.rank && source.shape == target.shape && source.dtype == target.dtype,
-      "Copy", source, target);
+  return Check(source.rank == target.rank && source.shape == target.shape &&
+                   source.dtype == target.dtype && !IsBlockType(source.dtype),
+               "Copy", source, target);
 }
 
 absl::Status CheckEmbedding(const TensorView& table, const TensorView& ids, const TensorView& out) {
@@ -61,7 +68,7 @@ absl::Status CheckRmsNorm(const TensorView& x, const TensorView& weight, const T
 
 absl::Status CheckLinear(const LinearArgs& a) {
   return Check(a.x.rank == 2 && a.weight.rank == 2 && a.out.rank == 2 && IsFloat(a.x.dtype) &&
-                   a.weight.dtype == a.x.dtype &&
+                   IsWeightOf(a.x, a.weight) &&
                    (a.out.dtype == a.x.dtype || a.out.dtype == DType::kF32) &&
                    a.x.shape[1] == a.weight.shape[1] && a.out.shape[0] == a.x.shape[0] &&
                    a.out.shape[1] == a.weight.shape[0] &&

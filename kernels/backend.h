@@ -1,7 +1,8 @@
 // The narrow device interface. Everything above it is the same for CPU and GPU. Operations take
 // plain views and a stream; they return nothing: a failed kernel makes its stream fail for good,
 // and Synchronize tells. Activations are bf16, f16 or f32 (the model's type; the CPU backend refuses
-// f16 in all operations but Copy); weights have the same type; accumulation is float. Shapes: T rows, D hidden size, F MLP size, V vocabulary, n_q / n_kv
+// f16 in all operations but Copy); weights have the same type or, on the CPU, a block
+// type; accumulation is float. Shapes: T rows, D hidden size, F MLP size, V vocabulary, n_q / n_kv
 // heads, d head dimension.
 #pragma once
 
@@ -76,8 +77,10 @@ class Graph {
 // out[T, out] = x[T, in] * weight[out, in]^T (+ bias[out]) (+ out if accumulate).
 struct LinearArgs {
   TensorView x;
-  TensorView
-      weight;  // checkpoint layout: row-major [out, in], need not be aligned to more than its type
+  // Checkpoint layout: row-major [out, in], need not be aligned to more than its type. Of the type of x, or
+  // of a block type (kernels/weight_blocks.h; in is a multiple of kBlockLength) where x is bf16 or f32 and
+  // the backend is the CPU's.
+  TensorView weight;
   TensorView bias;  // may be absent
   TensorView out;   // f32, or the type of x; rows may be strided
   bool accumulate = false;

@@ -9,8 +9,17 @@
 
 namespace apb::kernels {
 
-enum class DType : uint8_t { kF32, kBF16, kI32, kI64, kF16 };
+// kI8Block and kI4Block: weights of a matrix product, packed by blocks (kernels/weight_blocks.h).
+enum class DType : uint8_t { kF32, kBF16, kI32, kI64, kF16, kI8Block, kI4Block };
 
+// Weights of a block: consecutive numbers of one row.
+constexpr int64_t kBlockLength = 32;
+
+constexpr bool IsBlockType(DType dtype) {
+  return dtype == DType::kI8Block || dtype == DType::kI4Block;
+}
+
+// Bytes of one element; 0 for block types, whose elements have no bytes of their own (BytesOf).
 constexpr size_t SizeOf(DType dtype) {
   switch (dtype) {
     case DType::kF32:
@@ -21,8 +30,18 @@ constexpr size_t SizeOf(DType dtype) {
       return 2;
     case DType::kI64:
       return 8;
+    case DType::kI8Block:
+    case DType::kI4Block:
+      break;
   }
   return 0;
+}
+
+// Bytes of `elements` that lie side by side; of block types, whole blocks.
+constexpr int64_t BytesOf(DType dtype, int64_t elements) {
+  if (dtype == DType::kI8Block) return elements / kBlockLength * 34;
+  if (dtype == DType::kI4Block) return elements / kBlockLength * 20;
+  return elements * static_cast<int64_t>(SizeOf(dtype));
 }
 
 // As messages have it.
@@ -38,6 +57,10 @@ constexpr const char* NameOf(DType dtype) {
       return "i64";
     case DType::kF16:
       return "f16";
+    case DType::kI8Block:
+      return "int8 blocks";
+    case DType::kI4Block:
+      return "int4 blocks";
   }
   return "?";
 }
@@ -54,7 +77,8 @@ struct Float16 {
 // Where the bytes are. Ops want all operands in the place of their backend.
 enum class Place : uint8_t { kHost, kDevice };
 
-// Up to four dimensions; strides are in elements; the last dimension always has stride 1.
+// Up to four dimensions; strides are in elements; the last dimension always has stride 1. Of block types,
+// rows begin at blocks: strides and borders of columns are multiples of kBlockLength.
 // A default-constructed view means "absent" (an optional operand).
 struct TensorView {
   void* data = nullptr;
@@ -93,8 +117,7 @@ struct TensorView {
   // Rows [begin, end) of the first dimension.
   TensorView Rows(int64_t begin, int64_t end) const {
     TensorView view = *this;
-    view.data =
-        static_cast<std::byte*>(data) + begin * stride[0] * static_cast<int64_t>(SizeOf(dtype));
+    view.data = static_cast<std::byte*>(data) + BytesOf(dtype, begin * stride[0]);
     view.shape[0] = end - begin;
     return view;
   }
@@ -102,7 +125,7 @@ struct TensorView {
   // qkv] buffer.
   TensorView Columns(int64_t begin, int64_t end) const {
     TensorView view = *this;
-    view.data = static_cast<std::byte*>(data) + begin * static_cast<int64_t>(SizeOf(dtype));
+    view.data = static_cast<std::byte*>(data) + BytesOf(dtype, begin);
     view.shape[rank - 1] = end - begin;
     return view;
   }

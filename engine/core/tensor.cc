@@ -5,9 +5,9 @@
 namespace apb::core {
 namespace {
 size_t BytesOf(kernels::DType dtype, std::initializer_list<int64_t> shape) {
-  size_t bytes = SizeOf(dtype);
-  for (int64_t extent : shape) bytes *= static_cast<size_t>(extent);
-  return bytes;
+  int64_t count = 1;
+  for (const int64_t extent : shape) count *= extent;
+  return static_cast<size_t>(kernels::BytesOf(dtype, count));
 }
 }  // namespace
 
@@ -23,7 +23,7 @@ absl::StatusOr<Tensor> Tensor::CopyOf(kernels::Backend& backend,
                                       const kernels::TensorView& source) {
   Tensor tensor;
   APB_ASSIGN_OR_RETURN(tensor.buffer_,
-                       backend.Allocate(source.numel() * kernels::SizeOf(source.dtype)));
+                       backend.Allocate(kernels::BytesOf(source.dtype, source.numel())));
   tensor.view_ = source;
   tensor.view_.data = tensor.buffer_.data();
   int64_t stride = 1;

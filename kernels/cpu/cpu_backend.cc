@@ -12,8 +12,9 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/argument_checks.h"
 #include "kernels/backend.h"
+#include "kernels/cpu/block_linear.h"
 #include "kernels/cpu/isa_kernels.h"
-#include "kernels/cpu/linear.h"
+#include "kernels/cpu/library_products.h"
 #include "kernels/cpu/sample.h"
 #include "kernels/cpu/select.h"
 
@@ -57,10 +58,11 @@ bool AmxAllowed() {
   return allowed;
 }
 
-bool HasAvx512Bf16() {
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+bool HasAvx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+bool HasAvx512Bf16() { return HasAvx512() && __builtin_cpu_supports("avx512bf16"); }
 bool HasAmx() {
   uint32_t a = 7, b = 0, c = 0, d = 0;
   __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
@@ -68,16 +70,23 @@ bool HasAmx() {
   return HasAvx512Bf16() && (d & kAmxBf16) && (d & kAmxTile) && AmxAllowed();
 }
 
-absl::StatusOr<const IsaKernels*> ChooseKernels(std::string_view forced) {
+struct CodePath {
+  std::string_view name;
+  const IsaKernels* kernels;
+  bool usable;
+};
+
+absl::StatusOr<CodePath> ChooseCodePath(std::string_view forced) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
-  const std::pair<const IsaKernels*, bool> all[] = {
-      {&kAmxKernels, (forced.empty() || forced == "amxbf16") && HasAmx()},
-      {&kAvx512Kernels, HasAvx512Bf16()},
-      {&kAvx2Kernels, avx2},
-      {&kPortableKernels, true}};
-  for (const auto& [kernels, usable] : all) {
-    if (usable && (forced.empty() || forced == kernels->name)) return kernels;
+  const CodePath all[] = {
+      {"amxbf16", &isa_amxbf16::kKernels, (forced.empty() || forced == "amxbf16") && HasAmx()},
+      {"avx512bf16", &isa_avx512bf16::kKernels, HasAvx512Bf16()},
+      {"avx512", &isa_avx512::kKernels, HasAvx512()},
+      {"avx2", &isa_avx2::kKernels, avx2},
+      {"portable", &isa_portable::kKernels, true}};
+  for (const CodePath& path : all) {
+    if (path.usable && (forced.empty() || forced == path.name)) return path;
   }
   return absl::InvalidArgumentError(absl::StrCat("CPU code path '", std::string(forced),
                                                  "' is unknown or not supported by this machine"));
@@ -85,8 +94,10 @@ absl::StatusOr<const IsaKernels*> ChooseKernels(std::string_view forced) {
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend(const IsaKernels& isa, int threads)
-      : isa_(isa), threads_(threads), name_(absl::StrCat("cpu/", isa.name)) {}
+  CpuBackend(const CodePath& path, int threads)
+      : isa_(*path.kernels),
+        threads_(threads),
+        name_(absl::StrCat("cpu/", std::string(path.name))) {}
 
   std::string_view name() const override { return name_; }
   Place place() const override { return Place::kHost; }
@@ -128,24 +139,10 @@ class CpuBackend : public Backend {
 
   void Linear(const LinearArgs& a, Stream& stream) override {
     if (!Passes(CheckLinear(a), a.x, stream) || a.x.shape[0] == 0) return;
+    if (IsBlockType(a.weight.dtype)) return BlockLinearOnCpu(a, threads_);
     if (isa_.linear(a, threads_, scratch_)) return;
-#ifdef APB_NO_ONEDNN
-    // The kernels for few rows, in parts as small as they take; they take one.
-    const int64_t rows = a.x.shape[0], half = rows / 2;
-    for (const auto& [begin, end] : {std::pair{int64_t{0}, half}, std::pair { half, rows }}) {
-      LinearArgs part = a;
-      part.x = a.x.Rows(begin, end);
-      part.out = a.out.Rows(begin, end);
-      Linear(part, stream);
-    }
-#else
-    // oneDNN asks OpenMP for the number of threads; put the caller's setting back afterwards.
-    const int before = omp_get_max_threads();
-    omp_set_num_threads(threads_);
-    absl::Status status = linear_.Run(a);
-    omp_set_num_threads(before);
-    if (!status.ok()) Of(stream).Fail(std::move(status));
-#endif
+    if (isa_.library_products && library_.Run(a, threads_)) return;
+    if (!isa_.packed_linear(a, threads_, scratch_)) NoMemory(stream, "Linear");
   }
 
   void Rope(const RopeArgs& a, Stream& stream) override {
@@ -236,15 +233,14 @@ class CpuBackend : public Backend {
     return Of(stream).Accepts(std::move(check));
   }
   static void NoMemory(Stream& stream, const char* op) {
-    Of(stream).Fail(absl::ResourceExhaustedError(absl::StrCat(op, ": no memory for packed keys")));
+    Of(stream).Fail(
+        absl::ResourceExhaustedError(absl::StrCat(op, ": no memory for packed operands")));
   }
 
   const IsaKernels& isa_;
   const int threads_;
   const std::string name_;
-#ifndef APB_NO_ONEDNN
-  LinearCache linear_;
-#endif
+  LibraryProducts library_;
   Scratch scratch_;
 };
 
@@ -255,10 +251,10 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOption
     return absl::InvalidArgumentError(
         absl::StrCat("threads=", options.threads, ": must be between 0 and 1024"));
   }
-  absl::StatusOr<const IsaKernels*> isa = ChooseKernels(options.force_isa);
-  if (!isa.ok()) return isa.status();
+  absl::StatusOr<CodePath> path = ChooseCodePath(options.force_isa);
+  if (!path.ok()) return path.status();
   return std::make_unique<CpuBackend>(
-      **isa, options.threads > 0 ? options.threads : omp_get_max_threads());
+      *path, options.threads > 0 ? options.threads : omp_get_max_threads());
 }
 
 }  // namespace apb::kernels

@@ -1,6 +1,6 @@
 // The operations that have one version for each instruction set. Every version is the same source
-// (isa/*.inc) compiled with other flags in a namespace of its own, so no inline function is shared
-// between them.
+// (simd/) compiled with other flags in a namespace of its own, so no inline function is shared between
+// them.
 #pragma once
 
 #include <cstddef>
@@ -29,12 +29,14 @@ class Scratch {
 // Results do not depend on `threads`: work is cut by shape alone and partial results merge in a
 // fixed order. Arguments have been checked. False: no memory for scratch.
 struct IsaKernels {
-  const char* name;
   bool (*attention)(const AttentionArgs& args, int threads, Scratch& scratch);
   bool (*paged_attention)(const PagedAttentionArgs& args, int threads, Scratch& scratch);
-  // False where the matrix library is the better choice (without AMX: for more than a few rows) or
-  // there is no memory for scratch.
+  // Few rows. False, too, for more rows than these kernels are made for.
   bool (*linear)(const LinearArgs& args, int threads, Scratch& scratch);
+  // Any number of rows.
+  bool (*packed_linear)(const LinearArgs& args, int threads, Scratch& scratch);
+  // The matrix library computes products of many rows faster.
+  bool library_products;
   void (*rms_norm)(const TensorView& x, const TensorView& weight, float epsilon,
                    const TensorView& out, int threads);
   void (*rope)(const RopeArgs& args, int threads);
@@ -46,9 +48,21 @@ struct IsaKernels {
   void (*key_scores)(const KeyScoreArgs& args, int threads);
 };
 
-extern const IsaKernels kPortableKernels;
-extern const IsaKernels kAvx2Kernels;
-extern const IsaKernels kAvx512Kernels;  // AVX-512 with BF16
-extern const IsaKernels kAmxKernels;     // the same plus AMX tiles
+// One for each instruction set that kernels/cpu/CMakeLists.txt builds kernels/cpu/simd for.
+namespace isa_portable {
+extern const IsaKernels kKernels;
+}
+namespace isa_avx2 {  // and FMA, F16C
+extern const IsaKernels kKernels;
+}
+namespace isa_avx512 {  // F, BW, VL, DQ
+extern const IsaKernels kKernels;
+}
+namespace isa_avx512bf16 {
+extern const IsaKernels kKernels;
+}
+namespace isa_amxbf16 {
+extern const IsaKernels kKernels;
+}
 
 }  // namespace apb::kernels

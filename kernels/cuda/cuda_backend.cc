@@ -93,6 +93,11 @@ class CudaBackend : public Backend {
 
   void Linear(const LinearArgs& args, Stream& stream) override {
     if (!Passes(CheckLinear(args), stream) || args.x.shape[0] == 0) return;
+    if (IsBlockType(args.weight.dtype)) {
+      Of(stream).Fail(absl::UnimplementedError(
+          "Linear: the CUDA backend does not multiply by quantized weights; the CPU backend does"));
+      return;
+    }
     linear_->Run(args, Of(stream));
   }
 

@@ -82,6 +82,36 @@ TEST(ArgumentChecks, HalfPrecision) {
                    .ok());
 }
 
+// Blocks are weights of products, and nothing else; rows and their borders are whole blocks.
+TEST(ArgumentChecks, QuantizedWeights) {
+  for (const DType type : {DType::kI8Block, DType::kI4Block}) {
+    const TensorView weight = View(type, {5, 64});
+    EXPECT_TRUE(
+        CheckLinear({.x = BF16({3, 64}), .weight = weight, .bias = BF16({5}), .out = BF16({3, 5})})
+            .ok());
+    EXPECT_TRUE(
+        CheckLinear({.x = F32({3, 64}), .weight = weight, .bias = {}, .out = F32({3, 5})}).ok());
+    EXPECT_TRUE(
+        CheckLinear(
+            {.x = F32({3, 32}), .weight = weight.Columns(32, 64), .bias = {}, .out = F32({3, 5})})
+            .ok());
+    EXPECT_FALSE(
+        CheckLinear({.x = F16({3, 64}), .weight = weight, .bias = {}, .out = F32({3, 5})}).ok());
+    EXPECT_FALSE(
+        CheckLinear(
+            {.x = F32({3, 40}), .weight = weight.Columns(0, 40), .bias = {}, .out = F32({3, 5})})
+            .ok());
+    EXPECT_FALSE(
+        CheckLinear(
+            {.x = F32({3, 40}), .weight = View(type, {5, 40}), .bias = {}, .out = F32({3, 5})})
+            .ok());
+    EXPECT_FALSE(CheckLinear({.x = weight, .weight = weight, .bias = {}, .out = F32({5, 5})}).ok());
+    EXPECT_FALSE(CheckCopy(weight, weight).ok());
+    EXPECT_FALSE(CheckEmbedding(weight, I32({2}), View(type, {2, 64})).ok());
+    EXPECT_FALSE(CheckRmsNorm(F32({5, 64}), View(type, {64}), F32({5, 64})).ok());
+  }
+}
+
 TEST(ArgumentChecks, Attention) {
   KeySegment good_keys{.k = BF16({9, 2, 64}), .v = BF16({9, 2, 64}), .positions = I32({9})};
   const auto check = [](const KeySegment& keys, int64_t heads, int64_t split) {

@@ -45,6 +45,23 @@ double Roundoff(DType dtype) {
   return dtype == DType::kBF16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-24;
 }
 
+namespace {
+
+// Element `at` of packed memory, by the definition of kernels/weight_blocks.h.
+double InBlock(const TensorView& view, int64_t at) {
+  const bool eight = view.dtype == DType::kI8Block;
+  const auto* block = view.as<uint8_t>() + at / 32 * (eight ? 34 : 20);
+  const auto half = [&](int byte) {
+    return double{Float16ToFloat(static_cast<uint16_t>(block[byte] | block[byte + 1] << 8))};
+  };
+  const int i = static_cast<int>(at % 32);
+  if (eight) return half(0) * static_cast<int8_t>(block[2 + i]);
+  const int n = i < 16 ? block[4 + i] & 15 : block[4 + i - 16] >> 4;
+  return half(0) * (n - half(2));
+}
+
+}  // namespace
+
 void Put(const TensorView& view, int64_t at, float value) {
   if (view.dtype == DType::kF32) view.as<float>()[at] = value;
   if (view.dtype == DType::kBF16) view.as<uint16_t>()[at] = FloatToBFloat16(value);
@@ -55,7 +72,7 @@ HostTensor HostTensor::Zeros(DType dtype, std::initializer_list<int64_t> shape) 
   HostTensor t;
   int64_t n = 1;
   for (int64_t extent : shape) n *= extent;
-  t.bytes.resize(n * SizeOf(dtype) + 1);
+  t.bytes.resize(BytesOf(dtype, n) + 1);
   t.view = TensorView::Contiguous(t.bytes.data(), dtype, shape);
   return t;
 }
@@ -64,6 +81,17 @@ HostTensor HostTensor::Random(DType dtype, std::initializer_list<int64_t> shape,
                               float deviation) {
   HostTensor t = Zeros(dtype, shape);
   std::normal_distribution<float> normal(0, deviation);
+  if (IsBlockType(dtype)) {  // any integers; scales of both signs, and zeros between integers
+    const size_t size = BytesOf(dtype, kernels::kBlockLength);
+    for (std::byte& byte : t.bytes) byte = static_cast<std::byte>(rng());
+    for (size_t at = 0; at + size <= t.bytes.size(); at += size) {
+      const bool eight = dtype == DType::kI8Block;
+      const uint16_t halves[] = {FloatToFloat16(normal(rng) / (eight ? 74 : 5)),
+                                 FloatToFloat16(7.5f + 3 * normal(rng) / deviation)};
+      std::memcpy(&t.bytes[at], halves, eight ? 2 : 4);
+    }
+    return t;
+  }
   for (int64_t i = 0; i < t.view.numel(); ++i) Put(t.view, i, normal(rng));
   return t;
 }
@@ -79,6 +107,7 @@ double At(const TensorView& view, int64_t a, int64_t b, int64_t c, int64_t e) {
   if (view.rank > 1) at += b * view.stride[1];
   if (view.rank > 2) at += c * view.stride[2];
   if (view.rank > 3) at += e * view.stride[3];
+  if (IsBlockType(view.dtype)) return InBlock(view, at);
   if (view.dtype == DType::kBF16) return BFloat16ToFloat(view.as<uint16_t>()[at]);
   if (view.dtype == DType::kF16) return Float16ToFloat(view.as<uint16_t>()[at]);
   return view.as<float>()[at];

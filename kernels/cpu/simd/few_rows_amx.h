@@ -1,20 +1,29 @@
-// Decode over the paged cache for at most 16 rows (query heads of a group times new tokens), bound
+// Decode over the paged cache on AMX tiles, for at most 16 rows (query heads of a group times new tokens), bound
 // by reading the cache. Keys are used in place: S^T = K q^T, whose left operand is rows of the
 // cache, so that nothing of K is rearranged and a vector holds one key's scores of all rows.
 
-constexpr int kFewRows = 16;
-constexpr int kChunkKeys = 32;
+#pragma once
 
-struct FewRows {
+#include "kernels/cpu/simd/packed_keys.h"
+#include "kernels/cpu/simd/paged_keys.h"
+
+#ifdef __AMX_BF16__
+namespace apb::kernels::APB_ISA {
+
+constexpr int kAmxKeys = 256;  // of which the scores are kept
+constexpr int kFewRows = 16;
+constexpr int kAmxChunk = 32;
+
+struct AmxFewRows {
   static constexpr int64_t kMaxDim = 256;
-  alignas(64) uint16_t q[kMaxDim / 32 * 512];             // [d / 32][16 pairs][16 rows][2]
-  alignas(64) float scores[kBlockKeys * kFewRows];        // [keys][rows]
-  alignas(64) uint16_t p[kBlockKeys / kChunkKeys * 512];  // [keys / 32][16 rows][32 keys]
-  alignas(64) uint16_t v[4 * 512];                        // 4 x [16 pairs of keys][16 dims][2]
-  alignas(64) float acc[kMaxDim * kFewRows];              // [d / 16][16 rows][16 dims]
-  alignas(64) uint16_t stage[kChunkKeys * kMaxDim];       // keys that do not lie side by side
-  V16 top, sum;                                           // of each row; top in units of log2
-  I16 position;
+  alignas(64) uint16_t q[kMaxDim / 32 * 512];          // [d / 32][16 pairs][16 rows][2]
+  alignas(64) float scores[kAmxKeys * kFewRows];       // [keys][rows]
+  alignas(64) uint16_t p[kAmxKeys / kAmxChunk * 512];  // [keys / 32][16 rows][32 keys]
+  alignas(64) uint16_t v[4 * 512];                     // 4 x [16 pairs of keys][16 dims][2]
+  alignas(64) float acc[kMaxDim * kFewRows];           // [d / 16][16 rows][16 dims]
+  alignas(64) uint16_t stage[kAmxChunk * kMaxDim];     // keys that do not lie side by side
+  Vec top, sum;                                        // of each row; top in units of log2
+  IntVec position;
 };
 
 // Where 32 keys of a sequence lie, one KV head of one cache.
@@ -32,7 +41,7 @@ struct KeyChunks {
         block_size(view.shape[2]),
         table(sequence.block_table),
         end(end_slot),
-        side_by_side(view.shape[2] % kChunkKeys == 0) {}
+        side_by_side(view.shape[2] % kAmxChunk == 0) {}
 
   const uint16_t* Row(int64_t slot) const {
     const uint32_t at = static_cast<uint32_t>(slot), size = static_cast<uint32_t>(block_size);
@@ -40,12 +49,12 @@ struct KeyChunks {
   }
   // 32 rows `stride` apart; rows past the end are 0.
   const uint16_t* Chunk(int64_t slot, int64_t d, uint16_t* stage, int64_t& stride) const {
-    if (side_by_side && slot + kChunkKeys <= end) {
+    if (side_by_side && slot + kAmxChunk <= end) {
       stride = row_stride;
       return Row(slot);
     }
     stride = d;
-    for (int i = 0; i < kChunkKeys; ++i) {
+    for (int i = 0; i < kAmxChunk; ++i) {
       if (slot + i < end) {
         __builtin_memcpy(stage + i * d, Row(slot + i), d * 2);
       } else {
@@ -64,11 +73,11 @@ struct ChunkPrefetcher {
 
   // The part of chunk number `index` of the 8 from `block` on.
   ChunkPrefetcher(const KeyChunks& keys, int64_t block, int64_t index) {
-    const int64_t slot = block + index / 4 * 4 * kChunkKeys, quarter = 8 * keys.row_stride;
-    if (!keys.side_by_side || slot + 4 * kChunkKeys > keys.end) return;
+    const int64_t slot = block + index / 4 * 4 * kAmxChunk, quarter = 8 * keys.row_stride;
+    if (!keys.side_by_side || slot + 4 * kAmxChunk > keys.end) return;
     steps = (quarter * 2 + 1023) / 1024;
     for (int i = 0; i < 4; ++i) {
-      at[i] = reinterpret_cast<const char*>(keys.Row(slot + i * kChunkKeys) + index % 4 * quarter);
+      at[i] = reinterpret_cast<const char*>(keys.Row(slot + i * kAmxChunk) + index % 4 * quarter);
     }
   }
   void Fetch() {
@@ -82,7 +91,7 @@ struct ChunkPrefetcher {
 };
 
 // scores of the keys [slot, slot + 32) and the highest of every row.
-static inline V16 ScoreChunk(FewRows& few, const KeyChunks& keys, const PagedSequence& sequence,
+static inline Vec ScoreChunk(AmxFewRows& few, const KeyChunks& keys, const PagedSequence& sequence,
                              int64_t slot, int64_t d, float* scores) {
   int64_t stride;
   const uint16_t* k = keys.Chunk(slot, d, few.stage, stride);
@@ -97,17 +106,18 @@ static inline V16 ScoreChunk(FewRows& few, const KeyChunks& keys, const PagedSeq
   }
   _tile_stored(0, scores, 64);
   _tile_stored(1, scores + 256, 64);
-  if (slot + kChunkKeys > sequence.causal_begin || slot + kChunkKeys > keys.end) {
-    for (int i = 0; i < kChunkKeys; ++i) {
+  if (slot + kAmxChunk > sequence.causal_begin || slot + kAmxChunk > keys.end) {
+    for (int i = 0; i < kAmxChunk; ++i) {
       const bool real = slot + i < keys.end, all = slot + i < sequence.causal_begin;
-      const I16 at = I16{} + (!real ? kPadding
-                              : all ? INT32_MIN
-                                    : sequence.slot_positions[slot + i - sequence.causal_begin]);
+      const IntVec at =
+          IntVec{} + (!real ? kPadding
+                      : all ? INT32_MIN
+                            : sequence.slot_positions[slot + i - sequence.causal_begin]);
       Store(scores + i * 16, at <= few.position ? Load(scores + i * 16) : Splat(kMasked));
     }
   }
-  V16 top0 = Load(scores), top1 = Load(scores + 16);
-  for (int i = 2; i < kChunkKeys; i += 2) {
+  Vec top0 = Load(scores), top1 = Load(scores + 16);
+  for (int i = 2; i < kAmxChunk; i += 2) {
     top0 = MaxOf(top0, Load(scores + i * 16));
     top1 = MaxOf(top1, Load(scores + i * 16 + 16));
   }
@@ -115,13 +125,13 @@ static inline V16 ScoreChunk(FewRows& few, const KeyChunks& keys, const PagedSeq
 }
 
 // p = 2^(scores * factor - shift) of 32 keys as rows of a left operand; adds to the sums.
-static inline void WeighChunk(const float* scores, V16 factor, V16 shift, V16& sum, uint16_t* p,
+static inline void WeighChunk(const float* scores, Vec factor, Vec shift, Vec& sum, uint16_t* p,
                               ChunkPrefetcher prefetcher) {
   const __m512i mix = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
                                        23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   __m512i pairs[16];
   for (int i = 0; i < 16; ++i) {
-    const V16 a = Exp2<true>(Load(scores + i * 32) * factor - shift),
+    const Vec a = Exp2<true>(Load(scores + i * 32) * factor - shift),
               b = Exp2<true>(Load(scores + i * 32 + 16) * factor - shift);
     sum += a + b;
     prefetcher.Fetch();
@@ -129,25 +139,25 @@ static inline void WeighChunk(const float* scores, V16 factor, V16 shift, V16& s
         _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(a));
     pairs[i] = _mm512_permutexvar_epi16(mix, reinterpret_cast<__m512i>(both));
   }
-  Transpose16(pairs, p);
+  TransposeTo(pairs, p);
 }
 
 // acc += p v for 32 or 64 dimensions from `c`. Of 32 dimensions the first tile has those whose
 // number & 4 is 0.
 template <int kTiles>
-static void AddValues(FewRows& few, const KeyChunks& values, int64_t begin, int64_t end, int64_t d,
-                      int64_t c) {
+static void AddValues(AmxFewRows& few, const KeyChunks& values, int64_t begin, int64_t end,
+                      int64_t d, int64_t c) {
   float* acc = few.acc + c * kFewRows;
   _tile_loadd(0, acc, 64);
   _tile_loadd(1, acc + 256, 64);
   if (kTiles == 4) _tile_loadd(2, acc + 512, 64);
   if (kTiles == 4) _tile_loadd(3, acc + 768, 64);
-  for (int64_t slot = begin; slot < end; slot += kChunkKeys) {
+  for (int64_t slot = begin; slot < end; slot += kAmxChunk) {
     int64_t stride;
     const uint16_t* v = values.Chunk(slot, d, few.stage, stride);
-    ChunkPrefetcher prefetcher(values, begin + kBlockKeys, (slot - begin) / kChunkKeys);
+    ChunkPrefetcher prefetcher(values, begin + kAmxKeys, (slot - begin) / kAmxChunk);
     if (c > 0) prefetcher.steps = 0;
-    for (int i = 0; i < kChunkKeys; i += 2) {
+    for (int i = 0; i < kAmxChunk; i += 2) {
       prefetcher.Fetch();
       for (int t = 0; t < kTiles; t += 2) {
         const __m512i even = _mm512_loadu_si512(v + i * stride + c + t * 16),
@@ -172,8 +182,8 @@ static void AddValues(FewRows& few, const KeyChunks& values, int64_t begin, int6
   if (kTiles == 4) _tile_stored(3, acc + 768, 64);
 }
 
-static void StartFewRows(FewRows& few, const PagedAttentionArgs& args, const PagedTask& task,
-                         int group, int64_t d) {
+static void StartAmxFewRows(AmxFewRows& few, const PagedAttentionArgs& args, const PagedTask& task,
+                            int group, int64_t d) {
   const PagedRows& tokens = args.rows[task.sequence];
   const int64_t rows = tokens.count * group;
   alignas(64) int32_t positions[16];
@@ -188,34 +198,34 @@ static void StartFewRows(FewRows& few, const PagedAttentionArgs& args, const Pag
   for (int64_t c = 0; c < d; c += 32) {
     __m512i lines[16];
     for (int r = 0; r < 16; ++r) lines[r] = _mm512_loadu_si512(q[r] + c);
-    Transpose16(lines, few.q + c * 16);
+    TransposeTo(lines, few.q + c * 16);
   }
   __builtin_memset(few.acc, 0, sizeof(float) * kFewRows * d);
   few.top = Splat(kMasked);
-  few.sum = V16{};
+  few.sum = Vec{};
 }
 
-static void RunFewRows(const PagedAttentionArgs& args, const PagedTask& task, FewRows& few,
-                       float* partials, int group, int64_t d) {
+static void RunAmxFewRows(const PagedAttentionArgs& args, const PagedTask& task, AmxFewRows& few,
+                          float* partials, int group, int64_t d) {
   const PagedSequence& sequence = args.sequences[task.sequence];
-  StartFewRows(few, args, task, group, d);
+  StartAmxFewRows(few, args, task, group, d);
   const KeyChunks keys(args.k_cache, sequence, task.head, task.slot_end),
       values(args.v_cache, sequence, task.head, task.slot_end);
-  const V16 factor = Splat(args.scale * kLog2e);
-  for (int64_t s = task.slot_begin; s < task.slot_end; s += kBlockKeys) {
-    const int64_t end = Min(s + kBlockKeys, task.slot_end);
-    V16 highest = Splat(kMasked);
-    for (int64_t c = s; c < end; c += kChunkKeys) {
+  const Vec factor = Splat(args.scale * kLog2e);
+  for (int64_t s = task.slot_begin; s < task.slot_end; s += kAmxKeys) {
+    const int64_t end = Min(s + kAmxKeys, task.slot_end);
+    Vec highest = Splat(kMasked);
+    for (int64_t c = s; c < end; c += kAmxChunk) {
       highest = MaxOf(highest, ScoreChunk(few, keys, sequence, c, d, few.scores + (c - s) * 16));
     }
-    const V16 none = Splat(0.5f * kMasked);
-    const V16 top = MaxOf(few.top, highest <= none ? Splat(kMasked) : highest * factor);
-    const V16 shift = top <= none ? V16{} : top;
-    const V16 rescale = few.top <= none ? V16{} : Exp2(few.top - shift);
-    V16 sum = few.sum * rescale;
-    for (int64_t c = s; c < end; c += kChunkKeys) {
+    const Vec none = Splat(0.5f * kMasked);
+    const Vec top = MaxOf(few.top, highest <= none ? Splat(kMasked) : highest * factor);
+    const Vec shift = top <= none ? Vec{} : top;
+    const Vec rescale = few.top <= none ? Vec{} : Exp2(few.top - shift);
+    Vec sum = few.sum * rescale;
+    for (int64_t c = s; c < end; c += kAmxChunk) {
       WeighChunk(few.scores + (c - s) * 16, factor, shift, sum, few.p + (c - s) * 16,
-                 ChunkPrefetcher(keys, s + kBlockKeys, (c - s) / kChunkKeys));
+                 ChunkPrefetcher(keys, s + kAmxKeys, (c - s) / kAmxChunk));
     }
     for (int64_t i = 0; i < d * kFewRows; i += 16) {
       Store(few.acc + i, Load(few.acc + i) * Splat(rescale[i / 16 % 16]));
@@ -241,3 +251,6 @@ static void RunFewRows(const PagedAttentionArgs& args, const PagedTask& task, Fe
     out[d] = sum > 0 ? (few.top[r] + __builtin_log2f(sum)) * kLn2 : -__builtin_inff();
   }
 }
+
+}  // namespace apb::kernels::APB_ISA
+#endif

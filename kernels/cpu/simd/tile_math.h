@@ -1,45 +1,109 @@
-// Matrix products of one attention tile: C[m, n] (+)= A[m, k] B[k, n], with B packed in panels of
-// 16 columns. F32Math works everywhere; Bf16Math keeps pairs of k together (what vdpbf16ps and AMX
-// tiles want). m is a multiple of 16, n and k are multiples of 32.
+// Matrix products of tiles, C[m, n] (+)= A[m, k] B[k, n], with A by rows and B packed in panels of 16
+// columns. FloatTiles work everywhere. The bf16 ones keep pairs of k together, which is what
+// vdpbf16ps and AMX tiles want; for them m is a multiple of 16. n and k are multiples of 32.
+#pragma once
 
-struct F32Math {
+#include "kernels/cpu/simd/vector.h"
+
+namespace apb::kernels::APB_ISA {
+
+struct FloatTiles {
   using Elem = float;
   static constexpr int kPair = 1;
+  static constexpr int kVecs = 16 / kLanes;  // of a panel's row
+  // Panels and rows of C that the registers hold beside a row of B and a number of A.
+#if defined(__AVX512F__)
+  static constexpr int kPanels = 2, kRows = 12;
+#elif defined(__AVX2__)
+  static constexpr int kPanels = 1, kRows = 6;
+#else
+  static constexpr int kPanels = 1, kRows = 2;
+#endif
+  // Of attention: keys of a packed block, rows of a tile of scores, rows of a unit of work. A tile of
+  // scores and the block fit in the caches.
+  static constexpr int kBlockKeys = 128, kTileRows = 48, kUnitRows = 240;
+
   static void Begin() {}
   static void End() {}
   static Elem From(float x) { return x; }
-  static void StoreProbabilities(Elem* p, V16 a, V16 b) {
+  static void StoreProbabilities(Elem* p, Vec a, Vec b) {
     Store(p, a);
-    Store(p + 16, b);
+    Store(p + kLanes, b);
   }
+
+  // Any m; n a multiple of 16.
   static void Gemm(int m, const Elem* a, int64_t lda, const Elem* b, int64_t panel, int n, int k,
                    float* c, int64_t ldc, bool accumulate) {
-    for (int j = 0; j < n; j += 16) {
-      const Elem* bj = b + j / 16 * panel;
-      for (int i = 0; i < m; i += 4) {
-        V16 acc[4];
-        for (int r = 0; r < 4; ++r) acc[r] = accumulate ? Load(c + (i + r) * ldc + j) : V16{};
-        for (int p = 0; p < k; ++p) {
-          V16 y = Load(bj + p * 16);
-          for (int r = 0; r < 4; ++r) acc[r] += Splat(a[(i + r) * lda + p]) * y;
-        }
-        for (int r = 0; r < 4; ++r) Store(c + (i + r) * ldc + j, acc[r]);
+    int j = 0;
+    for (; j + 16 * kPanels <= n; j += 16 * kPanels)
+      Columns<kPanels>(m, a, lda, b + j / 16 * panel, panel, k, c + j, ldc, accumulate);
+    for (; j < n; j += 16)
+      Columns<1>(m, a, lda, b + j / 16 * panel, panel, k, c + j, ldc, accumulate);
+  }
+
+  // All rows of one or two panels.
+  template <int kCount>
+  static void Columns(int m, const Elem* a, int64_t lda, const Elem* b, int64_t panel, int k,
+                      float* c, int64_t ldc, bool accumulate) {
+    int i = 0;
+    for (; i + kRows <= m; i += kRows)
+      Block<kRows, kCount>(a + i * lda, lda, b, panel, k, c + i * ldc, ldc, accumulate);
+    Rest<kRows - 1, kCount>(m - i, a + i * lda, lda, b, panel, k, c + i * ldc, ldc, accumulate);
+  }
+
+ private:
+  template <int kMost, int kCount>
+  static void Rest(int rows, const Elem* a, int64_t lda, const Elem* b, int64_t panel, int k,
+                   float* c, int64_t ldc, bool accumulate) {
+    if (rows == kMost) return Block<kMost, kCount>(a, lda, b, panel, k, c, ldc, accumulate);
+    if constexpr (kMost > 1) Rest<kMost - 1, kCount>(rows, a, lda, b, panel, k, c, ldc, accumulate);
+  }
+
+  template <int kHeight, int kCount>
+  __attribute__((noinline)) static void Block(const Elem* a, int64_t lda, const Elem* b,
+                                              int64_t panel, int k, float* c, int64_t ldc,
+                                              bool accumulate) {
+    constexpr int kWidth = kCount * kVecs;
+    const auto column = [](int v) { return v * kLanes; };
+    Vec acc[kHeight][kWidth];
+#pragma GCC unroll 16
+    for (int r = 0; r < kHeight; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kWidth; ++v)
+        acc[r][v] = accumulate ? Load(c + r * ldc + column(v)) : Vec{};
+    }
+    for (int p = 0; p < k; ++p) {
+      Vec y[kWidth];
+#pragma GCC unroll 8
+      for (int v = 0; v < kWidth; ++v)
+        y[v] = Load(b + v / kVecs * panel + p * 16 + column(v % kVecs));
+#pragma GCC unroll 16
+      for (int r = 0; r < kHeight; ++r) {
+        const Vec x = Splat(a[r * lda + p]);
+#pragma GCC unroll 8
+        for (int v = 0; v < kWidth; ++v) MultiplyAdd(acc[r][v], x, y[v]);
       }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kHeight; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kWidth; ++v) Store(c + r * ldc + column(v), acc[r][v]);
     }
   }
 };
 
 #ifdef __AVX512BF16__
-struct Bf16Base {
+struct Bf16Tiles {
   using Elem = uint16_t;
   static constexpr int kPair = 2;
-  static void StoreProbabilities(Elem* p, V16 a, V16 b) {
+  static constexpr int kBlockKeys = 256, kTileRows = 32, kUnitRows = 256;
+  static void StoreProbabilities(Elem* p, Vec a, Vec b) {
     __m512bh packed = _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(a));
     __builtin_memcpy(p, &packed, 64);
   }
 };
 
-struct Avx512Math : Bf16Base {
+struct Avx512Tiles : Bf16Tiles {
   static void Begin() {}
   static void End() {}
   static void Gemm(int m, const Elem* a, int64_t lda, const Elem* b, int64_t panel, int n, int k,
@@ -76,7 +140,7 @@ struct Avx512Math : Bf16Base {
 #endif
 
 #ifdef __AMX_BF16__
-struct AmxMath : Bf16Base {
+struct AmxTiles : Bf16Tiles {
   struct alignas(64) Config {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -138,10 +202,13 @@ struct AmxMath : Bf16Base {
 };
 #endif
 
+// What bf16 operands are multiplied with.
 #if defined(__AMX_BF16__)
-using Bf16Math = AmxMath;
+using TilesForBf16 = AmxTiles;
 #elif defined(__AVX512BF16__)
-using Bf16Math = Avx512Math;
+using TilesForBf16 = Avx512Tiles;
 #else
-using Bf16Math = F32Math;  // bf16 operands are widened while they are packed
+using TilesForBf16 = FloatTiles;  // bf16 operands are widened when they are packed
 #endif
+
+}  // namespace apb::kernels::APB_ISA

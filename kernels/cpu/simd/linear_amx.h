@@ -3,14 +3,26 @@
 // The 16 rows of a tile of W lie far apart: each is one of 16 long streams that the hardware's
 // prefetchers follow. The sum of one output runs over k in the same order for every number of rows
 // that comes here and every number of threads.
+#pragma once
 
-constexpr int kStreams = 16;     // rows of a weight tile
-constexpr int kRowPanel = 16;    // rows of x in a tile
-constexpr int kTileRows2 = 32;   // rows of x at most, two panels
-constexpr int kOutsAtOnce = 16;  // of each stream, written together
+#include <omp.h>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/isa_kernels.h"
+#include "kernels/cpu/simd/tile_math.h"
+
+#ifdef __AMX_BF16__
+namespace apb::kernels::APB_ISA {
+
+constexpr int64_t kAmxDotRows = 2;  // for so few, dot products are as good
+
+constexpr int kWeightStreams = 16;  // rows of a weight tile
+constexpr int kRowPanel = 16;       // rows of x in a tile
+constexpr int kAmxRows = 32;        // rows of x at most, two panels
+constexpr int kOutsAtOnce = 16;     // of each stream, written together
 // Floats of one stream's sums; the 16 spread the streams over the cache sets.
-constexpr int64_t kStreamSums = kOutsAtOnce * kTileRows2 + 16;
-constexpr int64_t kChainSums = kStreams * kStreamSums;
+constexpr int64_t kStreamSums = kOutsAtOnce * kAmxRows + 16;
+constexpr int64_t kChainSums = kWeightStreams * kStreamSums;
 
 // x rows [first, first + 16) as right operands [k / 32][16 pairs][16 rows][2].
 static void PackLinearRows(const LinearArgs& args, int64_t first, uint16_t* out) {
@@ -23,7 +35,7 @@ static void PackLinearRows(const LinearArgs& args, int64_t first, uint16_t* out)
       lines[r] =
           r < real ? _mm512_loadu_si512(x + r * args.x.stride[0] + k) : _mm512_setzero_si512();
     }
-    Transpose16(lines, out + k * 16);
+    TransposeTo(lines, out + k * 16);
   }
 }
 
@@ -68,14 +80,14 @@ static void WriteLinearBlock(const LinearArgs& args, const float* c, int64_t ste
     __m512i in[16];
     for (int i = 0; i < 16; ++i) {
       const float* sums = c + Min(i, outputs - 1) * step + first;
-      V16 sum = Load(sums) + Load(sums + kChainSums);
+      Vec sum = Load(sums) + Load(sums + kChainSums);
       __builtin_memcpy(&in[i], &sum, 64);
     }
-    Transpose16(in, reinterpret_cast<uint16_t*>(turned));
+    TransposeTo(in, reinterpret_cast<uint16_t*>(turned));
     for (int64_t r = 0; r < Min(16, rows - first); ++r) {
       O* y = static_cast<O*>(args.out.data) + (first + r) * args.out.stride[0] + o;
       if (outputs == 16) {
-        V16 sum = Load(turned + r * 16);
+        Vec sum = Load(turned + r * 16);
         if (bias != nullptr) sum += LoadAs(bias + o);
         if (args.accumulate) sum += LoadAs(y);
         StoreAs(y, sum);
@@ -96,23 +108,24 @@ template <int kPanels, typename O>
 static void LinearStreams(const LinearArgs& args, const uint16_t* x, int64_t begin, int64_t end,
                           float* c) {
   const int64_t in = args.x.shape[1], w_stride = args.weight.stride[0],
-                length = (end - begin) / kStreams;
+                length = (end - begin) / kWeightStreams;
   const uint16_t* weights = static_cast<const uint16_t*>(args.weight.data);
   for (int64_t o = 0; o < length; o += kOutsAtOnce) {
     const int64_t outputs = Min(kOutsAtOnce, length - o);
     for (int64_t i = 0; i < outputs; ++i) {
       LinearTiles<kPanels>(weights + (begin + o + i) * w_stride, length * w_stride, x, in,
-                           c + i * kTileRows2);
+                           c + i * kAmxRows);
     }
-    for (int64_t s = 0; s < kStreams; ++s) {
-      WriteLinearBlock<O>(args, c + s * kStreamSums, kTileRows2, begin + s * length + o, outputs);
+    for (int64_t s = 0; s < kWeightStreams; ++s) {
+      WriteLinearBlock<O>(args, c + s * kStreamSums, kAmxRows, begin + s * length + o, outputs);
     }
   }
-  const int64_t rest = end - begin - kStreams * length;
+  const int64_t rest = end - begin - kWeightStreams * length;
   if (rest == 0) return;
   // A whole tile again, of which only the new outputs are written.
-  LinearTiles<kPanels>(weights + (end - kStreams) * w_stride, w_stride, x, in, c);
-  WriteLinearBlock<O>(args, c + (kStreams - rest) * kStreamSums, kStreamSums, end - rest, rest);
+  LinearTiles<kPanels>(weights + (end - kWeightStreams) * w_stride, w_stride, x, in, c);
+  WriteLinearBlock<O>(args, c + (kWeightStreams - rest) * kStreamSums, kStreamSums, end - rest,
+                      rest);
 }
 
 template <int kPanels, typename O>
@@ -120,7 +133,7 @@ static bool LinearOnTiles(const LinearArgs& args, int threads, Scratch& scratch)
   const int64_t in = args.x.shape[1], outs = args.weight.shape[0];
   const int64_t packed_bytes = kPanels * kRowPanel * in * 2;
   const int64_t thread_bytes = RoundUp(packed_bytes + 2 * kChainSums * 4, 4096) + 64;
-  threads = in * outs < 32768 ? 1 : static_cast<int>(Min(threads, outs / kStreams));
+  threads = in * outs < 32768 ? 1 : static_cast<int>(Min(threads, outs / kWeightStreams));
   char* memory = static_cast<char*>(scratch.Reserve(threads * thread_bytes));
   if (memory == nullptr) return false;
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -129,23 +142,25 @@ static bool LinearOnTiles(const LinearArgs& args, int threads, Scratch& scratch)
     uint16_t* x = reinterpret_cast<uint16_t*>(memory + me * thread_bytes);
     float* c = reinterpret_cast<float*>(memory + me * thread_bytes + packed_bytes);
     for (int p = 0; p < kPanels; ++p) PackLinearRows(args, p * kRowPanel, x + p * kRowPanel * in);
-    Bf16Math::Begin();
+    AmxTiles::Begin();
     LinearStreams<kPanels, O>(args, x, outs * me / team, outs * (me + 1) / team, c);
-    Bf16Math::End();
+    AmxTiles::End();
   }
   return true;
 }
 
-static bool Linear(const LinearArgs& args, int threads, Scratch& scratch) {
-  const int64_t rows = args.x.shape[0], in = args.x.shape[1];
-  if (args.x.dtype == DType::kF32 || rows <= kDotBf16Rows) return SkinnyLinear(args, threads);
-  // More rows are bound by arithmetic, where the matrix library is better.
-  if (rows > kTileRows2) return false;
-  if (in % 32 != 0 || in > (1 << 16) || args.weight.shape[0] < kStreams)
-    return SkinnyLinear(args, threads);
-  const bool narrow = rows <= kRowPanel, bf16 = args.out.dtype == DType::kBF16;
+static bool AmxLinearTakes(const LinearArgs& args) {
+  return args.x.shape[1] % 32 == 0 && args.x.shape[1] <= (1 << 16) &&
+         args.weight.shape[0] >= kWeightStreams;
+}
+
+static bool AmxLinear(const LinearArgs& args, int threads, Scratch& scratch) {
+  const bool narrow = args.x.shape[0] <= kRowPanel, bf16 = args.out.dtype == DType::kBF16;
   if (narrow && bf16) return LinearOnTiles<1, uint16_t>(args, threads, scratch);
   if (narrow) return LinearOnTiles<1, float>(args, threads, scratch);
   if (bf16) return LinearOnTiles<2, uint16_t>(args, threads, scratch);
   return LinearOnTiles<2, float>(args, threads, scratch);
 }
+
+}  // namespace apb::kernels::APB_ISA
+#endif

@@ -1,9 +1,10 @@
-#include "kernels/cpu/linear.h"
+#include "kernels/cpu/library_products.h"
+
+#include <omp.h>
 
 #include <array>
 #include <map>
 
-#include "absl/strings/str_cat.h"
 #include "oneapi/dnnl/dnnl.hpp"
 
 namespace apb::kernels {
@@ -23,7 +24,7 @@ struct Product {
 
 }  // namespace
 
-struct LinearCache::Impl {
+struct LibraryProducts::Impl {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
   std::map<Key, Product> products;
@@ -58,10 +59,14 @@ struct LinearCache::Impl {
   }
 };
 
-LinearCache::LinearCache() : impl_(std::make_unique<Impl>()) {}
-LinearCache::~LinearCache() = default;
+LibraryProducts::LibraryProducts() : impl_(std::make_unique<Impl>()) {}
+LibraryProducts::~LibraryProducts() = default;
 
-absl::Status LinearCache::Run(const LinearArgs& args) {
+bool LibraryProducts::Run(const LinearArgs& args, int threads) {
+  // oneDNN asks OpenMP for the number of threads; the caller's setting is put back afterwards.
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(threads);
+  bool done = false;
   try {
     const Product& p = impl_->Find(args);
     std::unordered_map<int, dnnl::memory> operands = {
@@ -71,12 +76,12 @@ absl::Status LinearCache::Run(const LinearArgs& args) {
     if (args.bias.present()) operands[DNNL_ARG_BIAS] = {p.bias, impl_->engine, args.bias.data};
     p.primitive.execute(impl_->stream, operands);
     impl_->stream.wait();
-    return absl::OkStatus();
-  } catch (const dnnl::error& e) {
-    return absl::InternalError(absl::StrCat("oneDNN matmul [", args.x.shape[0], ", ",
-                                            args.x.shape[1], "] x [", args.weight.shape[0], ", ",
-                                            args.weight.shape[1], "]: ", e.what()));
+    done = true;
+  } catch (const dnnl::error&) {
+    // Thrown when the primitive is made, before anything is computed.
   }
+  omp_set_num_threads(before);
+  return done;
 }
 
 }  // namespace apb::kernels

@@ -1,0 +1,148 @@
+// Linear of few rows as dot products, bound by reading the weights, which are used where they lie.
+// Four rows of weights are read at a time: memory serves several streams half again as fast as one.
+#pragma once
+
+#include "kernels/backend.h"
+#include "kernels/cpu/isa_kernels.h"
+#include "kernels/cpu/simd/vector.h"
+
+namespace apb::kernels::APB_ISA {
+
+constexpr int kDotStreams = 4;
+constexpr int64_t kDotPrefetchBytes = 2048;
+
+// How weights of type W are multiplied with rows of x. X: what x is made of before; kStep weights at
+// a time.
+template <typename W>
+struct DotStep {
+  using X = float;  // in the order of LoadPair
+  static constexpr int kStep = 2 * kLanes;
+  template <int kRows>
+  static void Add(const W* w, const X* x, int64_t x_stride, Vec (&acc)[kRows]) {
+    Vec a, b;
+    LoadPair(w, a, b);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      MultiplyAdd(acc[r], a, Load(x + r * x_stride));
+      MultiplyAdd(acc[r], b, Load(x + r * x_stride + kLanes));
+    }
+  }
+  static void Prepare(const W* x, int64_t n, X* out) {
+    for (int64_t i = 0; i + kStep <= n; i += kStep) {
+      Vec a, b;
+      LoadPair(x + i, a, b);
+      Store(out + i, a);
+      Store(out + i + kLanes, b);
+    }
+  }
+};
+#if defined(__AVX512BF16__)
+template <>
+struct DotStep<uint16_t> {
+  using X = uint16_t;
+  static constexpr int kStep = 32;
+  template <int kRows>
+  static void Add(const uint16_t* w, const X* x, int64_t x_stride, Vec (&acc)[kRows]) {
+    const __m512bh weight = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
+    for (int r = 0; r < kRows; ++r) {
+      acc[r] = reinterpret_cast<Vec>(
+          _mm512_dpbf16_ps(reinterpret_cast<__m512>(acc[r]), weight,
+                           reinterpret_cast<__m512bh>(_mm512_loadu_si512(x + r * x_stride))));
+    }
+  }
+  static void Prepare(const uint16_t* x, int64_t n, X* out) { __builtin_memcpy(out, x, n * 2); }
+};
+#endif
+
+#if defined(__AVX512F__)
+constexpr int kDotRows = 4;  // rows of x for which the sums fit in the registers
+#elif defined(__AVX2__)
+constexpr int kDotRows = 3;
+#else
+constexpr int kDotRows = 1;
+#endif
+
+// A product with x prepared.
+template <typename W, typename O>
+class DotLinear {
+ public:
+  DotLinear(const LinearArgs& args, Scratch& scratch) : args_(args), in_(args.x.shape[1]) {
+    // An odd number of cache lines, so that rows lie in different sets.
+    x_stride_ = RoundUp(in_, 32) + 16;
+    x_ = static_cast<X*>(scratch.Reserve(args.x.shape[0] * x_stride_ * sizeof(X)));
+    if (x_ == nullptr) return;
+    for (int64_t r = 0; r < args.x.shape[0]; ++r) Step::Prepare(XRow(r), in_, x_ + r * x_stride_);
+  }
+  bool has_memory() const { return x_ != nullptr; }
+
+  // Outputs [begin, end).
+  void Run(int64_t begin, int64_t end) const {
+    const int64_t length = (end - begin) / kDotStreams;
+    for (int64_t o = begin; o < begin + length; ++o) Outputs<kDotStreams>(o, length);
+    for (int64_t o = begin + length * kDotStreams; o < end; ++o) Outputs<1>(o, 0);
+  }
+
+ private:
+  using Step = DotStep<W>;
+  using X = typename Step::X;
+
+  const W* XRow(int64_t r) const {
+    return static_cast<const W*>(args_.x.data) + r * args_.x.stride[0];
+  }
+
+  // All rows of x with kStreams outputs `length` apart.
+  template <int kStreams>
+  void Outputs(int64_t o, int64_t length) const {
+    const int64_t rows = args_.x.shape[0];
+    for (int64_t first = 0; first < rows; first += kDotRows)
+      Some<kStreams, kDotRows>(Min(kDotRows, rows - first), first, o, length);
+  }
+  template <int kStreams, int kRows>
+  void Some(int64_t rows, int64_t first, int64_t o, int64_t length) const {
+    if (rows == kRows) return Tile<kStreams, kRows>(first, o, length);
+    if constexpr (kRows > 1) Some<kStreams, kRows - 1>(rows, first, o, length);
+  }
+
+  template <int kStreams, int kRows>
+  __attribute__((noinline)) void Tile(int64_t first, int64_t o, int64_t length) const {
+    const int64_t w_stride = args_.weight.stride[0], stream = length * w_stride;
+    const W* w = static_cast<const W*>(args_.weight.data) + o * w_stride;
+    const X* x = x_ + first * x_stride_;
+    // What is read kDotPrefetchBytes later; where rows are columns of longer ones (a slice of the
+    // weights), what lies between them is not read.
+    constexpr int64_t kAhead = kDotPrefetchBytes / sizeof(W);
+    const int64_t row_ends = in_ - kAhead % Max(in_, 1);
+    const int64_t ahead = kAhead / Max(in_, 1) * w_stride + kAhead % Max(in_, 1);
+    Vec acc[kStreams][kRows] = {};
+    int64_t i = 0;
+    for (; i + Step::kStep <= in_; i += Step::kStep) {
+      const int64_t later = i + ahead + (i < row_ends ? 0 : w_stride - in_);
+#pragma GCC unroll 4
+      for (int s = 0; s < kStreams; ++s) {
+        __builtin_prefetch(w + s * stream + later);
+        Step::Add(w + s * stream + i, x + i, x_stride_, acc[s]);
+      }
+    }
+    for (int s = 0; s < kStreams; ++s) {
+      for (int r = 0; r < kRows; ++r) {
+        float sum = SumOf(acc[s][r]);
+        for (int64_t k = i; k < in_; ++k)
+          sum += ToFloat(w[s * stream + k]) * ToFloat(XRow(first + r)[k]);
+        Write(first + r, o + s * length, sum);
+      }
+    }
+  }
+
+  void Write(int64_t row, int64_t out, float sum) const {
+    O* y = static_cast<O*>(args_.out.data) + row * args_.out.stride[0] + out;
+    if (args_.bias.data != nullptr) sum += ToFloat(static_cast<const W*>(args_.bias.data)[out]);
+    Assign(*y, sum + (args_.accumulate ? ToFloat(*y) : 0.0f));
+  }
+
+  const LinearArgs& args_;
+  const int64_t in_;
+  int64_t x_stride_ = 0;
+  X* x_ = nullptr;
+};
+
+}  // namespace apb::kernels::APB_ISA

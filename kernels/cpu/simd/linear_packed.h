@@ -1,0 +1,133 @@
+// Linear of many rows: panels of 16 outputs are converted to float and turned on the way, a block of
+// them at a time, and multiplied with all rows while they lie in the second cache. The weights stay
+// as they are; what is converted is as large as a block, for each thread.
+#pragma once
+
+#include "kernels/backend.h"
+#include "kernels/cpu/isa_kernels.h"
+#include "kernels/cpu/simd/tile_math.h"
+
+namespace apb::kernels::APB_ISA {
+
+// Sixteen rows of weights from column `begin` on as a panel [count][16]; rows past `rows` are 0.
+template <typename W>
+static void PackPanel(const W* w, int64_t stride, int rows, int64_t count, float* panel) {
+  for (int j = 0; j < 16; j += kLanes) {
+    int64_t k = 0;
+    for (; k + kLanes <= count; k += kLanes) {
+      WordVec in[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r)
+        in[r] = reinterpret_cast<WordVec>(j + r < rows ? LoadAs(w + (j + r) * stride + k) : Vec{});
+      Transpose(in);
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r)
+        Store(panel + (k + r) * 16 + j, reinterpret_cast<Vec>(in[r]));
+    }
+    for (; k < count; ++k) {
+      for (int r = 0; r < kLanes; ++r)
+        panel[k * 16 + j + r] = j + r < rows ? ToFloat(w[(j + r) * stride + k]) : 0.0f;
+    }
+  }
+}
+
+// W: type of the weights; T: of x and the bias; O: of out.
+template <typename W, typename T, typename O>
+class PackedLinearOf {
+ public:
+  PackedLinearOf(const LinearArgs& args, int threads)
+      : args_(args),
+        threads_(threads),
+        in_(args.x.shape[1]),
+        outs_(args.weight.shape[0]),
+        // Panels of a block of inputs stay in the first cache. Blocks are equally long.
+        step_(RoundUp(CeilDiv(in_, CeilDiv(in_, kMostInputs)), 8)),
+        // Enough blocks of outputs for all threads to end together.
+        width_(Max(16, Min(kMostOutputs, RoundUp(CeilDiv(outs_, 4 * threads), 16)))),
+        // Rows lie in different cache sets.
+        x_stride_(RoundUp(in_, 16) + 16),
+        rows_(Max(1, Min(args.x.shape[0], Min(kMostRows, kRowBytes / (x_stride_ * 4))))) {}
+
+  bool Run(Scratch& scratch) {
+    const int64_t x_floats = RoundUp(rows_ * x_stride_, 16);
+    const int64_t sums_stride = width_ + 16, sums_floats = rows_ * sums_stride;
+    const int64_t thread_floats = step_ * width_ + RoundUp(sums_floats, 16);
+    float* memory = static_cast<float*>(scratch.Reserve((x_floats + threads_ * thread_floats) * 4));
+    if (memory == nullptr) return false;
+    for (int64_t first = 0; first < args_.x.shape[0]; first += rows_) {
+      const int64_t count = Min(rows_, args_.x.shape[0] - first);
+#pragma omp parallel num_threads(threads_)
+      {
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < count; ++r) WidenRow(first + r, memory + r * x_stride_);
+        float* panels = memory + x_floats + omp_get_thread_num() * thread_floats;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t o = 0; o < outs_; o += width_)
+          Outputs(memory, first, count, o, panels, panels + step_ * width_, sums_stride);
+      }
+    }
+    return true;
+  }
+
+ private:
+  static constexpr int64_t kMostInputs = 320, kMostOutputs = 96, kMostRows = 1024;
+  static constexpr int64_t kRowBytes = int64_t{32} << 20;
+
+  void WidenRow(int64_t row, float* out) const {
+    const T* x = static_cast<const T*>(args_.x.data) + row * args_.x.stride[0];
+    int64_t i = 0;
+    for (; i + kLanes <= in_; i += kLanes) Store(out + i, LoadAs(x + i));
+    for (; i < in_; ++i) out[i] = ToFloat(x[i]);
+  }
+
+  // Outputs [o, o + width) of `count` rows.
+  void Outputs(const float* x, int64_t first, int64_t count, int64_t o, float* panels, float* sums,
+               int64_t sums_stride) const {
+    const int64_t outputs = Min(width_, outs_ - o);
+    const int columns = static_cast<int>(RoundUp(outputs, 16));
+    const int64_t w_stride = args_.weight.stride[0];
+    const W* w = static_cast<const W*>(args_.weight.data) + o * w_stride;
+    for (int64_t k = 0; k < in_; k += step_) {
+      const int64_t inputs = Min(step_, in_ - k);
+      for (int j = 0; j < columns; j += 16) {
+        PackPanel(w + j * w_stride + k, w_stride, static_cast<int>(Min(16, outputs - j)), inputs,
+                  panels + j * inputs);
+      }
+      // Few enough rows at a time for the first cache, while the panels pass.
+      for (int64_t r = 0; r < count; r += kRowsAtOnce) {
+        FloatTiles::Gemm(static_cast<int>(Min(kRowsAtOnce, count - r)), x + r * x_stride_ + k,
+                         x_stride_, panels, inputs * 16, columns, static_cast<int>(inputs),
+                         sums + r * sums_stride, sums_stride, k > 0);
+      }
+    }
+    for (int64_t r = 0; r < count; ++r)
+      WriteRow(first + r, o, outputs, in_ > 0 ? sums + r * sums_stride : nullptr);
+  }
+
+  void WriteRow(int64_t row, int64_t o, int64_t outputs, const float* sums) const {
+    O* y = static_cast<O*>(args_.out.data) + row * args_.out.stride[0] + o;
+    const T* bias =
+        args_.bias.data == nullptr ? nullptr : static_cast<const T*>(args_.bias.data) + o;
+    int64_t i = 0;
+    for (; sums != nullptr && i + kLanes <= outputs; i += kLanes) {
+      Vec sum = Load(sums + i);
+      if (bias != nullptr) sum += LoadAs(bias + i);
+      if (args_.accumulate) sum += LoadAs(y + i);
+      StoreAs(y + i, sum);
+    }
+    for (; i < outputs; ++i) {
+      float sum = sums == nullptr ? 0.0f : sums[i];
+      if (bias != nullptr) sum += ToFloat(bias[i]);
+      if (args_.accumulate) sum += ToFloat(y[i]);
+      Assign(y[i], sum);
+    }
+  }
+
+  static constexpr int64_t kRowsAtOnce = FloatTiles::kRows;
+
+  const LinearArgs& args_;
+  const int threads_;
+  const int64_t in_, outs_, step_, width_, x_stride_, rows_;
+};
+
+}  // namespace apb::kernels::APB_ISA

@@ -1,0 +1,39 @@
+// Attention over the paged cache: the pieces of work that threads take, and where keys of a sequence lie.
+#pragma once
+
+#include "kernels/attention_args.h"
+#include "kernels/cpu/simd/vector.h"
+
+namespace apb::kernels::APB_ISA {
+
+// One share of a sequence's keys for one KV head; partial results lie at `partial` (rows x (d + 1)
+// floats: out, lse).
+struct PagedTask {
+  int sequence;
+  int head;
+  int64_t slot_begin, slot_end;
+  int64_t partial;
+};
+
+// Rows of one KV head of one cache, by slot.
+template <typename T>
+struct PagedRowsOf {
+  const T* cache;
+  int64_t block_stride, row_stride;
+  uint32_t block_size;
+  const int32_t* table;
+
+  PagedRowsOf(const TensorView& view, const PagedSequence& sequence, int head)
+      : cache(static_cast<const T*>(view.data) + head * view.stride[1]),
+        block_stride(view.stride[0]),
+        row_stride(view.stride[2]),
+        block_size(static_cast<uint32_t>(view.shape[2])),
+        table(sequence.block_table) {}
+
+  const T* Row(int64_t slot) const {
+    const uint32_t at = static_cast<uint32_t>(slot);
+    return cache + table[at / block_size] * block_stride + at % block_size * row_stride;
+  }
+};
+
+}  // namespace apb::kernels::APB_ISA
