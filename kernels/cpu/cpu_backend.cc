@@ -12,7 +12,6 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/argument_checks.h"
 #include "kernels/backend.h"
-#include "kernels/cpu/block_linear.h"
 #include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/library_products.h"
 #include "kernels/cpu/sample.h"
@@ -139,9 +138,9 @@ class CpuBackend : public Backend {
 
   void Linear(const LinearArgs& a, Stream& stream) override {
     if (!Passes(CheckLinear(a), a.x, stream) || a.x.shape[0] == 0) return;
-    if (IsBlockType(a.weight.dtype)) return BlockLinearOnCpu(a, threads_);
     if (isa_.linear(a, threads_, scratch_)) return;
-    if (isa_.library_products && library_.Run(a, threads_)) return;
+    const bool library = isa_.library_products && !IsBlockType(a.weight.dtype);
+    if (library && library_.Run(a, threads_)) return;
     if (!isa_.packed_linear(a, threads_, scratch_)) NoMemory(stream, "Linear");
   }
 

@@ -26,23 +26,48 @@ class FewRows {
     const PagedRowsOf<T> values(args.v_cache, sequence, task.head);
     Start<T>(args, task, group);
     const float factor = args.scale * kLog2e;
+    const T* key_rows[kChunkKeys];
+    const T* value_rows[kChunkKeys];
+    int count = static_cast<int>(Min(kChunkKeys, task.slot_end - task.slot_begin));
+    keys.List(task.slot_begin, count, key_rows);
     for (int64_t s = task.slot_begin; s < task.slot_end; s += kChunkKeys) {
-      const int count = static_cast<int>(Min(kChunkKeys, task.slot_end - s));
+      values.List(s, count, value_rows);
       for (int r = 0; r < rows_; r += 3) {
-        Some(Min(3, rows_ - r), [&]<int kRows>() { Score<kRows>(keys, s, count, r); });
+        const RowsAhead<T> next = {value_rows, r == 0 ? count : 0};
+        Some(Min(3, rows_ - r), [&]<int kRows>() { Score<kRows>(key_rows, count, r, next); });
       }
       Mask(sequence, s, count);
       for (int r = 0; r < rows_; ++r) Weigh(r, count, factor);
+      const int next_count = static_cast<int>(Max(0, Min(kChunkKeys, task.slot_end - s - count)));
+      keys.List(s + count, next_count, key_rows);
       for (int r = 0; r < rows_; r += 3) {
-        Some(Min(3, rows_ - r), [&]<int kRows>() { AddValues<kRows>(values, s, count, r); });
+        const RowsAhead<T> next = {key_rows, r == 0 ? next_count : 0};
+        Some(Min(3, rows_ - r), [&]<int kRows>() { AddValues<kRows>(value_rows, count, r, next); });
       }
+      count = next_count;
     }
     for (int r = 0; r < rows_; ++r) Write<T>(r, partials + task.partial + r * (d_ + 1));
   }
 
  private:
-  // Rows that are fetched before they are used; a block's worth as a rule.
-  static constexpr int kAhead = 32;
+  // Keys whose values are added in one go.
+  static constexpr int kBatch = 16;
+
+  // Rows that are used next. They are fetched now, a few at a time between the arithmetic: a burst
+  // would stop the core.
+  template <typename T>
+  struct RowsAhead {
+    const T* const* rows;
+    int count;
+
+    // Inlined by force: GCC 12 drops calls of a function that does nothing but fetch.
+    __attribute__((always_inline)) void Fetch(int i, int d) const {
+      if (i >= count) return;
+      const char* line = reinterpret_cast<const char*>(rows[i]);
+      const char* end = line + d * static_cast<int64_t>(sizeof(T));
+      for (; line < end; line += 64) __builtin_prefetch(line);
+    }
+  };
 
   template <typename F>
   static void Some(int64_t rows, F f) {
@@ -73,27 +98,17 @@ class FewRows {
     }
   }
 
-  template <typename T>
-  void Fetch(const PagedRowsOf<T>& source, int64_t slot) const {
-    const char* row = reinterpret_cast<const char*>(source.Row(slot));
-    for (int64_t i = 0; i < d_ * static_cast<int64_t>(sizeof(T)); i += 64)
-      __builtin_prefetch(row + i);
-  }
-
   // Scores of the chunk's keys for kRows rows from `first` on, kLanes keys at a time; behind the last
-  // key those of the last one again.
+  // key those of the last one again. Fetches `next`.
   template <int kRows, typename T>
-  void Score(const PagedRowsOf<T>& keys, int64_t slot, int count, int first) {
+  void Score(const T* const* keys, int count, int first, const RowsAhead<T>& next) {
     for (int j = 0; j < count; j += kLanes) {
       Vec sums[kRows][kLanes];
-      for (int i = 0; i < kLanes; i += 4) {
+      for (int i = j; i < j + kLanes; i += 4) {
         const T* rows[4];
-        for (int k = 0; k < 4; ++k) {
-          const int key = j + i + k < count ? j + i + k : count - 1;
-          rows[k] = keys.Row(slot + key);
-          if (first == 0 && key + kAhead < count) Fetch(keys, slot + key + kAhead);
-        }
-        ScoreFour<kRows>(rows, first, i, sums);
+        for (int k = 0; k < 4; ++k) rows[k] = keys[i + k < count ? i + k : count - 1];
+        for (int k = 0; k < 4; ++k) next.Fetch(i + k, d_);
+        ScoreFour<kRows>(rows, first, i - j, sums);
       }
       for (int r = 0; r < kRows; ++r) Store(scores_[first + r] + j, SumsOf(sums[r]));
     }
@@ -101,26 +116,28 @@ class FewRows {
   template <int kRows, typename T>
   __attribute__((noinline)) void ScoreFour(const T* const (&rows)[4], int first, int at,
                                            Vec (&sums)[kRows][kLanes]) {
-    Vec acc[kRows][4] = {};
-    for (int c = 0; c < d_; c += kStep) {
-      Vec a[kRows], b[kRows];
+    Vec acc[kRows][4];
 #pragma GCC unroll 3
-      for (int r = 0; r < kRows; ++r) {
-        a[r] = Load(q_[first + r] + c);
-        b[r] = Load(q_[first + r] + c + kLanes);
-      }
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) acc[r][k] = Vec{};
+    }
+    const float* q = q_[first];
+    for (int c = 0; c < d_; c += kStep) {
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
         Vec x, y;
         LoadPair(rows[k] + c, x, y);
 #pragma GCC unroll 3
         for (int r = 0; r < kRows; ++r) {
-          MultiplyAdd(acc[r][k], a[r], x);
-          MultiplyAdd(acc[r][k], b[r], y);
+          MultiplyAdd(acc[r][k], x, q + r * kMaxDim + c);
+          MultiplyAdd(acc[r][k], y, q + r * kMaxDim + c + kLanes);
         }
       }
     }
+#pragma GCC unroll 3
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) sums[r][at + k] = acc[r][k];
     }
   }
@@ -168,48 +185,45 @@ class FewRows {
     for (int c = 0; c < d_; c += kLanes) Store(acc_[r] + c, Load(acc_[r] + c) * Splat(rescale));
   }
 
+  // The chunk's values for kRows rows from `first` on.
   template <int kRows, typename T>
-  void AddValues(const PagedRowsOf<T>& values, int64_t slot, int count, int first) {
-    const T* rows[kChunkKeys];
-    for (int j = 0; j < count; ++j) rows[j] = values.Row(slot + j);
-    int c = 0;
-    for (; c + 2 * kStep <= d_; c += 2 * kStep)
-      AddColumns<kRows, 2>(rows, count, first, c, c == 0 && first == 0);
-    if (c < d_) AddColumns<kRows, 1>(rows, count, first, c, c == 0 && first == 0);
+  void AddValues(const T* const* rows, int count, int first, const RowsAhead<T>& next) {
+    int fetched = 0;
+    for (int begin = 0; begin < count; begin += kBatch) {
+      const int keys = static_cast<int>(Min(kBatch, count - begin));
+      for (int c = 0; c < d_; c += kStep) {
+        const int until = static_cast<int>(Min(next.count, begin + kBatch * (c + kStep) / d_));
+        for (; fetched < until; ++fetched) next.Fetch(fetched, d_);
+        AddColumns<kRows>(rows + begin, begin, keys, first, c);
+      }
+    }
   }
-  // kPairs * kStep columns from `c` on. `fetch`: of this chunk's rows, the whole ones ahead.
-  template <int kRows, int kPairs, typename T>
-  __attribute__((noinline)) void AddColumns(const T* const* rows, int count, int first, int c,
-                                            bool fetch) {
-    Vec acc[kRows][2 * kPairs];
+  // kStep columns from `c` on of `count` keys, the first of which is number `begin` of the chunk.
+  template <int kRows, typename T>
+  __attribute__((noinline)) void AddColumns(const T* const* rows, int begin, int count, int first,
+                                            int c) {
+    float* sums = acc_[first] + c;
+    Vec a[kRows], b[kRows];
 #pragma GCC unroll 3
     for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 2 * kPairs; ++i) acc[r][i] = Load(acc_[first + r] + c + i * kLanes);
+      a[r] = Load(sums + r * kMaxDim);
+      b[r] = Load(sums + r * kMaxDim + kLanes);
     }
-    const float* p = scores_[first];
-    const int64_t bytes = d_ * static_cast<int64_t>(sizeof(T));
+    const float* p = scores_[first] + begin;
     for (int j = 0; j < count; ++j) {
-      if (fetch && j + kAhead < count) {
-        const char* ahead = reinterpret_cast<const char*>(rows[j + kAhead]);
-        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(ahead + i);
-      }
-#pragma GCC unroll 2
-      for (int i = 0; i < kPairs; ++i) {
-        Vec x, y;
-        LoadPair(rows[j] + c + i * kStep, x, y);
+      Vec x, y;
+      LoadPair(rows[j] + c, x, y);
 #pragma GCC unroll 3
-        for (int r = 0; r < kRows; ++r) {
-          const Vec weight = Splat(p[r * kChunkKeys + j]);
-          MultiplyAdd(acc[r][2 * i], weight, x);
-          MultiplyAdd(acc[r][2 * i + 1], weight, y);
-        }
+      for (int r = 0; r < kRows; ++r) {
+        const Vec weight = Splat(p[r * kChunkKeys + j]);
+        MultiplyAdd(a[r], weight, x);
+        MultiplyAdd(b[r], weight, y);
       }
     }
 #pragma GCC unroll 3
     for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 2 * kPairs; ++i) Store(acc_[first + r] + c + i * kLanes, acc[r][i]);
+      Store(sums + r * kMaxDim, a[r]);
+      Store(sums + r * kMaxDim + kLanes, b[r]);
     }
   }
 

@@ -19,9 +19,9 @@ constexpr int64_t kMostDotRows = 18;
 constexpr int64_t kMostDotRows = 1;
 #endif
 
-template <typename W, typename O>
+template <typename W, typename T, typename O>
 bool RunDots(const LinearArgs& args, int threads, Scratch& scratch) {
-  const DotLinear<W, O> dots(args, scratch);
+  const DotLinear<W, T, O> dots(args, scratch);
   if (!dots.has_memory()) return false;
   const int64_t outs = args.weight.shape[0];
 #pragma omp parallel num_threads(threads) if (args.x.shape[1] * outs > 32768)
@@ -32,36 +32,50 @@ bool RunDots(const LinearArgs& args, int threads, Scratch& scratch) {
   return true;
 }
 
+template <typename W, typename T, typename O>
+bool RunPacked(const LinearArgs& args, int threads, Scratch& scratch) {
+  return PackedLinearOf<W, T, O>(args, threads).Run(scratch);
+}
+
+// Runs f<W, T, O>() for the types of a product.
+template <typename F>
+bool WithTypes(const LinearArgs& args, F f) {
+  const bool f32 = args.x.dtype == DType::kF32, to_f32 = args.out.dtype == DType::kF32;
+  const auto with_weights = [&]<typename W>() {
+    if (f32) return f.template operator()<W, float, float>();
+    if (to_f32) return f.template operator()<W, uint16_t, float>();
+    return f.template operator()<W, uint16_t, uint16_t>();
+  };
+  if (args.weight.dtype == DType::kI8Block) return with_weights.template operator()<I8Block>();
+  if (args.weight.dtype == DType::kI4Block) return with_weights.template operator()<I4Block>();
+  if (f32) return f.template operator()<float, float, float>();
+  if (to_f32) return f.template operator()<uint16_t, uint16_t, float>();
+  return f.template operator()<uint16_t, uint16_t, uint16_t>();
+}
+
 bool Dots(const LinearArgs& args, int threads, Scratch& scratch) {
-  if (args.x.dtype == DType::kF32) return RunDots<float, float>(args, threads, scratch);
-  if (args.out.dtype == DType::kBF16) return RunDots<uint16_t, uint16_t>(args, threads, scratch);
-  return RunDots<uint16_t, float>(args, threads, scratch);
+  return WithTypes(args, [&]<typename W, typename T, typename O>() {
+    return RunDots<W, T, O>(args, threads, scratch);
+  });
 }
 
 }  // namespace
 
 bool PackedLinear(const LinearArgs& args, int threads, Scratch& scratch) {
-  if (args.x.dtype == DType::kF32)
-    return PackedLinearOf<float, float, float>(args, threads).Run(scratch);
-  if (args.out.dtype == DType::kBF16)
-    return PackedLinearOf<uint16_t, uint16_t, uint16_t>(args, threads).Run(scratch);
-  return PackedLinearOf<uint16_t, uint16_t, float>(args, threads).Run(scratch);
+  return WithTypes(args, [&]<typename W, typename T, typename O>() {
+    return RunPacked<W, T, O>(args, threads, scratch);
+  });
 }
 
 bool Linear(const LinearArgs& args, int threads, Scratch& scratch) {
   const int64_t rows = args.x.shape[0];
 #if defined(__AMX_BF16__)
-  if (args.x.dtype == DType::kBF16 && rows > kAmxDotRows) {
+  if (args.weight.dtype == DType::kBF16 && rows > kAmxDotRows) {
     if (rows > kAmxRows) return false;
     if (AmxLinearTakes(args)) return AmxLinear(args, threads, scratch);
   }
 #endif
-  if (rows <= kMostDotRows) return Dots(args, threads, scratch);
-#if defined(__AVX512BF16__)
-  return false;
-#else
-  return PackedLinear(args, threads, scratch);
-#endif
+  return rows <= kMostDotRows && Dots(args, threads, scratch);
 }
 
 }  // namespace apb::kernels::APB_ISA

@@ -4,6 +4,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cpu/isa_kernels.h"
+#include "kernels/cpu/simd/blocks.h"
 #include "kernels/cpu/simd/vector.h"
 
 namespace apb::kernels::APB_ISA {
@@ -18,13 +19,14 @@ struct DotStep {
   using X = float;  // in the order of LoadPair
   static constexpr int kStep = 2 * kLanes;
   template <int kRows>
-  static void Add(const W* w, const X* x, int64_t x_stride, Vec (&acc)[kRows]) {
+  __attribute__((always_inline)) static void Add(const W* w, const X* x, int64_t x_stride,
+                                                 Vec (&acc)[kRows]) {
     Vec a, b;
     LoadPair(w, a, b);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      MultiplyAdd(acc[r], a, Load(x + r * x_stride));
-      MultiplyAdd(acc[r], b, Load(x + r * x_stride + kLanes));
+      MultiplyAdd(acc[r], a, x + r * x_stride);
+      MultiplyAdd(acc[r], b, x + r * x_stride + kLanes);
     }
   }
   static void Prepare(const W* x, int64_t n, X* out) {
@@ -36,13 +38,40 @@ struct DotStep {
     }
   }
 };
+template <typename Block>
+struct BlockDotStep {
+  using X = float;  // in order
+  static constexpr int kStep = kBlockLength;
+  template <int kRows>
+  __attribute__((always_inline)) static void Add(const Block* w, const X* x, int64_t x_stride,
+                                                 Vec (&acc)[kRows]) {
+    Vec weights[kBlockVecs];
+    LoadBlock(*w, weights);
+#pragma GCC unroll 8
+    for (int i = 0; i < kBlockVecs; ++i) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r)
+        MultiplyAdd(acc[r], weights[i], x + r * x_stride + i * kLanes);
+    }
+  }
+  template <typename T>
+  static void Prepare(const T* x, int64_t n, X* out) {
+    for (int64_t i = 0; i < n; i += kLanes) Store(out + i, LoadAs(x + i));
+  }
+};
+template <>
+struct DotStep<I8Block> : BlockDotStep<I8Block> {};
+template <>
+struct DotStep<I4Block> : BlockDotStep<I4Block> {};
+
 #if defined(__AVX512BF16__)
 template <>
 struct DotStep<uint16_t> {
   using X = uint16_t;
   static constexpr int kStep = 32;
   template <int kRows>
-  static void Add(const uint16_t* w, const X* x, int64_t x_stride, Vec (&acc)[kRows]) {
+  __attribute__((always_inline)) static void Add(const uint16_t* w, const X* x, int64_t x_stride,
+                                                 Vec (&acc)[kRows]) {
     const __m512bh weight = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
     for (int r = 0; r < kRows; ++r) {
       acc[r] = reinterpret_cast<Vec>(
@@ -62,8 +91,8 @@ constexpr int kDotRows = 3;
 constexpr int kDotRows = 1;
 #endif
 
-// A product with x prepared.
-template <typename W, typename O>
+// A product with x prepared. W: type of the weights; T: of x and the bias; O: of out.
+template <typename W, typename T, typename O>
 class DotLinear {
  public:
   DotLinear(const LinearArgs& args, Scratch& scratch) : args_(args), in_(args.x.shape[1]) {
@@ -86,8 +115,8 @@ class DotLinear {
   using Step = DotStep<W>;
   using X = typename Step::X;
 
-  const W* XRow(int64_t r) const {
-    return static_cast<const W*>(args_.x.data) + r * args_.x.stride[0];
+  const T* XRow(int64_t r) const {
+    return static_cast<const T*>(args_.x.data) + r * args_.x.stride[0];
   }
 
   // All rows of x with kStreams outputs `length` apart.
@@ -105,29 +134,38 @@ class DotLinear {
 
   template <int kStreams, int kRows>
   __attribute__((noinline)) void Tile(int64_t first, int64_t o, int64_t length) const {
-    const int64_t w_stride = args_.weight.stride[0], stream = length * w_stride;
+    constexpr int64_t kPer = kWeightsOf<W>;
+    const int64_t w_stride = args_.weight.stride[0] / kPer, stream = length * w_stride;
     const W* w = static_cast<const W*>(args_.weight.data) + o * w_stride;
     const X* x = x_ + first * x_stride_;
     // What is read kDotPrefetchBytes later; where rows are columns of longer ones (a slice of the
     // weights), what lies between them is not read.
-    constexpr int64_t kAhead = kDotPrefetchBytes / sizeof(W);
-    const int64_t row_ends = in_ - kAhead % Max(in_, 1);
-    const int64_t ahead = kAhead / Max(in_, 1) * w_stride + kAhead % Max(in_, 1);
-    Vec acc[kStreams][kRows] = {};
+    const int64_t row = Max(in_ / kPer, 1), far = kDotPrefetchBytes / sizeof(W);
+    const int64_t row_ends = row - far % row, ahead = far / row * w_stride + far % row;
+    Vec acc[kStreams][kRows];
+#pragma GCC unroll 4
+    for (int s = 0; s < kStreams; ++s) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) acc[s][r] = Vec{};
+    }
     int64_t i = 0;
     for (; i + Step::kStep <= in_; i += Step::kStep) {
-      const int64_t later = i + ahead + (i < row_ends ? 0 : w_stride - in_);
+      const int64_t at = i / kPer, later = at + ahead + (at < row_ends ? 0 : w_stride - row);
 #pragma GCC unroll 4
       for (int s = 0; s < kStreams; ++s) {
         __builtin_prefetch(w + s * stream + later);
-        Step::Add(w + s * stream + i, x + i, x_stride_, acc[s]);
+        Step::Add(w + s * stream + at, x + i, x_stride_, acc[s]);
       }
     }
+#pragma GCC unroll 4
     for (int s = 0; s < kStreams; ++s) {
+#pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
         float sum = SumOf(acc[s][r]);
-        for (int64_t k = i; k < in_; ++k)
-          sum += ToFloat(w[s * stream + k]) * ToFloat(XRow(first + r)[k]);
+        if constexpr (!kIsBlock<W>) {
+          for (int64_t k = i; k < in_; ++k)
+            sum += ToFloat(w[s * stream + k]) * ToFloat(XRow(first + r)[k]);
+        }
         Write(first + r, o + s * length, sum);
       }
     }
@@ -135,7 +173,7 @@ class DotLinear {
 
   void Write(int64_t row, int64_t out, float sum) const {
     O* y = static_cast<O*>(args_.out.data) + row * args_.out.stride[0] + out;
-    if (args_.bias.data != nullptr) sum += ToFloat(static_cast<const W*>(args_.bias.data)[out]);
+    if (args_.bias.data != nullptr) sum += ToFloat(static_cast<const T*>(args_.bias.data)[out]);
     Assign(*y, sum + (args_.accumulate ? ToFloat(*y) : 0.0f));
   }
 

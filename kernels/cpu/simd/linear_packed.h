@@ -5,6 +5,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cpu/isa_kernels.h"
+#include "kernels/cpu/simd/blocks.h"
 #include "kernels/cpu/simd/tile_math.h"
 
 namespace apb::kernels::APB_ISA {
@@ -31,6 +32,20 @@ static void PackPanel(const W* w, int64_t stride, int rows, int64_t count, float
   }
 }
 
+// The same of blocks, which are unpacked first.
+template <typename Block>
+static void PackBlockPanel(const Block* w, int64_t stride, int rows, int64_t count, float* panel,
+                           float* unpacked) {
+  for (int r = 0; r < rows; ++r) {
+    for (int64_t k = 0; k < count; k += kBlockLength) {
+      Vec weights[kBlockVecs];
+      LoadBlock(w[r * stride + k / kBlockLength], weights);
+      for (int i = 0; i < kBlockVecs; ++i) Store(unpacked + r * count + k + i * kLanes, weights[i]);
+    }
+  }
+  PackPanel(unpacked, count, rows, count, panel);
+}
+
 // W: type of the weights; T: of x and the bias; O: of out.
 template <typename W, typename T, typename O>
 class PackedLinearOf {
@@ -41,7 +56,7 @@ class PackedLinearOf {
         in_(args.x.shape[1]),
         outs_(args.weight.shape[0]),
         // Panels of a block of inputs stay in the first cache. Blocks are equally long.
-        step_(RoundUp(CeilDiv(in_, CeilDiv(in_, kMostInputs)), 8)),
+        step_(RoundUp(CeilDiv(in_, CeilDiv(in_, kMostInputs)), kBlockLength)),
         // Enough blocks of outputs for all threads to end together.
         width_(Max(16, Min(kMostOutputs, RoundUp(CeilDiv(outs_, 4 * threads), 16)))),
         // Rows lie in different cache sets.
@@ -85,14 +100,10 @@ class PackedLinearOf {
                int64_t sums_stride) const {
     const int64_t outputs = Min(width_, outs_ - o);
     const int columns = static_cast<int>(RoundUp(outputs, 16));
-    const int64_t w_stride = args_.weight.stride[0];
-    const W* w = static_cast<const W*>(args_.weight.data) + o * w_stride;
     for (int64_t k = 0; k < in_; k += step_) {
       const int64_t inputs = Min(step_, in_ - k);
-      for (int j = 0; j < columns; j += 16) {
-        PackPanel(w + j * w_stride + k, w_stride, static_cast<int>(Min(16, outputs - j)), inputs,
-                  panels + j * inputs);
-      }
+      for (int j = 0; j < columns; j += 16)
+        Pack(o + j, static_cast<int>(Min(16, outputs - j)), k, inputs, panels + j * inputs);
       // Few enough rows at a time for the first cache, while the panels pass.
       for (int64_t r = 0; r < count; r += kRowsAtOnce) {
         FloatTiles::Gemm(static_cast<int>(Min(kRowsAtOnce, count - r)), x + r * x_stride_ + k,
@@ -102,6 +113,18 @@ class PackedLinearOf {
     }
     for (int64_t r = 0; r < count; ++r)
       WriteRow(first + r, o, outputs, in_ > 0 ? sums + r * sums_stride : nullptr);
+  }
+
+  // Inputs [k, k + inputs) of `rows` outputs from `o` on.
+  void Pack(int64_t o, int rows, int64_t k, int64_t inputs, float* panel) const {
+    const int64_t stride = args_.weight.stride[0] / kWeightsOf<W>;
+    const W* w = static_cast<const W*>(args_.weight.data) + o * stride + k / kWeightsOf<W>;
+    if constexpr (kIsBlock<W>) {
+      alignas(64) float unpacked[16 * kMostInputs];
+      PackBlockPanel(w, stride, rows, inputs, panel, unpacked);
+    } else {
+      PackPanel(w, stride, rows, inputs, panel);
+    }
   }
 
   void WriteRow(int64_t row, int64_t o, int64_t outputs, const float* sums) const {

@@ -159,10 +159,8 @@ class Paged {
       const int count = static_cast<int>(end - s);
       const T* k_rows[Block::kKeys];
       const T* v_rows[Block::kKeys];
-      for (int i = 0; i < count; ++i) {
-        k_rows[i] = keys.Row(s + i);
-        v_rows[i] = values.Row(s + i);
-      }
+      keys.List(s, count, k_rows);
+      values.List(s, count, v_rows);
       PackRows<Tiles, T>(k_rows, v_rows, count, d_, unit.dp, block);
       block.SetPositions(all ? nullptr : sequence.slot_positions + (s - sequence.causal_begin),
                          count);

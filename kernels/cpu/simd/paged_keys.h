@@ -30,9 +30,16 @@ struct PagedRowsOf {
         block_size(static_cast<uint32_t>(view.shape[2])),
         table(sequence.block_table) {}
 
-  const T* Row(int64_t slot) const {
-    const uint32_t at = static_cast<uint32_t>(slot);
-    return cache + table[at / block_size] * block_stride + at % block_size * row_stride;
+  // The rows of slots [begin, begin + count).
+  void List(int64_t begin, int count, const T** rows) const {
+    const uint32_t first = static_cast<uint32_t>(begin);
+    const int32_t* block = table + first / block_size;
+    uint32_t offset = first % block_size;
+    for (int i = 0; i < count; ++block) {
+      const T* row = cache + *block * block_stride + offset * row_stride;
+      for (; offset < block_size && i < count; ++offset, row += row_stride) rows[i++] = row;
+      offset = 0;
+    }
   }
 };
 

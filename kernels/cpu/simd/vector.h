@@ -67,6 +67,18 @@ static inline void MultiplyAdd(Vec& acc, Vec a, Vec b) {
 #endif
 }
 
+// The same with b in memory, where it is read by the instruction.
+static inline void MultiplyAdd(Vec& acc, Vec a, const float* b) {
+#if defined(__AVX2__)
+  typedef Vec Unaligned __attribute__((aligned(4), may_alias));
+  __asm__("vfmadd231ps %2, %1, %0"
+          : "+v"(acc)
+          : "v"(a), "m"(*reinterpret_cast<const Unaligned*>(b)));
+#else
+  acc += a * Load(b);
+#endif
+}
+
 static inline Vec MaxOf(Vec a, Vec b) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Vec>(
