@@ -72,6 +72,7 @@ class Comparison:
     def __init__(self, test, server, strategy):
         self.test, self.server, self.strategy = test, server, strategy
         self.near_ties = 0
+        self.widest_tie = 0.0
         self.worst = 0.0
 
     def check(self, name, body, strategy_of_prompt=True):
@@ -105,6 +106,7 @@ class Comparison:
                     self.test.assertLess(abs(found[text] - expected), self.test.bound, f"{where}: {text!r}")
             if answer.tokens[i] != texts[0]:
                 gap = logprobs[0] - logprobs[1]
+                self.widest_tie = max(self.widest_tie, gap)
                 self.test.assertLess(gap, self.test.gap, f"{where}: {answer.tokens[i]!r} instead of {texts[0]!r}")
                 return begin + i + 1
             self.test.assertIn(texts[0], found, where)
@@ -115,8 +117,8 @@ class Comparison:
             for result in [pool.submit(self.check, name, body) for name, body in bodies.items()]:
                 result.result()
         tokens = sum(len(CASES[name]["top"]) for name in bodies)
-        print(f"{self.test.dtype} {self.strategy}: {tokens} tokens, {self.near_ties} near ties went the other way, "
-              f"log-probabilities off by up to {self.worst:.1e}")
+        print(f"{self.test.dtype} {self.strategy}: {tokens} tokens, {self.near_ties} near ties (up to {self.widest_tie:.2g}) "
+              f"went the other way, log-probabilities off by up to {self.worst:.1e}")
         # Ties nearer than the gap are rare; more of them mean that something is wrong though each could be excused.
         self.test.assertLess(self.near_ties, self.test.share_of_ties * tokens)
 
@@ -202,7 +204,7 @@ class Float32Test(ExactStrategies, unittest.TestCase):
 
 
 class Bfloat16Test(ExactStrategies, unittest.TestCase):
-    dtype, gap, bound, share_of_ties = "bfloat16", 0.25, 0.5, 0.05
+    dtype, gap, bound, share_of_ties = "bfloat16", 0.5, 0.8, 0.03
 
 
 class TokenizerTest(unittest.TestCase):
