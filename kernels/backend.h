@@ -214,13 +214,13 @@ class Backend {
 
 struct CpuBackendOptions {
   int threads = 0;  // OpenMP threads of the calling (step) thread; 0 = OMP_NUM_THREADS or all cores
-  // "", "avx512bf16", "avx2", "portable": forces a code path (tests); "" chooses by what the CPU
-  // has.
+  // amxbf16, avx512bf16, avx512, avx2 or portable; "": what the environment's APB_CPU_ISA names, or
+  // the best that this CPU has.
   std::string_view force_isa;
 };
 
 // The CPU backend. Work is done at once, on the calling thread and its OpenMP team.
-// kInvalidArgument when force_isa names a path that this machine lacks.
+// kInvalidArgument, with what there is, when a path is named that this machine lacks.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOptions& options);
 
 }  // namespace apb::kernels

@@ -19,6 +19,8 @@
 namespace apb::server {
 namespace {
 
+constexpr char kLocalGroup[] = "local";
+
 enum ExitCode { kExitOk = 0, kExitUsage = 2, kExitModel = 3, kExitFailure = 4 };
 
 sigset_t StopSignals() {
@@ -61,16 +63,22 @@ http_api::HttpOptions HttpOptionsOf(const Options& o) {
 }
 
 frontend::LauncherOptions LauncherOptionsOf(const Options& o, const std::string& token,
-                                            int cluster_port) {
+                                            int cluster_port,
+                                            const frontend::GroupRegistry& groups) {
   frontend::LauncherOptions launcher = {
-      .mpirun = o.mpirun, .worker_binary = o.worker_binary, .ranks = o.local_ranks, .token = token};
+      .mpirun = o.mpirun,
+      .preload = o.loopback_library,
+      .worker_binary = o.worker_binary,
+      .ranks = o.local_ranks,
+      .ready_groups = [&groups] { return groups.connections(kLocalGroup); },
+      .token = token};
   auto add = [&](const char* flag, const std::string& value) {
     launcher.worker_arguments.push_back(flag);
     launcher.worker_arguments.push_back(value);
   };
   add("--model", o.model);
   add("--server", absl::StrCat("127.0.0.1:", cluster_port));
-  add("--group-id", "local");
+  add("--group-id", kLocalGroup);
   add("--log-level", o.log_level);
   if (o.virtual_hosts > 0) add("--virtual-hosts", absl::StrCat(o.virtual_hosts));
   if (o.threads_per_rank > 0) add("--threads", absl::StrCat(o.threads_per_rank));
@@ -101,7 +109,7 @@ class Server {
 
  private:
   void OnReadiness(bool ready);
-  bool OnWorkersEnded(int status);
+  bool OnWorkersEnded(const frontend::GroupExit& exit);
   void PrintSummary() const;
   int Stop();
 
@@ -129,9 +137,12 @@ absl::Status Server::Start() {
   groups_.SetReadinessListener([this](bool ready) { OnReadiness(ready); });
   PrintSummary();
   if (options_.local_ranks > 0) {
+    if (options_.loopback_library.empty()) {
+      APB_LOG(Warning, "apb-loopback.so is not beside apb-server: mpirun listens on all addresses");
+    }
     launcher_ = std::make_unique<frontend::WorkerLauncher>(
-        LauncherOptionsOf(options_, token_, grpc_->cluster_port()),
-        [this](int status) { return OnWorkersEnded(status); }, metrics_);
+        LauncherOptionsOf(options_, token_, grpc_->cluster_port(), groups_),
+        [this](const frontend::GroupExit& exit) { return OnWorkersEnded(exit); }, metrics_);
   }
   return absl::OkStatus();
 }
@@ -163,9 +174,18 @@ void Server::OnReadiness(bool ready) {
   }
 }
 
-bool Server::OnWorkersEnded(int status) {
-  if (was_ready_ || status != kExitModel) return true;
-  APB_LOG(Error, "the workers cannot load the model; see their message above");
+bool Server::OnWorkersEnded(const frontend::GroupExit& exit) {
+  // Whoever may not use the server is not told what is on its disks either.
+  const bool tell = options_.api_keys.empty() && !exit.reason.empty();
+  groups_.SetAbsenceReason(
+      exit.failed_starts == 0
+          ? absl::StrCat("the local group ended with status ", exit.status, " and is started again")
+          : absl::StrCat("the local group could not start, ", exit.failed_starts,
+                         " times, last with status ", exit.status, "; it tries again in ",
+                         absl::FormatDuration(exit.next_start), tell ? ": " : "; see the log",
+                         tell ? exit.reason : ""));
+  if (was_ready_ || exit.status != kExitModel) return true;
+  APB_LOG(Error, "the workers cannot start: ", exit.reason);
   fatal_exit_ = kExitModel;
   kill(getpid(), SIGTERM);
   return false;

@@ -99,7 +99,7 @@ void AddWorkers(CLI::App& app, Options& o) {
       ->capture_default_str()
       ->group("Workers");
   app.add_option("--kv-cache-tokens", o.kv_cache_tokens,
-                 "KV cache of a rank, in tokens; 0: the worker's default")
+                 "KV cache of the whole group, in tokens; 0: from free memory")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
       ->group("Workers");
@@ -155,15 +155,21 @@ void AddLimits(CLI::App& app, Options& o) {
       ->group("Limits");
 }
 
-// Beside this program (installed), in the build tree's place, or whatever PATH has.
-std::string FindWorker() {
+// The first of these paths that exists, from the folder of this program; empty: none.
+std::string FindBeside(std::initializer_list<const char*> candidates) {
   std::error_code error;
   const auto here = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
-  for (const char* candidate : {"apb-worker", "../engine/worker/apb-worker"}) {
+  for (const char* candidate : candidates) {
     if (std::filesystem::exists(here / candidate, error))
       return (here / candidate).lexically_normal();
   }
-  return "apb-worker";
+  return "";
+}
+
+// Beside this program (installed), in the build tree's place, or whatever PATH has.
+std::string FindWorker() {
+  const std::string found = FindBeside({"apb-worker", "../engine/worker/apb-worker"});
+  return found.empty() ? "apb-worker" : found;
 }
 
 // "/models/llama/" -> "llama"
@@ -209,6 +215,7 @@ ParsedOptions ParseOptions(int argc, char** argv) {
   }
   if (o.served_model_name.empty()) o.served_model_name = NameOf(o.model);
   if (o.worker_binary.empty()) o.worker_binary = FindWorker();
+  o.loopback_library = FindBeside({"apb-loopback.so"});
   o.worker_arguments = SplitWords(o.worker_arguments);
   // A name without a slash is looked for by mpirun.
   if (o.local_ranks > 0 && o.worker_binary.find('/') != std::string::npos &&

@@ -25,6 +25,7 @@ struct Options {
 
   int local_ranks = 0;
   std::string worker_binary;
+  std::string loopback_library;  // what frontend::LauncherOptions preloads; empty: not found
   std::string mpirun = "mpirun";
   int virtual_hosts = 0;  // 0: the worker's default
   int threads_per_rank = 0;

@@ -1,5 +1,5 @@
-// The tensor half of full, star and apb: local attention, with an anchor block, with passing
-// blocks. Which of them a prefill has is said by its plan alone.
+// The tensor half of star and apb: local attention with an anchor block, and with passing blocks.
+// Which of them a prefill has is said by its plan alone.
 #pragma once
 
 #include <memory>

@@ -1,5 +1,5 @@
-// Ids of KV blocks of one rank: who has which. Holds no bytes. Owner: the step thread (or the
-// leader's scheduler, which keeps one pool a rank as its account).
+// Ids of KV blocks of one rank: who has which. Holds no bytes. Owner: the step thread. The leader's
+// scheduler keeps an account of its own, in numbers of blocks.
 #pragma once
 
 #include <cstdint>

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <random>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
@@ -126,29 +128,45 @@ absl::StatusOr<DType> ChooseType(DType of_checkpoint, const kernels::Backend& ba
   return host && of_checkpoint == DType::kF16 ? DType::kBF16 : of_checkpoint;
 }
 
-// Normal numbers of a fixed seed: a table read from random places, fast enough for billions.
+// Normal numbers of a fixed seed: runs of a table from random places of it, copied as they are to be
+// stored, so that billions take seconds.
 class RandomFill {
  public:
-  explicit RandomFill(uint64_t seed) : rng_(static_cast<uint32_t>(seed)), normals_(1 << 20) {
+  RandomFill(uint64_t seed, DType dtype)
+      : dtype_(dtype), rng_(static_cast<uint32_t>(seed)), normals_(kTable + kRun) {
     std::normal_distribution<float> normal;
-    for (float& x : normals_) x = normal(rng_);
+    for (int64_t i = 0; i < kTable; ++i) normals_[i] = normal(rng_);
+    std::copy_n(normals_.begin(), kRun, normals_.begin() + kTable);  // a run goes over the end
   }
-  std::vector<std::byte> Make(DType dtype, int64_t count, float deviation, float mean) {
-    constexpr int64_t kRun = 4096;
-    std::vector<float> run(kRun);
-    std::vector<std::byte> bytes(count * SizeOf(dtype));
+  void Make(int64_t count, float deviation, float mean, std::vector<std::byte>& bytes) {
+    const int64_t size = static_cast<int64_t>(SizeOf(dtype_));
+    const std::vector<std::byte>& table = TableOf(deviation, mean);
+    bytes.resize(count * size);
     for (int64_t begin = 0; begin < count; begin += kRun) {
-      const int64_t length = std::min(kRun, count - begin), at = static_cast<uint32_t>(rng_());
-      for (int64_t i = 0; i < length; ++i)
-        run[i] = mean + deviation * normals_[(at + begin + i) % normals_.size()];
-      ConvertFloats(DType::kF32, run.data(), dtype, &bytes[begin * SizeOf(dtype)], length);
+      const int64_t length = std::min(kRun, count - begin);
+      const int64_t at = (static_cast<uint32_t>(rng_()) + begin) % kTable;
+      std::memcpy(&bytes[begin * size], &table[at * size], length * size);
     }
-    return bytes;
   }
 
  private:
+  static constexpr int64_t kTable = 1 << 20, kRun = 4096;
+  // A model's tensors have a handful of different ones.
+  const std::vector<std::byte>& TableOf(float deviation, float mean) {
+    std::vector<std::byte>& table = tables_[{deviation, mean}];
+    if (!table.empty()) return table;
+    std::vector<float> numbers(normals_.size());
+    for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = mean + deviation * normals_[i];
+    table.resize(numbers.size() * SizeOf(dtype_));
+    ConvertFloats(DType::kF32, numbers.data(), dtype_, table.data(),
+                  static_cast<int64_t>(numbers.size()));
+    return table;
+  }
+
+  const DType dtype_;
   std::mt19937 rng_;
   std::vector<float> normals_;
+  std::map<std::pair<float, float>, std::vector<std::byte>> tables_;
 };
 
 }  // namespace
@@ -309,14 +327,16 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Random(const ModelConfig& conf
                                                          kernels::Backend& backend, Share tensor) {
   auto weights = std::unique_ptr<Weights>(new Weights());
   APB_RETURN_IF_ERROR(weights->Init(config, tensor));
-  RandomFill random(seed);
+  RandomFill random(seed, config.dtype);
+  std::vector<std::vector<std::byte>> numbers;  // of a layer, in memory of the one before it
   for (int layer = -1; layer < config.layers; ++layer) {
     const std::vector<WantedTensor> wanted = weights->TensorsOf(layer, retaining_width);
-    std::vector<std::vector<std::byte>> numbers;
-    for (const WantedTensor& w : wanted) {
+    if (numbers.size() < wanted.size()) numbers.resize(wanted.size());
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const WantedTensor& w = wanted[i];
       const int64_t count = w.shape[0] * (w.shape.size() > 1 ? w.shape[1] : 1);
-      numbers.push_back(random.Make(config.dtype, count, w.deviation, w.mean));
-      *w.out = ViewOf(numbers.back().data(), config.dtype, w.shape);
+      random.Make(count, w.deviation, w.mean, numbers[i]);
+      *w.out = ViewOf(numbers[i].data(), config.dtype, w.shape);
     }
     weights->TakeShare(layer);
     std::vector<WeightCopy> copies;

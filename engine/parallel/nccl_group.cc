@@ -55,6 +55,25 @@ struct NcclCollective {
 
 namespace {
 
+// Adds what has ended to the counters.
+void Count(const NcclCollective& ended, NcclGroup::Operations& operations) {
+  const auto add = [&](const std::string& name, int64_t calls, int64_t bytes, double seconds) {
+    CommunicatorStats::Operation& operation = operations[name];
+    operation.name = name;
+    operation.calls += calls;
+    operation.bytes_sent += bytes;
+    operation.seconds += seconds;
+  };
+  if (ended.of_graph != nullptr) {
+    for (const auto& [name, operation] : *ended.of_graph)
+      add(name, operation.calls, operation.bytes_sent, 0);
+    return;
+  }
+  float milliseconds = 0;
+  cudaEventElapsedTime(&milliseconds, ended.begun.get(), ended.done.get());
+  add(ended.name, 1, ended.bytes_sent, milliseconds / 1000.0);
+}
+
 // This group's collectives in one graph.
 class RecordedCollectives : public kernels::cuda::GraphParticipant {
  public:
@@ -256,28 +275,9 @@ void NcclGroup::Watch() {
   }
 }
 
-void NcclGroup::Count(const NcclCollective& ended) {
-  const auto add = [this](const std::string& name, int64_t calls, int64_t bytes, double seconds) {
-    mutex_.AssertHeld();
-    CommunicatorStats::Operation& operation = operations_[name];
-    operation.name = name;
-    operation.calls += calls;
-    operation.bytes_sent += bytes;
-    operation.seconds += seconds;
-  };
-  if (ended.of_graph != nullptr) {
-    for (const auto& [name, operation] : *ended.of_graph)
-      add(name, operation.calls, operation.bytes_sent, 0);
-    return;
-  }
-  float milliseconds = 0;
-  cudaEventElapsedTime(&milliseconds, ended.begun.get(), ended.done.get());
-  add(ended.name, 1, ended.bytes_sent, milliseconds / 1000.0);
-}
-
 void NcclGroup::LookAfter() {
   while (!under_way_.empty() && under_way_.front()->done.Passed()) {
-    Count(*under_way_.front());
+    Count(*under_way_.front(), operations_);
     under_way_.pop_front();
   }
   ncclResult_t state = ncclSuccess;
@@ -311,8 +311,13 @@ void NcclGroup::Abort(std::string reason) {
 
 CommunicatorStats NcclGroup::stats() const {
   absl::MutexLock lock(&mutex_);
+  Operations operations = operations_;
+  // The watchdog looks now and then only.
+  for (const auto& collective : under_way_) {
+    if (collective->done.Passed()) Count(*collective, operations);
+  }
   CommunicatorStats stats;
-  for (const auto& [name, operation] : operations_) stats.operations.push_back(operation);
+  for (const auto& [name, operation] : operations) stats.operations.push_back(operation);
   return stats;
 }
 

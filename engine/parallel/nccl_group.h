@@ -45,6 +45,7 @@ class NcclGroup {
       const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& call);
   // As of Communicator.
   void Abort(std::string reason);
+  // Of all that has ended, whether the watchdog has seen it or not.
   CommunicatorStats stats() const;
 
   // Of the pending collectives and graphs that Start makes:
@@ -62,8 +63,6 @@ class NcclGroup {
   // Gives everything up; the first reason stays.
   absl::Status Break(const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Watch();
-  // Adds what has ended to the counters.
-  void Count(const NcclCollective& ended) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // One look at the oldest collectives.
   void LookAfter() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

@@ -23,7 +23,7 @@ struct SequenceSpec {
   int64_t query_begin = 0;  // document = [0, query_begin), the rest is the query (>= 1 token)
   int32_t query_insert_position = 0;
   std::vector<int32_t> embedded_query;
-  std::string strategy;    // full, apb, star: `auto` is resolved by the leader
+  std::string strategy;    // of strategy_plan.h: `auto` is resolved by the leader
   std::string compressor;  // retaining_heads, query_aware, random, or "" where nothing is passed
   int32_t hosts = 1;
   int64_t anchor_length = -1;  // -1: default for the length

@@ -97,8 +97,10 @@ absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
           Info, "computing on the CPU: ",
           gpus.ok() ? "another rank has no GPU of its own" : std::string(gpus.status().message()));
     }
-    APB_ASSIGN_OR_RETURN(device.backend,
-                         kernels::CreateCpuBackend({.threads = threads, .force_isa = ""}));
+    APB_ASSIGN_OR_RETURN(
+        device.backend,
+        kernels::CreateCpuBackend(
+            {.threads = threads, .force_isa = options.cpu_isa == "auto" ? "" : options.cpu_isa}));
     device.ranks_on_it = mpi.local_size();
   }
   device.mesh = std::make_unique<parallel::Mesh>(std::move(mesh));

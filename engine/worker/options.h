@@ -12,6 +12,7 @@ struct WorkerOptions {
   std::string group_id = "group-0";
   std::string token;                    // shared secret of this start; APB_GROUP_TOKEN
   std::string device = "auto";          // cuda, cpu, or auto: GPUs where every rank has one
+  std::string cpu_isa = "auto";         // code path of the CPU backend; auto: the best of the CPU
   std::string dtype = "auto";           // of weights and activations; auto: the checkpoint's
   double gpu_memory_utilization = 0.8;  // share of a GPU's free memory that the KV cache takes
   bool cuda_graphs = true;              // on GPUs: decode steps as recorded graphs

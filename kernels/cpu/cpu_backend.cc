@@ -69,26 +69,58 @@ bool HasAmx() {
   return HasAvx512Bf16() && (d & kAmxBf16) && (d & kAmxTile) && AmxAllowed();
 }
 
+bool HasAvx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
 struct CodePath {
   std::string_view name;
   const IsaKernels* kernels;
-  bool usable;
+  bool (*usable)();
 };
 
-absl::StatusOr<CodePath> ChooseCodePath(std::string_view forced) {
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
-  const CodePath all[] = {
-      {"amxbf16", &isa_amxbf16::kKernels, (forced.empty() || forced == "amxbf16") && HasAmx()},
-      {"avx512bf16", &isa_avx512bf16::kKernels, HasAvx512Bf16()},
-      {"avx512", &isa_avx512::kKernels, HasAvx512()},
-      {"avx2", &isa_avx2::kKernels, avx2},
-      {"portable", &isa_portable::kKernels, true}};
-  for (const CodePath& path : all) {
-    if (path.usable && (forced.empty() || forced == path.name)) return path;
+// Best first.
+constexpr CodePath kCodePaths[] = {{"amxbf16", &isa_amxbf16::kKernels, HasAmx},
+                                   {"avx512bf16", &isa_avx512bf16::kKernels, HasAvx512Bf16},
+                                   {"avx512", &isa_avx512::kKernels, HasAvx512},
+                                   {"avx2", &isa_avx2::kKernels, HasAvx2},
+                                   {"portable", &isa_portable::kKernels, [] { return true; }}};
+
+// Of those that code paths need, the ones that CPU and operating system let this process use.
+std::string CpuFeatures() {
+  const std::pair<const char*, bool> features[] = {
+      {"avx2", __builtin_cpu_supports("avx2")},
+      {"fma", __builtin_cpu_supports("fma")},
+      {"f16c", __builtin_cpu_supports("f16c")},
+      {"avx512f", __builtin_cpu_supports("avx512f")},
+      {"avx512bw", __builtin_cpu_supports("avx512bw")},
+      {"avx512vl", __builtin_cpu_supports("avx512vl")},
+      {"avx512dq", __builtin_cpu_supports("avx512dq")},
+      {"avx512bf16", __builtin_cpu_supports("avx512bf16")},
+      {"amx_bf16", HasAmx()}};
+  std::string names;
+  for (const auto& [name, there] : features) {
+    if (there) absl::StrAppend(&names, names.empty() ? "" : " ", name);
   }
-  return absl::InvalidArgumentError(absl::StrCat("CPU code path '", std::string(forced),
-                                                 "' is unknown or not supported by this machine"));
+  return names.empty() ? "none of avx2, avx512, amx" : names;
+}
+
+// `asked`: a name, or empty for the best. `source` is what stands before the name in an error.
+absl::StatusOr<CodePath> ChooseCodePath(std::string_view asked, std::string_view source) {
+  std::string usable;
+  bool known = false;
+  for (const CodePath& path : kCodePaths) {
+    if ((asked.empty() || asked == path.name) && path.usable()) return path;
+    known |= asked == path.name;
+  }
+  for (const CodePath& path : kCodePaths) {
+    if (path.usable()) absl::StrAppend(&usable, usable.empty() ? "" : ", ", std::string(path.name));
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      std::string(source), std::string(asked),
+      known ? ": this CPU cannot run it" : ": there is no such code path",
+      "; it runs ", usable, " (features: ", CpuFeatures(), "). Ask for one of them, or for none"));
 }
 
 class CpuBackend : public Backend {
@@ -250,7 +282,10 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOption
     return absl::InvalidArgumentError(
         absl::StrCat("threads=", options.threads, ": must be between 0 and 1024"));
   }
-  absl::StatusOr<CodePath> path = ChooseCodePath(options.force_isa);
+  const char* variable = std::getenv("APB_CPU_ISA=");
+  absl::StatusOr<CodePath> path = options.force_isa.empty() && variable != nullptr
+                                      ? ChooseCodePath(variable, "APB_CPU_ISA=")
+                                      : ChooseCodePath(options.force_isa, "CPU code path ");
   if (!path.ok()) return path.status();
   return std::make_unique<CpuBackend>(
       *path, options.threads > 0 ? options.threads : omp_get_max_threads());

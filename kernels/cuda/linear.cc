@@ -147,6 +147,12 @@ struct CudaLinear::Impl {
       status = preference.Set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out_alignment);
     if (status.ok())
       status = preference.Set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out_alignment);
+    // Split-K rounds partial sums to the output's type, whichever of cuBLASLt's schemes adds them: where
+    // they cancel, or are added to a larger output, leading digits of bf16 are lost.
+    if (status.ok() && a.out.dtype != DType::kF32) {
+      status = preference.Set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                              uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
+    }
     if (!status.ok()) return status;
     cublasLtMatmulHeuristicResult_t best{};
     int found = 0;

@@ -64,7 +64,7 @@ absl::Status Frontend::Admit(const CanonicalRequest& request, int64_t* waiting_a
   }
   APB_RETURN_IF_ERROR(CheckRequest(request, limits()));
   if (!groups_.ready()) {
-    return WithRetryAfter(absl::UnavailableError("no worker group is ready; try again later"), 2);
+    return WithRetryAfter(absl::UnavailableError(groups_.absence()), 2);
   }
   APB_RETURN_IF_ERROR(load_.Arrive(waiting_ahead));
   absl::Status place = request.create_context ? contexts_.Reserve() : absl::OkStatus();

@@ -49,6 +49,8 @@ absl::StatusOr<std::shared_ptr<WorkerGroup>> GroupRegistry::Connect(
     }
     std::erase(groups_, replaced);
     groups_.push_back(group);
+    ++connections_[hello.group_id()];
+    absence_reason_.clear();
   }
   if (replaced != nullptr) {
     replaced->OnLost("the group has connected anew");
@@ -151,6 +153,23 @@ std::shared_ptr<WorkerGroup> GroupRegistry::Pick(int64_t tokens) const {
 bool GroupRegistry::ready() const {
   absl::MutexLock lock(&mutex_);
   return std::ranges::any_of(groups_, [](const auto& group) { return !group->leaving(); });
+}
+
+std::string GroupRegistry::absence() const {
+  absl::MutexLock lock(&mutex_);
+  return absl::StrCat("no worker group is ready", absence_reason_.empty() ? "" : ": ",
+                      absence_reason_);
+}
+
+void GroupRegistry::SetAbsenceReason(std::string why) {
+  absl::MutexLock lock(&mutex_);
+  absence_reason_ = std::move(why);
+}
+
+int64_t GroupRegistry::connections(const std::string& id) const {
+  absl::MutexLock lock(&mutex_);
+  const auto found = connections_.find(id);
+  return found == connections_.end() ? 0 : found->second;
 }
 
 int64_t GroupRegistry::max_model_len() const {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -51,6 +52,12 @@ class GroupRegistry {
   // The least loaded group that can hold so many tokens, or null.
   std::shared_ptr<WorkerGroup> Pick(int64_t tokens) const;
   bool ready() const;
+  // "no worker group is ready", and why where that is known.
+  std::string absence() const;
+  // Says why; forgotten when a group connects.
+  void SetAbsenceReason(std::string why);
+  // How often a group of this id has connected.
+  int64_t connections(const std::string& id) const;
   // The most tokens that a connected group can hold; 0 when there is none.
   int64_t max_model_len() const;
   std::vector<GroupInfo> Describe() const;
@@ -65,6 +72,8 @@ class GroupRegistry {
   observability::Metrics& metrics_;
   mutable absl::Mutex mutex_;
   std::vector<std::shared_ptr<WorkerGroup>> groups_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, int64_t> connections_ ABSL_GUARDED_BY(mutex_);
+  std::string absence_reason_ ABSL_GUARDED_BY(mutex_);
   absl::Mutex announce_mutex_;
   bool announced_ ABSL_GUARDED_BY(announce_mutex_) = false;
   std::function<void(bool)> readiness_listener_;

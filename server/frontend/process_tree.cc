@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -47,7 +48,8 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
 }
 
 // In the child: only calls that are safe after fork in a process with threads.
-[[noreturn]] void RunChild(pid_t parent, char* const* arguments, char* const* environment) {
+[[noreturn]] void RunChild(pid_t parent, char* const* arguments, char* const* environment,
+                           int output) {
   prctl(PR_SET_PDEATHSIG, SIGTERM);
   if (getppid() != parent) _exit(127);  // the parent died before the request above
   setpgid(0, 0);
@@ -57,9 +59,14 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
   for (int signal_number : {SIGPIPE, SIGTERM, SIGINT, SIGHUP}) signal(signal_number, SIG_DFL);
   const int null = open("/dev/null", O_RDONLY);
   if (null >= 0) dup2(null, STDIN_FILENO);
-  dup2(STDERR_FILENO, STDOUT_FILENO);
+  dup2(output, STDOUT_FILENO);
+  dup2(output, STDERR_FILENO);
   close_range(3, ~0u, 0);
   execvpe(arguments[0], arguments, environment);
+  const std::array<const char*, 4> words = {arguments[0], ": ", strerrordesc_np(errno), "\n"};
+  for (const char* word : words) {
+    if (write(STDERR_FILENO, word, std::strlen(word)) < 0) break;
+  }
   _exit(127);
 }
 
@@ -80,7 +87,7 @@ absl::StatusOr<pid_t> StartProcess(const Command& command) {
   const pid_t parent = getpid();
   const pid_t pid = fork();
   if (pid < 0) return absl::InternalError(absl::StrCat("fork: ", std::strerror(errno)));
-  if (pid == 0) RunChild(parent, arguments.data(), variables.data());
+  if (pid == 0) RunChild(parent, arguments.data(), variables.data(), command.output);
   return pid;
 }
 

@@ -19,10 +19,11 @@ void AdoptOrphans();
 struct Command {
   std::vector<std::string> arguments;    // [0] is looked up in PATH
   std::vector<std::string> environment;  // NAME=value, in addition to this process's
+  int output = 2;                        // descriptor that standard output and error go to
 };
 
-// Starts a process in a process group of its own, with its output on our standard error and none of
-// our descriptors. It gets SIGTERM when the calling *thread* ends, so the caller must live as long
+// Starts a process in a process group of its own, with none of our descriptors but that of its
+// output. A program that cannot be run says so there and ends with 127. It gets SIGTERM when the calling *thread* ends, so the caller must live as long
 // as it should.
 absl::StatusOr<pid_t> StartProcess(const Command& command);
 

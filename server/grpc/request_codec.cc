@@ -54,6 +54,9 @@ void ReadSampling(const pb::SamplingParams& from, frontend::Sampling* to) {
   if (from.has_logprobs()) to->logprobs = from.logprobs();
   if (from.has_min_tokens()) to->min_tokens = from.min_tokens();
   to->stop.assign(from.stop().begin(), from.stop().end());
+  to->stop_token_ids.assign(from.stop_token_ids().begin(), from.stop_token_ids().end());
+  to->include_stop_string = from.include_stop_str_in_output();
+  if (from.has_skip_special_tokens()) to->skip_special_tokens = from.skip_special_tokens();
   to->ignore_eos = from.ignore_eos();
 }
 
@@ -127,7 +130,6 @@ struct EventWriter {
 // What GenerateRequest and CreateContextRequest have in common.
 template <typename Message>
 absl::Status ReadPrompt(const Message& message, CanonicalRequest& request) {
-  request.api = frontend::Api::kChat;  // no max_tokens: what the context leaves
   request.model = message.model();
   request.id = message.request_id();
   if (request.id.empty()) request.id = frontend::NewRequestId();
@@ -143,6 +145,7 @@ absl::Status ReadPrompt(const Message& message, CanonicalRequest& request) {
           frontend::TokenInput{{message.tokens().ids().begin(), message.tokens().ids().end()}};
       break;
     case Message::kChat:
+      request.api = frontend::Api::kChat;
       request.input = ToChat(message.chat());
       break;
     case Message::INPUT_NOT_SET:

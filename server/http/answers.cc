@@ -49,7 +49,7 @@ Response Health(const frontend::Frontend& frontend) {
   if (frontend.ready()) return {.body = R"({"status":"ok"})"};
   return ErrorResponse(frontend::WithRetryAfter(
       absl::UnavailableError(frontend.draining() ? "the server is shutting down"
-                                                 : "no worker group is ready"),
+                                                 : frontend.groups().absence()),
       2));
 }
 

@@ -2,9 +2,11 @@
 // greedily with every configuration (scheduler and step executor in this process, one rank that
 // plays all hosts), and counts exact answers. tests/bench/quality.sh makes the prompts and the
 // table. With `again` another question about the document comes first, and the one that counts
-// starts from its KV.
+// starts from its KV. With --answers all of each answer is generated and written to a file, one
+// line after the other, for tasks that are scored otherwise (tests/quality/table.py).
 //   engine_quality --model DIR --prompts FILE
 //     --configurations full,apb:retaining_heads:8,star::4,apb:retaining_heads:8:again
+//     --configurations apb:random:8:passing=64,apb:retaining_heads:8:anchor=0
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -15,6 +17,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "engine/base/status_macros.h"
 #include "engine/parallel/local_communicator.h"
@@ -28,8 +31,9 @@ using nlohmann::json;
 using schedule::SequenceId;
 
 struct Options {
-  std::string model, prompts, json_file;
+  std::string model, prompts, json_file, answers_file;
   std::vector<std::string> configurations;
+  bool float32 = false;
   int threads = 0;
 };
 
@@ -37,6 +41,7 @@ struct Configuration {
   std::string strategy, compressor;
   int hosts = 1;
   bool again = false;
+  int64_t anchor = -1, passing = -1;  // lengths; -1: default for the length
 };
 
 struct Prompt {
@@ -54,12 +59,23 @@ absl::StatusOr<Configuration> ParseConfiguration(const std::string& text) {
   const std::vector<std::string> parts = absl::StrSplit(text, ':');
   Configuration c{.strategy = parts[0]};
   if (parts.size() > 1) c.compressor = parts[1];
-  if (parts.size() > 4 || (parts.size() > 2 && !absl::SimpleAtoi(parts[2], &c.hosts)) ||
-      (parts.size() == 4 && parts[3] != "again")) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--configurations: '", text, "' is not strategy[:compressor[:hosts[:again]]]"));
+  bool good = parts.size() < 3 || absl::SimpleAtoi(parts[2], &c.hosts);
+  for (size_t i = 3; i < parts.size(); ++i) {
+    absl::string_view option = parts[i];
+    if (option == "again") {
+      c.again = true;
+    } else if (absl::ConsumePrefix(&option, "anchor=")) {
+      good = good && absl::SimpleAtoi(option, &c.anchor);
+    } else {
+      good =
+          good && absl::ConsumePrefix(&option, "passing=") && absl::SimpleAtoi(option, &c.passing);
+    }
   }
-  c.again = parts.size() == 4;
+  if (!good) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--configurations: '", text,
+                     "' is not strategy[:compressor[:hosts[:again][:anchor=N][:passing=N]]]"));
+  }
   return c;
 }
 
@@ -102,9 +118,11 @@ struct Engine {
 absl::StatusOr<Engine> MakeEngine(const Options& options, int64_t longest) {
   Engine e;
   APB_ASSIGN_OR_RETURN(e.backend, kernels::CreateCpuBackend({.threads = options.threads}));
+  model::LoadOptions load;
+  if (options.float32) load.dtype = kernels::DType::kF32;
   e.mesh = std::make_unique<parallel::Mesh>(
       std::move(parallel::CreateLocalGroup(1, absl::Minutes(1))[0]));
-  APB_ASSIGN_OR_RETURN(e.weights, model::Weights::Load(options.model, *e.backend));
+  APB_ASSIGN_OR_RETURN(e.weights, model::Weights::Load(options.model, *e.backend, {}, load));
   const model::ModelConfig& config = e.weights->config();
   constexpr int64_t kBlock = 32;
   const cache::KvCacheShape shape{.layers = config.layers,
@@ -127,18 +145,20 @@ absl::StatusOr<Engine> MakeEngine(const Options& options, int64_t longest) {
   return e;
 }
 
-// The greedy answer to one prompt, as far as it is right; `seconds` gets the time to its first
-// token.
+// The greedy answer to one prompt, unless `whole` as far as it is right; `seconds` gets the time
+// to its first token.
 absl::StatusOr<std::vector<int32_t>> Answer(Engine& e, const schedule::SequenceSpec& spec,
                                             const std::vector<int32_t>& expected,
                                             const Configuration& configuration, uint64_t id,
-                                            double* seconds) {
+                                            bool whole, double* seconds) {
   schedule::Request request;
   request.spec = spec;
   request.spec.id = SequenceId{id};
   request.spec.strategy = configuration.strategy;
   request.spec.compressor = configuration.compressor;
   request.spec.hosts = configuration.hosts;
+  request.spec.anchor_length = configuration.anchor;
+  request.spec.passing_length = configuration.passing;
   request.spec.sampling.temperature = 0;
   request.spec.sampling.max_tokens = static_cast<int32_t>(expected.size());
   const absl::Time start = absl::Now();
@@ -153,7 +173,7 @@ absl::StatusOr<std::vector<int32_t>> Answer(Engine& e, const schedule::SequenceS
       if (event.kind != schedule::Event::Kind::kToken) continue;
       if (answer.empty()) *seconds = absl::ToDoubleSeconds(absl::Now() - start);
       answer.push_back(event.token.token);
-      if (answer.back() != expected[answer.size() - 1])  // wrong already
+      if (!whole && answer.back() != expected[answer.size() - 1])  // wrong already
         e.scheduler->Cancel(SequenceId{id}, absl::Now());
     }
   } while (!e.scheduler->idle());
@@ -167,6 +187,8 @@ absl::Status Run(const Options& options) {
     longest = std::max<int64_t>(longest, p.spec.tokens.size() + p.expected.size() + 1);
   APB_ASSIGN_OR_RETURN(Engine engine, MakeEngine(options, longest));
   json results = json::array();
+  std::ofstream answers;
+  if (!options.answers_file.empty()) answers.open(options.answers_file);
   uint64_t id = 1;
   for (const std::string& text : options.configurations) {
     APB_ASSIGN_OR_RETURN(const Configuration configuration, ParseConfiguration(text));
@@ -176,11 +198,19 @@ absl::Status Run(const Options& options) {
       engine.scheduler->ForgetPrefixes();
       if (configuration.again) {
         APB_RETURN_IF_ERROR(
-            Answer(engine, prompt.before, {-1}, configuration, id++, &seconds).status());
+            Answer(engine, prompt.before, {-1}, configuration, id++, false, &seconds).status());
       }
-      APB_ASSIGN_OR_RETURN(
-          const std::vector<int32_t> answer,
-          Answer(engine, prompt.spec, prompt.expected, configuration, id++, &seconds));
+      APB_ASSIGN_OR_RETURN(const std::vector<int32_t> answer,
+                           Answer(engine, prompt.spec, prompt.expected, configuration, id++,
+                                  answers.is_open(), &seconds));
+      if (answers.is_open()) {
+        answers << json{{"configuration", text},
+                        {"prompt", &prompt - prompts.data()},
+                        {"seconds", seconds},
+                        {"answer", answer}}
+                       .dump()
+                << std::endl;
+      }
       Tally& tally = tallies[prompt.length];
       ++tally.documents;
       tally.correct += answer == prompt.expected;
@@ -218,9 +248,11 @@ int Main(int argc, char** argv) {
          "length")
       ->required();
   app.add_option("--configurations", options.configurations,
-                 "strategy[:compressor[:hosts[:again]]],...")
+                 "strategy[:compressor[:hosts[:again][:anchor=N][:passing=N]]],...")
       ->delimiter(',')
       ->required();
+  app.add_option("--answers", options.answers_file, "JSON lines of whole answers go there");
+  app.add_flag("--float32", options.float32, "compute in float32, whatever the checkpoint's type");
   app.add_option("--threads", options.threads, "0 = all cores");
   app.add_option("--json", options.json_file, "writes the results there instead of stdout");
   CLI11_PARSE(app, argc, argv);

@@ -260,7 +260,7 @@ class RemoteGroupTest(unittest.TestCase):
             self.assertEqual(server.get("/readyz")[0], 503)
 
             group = self.start_group(server, "--group-id", "by-hand", "--virtual-hosts", "2")
-            server.await_log(r"(?m)^ready (http://\S+)$")
+            server.await_ready(group)
             self.assertEqual(ask(server), SAMPLE["expected"])
             self.assertEqual(server.metrics()['apb_rank_up{model="demo",group="by-hand",rank="1"}'], 1)
 

@@ -1,6 +1,6 @@
 """What the end-to-end tests share: a server with its ranks on free ports, plain HTTP, metrics, processes, prompts.
 
-The binaries come from APB_SERVER_BINARY and APB_WORKER_BINARY (CTest sets them).
+The binaries come from APB_SERVER_BINARY, APB_WORKER_BINARY and APB_ON_CPU_PATH (CTest sets them).
 """
 import contextlib
 import ctypes
@@ -20,8 +20,11 @@ MODEL = ROOT / "tests" / "reference_model" / "checkpoint"
 MODEL_NAME = "demo"
 SERVER_BINARY = os.environ.get("APB_SERVER_BINARY", "")
 WORKER_BINARY = os.environ.get("APB_WORKER_BINARY", "")
+ON_CPU_PATH = os.environ.get("APB_ON_CPU_PATH", "")
 # Far more than anything takes; a test never fails because the machine is busy.
 PATIENCE = 120
+# Bytes of the server's log that a failed test shows: the reason is behind what was done before.
+LOG_TAIL = 8000
 
 sys.path.insert(0, str(ROOT / "tests" / "reference_model"))
 import make_prompt as prompts  # noqa: E402
@@ -102,14 +105,15 @@ class Server:
             self.process = subprocess.Popen(server_command(*flags, **options), stdin=subprocess.DEVNULL, stdout=log,
                                             stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
         try:
-            self.http_port = int(self.await_log(r"http=127\.0\.0\.1:(\d+)"))
-            self.grpc_port = int(self.await_log(r"grpc=127\.0\.0\.1:(\d+)"))
+            self.http_port = int(self.await_log(r"http=\S+:(\d+)"))
+            self.grpc_port = int(self.await_log(r"grpc=\S+:(\d+)"))
             self.cluster_port = int(self.await_log(r"workers dial 127\.0\.0\.1:(\d+)"))
             if wait:
-                self.await_log(r"(?m)^ready (http://\S+)$")
+                self.await_ready()
         except BaseException:
             self.process.kill()
-            print(self.log(), file=sys.stderr)
+            self.process.wait()
+            print(f"--- log of the server\n{self.log()[-LOG_TAIL:]}", file=sys.stderr)
             raise
 
     def __enter__(self):
@@ -117,7 +121,7 @@ class Server:
 
     def __exit__(self, kind, error, trace):
         if kind is not None:
-            print(f"--- log of the server\n{self.log()[-8000:]}", file=sys.stderr)
+            print(f"--- log of the server\n{self.log()[-LOG_TAIL:]}", file=sys.stderr)
         try:
             self.stop()
         finally:
@@ -134,13 +138,25 @@ class Server:
     def log(self):
         return self._log.read_text(errors="replace")
 
-    def await_log(self, pattern):
+    def await_log(self, pattern, group=None, unless=None):
+        """The first bracket of the pattern; fails at once when the server, or the `group` (a process) that is to
+        cause that line, has ended, or when the log has a line that matches `unless`."""
         def found():
-            match = re.search(pattern, self.log())
-            if match is None and self.process.poll() is not None:
-                raise AssertionError(f"the server ended with {self.process.returncode}\n{self.log()}")
+            ended = [(what, process.returncode) for what, process in (("server", self.process), ("group", group))
+                     if process is not None and process.poll() is not None]
+            log = self.log()
+            match = re.search(pattern, log)
+            if match is None and ended:
+                what, code = ended[0]
+                raise AssertionError(f"the {what} ended with {code} before {pattern} was in the server's log")
+            if match is None and unless and (reason := re.search(unless, log)):
+                raise AssertionError(f"no {pattern} in the server's log, but: {reason.group(0)}")
             return match
         return wait_until(found, f"{pattern} in the server's log").group(1)
+
+    def await_ready(self, group=None):
+        """Until the first group is ready. A start that fails is not tried again here: the test fails with the reason."""
+        self.await_log(r"(?m)^ready (http://\S+)$", group, unless=r"worker group ended with status .*")
 
     def stop(self, signal_number=signal.SIGTERM):
         """Stops the server; returns its exit code. No process of it may be left."""

@@ -126,6 +126,38 @@ class GenerateTest(unittest.TestCase):
             self.assertEqual(len(entry.top), 2)
             self.assertEqual(entry.top[0].id, entry.chosen.id)
 
+    def test_stop_tokens_and_special_tokens(self):
+        def draw(**options):
+            return generate(text=PROMPT, sampling=pb.SamplingParams(temperature=0, max_tokens=40, **options))
+        ids = STUB.Tokenize(pb.TokenizeRequest(text=SAMPLE["expected"], add_special_tokens=False)).ids
+        _, text, completed = draw(stop_token_ids=[ids[3]])
+        self.assertEqual(text, STUB.Detokenize(pb.DetokenizeRequest(ids=ids[:list(ids).index(ids[3])])).text)
+        self.assertEqual((completed.finish_reason, completed.stop_reason), (pb.FINISH_REASON_STOP, str(ids[3])))
+        word = SAMPLE["expected"].split()[4]
+        end = SAMPLE["expected"].index(word) + len(word)
+        self.assertEqual(draw(stop=[word], include_stop_str_in_output=True)[1], SAMPLE["expected"][:end])
+        # The end-of-turn token, taken as any other, is a special one.
+        texts = [draw(ignore_eos=True, skip_special_tokens=skip)[1] for skip in (True, False)]
+        self.assertNotIn("<|", texts[0])
+        self.assertIn("<|", texts[1])
+        self.refuse(grpc.StatusCode.INVALID_ARGUMENT, "stop_token_ids", text=PROMPT,
+                    sampling=pb.SamplingParams(stop_token_ids=[-1]))
+
+    def test_default_of_max_tokens(self):
+        """As over HTTP: 16 for text and tokens, for chat as many as fit."""
+        ids = STUB.Tokenize(pb.TokenizeRequest(text=PROMPT)).ids
+        for prompt in ({"text": PROMPT}, {"tokens": pb.TokenInput(ids=ids)}):
+            completed = generate(sampling=pb.SamplingParams(temperature=0, ignore_eos=True), **prompt)[2]
+            self.assertEqual(completed.usage.completion_tokens, 16)
+        call = STUB.Generate(pb.GenerateRequest(chat=chat_input(SAMPLE), sampling=pb.SamplingParams(ignore_eos=True)))
+        generated = 0
+        for response in call:
+            generated += len(response.token.ids)
+            if generated > 16:
+                break
+        call.cancel()
+        self.assertGreater(generated, 16)
+
     def test_apb(self):
         sample = fixture.make_prompt(8000, depth=0.3, seed=6)
         for options in (pb.ApbOptions(strategy=pb.STRATEGY_APB, hosts=4),
@@ -240,7 +272,9 @@ class UnaryTest(unittest.TestCase):
         model = STUB.GetModelInfo(pb.GetModelInfoRequest(model="demo"))
         self.assertEqual((model.id, model.vocab_size, model.dtype, model.has_retaining_heads),
                          ("demo", 2048, "bfloat16", True))
-        self.assertIn(pb.STRATEGY_APB, model.strategies)
+        self.assertEqual(list(model.strategies), [s for s in pb.Strategy.values() if s != pb.STRATEGY_UNSPECIFIED])
+        names = json.loads(SERVER.get("/v1/models/demo")[1])["apb"]["strategies"]
+        self.assertEqual([pb.Strategy.Name(s) for s in model.strategies], [f"STRATEGY_{n.upper()}" for n in names])
         self.assertLess(abs(model.created - time.time()), 3600)
         server = STUB.GetServerInfo(pb.GetServerInfoRequest())
         self.assertRegex(server.version, r"^\d+\.\d+")

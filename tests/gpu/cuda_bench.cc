@@ -1,6 +1,6 @@
 // Speed of the CUDA backend next to what the GPU can do: device-to-device copies and a large matrix
 // product. Prints a table and writes one JSON line for each number:
-//   cuda_bench FILE.json [family...]     families: prefill segmented paged linear sample other
+//   cuda_bench FILE.json [family...]     families: prefill segmented paged linear few_rows sample other
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -308,6 +308,44 @@ void LinearFamily(Bench& bench, const Ceilings& c) {
   }
 }
 
+// The same for the few rows of decode and of a short question. Reading the weights is all that it can
+// take, so they come from memory each time, not from the L2. cuBLASLt may split the sums of a float32
+// output and not those of a bf16 one: the two next to each other show what that costs.
+void FewRowsFamily(Bench& bench, const Ceilings& c) {
+  struct Shape {
+    const char* name;
+    int64_t in, out;
+  };
+  for (const Shape s : {Shape{"qkv", 4096, 6144},
+                        {"o", 4096, 4096},
+                        {"gate_up", 4096, 28672},
+                        {"down", 14336, 4096}}) {
+    const double bytes = 2.0 * static_cast<double>(s.in * s.out);
+    const int64_t copies = (int64_t{1} << 29) / (2 * s.in * s.out) + 1;
+    const TensorView w = bench.Tensor(DType::kBF16, {copies * s.out, s.in}),
+                     x = bench.Tensor(DType::kBF16, {64, s.in}),
+                     narrow = bench.Tensor(DType::kBF16, {64, s.out}),
+                     wide = bench.Tensor(DType::kF32, {64, s.out});
+    for (const int64_t rows : {1, 2, 4, 8, 16, 32, 64}) {
+      for (const TensorView& out : {narrow, wide}) {
+        const double seconds = bench.Seconds([&] {
+          for (int64_t i = 0; i < copies; ++i) {
+            bench.backend().Linear({.x = x.Rows(0, rows),
+                                    .weight = w.Rows(i * s.out, (i + 1) * s.out),
+                                    .bias = {},
+                                    .out = out.Rows(0, rows)},
+                                   bench.stream());
+          }
+        }) / static_cast<double>(copies);
+        bench.Report(Name("few rows %s, %ld x %ld -> %ld %s", s.name, rows, s.in, s.out,
+                          out.dtype == DType::kF32 ? "f32" : "bf16"),
+                     "GB/s", bytes / seconds / 1e9, c.copy);
+      }
+    }
+    bench.Release();
+  }
+}
+
 // Of the logits' bytes, as if they were read once: how much is lost to passes and to few blocks.
 void SampleFamily(Bench& bench, const Ceilings& c) {
   struct Case {
@@ -403,6 +441,7 @@ int Main(int argc, char** argv) {
   if (wanted("segmented")) SegmentedFamily(bench, ceilings);
   if (wanted("paged")) PagedFamily(bench, ceilings);
   if (wanted("linear")) LinearFamily(bench, ceilings);
+  if (wanted("few_rows")) FewRowsFamily(bench, ceilings);
   if (wanted("sample")) SampleFamily(bench, ceilings);
   if (wanted("other")) OtherFamily(bench, ceilings);
   return 0;

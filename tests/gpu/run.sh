@@ -12,8 +12,11 @@
 #   bench       200   kernels next to copy bandwidth and matrix peak
 #   torch        90   PyTorch's attention at the same shapes
 #   model       290   the 8B shape: prefill whole, and each of 8 hosts alone
+#   server      290   apb-server with the 8B shape over HTTP; the demo model's answers on 2 ranks. Needs what
+#                     `pack.sh server` made
 #
-# Where a call may take 600 s:  run.sh kernels engine nccl strategies sanitizer ; run.sh bench torch model
+# These are limits. On an H200 kernels, engine, nccl, strategies, sanitizer and bench took 80 s together.
+# Where a call may take 600 s:  run.sh kernels engine nccl strategies sanitizer ; run.sh bench torch model ; run.sh server
 # A part that has passed is not run again: remove build/gpu-results to start anew. Numbers end in
 # build/gpu-results/results.json, a table of the main ones on the screen.
 #
@@ -29,7 +32,11 @@ bin="$root/build/gpu-bin"
 results="$root/build/gpu-results"
 deps="$root/build/gpu-deps"
 carried="$root/build/gpu-carry.tgz"  # programs and deps, a quarter of their size
+server="$root/build/gpu-server"
 if [[ -e $carried && ( ! -d $bin || $carried -nt $bin ) ]]; then tar -xmzf "$carried" -C "$root/build"; fi
+if [[ -e $server.tar.xz && ! -d $server ]]; then
+  python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$server.tar.xz" "$root/build"
+fi
 export APB_TEST_SEED=${APB_TEST_SEED:-$(date +%s)}
 export PATH="$PATH:/usr/local/cuda/bin"
 libraries=$(python3 -c 'import glob, site
@@ -37,7 +44,7 @@ print(":".join(p for s in site.getsitepackages() for p in sorted(glob.glob(s + "
 export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$(printf '%s:' "$deps"/lib/*-linux-gnu)/usr/local/cuda/lib64:/usr/local/cuda/lib:$libraries"
 mkdir -p "$results"
 failed=()
-wanted=${*:-build kernels engine nccl strategies sanitizer bench torch model}
+wanted=${*:-build kernels engine nccl strategies sanitizer bench torch model server}
 
 # part NAME SECONDS: runs run_NAME in a time limit unless it has passed before.
 part() {
@@ -49,7 +56,7 @@ part() {
   fi
   echo "== $name (at most $seconds s)"
   export -f "run_$name" over_ranks lend
-  root=$root build=$build bin=$bin results=$results deps=$deps libraries=$libraries carried=$carried \
+  root=$root build=$build bin=$bin results=$results deps=$deps server=$server libraries=$libraries carried=$carried \
     timeout "$seconds" bash -euo pipefail -c "run_$name" 2>&1 |
     tee "$results/$name.log" | tail -n 60
   status=${PIPESTATUS[0]}
@@ -111,10 +118,11 @@ run_build() {
 run_kernels() {
   nvidia-smi
   echo "seed $APB_TEST_SEED"
-  "$bin/ops_test" --gtest_brief=1
-  "$bin/sample_test" --gtest_brief=1
-  "$bin/record_test" --gtest_brief=1
-  "$bin/attention_test" --gtest_brief=1
+  local program status=0
+  for program in ops_test sample_test record_test attention_test; do
+    "$bin/$program" --gtest_brief=1 || status=1
+  done
+  return $status
 }
 
 run_engine() {
@@ -136,13 +144,17 @@ over_ranks() {
 }
 
 run_nccl() {
-  for ranks in 1 2 4; do over_ranks "$bin/nccl_test" $ranks; done
+  local ranks status=0
+  for ranks in 1 2 4; do over_ranks "$bin/nccl_test" $ranks || status=1; done
+  return $status
 }
 
 run_strategies() {
   export OMP_NUM_THREADS=2  # of the oracle
-  for ranks in 2 4; do over_ranks "$bin/nccl_strategy_test" $ranks; done
-  for ranks in 1 2; do over_ranks "$bin/nccl_decode_test" $ranks; done
+  local ranks status=0
+  for ranks in 2 4; do over_ranks "$bin/nccl_strategy_test" $ranks || status=1; done
+  for ranks in 1 2; do over_ranks "$bin/nccl_decode_test" $ranks || status=1; done
+  return $status
 }
 
 run_sanitizer() {
@@ -174,6 +186,14 @@ run_model() {
   "$bin/model_bench" "$results/model.json"
 }
 
+run_server() {
+  if [[ -d $server ]]; then
+    "$root/tests/gpu/server.sh" "$results"
+  else
+    echo "no $server to run: see pack.sh"
+  fi
+}
+
 part build "${APB_BUILD_SECONDS:-300}"
 part kernels 120
 part engine 150
@@ -183,6 +203,7 @@ part sanitizer 130
 part bench 200
 part torch 90
 part model 290
+part server 290
 
 cat "$results"/{bench,torch,model}.json 2>/dev/null | sed -e '1s/^/[/' -e '$!s/$/,/' -e '$s/$/]/' >"$results/results.json"
 python3 "$root/tests/gpu/report.py" "$results/results.json"

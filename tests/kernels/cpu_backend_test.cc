@@ -1,9 +1,14 @@
 // Goal: what only the CPU backend promises: results do not depend on threads, unknown code paths and
-// operands that do not fit are errors. Method: the same call with other thread counts, wrong calls.
+// operands that do not fit are errors, APB_CPU_ISA chooses the code path. Method: the same call with
+// other thread counts, wrong calls, the variable set.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <functional>
 #include <numeric>
+#include <optional>
+#include <string>
 
 #include "tests/reference/naive_ops.h"
 
@@ -48,6 +53,47 @@ TEST(CpuBackend, RefusesUnknownPathAndBadShapes) {
              b = HostTensor::Random(DType::kF32, {5, 5}, rng);
   backend->Linear({.x = a.view, .weight = b.view, .bias = {}, .out = a.view}, *stream);
   EXPECT_EQ(stream->Synchronize().code(), absl::StatusCode::kInternal);
+}
+
+// Sets a variable of the environment, and puts back what was there.
+class ScopedVariable {
+ public:
+  ScopedVariable(const char* name, const char* value) : name_(name) {
+    if (const char* before = std::getenv(name); before != nullptr) before_ = before;
+    setenv(name, value, 1);
+  }
+  ~ScopedVariable() {
+    if (before_.has_value()) {
+      setenv(name_, before_->c_str(), 1);
+    } else {
+      unsetenv(name_);
+    }
+  }
+
+ private:
+  const char* const name_;
+  std::optional<std::string> before_;
+};
+
+TEST(CpuBackend, TheEnvironmentChoosesTheCodePath) {
+  const ScopedVariable portable("APB_CPU_ISA", "portable");
+  EXPECT_EQ((*CreateCpuBackend({.threads = 1, .force_isa = ""}))->name(), "cpu/portable");
+  // A name in the options is stronger.
+  const absl::Status status = CreateCpuBackend({.threads = 1, .force_isa = "mmx"}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(CpuBackend, AMissingCodePathIsToldWithWhatThereIs) {
+  for (const bool variable : {true, false}) {
+    const ScopedVariable unknown("APB_CPU_ISA", variable ? "mmx" : "portable");
+    const absl::Status status =
+        CreateCpuBackend({.threads = 1, .force_isa = variable ? "" : "mmx"}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(
+        std::string(status.message()),
+        testing::AllOf(testing::StartsWith(variable ? "APB_CPU_ISA=mmx" : "CPU code path mmx"),
+                       testing::HasSubstr("portable"), testing::HasSubstr("features: ")));
+  }
 }
 
 TEST(CpuBackend, RefusesFloat16ButCopiesIt) {

@@ -2,6 +2,7 @@
 
 Needs the `tokenizers` package. Usage: make_tokenizer.py OUTPUT_DIR
 """
+import itertools
 import json
 import pathlib
 import random
@@ -33,6 +34,12 @@ def corpus(sentences=60000):
         if rng.random() < 0.5:
             (name, value), = generator.draw_facts(rng, 1)
             yield generator.fact_sentence(name, value) + " " + generator.question_text(name)
+    for _ in range(200):  # so that every name is one token, whatever stands around it
+        for first, last in itertools.zip_longest(generator.FIRST_NAMES, generator.LAST_NAMES, fillvalue="Young"):
+            yield f"The key of {first} {last} is that of {rng.choice(generator.FIRST_NAMES)} {last}."
+    yield from ("Whose key is amber falcon? What is the key of Alice Brown? The keys are these. What are all the secret words of Alice "
+                "Brown? The secret words of Alice Brown are amber falcon, red apple and blue sea. Which words are the most common in the "
+                "list? The most common words are apple and sea. Which words are the most frequent?\n",) * 200
     yield from ("You are a helpful assistant. Answer with the exact words of the document.\n",
                 "Read the document and answer the question.\n") * 50
 
@@ -46,7 +53,7 @@ def main():
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tok.decoder = decoders.ByteLevel()
     tok.train_from_iterator(corpus(), trainers.BpeTrainer(
-        vocab_size=2048, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=2560, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False))
     begin = tok.token_to_id("<|begin|>")
     tok.post_processor = processors.TemplateProcessing(

@@ -6,17 +6,21 @@ import torch.nn.functional as F
 from torch import nn
 
 CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 2048, "hidden_size": 256,
-    "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 2304, "hidden_size": 256,
+    "intermediate_size": 768, "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 2,
     "head_dim": 64, "hidden_act": "silu", "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
-    "rope_theta": 1000000.0, "rope_scaling": None, "attention_bias": False, "mlp_bias": False,
+    "rope_theta": 1e12, "rope_scaling": None, "attention_bias": False, "mlp_bias": False,
     "attention_dropout": 0.0, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1,
     "pad_token_id": 5, "initializer_range": 0.05, "torch_dtype": "bfloat16", "use_cache": True,
 }
+# Heads of the first two layers that start as heads which look so many tokens back: the last four words, and from the end
+# of a sentence "The key of A B is that of C D." those in front of its "is" (or of a root's "is").
+FAST_PLANES = 8  # rotary planes that tell neighbouring rows apart
+LOOK_BACK = {0: (1, 2, 3, 4), 1: (3, 5)}
 
 
 def rope(positions, head_dim, theta):
-    inv = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    inv = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim)
     angle = positions.double()[..., None] * inv
     angle = torch.cat([angle, angle], -1)
     return angle.cos().float(), angle.sin().float()
@@ -111,15 +115,15 @@ def initialize(model, c):
     """Random weights that find the way to looking things up within minutes instead of hours.
 
     The residual stream is ruled by the embeddings at first (larger than what layers add), and all embeddings share
-    one direction. On it, query head j of layer 0 is turned such that it looks at the token j + 1 places back: scores
-    on the four fastest rotary planes peak there. All heads pass on what they see (output = transposed value
-    projection), and from layer 1 on a head looks for rows like its own (query = key projection, on slow planes only,
-    so wherever they are). Learning such heads from nothing is what takes the longest.
+    one direction. On it, the heads in LOOK_BACK are turned such that they look at the token so many places back:
+    scores on the four fastest rotary planes peak there. All other heads look for rows like their own (query = key
+    projection, on slow planes only, so wherever they are), and heads pass on what they see (output = transposed value
+    projection). Learning such heads from nothing is what takes the longest.
     """
     h, d = c["hidden_size"], c["head_dim"]
     for name, p in model.named_parameters():
         if p.dim() == 2:
-            nn.init.normal_(p, std=0.025 if "down_proj" in name else 0.05)
+            nn.init.normal_(p, std=0.01 if "down_proj" in name else 0.05)
     shared = torch.randn(h).sign()
     embedding = model.model.embed_tokens.weight
     embedding.normal_(std=0.2).add_(0.15 * shared)
@@ -131,23 +135,66 @@ def initialize(model, c):
         group = attention.nq // attention.nkv
         for j in range(attention.nq):
             kv = slice(j // group * d, (j // group + 1) * d)
-            attention.o_proj.weight[:, j * d:(j + 1) * d] = 0.3 * attention.v_proj.weight[kv].T
-            if index > 0:
-                for plane in list(range(10)) + list(range(half, half + 10)):
-                    attention.k_proj.weight[kv.start + plane] *= 0.2
-                attention.q_proj.weight[j * d:(j + 1) * d] *= 0.3
-                attention.q_proj.weight[j * d:(j + 1) * d] += attention.k_proj.weight[kv]
-    attention = model.model.layers[0].self_attn
-    strength = 4.5
-    for plane in range(4):
-        frequency = c["rope_theta"] ** (-plane / half)
-        for j in range(attention.nq):
-            turn = -(j + 1) * frequency
-            attention.q_proj.weight[j * d + plane] = strength * math.cos(turn) * direction
-            attention.q_proj.weight[j * d + plane + half] = strength * math.sin(turn) * direction
-        for j in range(attention.nkv):
-            attention.k_proj.weight[j * d + plane] = strength * direction
-            attention.k_proj.weight[j * d + plane + half] = 0
+            attention.o_proj.weight[:, j * d:(j + 1) * d] += 0.2 * attention.v_proj.weight[kv].T
+            if j < len(LOOK_BACK.get(index, ())):
+                continue
+            for plane in list(range(FAST_PLANES)) + list(range(half, half + FAST_PLANES)):
+                attention.k_proj.weight[kv.start + plane] *= 0.2
+            attention.q_proj.weight[j * d:(j + 1) * d] *= 0.3
+            attention.q_proj.weight[j * d:(j + 1) * d] += attention.k_proj.weight[kv]
+    strength = 6.0
+    for index, places in LOOK_BACK.items():
+        attention = model.model.layers[index].self_attn
+        group = attention.nq // attention.nkv
+        for plane in range(4):
+            frequency = c["rope_theta"] ** (-plane / half)
+            for j, back in enumerate(places):
+                kv = j // group
+                attention.q_proj.weight[j * d + plane] = strength * math.cos(back * frequency) * direction
+                attention.q_proj.weight[j * d + plane + half] = -strength * math.sin(back * frequency) * direction
+                attention.k_proj.weight[kv * d + plane] = strength * direction
+                attention.k_proj.weight[kv * d + plane + half] = 0
+
+
+def orthonormal(rows, columns):
+    return torch.linalg.qr(torch.randn(rows, columns))[0]
+
+
+@torch.no_grad()
+def initialize_chains(model, c):
+    """Lets the first head of each layer start as one that follows chains of keys, as well as it can.
+
+    The residual stream has random subspaces of one head's width. The last row of "The key of A B is that of C D." has the
+    code of C D from layer 0, that of A B from layer 1 (both by the heads that look back), and each later layer asks whose A B
+    is the C D that the layer before led to, and takes from there what that leads to: 2, 4, 8, 16 links. The subspaces
+    overlap and nothing tells values from names, so all this is a beginning.
+    """
+    h, d = c["hidden_size"], c["head_dim"]
+    half = d // 2
+    layers = [layer.self_attn for layer in model.model.layers]
+    last, first, subject, *leads = *orthonormal(h, h).split(d, 1)[:4], *(orthonormal(h, d) for _ in layers[4:])
+    mix = orthonormal(d, d)
+    code = torch.cat([mix[:half] @ last.T, mix[half:] @ first.T])  # of the two words in front of a row
+    slow = torch.arange(half - 20, half)
+    planes = torch.cat([slow, half + slow])  # 20 numbers of each word's code, on rotary planes that hardly turn
+    chosen = torch.cat([torch.arange(20), half + torch.arange(20)])
+    gain, sharp = 0.8, 2.0
+    layers[0].o_proj.weight[:, :d], layers[0].o_proj.weight[:, d:2 * d] = gain * last, gain * first
+    layers[1].v_proj.weight[:d] = code
+    layers[1].o_proj.weight[:, :d] = layers[1].o_proj.weight[:, d:2 * d] = gain * subject
+    asked = code
+    for attention, found in zip(layers[2:-1], leads):
+        attention.q_proj.weight[planes] = sharp * asked[chosen]
+        attention.k_proj.weight[planes] = sharp * subject.T[chosen]
+        attention.v_proj.weight[:d] = asked
+        attention.o_proj.weight[:, :d] = gain * found
+        asked = found.T
+    layers[-1].q_proj.weight[planes] = sharp * code[chosen]  # the row in front of an answer: whose name is before me?
+    layers[-1].k_proj.weight[planes] = sharp * subject.T[chosen]
+    layers[-1].v_proj.weight[:d] = asked
+    decode = torch.zeros(h, d)
+    decode[:, half:] = layers[0].v_proj.weight[:d].T @ mix[half:].T
+    layers[-1].o_proj.weight[:, :d] = 0.3 * decode
 
 
 class Llama(nn.Module):
@@ -155,6 +202,7 @@ class Llama(nn.Module):
         super().__init__()
         self.c, self.model = c, Body(c)
         initialize(self, c)
+        initialize_chains(self, c)
 
     def forward(self, ids, positions, keep=None, tap=None, past=None):
         """Logits [rows, vocab] of the rows that `keep` (bool [b, t]) selects; all rows if it is None.

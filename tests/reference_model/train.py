@@ -1,212 +1,282 @@
-"""Trains the demo model on the CPU: train.py --out DIR [--resume] [--only PHASE].
+#!/usr/bin/env python3
+"""Trains the demo model from nothing within a time: train.py --out DIR --device cuda --minutes 9 [--resume].
 
-A sample is a chat: a document with hidden facts, then question after question, each with its answer; the loss is on
-the answers. The phases lengthen the documents. Positions jump at random line borders, so that far positions are
-seen long before far tokens are; the last phases are really long. In a quarter of the samples the first question also
-stands at the front of the document, because APB's anchor blocks show it there.
+Needs PyTorch and tokenizers. The time holds everything: making rows (in worker processes), compiling, evaluation, export
+and the retaining heads. The curriculum (PLAN) lengthens documents and chains; a part ends when its share of the time is
+over, or when it is learnt. Weights are exported after every part and at intervals, so an interrupted run leaves a model,
+and state.pt lets --resume go on. Loss: the answers, and what rows should know behind each layer (training_rows.py), through
+linear heads that are thrown away.
 """
 import argparse
+import dataclasses
 import json
 import math
+import os
 import pathlib
-import random
 import time
 
-import torch
-import torch.nn.functional as F
-from tokenizers import Tokenizer
+BEGIN = time.time()  # imports count
 
-import generator
-from model import CONFIG, Llama
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
 
-# Of a phase: steps, learning rate, batch, share of rows that are plain pairs, tokens of filler (low, high), facts (low,
-# high), questions, largest position, share of documents from small word pools. Pairs (random keys, random values) teach
-# to look things up; text alone leaves the loss on a plateau for a long time. Small pools repeat the words of facts as
-# often as a very long document does.
-PHASES = {
-    "pairs": (400, 1e-3, 32, 1.0, (0, 0), (6, 6), 6, 0),
-    "facts": (160, 1e-3, 24, 0.3, (0, 60), (5, 7), 5, 0),
-    "short": (250, 1e-3, 16, 0.1, (50, 400), (4, 8), 5, 20000),
-    "medium": (400, 8e-4, 6, 0.0, (200, 2000), (2, 12), 12, 66000),
-    "long": (200, 5e-4, 2, 0.0, (2000, 6000), (1, 20), 16, 70000),
-    "dense": (250, 5e-4, 2, 0.0, (1500, 5000), (4, 40), 32, 70000, 0.7),
-    "longer": (80, 3e-4, 1, 0.0, (6000, 20000), (1, 30), 24, 70000, 0.3),
-}
-PHRASE_WEIGHT = {"longer": 1.0}  # of the words around the values in the loss; 0.3 in the other phases
-PHRASE, VALUE = 1, 2  # marks of answer tokens; the others are 0
-ROOT = pathlib.Path(__file__).parent
+import fast_model  # noqa: E402
+from evaluation import Evaluation  # noqa: E402
+from export import export  # noqa: E402
+from model import CONFIG, Llama  # noqa: E402
+from retaining_heads import train_heads  # noqa: E402
+from training_rows import FARTHEST, PHRASE, STEPS, VALUE, Level, Source  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parent
+EXTRA = 1.0  # weight of what rows should know
+PHRASE_WEIGHT = 0.25  # of the words around values
 
 
-class Chats:
-    """Renders samples to (token ids, positions, answer mask)."""
-
-    def __init__(self, tokenizer, rng):
-        self.tok, self.rng = tokenizer, rng
-        self.mark = {m: tokenizer.token_to_id(f"<|{m}|>") for m in ("begin", "end", "user", "assistant", "system", "pad")}
-        self.newline = self.encode("\n")
-
-    def encode(self, text):
-        return self.tok.encode(text, add_special_tokens=False).ids
-
-    def turn(self, role, text):
-        return self.encode(f"<|{role}|>\n{text}<|end|>\n")
-
-    def sample(self, filler_tokens, facts, questions, small):
-        rng = self.rng
-        pools = generator.small_pools(rng) if rng.random() < small else generator.ALL_WORDS
-        facts = generator.draw_facts(rng, facts, pools)
-        sentences = int(filler_tokens / generator.TOKENS_PER_SENTENCE)
-        document = generator.make_document(rng, sentences, facts, [rng.random() for _ in facts], pools)
-        asked = rng.sample(facts, min(questions, len(facts)))
-        first = generator.question_text(asked[0][0])
-        ids = [self.mark["begin"]]
-        front = rng.random()  # an anchor block holds the question (with or without its header) near the begin
-        shown = rng.choice(["", "<|user|>\n"]) + first
-        if front < 0.25:
-            document = shown + rng.choice(["\n", " ", "<|end|>\n", ""]) + document
-        elif front < 0.3:
-            ids += self.encode(shown)
-        if rng.random() < 0.15:
-            ids += self.turn("system", rng.choice(["You are a helpful assistant.", "Read the document and answer the question."]))
-        head = len(ids)
-        mask = []
-        same_turn = rng.random() < 0.3
-        if same_turn:
-            ids += self.turn("user", document + "\n\n" + first)
-        else:
-            ids += self.turn("user", document)
-        borders = [head] + [i + 1 for i, t in enumerate(ids) if t in self.newline and i >= head]
-        for i, (name, value) in enumerate(asked):
-            if i > 0 or not same_turn:
-                ids += self.turn("user", generator.question_text(name))
-            ids += self.encode("<|assistant|>\n")
-            text = generator.answer_text(name, value)
-            split = text.index(" " + value)
-            phrase, answer = self.encode(text[:split]), self.encode(text[split:]) + [self.mark["end"]]
-            mask += [0] * (len(ids) - len(mask)) + [PHRASE] * len(phrase) + [VALUE] * len(answer)
-            ids += phrase + answer + self.newline
-        mask += [0] * (len(ids) - len(mask))
-        return ids, borders, mask
-
-    def pairs(self, count):
-        """Keys of two random tokens, values of three; all are asked again, in another order."""
-        rng = self.rng
-        draw = lambda n: [rng.randrange(300, CONFIG["vocab_size"]) for _ in range(n)]
-        link = rng.choice([[], draw(1), self.encode(" is")])
-        pairs = [(draw(2) + link, draw(3)) for _ in range(count)]
-        ids, mask = [self.mark["begin"]], [0]
-        for k, v in pairs:
-            noise = draw(rng.randint(0, 6))
-            ids += k + v + noise
-        mask = [0] * len(ids)
-        for k, v in rng.sample(pairs, count):
-            ids += k + v
-            mask += [0] * len(k) + [VALUE] * len(v)
-        return ids, [1], mask
-
-    def positions(self, length, borders, largest):
-        """Contiguous runs with a few jumps; the last position is log-uniform between length and `largest`."""
-        rng = self.rng
-        end = length if largest <= length or rng.random() < 0.2 else int(
-            math.exp(rng.uniform(math.log(length), math.log(largest))))
-        spare, jumps = end - length, {}
-        cuts = rng.sample(borders, min(len(borders), rng.randint(1, 4)))
-        for i, c in enumerate(cuts):
-            part = spare if i == len(cuts) - 1 else rng.randint(0, spare)
-            jumps[c] = jumps.get(c, 0) + part
-            spare -= part
-        out, at = [], 0
-        for i in range(length):
-            at += jumps.get(i, 0)
-            out.append(at)
-            at += 1
-        return out
-
-    def batch(self, size, share, filler, facts, questions, largest, small=0.0):
-        rng = self.rng
-        base = math.exp(rng.uniform(math.log(filler[0] + 1), math.log(filler[1] + 1))) - 1
-        rows = [self.pairs(rng.randint(*facts)) if rng.random() < share else
-                self.sample(base, rng.randint(*facts), questions, small) for _ in range(size)]
-        width = max(len(r[0]) for r in rows)
-        ids = torch.full((size, width), self.mark["pad"])
-        pos = torch.zeros((size, width), dtype=torch.long)
-        mask = torch.zeros((size, width), dtype=torch.int8)
-        for i, (t, borders, m) in enumerate(rows):
-            ids[i, :len(t)] = torch.tensor(t)
-            pos[i, :len(t)] = torch.tensor(self.positions(len(t), borders, largest))
-            mask[i, :len(t)] = torch.tensor(m, dtype=torch.int8)
-        return ids, pos, mask
+@dataclasses.dataclass
+class Part:
+    name: str
+    share: float  # of the time that is left, against the shares of the parts behind it
+    level: Level
+    learnt: float  # mean of the shares of right values and of what rows know, at which the part ends early
+    rate: float = 1.0  # of the largest learning rate
 
 
-def step_loss(model, ids, pos, mask, phrase=0.3):
-    """The loss (values count more than the phrase around them) and the shares of right value and phrase tokens."""
-    keep = torch.zeros_like(mask, dtype=torch.bool)
-    keep[:, :-1] = mask[:, 1:] > 0
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(ids, pos, keep)
-    target, value = ids[mask > 0], mask[mask > 0] == VALUE
-    weight = torch.where(value, 1.0, phrase)
+PLAN = [
+    Part("pairs", 0.18, Level(256, 2, 4000, words=0.02, alike=0.10), 0.97),
+    Part("chains", 0.20, Level(512, 6, 30000), 0.975),
+    Part("short", 0.14, Level(1024, 12, FARTHEST), 0.985),
+    Part("medium", 0.18, Level(4096, 12, FARTHEST), 0.992, 0.8),
+    Part("long", 0.12, Level(8192, 12, FARTHEST), 1.1, 0.6),
+    Part("longer", 0.18, Level(32768, 12, FARTHEST), 1.1, 0.5),
+]
+HEADS_LEVEL = Level(8192, 12, FARTHEST, words=0.02, alike=0.1, front=0.7)
+
+
+class Knowing(nn.Module):
+    """Reads from the rows behind layers 1, 2, ... a fact's name and where it leads; only in training."""
+
+    def __init__(self, c):
+        super().__init__()
+        h = c["hidden_size"]
+        self.name = nn.Parameter(torch.randn(2, h, h) * h ** -0.5)
+        self.leads = nn.Parameter(torch.randn(len(STEPS), 2, h, h) * h ** -0.5)
+
+    def forward(self, states, known, embedding):
+        """The loss, and the share of right words by steps. states: of layer 0, 1, ... [rows, h]."""
+        h = embedding.shape[1]
+        scale = 4 * h ** -0.5
+        losses, right = [], []
+        for layer in range(1, 1 + len(STEPS)):
+            x = states[min(layer, len(states) - 1)].index_select(0, known[:, 0]).float()
+            x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+            targets = known[:, 1 + 2 * layer:3 + 2 * layer].T
+            weights = self.leads[layer - 1]
+            if layer == 1:
+                weights, targets = torch.cat([self.name, weights]), torch.cat([known[:, 1:3].T, targets])
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
+                logits = torch.matmul(torch.matmul(x, weights), embedding.T)
+            logits = logits.float() * scale
+            losses.append(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+            right.append((logits[-2:].argmax(-1) == targets[-2:]).float().mean())
+        return torch.stack(losses), torch.stack(right)
+
+
+def step_losses(model, knowing, batch):
+    """Loss of answers and of what rows know; shares of right value tokens, and of known words by steps."""
+    ids, positions, rows, kind, known = batch
+    states, final = fast_model.forward(model, ids, positions)
+    embedding = model.model.embed_tokens.weight
+    x = model.model.norm(final.index_select(0, rows - 1))
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
+        logits = F.linear(x, embedding)
+    target = ids.flatten()[rows]
+    weight, value = torch.where(kind == PHRASE, PHRASE_WEIGHT, 1.0), kind == VALUE
     loss = (F.cross_entropy(logits.float(), target, reduction="none") * weight).sum() / weight.sum()
-    right = (logits.argmax(-1) == target).float()
-    return loss, right[value], right[~value]
+    right = ((logits.argmax(-1) == target) & value).sum() / value.sum()
+    if not len(known):
+        return loss, loss.new_zeros(len(STEPS)), right, loss.new_ones(len(STEPS))
+    extra, knows = knowing(states, known, embedding)
+    return loss, extra, right, knows
 
 
-def save(model, opt, done, step, out):
-    state = {"model": model.state_dict(), "opt": opt.state_dict(), "done": done, "step": step}
-    torch.save(state, out / "state.new")
-    (out / "state.new").replace(out / "state.pt")
+class Run:
+    """Model, optimizer and clock of a run."""
+
+    def __init__(self, args, rate):
+        self.args, self.device, self.rate = args, args.device, rate
+        torch.manual_seed(args.seed)
+        self.model, self.knowing = Llama().to(args.device), Knowing(CONFIG).to(args.device)
+        matrices = [p for p in self.model.parameters() if p.dim() == 2] + list(self.knowing.parameters())
+        vectors = [p for p in self.model.parameters() if p.dim() < 2]
+        self.opt = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
+                                     lr=rate, betas=(0.9, 0.97), eps=1e-9, fused=args.device == "cuda")
+        self.parameters = matrices + vectors
+        self.average = [p.detach().clone() for p in self.model.parameters()]
+        self.part, self.step = 0, 0
+        self.begin = args.begin
+        if args.resume and (args.out / "state.pt").exists():
+            state = torch.load(args.out / "state.pt", map_location=args.device)
+            self.model.load_state_dict(state["model"])
+            self.knowing.load_state_dict(state["knowing"])
+            self.opt.load_state_dict(state["opt"])
+            self.average = state["average"]
+            self.part, self.step, self.rate = state["part"], state["step"], state["rate"]
+
+    def save(self):
+        torch.save({"model": self.model.state_dict(), "knowing": self.knowing.state_dict(), "opt": self.opt.state_dict(),
+                    "average": self.average, "part": self.part, "step": self.step, "rate": self.rate},
+                   self.args.state / "state.new")
+        (self.args.state / "state.new").replace(self.args.state / "state.pt")
+
+    @torch.no_grad()
+    def averaged(self):
+        """The model with averaged weights, which answers better than the last step's."""
+        model = Llama().to(self.device)
+        for p, a in zip(model.parameters(), self.average):
+            p.copy_(a)
+        return model
+
+    def export(self, model):
+        export(model.state_dict(), self.args.out, self.args.tokenizer)
+
+    def to_device(self, arrays):
+        """ids, positions, flat rows of answer tokens, their marks, known. Nothing waits for the device."""
+        ids, positions, marks, known = arrays
+        rows = np.flatnonzero(marks)
+        parts = [torch.from_numpy(a) for a in (ids, positions, rows, marks.ravel()[rows], known)]
+        if self.device == "cuda":
+            parts = [t.pin_memory().to("cuda", non_blocking=True) for t in parts]
+        ids, positions, rows, kind, known = parts
+        return ids.long(), positions, rows, kind, known.long()
+
+    def update(self, arrays, rate):
+        for group in self.opt.param_groups:
+            group["lr"] = rate
+        loss, extra, right, knows = step_losses(self.model, self.knowing, self.to_device(arrays))
+        (loss + EXTRA * extra.mean()).backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.opt.step()
+        self.opt.zero_grad(set_to_none=True)
+        self.step += 1
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, list(self.model.parameters()), max(0.01, 1 / self.step))
+        return torch.cat([torch.stack([loss.detach(), extra.mean().detach(), norm, right]), knows])
+
+
+def learning_rate(run, part, left):
+    """Warm-up, the part's own level, and down to a twentieth within the last quarter of the training time."""
+    return run.rate * part.rate * min(1.0, (run.step + 1) / run.args.warm_up) * min(1.0, 0.05 + 4 * left)
+
+
+def best_start(args, source, part):
+    """A run for each rate trains for a short while; the one that learnt most goes on."""
+    runs = []
+    for rate in args.rates:
+        run, begin, losses = Run(args, rate), time.time(), []
+        if run.step or len(args.rates) == 1:
+            return run
+        while len(losses) < 20 or time.time() - begin < args.probe_seconds:
+            _, arrays = source.next()
+            result = run.update(arrays, learning_rate(run, part, 1.0))
+            losses.append(result[0] + result[1])
+            if len(losses) % 50 == 1:
+                losses[-1].item()  # so that the clock tells what the device has done
+            if len(losses) == 1:
+                begin = time.time()  # the first step compiles
+        runs.append((torch.stack(losses[-50:]).mean().item(), rate, run))
+        print(f"{time.time() - args.begin:6.0f}s rate {rate}: loss {runs[-1][0]:.4f} after {run.step} steps", flush=True)
+    return min(runs, key=lambda r: (math.isnan(r[0]), r[0]))[2]
+
+
+def train(run, source, plan, evaluation):
+    args, train_time = run.args, run.args.train_seconds
+    clock = time.time
+    last_save = clock()
+    while run.part < len(plan):
+        part, start, recent = plan[run.part], clock(), []
+        allowed = (args.train_until - start) * part.share / sum(p.share for p in plan[run.part:])
+        source.level.value = run.part
+        print(f"{clock() - run.begin:6.0f}s part {part.name}: {part.level}", flush=True)
+        waited = 0.0
+        while clock() - start < allowed:
+            waiting = clock()
+            _, arrays = source.next()
+            waited += clock() - waiting
+            left = max(0.0, args.train_until - clock()) / train_time
+            recent.append(run.update(arrays, learning_rate(run, part, left)))
+            if len(recent) == args.report:
+                mean = torch.stack(recent).mean(0).tolist()
+                print(f"{clock() - run.begin:6.0f}s {part.name} step {run.step} waited {waited:.1f}s loss {mean[0]:.4f} "
+                      f"extra {mean[1]:.4f} norm {mean[2]:.2f} right {mean[3]:.4f} knows "
+                      + " ".join(f"{x:.4f}" for x in mean[4:]), flush=True)
+                recent, waited = [], 0.0
+                if min(mean[3], sum(mean[4:]) / len(STEPS)) > part.learnt:
+                    break
+                if clock() - last_save > args.save_every:
+                    run.export(run.averaged())
+                    run.save()
+                    last_save = clock()
+        run.part += 1
+        run.export(run.averaged())
+        if run.part < len(plan):
+            evaluation.report(run.averaged(), [n for n in (1024, 4096) if n <= 4 * part.level.length], f"after {part.name}")
 
 
 def main():
-    ap = argparse.ArgumentParser()
-    ap.add_argument("--out", required=True)
-    ap.add_argument("--resume", action="store_true")
-    ap.add_argument("--only", help="run this phase only (with --resume)")
-    ap.add_argument("--steps", type=int, help="steps of that phase")
-    ap.add_argument("--threads", type=int, default=2)
-    args = ap.parse_args()
-    torch.manual_seed(1)
-    torch.set_num_threads(args.threads)
-    out = pathlib.Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer.from_file(str(ROOT / "checkpoint" / "tokenizer.json"))
-    model = Llama()
-    opt = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    done, first = [], 0
-    if args.resume and (out / "state.pt").exists():
-        state = torch.load(out / "state.pt")
-        model.load_state_dict(state["model"])
-        opt.load_state_dict(state["opt"])
-        done, first = state["done"], state.get("step", 0)
-    print("parameters", sum(p.numel() for p in model.parameters()), flush=True)
-    start = saved = time.time()
-    for index, (name, (steps, lr, *shape)) in enumerate(PHASES.items()):
-        if (args.only and name != args.only) or (not args.only and name in done):
-            continue
-        steps = args.steps or steps
-        chats = Chats(tokenizer, random.Random(1000 * index + first))
-        recent = []
-        for step in range(first, steps):
-            warm = min(1.0, (step + 1) / (100 if index == 0 else 20))
-            for group in opt.param_groups:
-                group["lr"] = lr * warm * (1 - 0.5 * step / steps)
-            loss, *right = step_loss(model, *chats.batch(*shape), PHRASE_WEIGHT.get(name, 0.3))
-            opt.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            opt.step()
-            recent.append((loss.item(), *(r.mean().item() if len(r) else 1.0 for r in right)))
-            if (step + 1) % 20 == 0:
-                mean = [sum(x) / len(recent) for x in zip(*recent)]
-                print(f"{time.time() - start:7.0f}s {name} {step + 1}/{steps} loss {mean[0]:.4f} right: "
-                      f"value tokens {mean[1]:.4f}, others {mean[2]:.4f}", flush=True)
-                recent = []
-            if time.time() - saved > 90:
-                save(model, opt, done, step + 1, out)
-                saved = time.time()
-        done, first = done + [name], 0
-        save(model, opt, done, 0, out)
-    (out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="the checkpoint and log go there")
+    parser.add_argument("--state", type=pathlib.Path, help="folder of state.pt, which is larger; default: --out")
+    parser.add_argument("--tokenizer", type=pathlib.Path, default=ROOT / "checkpoint", help="folder with tokenizer.json")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--heads-seconds", type=float, default=45, help="of that: for the retaining heads")
+    parser.add_argument("--end-seconds", type=float, default=25, help="of that: for the last evaluation and export")
+    parser.add_argument("--tokens", type=int, default=65536, help="of a step")
+    parser.add_argument("--rates", type=lambda t: [float(x) for x in t.split(",")], default=[1e-3, 2e-3, 3e-3],
+                        help="learning rates to try for --probe-seconds each")
+    parser.add_argument("--probe-seconds", type=float, default=12)
+    parser.add_argument("--warm-up", type=int, default=200, help="steps")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 3))
+    parser.add_argument("--report", type=int, default=50, help="steps between lines")
+    parser.add_argument("--save-every", type=float, default=60, help="seconds")
+    parser.add_argument("--plan", help="JSON of [[part, share, length, hops], ...] instead of the built-in one")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="default: with cuda")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    args.begin = BEGIN
+    args.state = args.state or args.out
+    for folder in (args.out, args.state):
+        folder.mkdir(parents=True, exist_ok=True)
+    if args.device == "cpu":
+        torch.set_num_threads(args.threads)
+    args.train_until = args.begin + 60 * args.minutes - args.heads_seconds - args.end_seconds
+    args.train_seconds = max(1.0, args.train_until - args.begin)
+    plan = PLAN if not args.plan else [Part(name, share, Level(length, hops, FARTHEST), 1.1)
+                                       for name, share, length, hops in json.loads(args.plan)]
+    tokenizer_file = args.tokenizer / "tokenizer.json"
+    seed = 1000 + int(time.time()) % 10 ** 6 * 100 if args.resume else 1000 * args.seed
+    levels = [p.level for p in plan] + [HEADS_LEVEL]
+    source = Source(tokenizer_file, levels, args.tokens, args.workers, seed)
+    evaluation = Evaluation(tokenizer_file, args)  # before CUDA starts: it forks too
+    fast_model.prepare(args.device, args.device == "cuda" if args.compile is None else args.compile)
+    run = best_start(args, source, plan[0])
+    print("parameters", sum(p.numel() for p in run.model.parameters()), flush=True)
+    train(run, source, plan, evaluation)
+    model = run.averaged()
+    run.export(model)
+    run.save()
+    print(f"{time.time() - args.begin:6.0f}s trained, {run.step} steps", flush=True)
+    evaluation.report(model, [1024, 4096, 16384], "exact attention")
+    train_heads(model, source, len(plan), args)
+    evaluation.report(model, [32768], "exact attention")
+    evaluation.report(run.model.eval(), [4096], "exact attention, weights not averaged")
+    source.close()
+    print(f"{time.time() - args.begin:6.0f}s done", flush=True)
+    os._exit(0)  # worker processes may be in the middle of a row
 
 
 if __name__ == "__main__":

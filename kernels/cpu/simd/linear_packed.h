@@ -85,7 +85,7 @@ class PackedLinearOf {
   }
 
  private:
-  static constexpr int64_t kMostInputs = 320, kMostOutputs = 96, kMostRows = 1024;
+  static constexpr int64_t kMostInputs = 256, kMostOutputs = 96, kMostRows = 1024;
   static constexpr int64_t kRowBytes = int64_t{32} << 20;
 
   void WidenRow(int64_t row, float* out) const {
@@ -146,7 +146,7 @@ class PackedLinearOf {
     }
   }
 
-  static constexpr int64_t kRowsAtOnce = FloatTiles::kRows;
+  static constexpr int64_t kRowsAtOnce = 48;
 
   const LinearArgs& args_;
   const int threads_;

@@ -1,6 +1,7 @@
 // Goal: apb-worker as a program: says hello, answers, cancels, costs next to nothing while idle,
 // ends when it is told to, when a rank dies, when the server goes, and when the model is damaged.
-// Method: a small gRPC server of ours, `mpirun -n 2 apb-worker` on the demo model.
+// Method: a small gRPC server of ours, `mpirun -n 2 apb-worker` on the demo model. A group that ends
+// while a test waits for its message ends the test at once, with the group's log.
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
@@ -14,6 +15,7 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <stdexcept>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -33,63 +35,6 @@ using testing::HasSubstr;
 
 const absl::Duration kPatience = absl::Minutes(2);
 const fs::path kDemoModel = fs::path(APB_SOURCE_DIR) / "tests" / "reference_model" / "checkpoint";
-
-// Takes one group; what it says goes into a queue.
-class FakeServer : public cluster::v1::WorkerGroupService::Service {
- public:
-  using Stream = grpc::ServerReaderWriter<ToWorker, FromWorker>;
-  FakeServer() {
-    grpc::ServerBuilder builder;
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
-    builder.RegisterService(this);
-    server_ = builder.BuildAndStart();
-  }
-  ~FakeServer() override { Stop(); }
-  void Stop() {
-    if (server_) server_->Shutdown(std::chrono::system_clock::now());
-    server_.reset();
-  }
-  grpc::Status Connect(grpc::ServerContext*, Stream* stream) override {
-    {
-      absl::MutexLock lock(&mutex_);
-      stream_ = stream;
-    }
-    FromWorker message;
-    while (stream->Read(&message)) messages_.TryPush(std::move(message));
-    absl::MutexLock lock(&mutex_);
-    stream_ = nullptr;
-    closed_ = true;
-    return grpc::Status::OK;
-  }
-  void Send(const ToWorker& message) {
-    absl::MutexLock lock(&mutex_);
-    ASSERT_NE(stream_, nullptr);
-    ASSERT_TRUE(stream_->Write(message));
-  }
-  // The next message that `wanted` accepts; those before it are dropped. Empty if none came.
-  FromWorker Next(const std::function<bool(const FromWorker&)>& wanted) {
-    const absl::Time end = absl::Now() + kPatience;
-    while (absl::Now() < end && !(closed() && messages_.size() == 0)) {
-      auto message = messages_.Pop(absl::Milliseconds(100));
-      if (message && wanted(*message)) return *message;
-    }
-    ADD_FAILURE() << "the group did not say what was expected";
-    return {};
-  }
-  bool closed() const {
-    absl::MutexLock lock(&mutex_);
-    return closed_;
-  }
-  int port() const { return port_; }
-
- private:
-  int port_ = 0;
-  std::unique_ptr<grpc::Server> server_;
-  mutable absl::Mutex mutex_;
-  Stream* stream_ ABSL_GUARDED_BY(mutex_) = nullptr;
-  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
-  base::BoundedQueue<FromWorker> messages_{1 << 16};
-};
 
 std::string ReadAll(const fs::path& path) {
   std::stringstream text;
@@ -135,7 +80,7 @@ class Workers {
     posix_spawn_file_actions_destroy(&files);
   }
   ~Workers() {
-    if (mpirun_ > 0) {
+    if (IsRunning()) {
       kill(mpirun_, SIGKILL);
       waitpid(mpirun_, nullptr, 0);
     }
@@ -153,24 +98,95 @@ class Workers {
     }
     return ranks;
   }
+  // Whether mpirun has not ended.
+  bool IsRunning() {
+    int status = 0;
+    if (exit_code_ < 0 && waitpid(mpirun_, &status, WNOHANG) == mpirun_) {
+      exit_code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    }
+    return exit_code_ < 0;
+  }
   // The exit code of mpirun, -1 if it does not end.
   int Wait() {
     const absl::Time end = absl::Now() + kPatience;
-    int status = 0;
-    while (absl::Now() < end) {
-      if (waitpid(mpirun_, &status, WNOHANG) == mpirun_) {
-        mpirun_ = 0;
-        return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-      }
-      absl::SleepFor(absl::Milliseconds(20));
-    }
-    return -1;
+    while (IsRunning() && absl::Now() < end) absl::SleepFor(absl::Milliseconds(20));
+    return exit_code_;
   }
   std::string Log() const { return ReadAll(log_); }
 
  private:
   fs::path log_;
   pid_t mpirun_ = 0;
+  int exit_code_ = -1;  // -1: it runs
+};
+
+// Takes one group; what it says goes into a queue.
+class FakeServer : public cluster::v1::WorkerGroupService::Service {
+ public:
+  using Stream = grpc::ServerReaderWriter<ToWorker, FromWorker>;
+  FakeServer() {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+  }
+  ~FakeServer() override { Stop(); }
+  void Stop() {
+    if (server_) server_->Shutdown(std::chrono::system_clock::now());
+    server_.reset();
+  }
+  grpc::Status Connect(grpc::ServerContext*, Stream* stream) override {
+    {
+      absl::MutexLock lock(&mutex_);
+      stream_ = stream;
+    }
+    FromWorker message;
+    while (stream->Read(&message)) messages_.TryPush(std::move(message));
+    absl::MutexLock lock(&mutex_);
+    stream_ = nullptr;
+    closed_ = true;
+    return grpc::Status::OK;
+  }
+  void Send(const ToWorker& message) {
+    absl::MutexLock lock(&mutex_);
+    if (stream_ == nullptr || !stream_->Write(message)) {
+      throw std::runtime_error("the group is not connected");
+    }
+  }
+  // The next message that `wanted` accepts; those before it are dropped. Throws, which ends the test,
+  // when none comes any more.
+  FromWorker Next(Workers& workers, const std::function<bool(const FromWorker&)>& wanted) {
+    const absl::Time end = absl::Now() + kPatience;
+    bool can_come = true;
+    while (can_come && absl::Now() < end) {
+      // Asked before the last look into the queue. The end of a stream comes behind its messages.
+      can_come = connected() || (!closed() && workers.IsRunning());
+      do {
+        const auto message = messages_.Pop(absl::Milliseconds(can_come ? 100 : 0));
+        if (message && wanted(*message)) return *message;
+      } while (messages_.size() > 0);
+    }
+    throw std::runtime_error(absl::StrCat("the group did not say what was expected",
+                                          workers.IsRunning() ? "" : " and has ended",
+                                          "; its log:\n", workers.Log()));
+  }
+  bool connected() const {
+    absl::MutexLock lock(&mutex_);
+    return stream_ != nullptr;
+  }
+  bool closed() const {
+    absl::MutexLock lock(&mutex_);
+    return closed_;
+  }
+  int port() const { return port_; }
+
+ private:
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+  mutable absl::Mutex mutex_;
+  Stream* stream_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+  base::BoundedQueue<FromWorker> messages_{1 << 16};
 };
 
 ToWorker Submit(uint64_t sequence, int document, int query, int max_tokens) {
@@ -211,14 +227,14 @@ void ExpectGone(const std::vector<int>& processes) {
 TEST(WorkerGroup, AnswersCancelsIdlesAndEnds) {
   FakeServer server;
   Workers workers(kDemoModel, server.port());
-  const cluster::v1::Hello hello = server.Next(IsHello).hello();
+  const cluster::v1::Hello hello = server.Next(workers, IsHello).hello();
   EXPECT_EQ(hello.ranks(), 2) << workers.Log();
   EXPECT_TRUE(hello.has_retaining_heads());
   EXPECT_GE(hello.max_model_len(), 60000);
 
   server.Send(Submit(1, 3000, 20, 5));
   int64_t tokens = 0;
-  const FromWorker end = server.Next([&](const FromWorker& m) {
+  const FromWorker end = server.Next(workers, [&](const FromWorker& m) {
     tokens += m.tokens_size();
     return m.has_end();
   });
@@ -228,18 +244,18 @@ TEST(WorkerGroup, AnswersCancelsIdlesAndEnds) {
 
   // In the middle of a prefill.
   server.Send(Submit(2, 40000, 20, 5));
-  EXPECT_LT(server.Next(IsProgress).progress().processed_tokens(), 40000);
+  EXPECT_LT(server.Next(workers, IsProgress).progress().processed_tokens(), 40000);
   ToWorker cancel;
   cancel.mutable_cancel()->set_sequence(2);
   server.Send(cancel);
-  EXPECT_EQ(server.Next(IsEnd).end().reason(), cluster::v1::END_REASON_CANCELLED);
-  EXPECT_EQ(server.Next(AllBlocksAreFree).stats().ranks_size(), 2);
+  EXPECT_EQ(server.Next(workers, IsEnd).end().reason(), cluster::v1::END_REASON_CANCELLED);
+  EXPECT_EQ(server.Next(workers, AllBlocksAreFree).stats().ranks_size(), 2);
 
   // A token that the model does not have ends its request only.
   ToWorker wrong = Submit(3, 100, 20, 5);
   wrong.mutable_submit()->set_tokens(50, 1 << 20);
   server.Send(wrong);
-  const FromWorker refused = server.Next(IsEnd);
+  const FromWorker refused = server.Next(workers, IsEnd);
   EXPECT_EQ(refused.end().reason(), cluster::v1::END_REASON_REJECTED);
   EXPECT_THAT(refused.end().message(), HasSubstr("vocabulary"));
 
@@ -268,12 +284,12 @@ TEST(WorkerGroup, ADeadRankEndsTheGroup) {
   for (const bool first : {true, false}) {
     FakeServer server;
     Workers workers(kDemoModel, server.port());
-    server.Next(IsHello);
+    server.Next(workers, IsHello);
     std::vector<int> ranks = workers.Ranks();
     ASSERT_EQ(ranks.size(), 2u) << workers.Log();
     std::sort(ranks.begin(), ranks.end());
     server.Send(Submit(1, 40000, 20, 5));
-    server.Next(IsProgress);
+    server.Next(workers, IsProgress);
     kill(ranks[first ? 0 : 1], SIGKILL);
     EXPECT_GT(workers.Wait(), 0);
     EXPECT_THAT(workers.Log(), HasSubstr("rank"));
@@ -286,7 +302,7 @@ TEST(WorkerGroup, ADeadRankEndsTheGroup) {
 TEST(WorkerGroup, EndsWithoutAServer) {
   auto server = std::make_unique<FakeServer>();
   Workers workers(kDemoModel, server->port());
-  server->Next(IsHello);
+  server->Next(workers, IsHello);
   const std::vector<int> ranks = workers.Ranks();
   server->Stop();
   EXPECT_EQ(workers.Wait(), 1);
@@ -301,9 +317,12 @@ TEST(WorkerGroup, ADamagedModelIsTold) {
   fs::resize_file(model / "model.safetensors", 1000000);
   FakeServer server;
   Workers workers(model, server.port());
+  // Whoever waits for such a group is told at once.
+  EXPECT_THAT(
+      [&] { server.Next(workers, IsHello); },
+      testing::ThrowsMessage<std::runtime_error>(AllOf(
+          HasSubstr("has ended"), HasSubstr("cannot start"), HasSubstr("model.safetensors"))));
   EXPECT_EQ(workers.Wait(), 3);
-  EXPECT_THAT(workers.Log(), HasSubstr("cannot start"));
-  EXPECT_THAT(workers.Log(), HasSubstr("model.safetensors"));
   fs::remove_all(model);
 }
 
