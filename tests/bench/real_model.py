@@ -90,9 +90,11 @@ def measure_all(args, chosen):
         for length in args.lengths:
             for subject in chosen:
                 if length in subject.lengths():
-                    for figure, rate in subject.measure(length).items():
+                    found = subject.measure(length)
+                    rates = ", ".join(f"{figure} {rate:.1f}" for figure, rate in found.items())
+                    print(f"round {number + 1}, {subject.name}: {rates}", file=sys.stderr, flush=True)
+                    for figure, rate in found.items():
                         best[subject.name][figure] = max(rate, best[subject.name].get(figure, 0))
-        print(f"round {number + 1} of {args.rounds} is done", file=sys.stderr, flush=True)
     return best
 
 
