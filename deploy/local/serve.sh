@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs, builds and serves a model on this machine; prints `ready http://127.0.0.1:PORT` when curl may come.
 # Stays in the foreground; Ctrl-C or SIGTERM stops the server and its ranks.
-#   HTTP_PORT (8000)  GRPC_PORT (50051)  RANKS (2)  MODEL (the demo model)  VIRTUAL_HOSTS (4)
+#   HTTP_PORT (8000)  GRPC_PORT (50051)  RANKS (2)  VIRTUAL_HOSTS (4)
+#   MODEL (demo)  demo, smollm2 (SmolLM2-135M-Instruct, which tests/real_model downloads once), or a checkpoint's folder
 # Further arguments go to apb-server (`serve.sh --help` lists them).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -13,10 +14,14 @@ if [[ ! -f "$build/build.ninja" ]]; then
 fi
 cmake --build "$build" --target apb-server apb-worker >&2
 
-if [[ -z "${MODEL:-}" ]]; then
-  MODEL="$root/tests/reference_model/checkpoint"
-  set -- --served-model-name demo "$@"
-fi
+case "${MODEL:=demo}" in
+  demo)
+    MODEL="$root/tests/reference_model/checkpoint"
+    set -- --served-model-name demo "$@" ;;
+  smollm2)
+    MODEL=$("$root/tests/real_model/prepare.sh")
+    set -- --served-model-name smollm2 "$@" ;;
+esac
 exec "$build/server/apb-server" \
   --model "$MODEL" \
   --http-port "${HTTP_PORT:-8000}" \
