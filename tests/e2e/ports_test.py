@@ -20,10 +20,12 @@ CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 def address_of(text):
-    """0100007F:1F90 -> (127.0.0.1, 8080): 32-bit words in the machine's order, then the port."""
+    """0100007F:1F90 -> (127.0.0.1, 8080): 32-bit words in the machine's order, then the port. gRPC listens on
+    IPv4 addresses in the form that IPv6 has for them."""
     words, port = text.split(":")
     raw = b"".join(bytes.fromhex(words[i:i + 8])[::-1] for i in range(0, len(words), 8))
-    return ipaddress.ip_address(raw), int(port, 16)
+    address = ipaddress.ip_address(raw)
+    return getattr(address, "ipv4_mapped", None) or address, int(port, 16)
 
 
 def open_ports(pid):
