@@ -282,7 +282,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOption
     return absl::InvalidArgumentError(
         absl::StrCat("threads=", options.threads, ": must be between 0 and 1024"));
   }
-  const char* variable = std::getenv("APB_CPU_ISA=");
+  const char* variable = std::getenv("APB_CPU_ISA");
   absl::StatusOr<CodePath> path = options.force_isa.empty() && variable != nullptr
                                       ? ChooseCodePath(variable, "APB_CPU_ISA=")
                                       : ChooseCodePath(options.force_isa, "CPU code path ");
