@@ -2,20 +2,19 @@
 # Builds, tests and measures the engine on a machine with a GPU:
 #   tests/gpu/run.sh [part...]     all parts by default
 #
-#   part        seconds at most   what
-#   build       300   APB_BARE into build/gpu, the programs into build/gpu-bin
-#   kernels     120   all operations against float64, on fresh random data
-#   engine      150   logits of random models, prefill to decode, against the CPU
-#   nccl         60   collectives of 1, 2 and 4 ranks on one GPU; a peer that stays away
-#   strategies  120   the exactness contract of all strategies on 2 and 4 ranks; decode steps as graphs on 1 and 2
-#   sanitizer   130   compute-sanitizer on small cases
-#   bench       200   kernels next to copy bandwidth and matrix peak
-#   torch        90   PyTorch's attention at the same shapes
-#   model       290   the 8B shape: prefill whole, and each of 8 hosts alone
-#   server      290   apb-server with the 8B shape over HTTP; the demo model's answers on 2 ranks. Needs what
-#                     `pack.sh server` made
+#   part        at most  took   what (seconds; "took" on an H200 with 16 cores, as far as it is known)
+#   build          300     24   APB_BARE into build/gpu, the programs into build/gpu-bin
+#   kernels        120     29   all operations against float64, on fresh random data
+#   engine         150     12   logits of random models, prefill to decode, against the CPU
+#   nccl            60     35   collectives of 1, 2 and 4 ranks on one GPU; a peer that stays away
+#   strategies     120   > 40   the exactness contract of all strategies on 2 and 4 ranks; decode steps as graphs on 1 and 2
+#   sanitizer      130          compute-sanitizer on small cases
+#   bench          200     18   kernels next to copy bandwidth and matrix peak
+#   torch           90          PyTorch's attention at the same shapes
+#   model          290          the 8B shape: prefill whole, and each of 8 hosts alone
+#   server         290          apb-server with the 8B shape over HTTP; the demo model's answers on 2 ranks. Needs what
+#                               `pack.sh server` made
 #
-# These are limits. On an H200 kernels, engine, nccl, strategies, sanitizer and bench took 80 s together.
 # Where a call may take 600 s:  run.sh kernels engine nccl strategies sanitizer ; run.sh bench torch model ; run.sh server
 # A part that has passed is not run again: remove build/gpu-results to start anew. Numbers end in
 # build/gpu-results/results.json, a table of the main ones on the screen.

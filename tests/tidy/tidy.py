@@ -40,7 +40,7 @@ VENDORS = {
     r"prometheus/.*": ["server/observability/"],
     r"boost/.*": ["server/http/"],
 }
-TOP_LEVEL = {"CMakeLists.txt", "CMakePresets.json", "LICENSE", "README.md", "server", "proto", "engine",
+TOP_LEVEL = {"CMakeLists.txt", "CMakePresets.json", "LICENSE", "README.md", "CHANGELOG.md", "server", "proto", "engine",
              "kernels", "deploy", "docker", "tests", "docs"}
 SOURCE = (".cc", ".h", ".cu", ".cuh")
 OURS = ("kernels/", "engine/", "server/", "apb/", "tests/")
