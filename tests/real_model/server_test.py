@@ -27,6 +27,8 @@ CHECKPOINT = HERE.parents[1] / "build" / "real_model" / "smollm2"
 GOLDEN = json.loads((HERE / "golden.json").read_text())
 CASES = GOLDEN["cases"]
 TOKENIZER = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+# Of one request, in seconds: four run at a time, and the machine may be busy.
+PATIENCE = 600
 # What a token looks like in an answer -> its ids (parts of characters look alike).
 IDS_OF_TEXT = {}
 for token_id in range(TOKENIZER.get_vocab_size()):
@@ -53,9 +55,11 @@ class Answer:
 
     def __init__(self, server, body):
         chat = "messages" in body
-        status, answer = server.post("/v1/chat/completions" if chat else "/v1/completions", {
-            "model": "smollm2", "temperature": 0, "ignore_eos": True,
-            **({"logprobs": True, "top_logprobs": 5} if chat else {"logprobs": 5}), **body})
+        fields = {"model": "smollm2", "temperature": 0, "ignore_eos": True,
+                  **({"logprobs": True, "top_logprobs": 5} if chat else {"logprobs": 5}), **body}
+        status, _, text = server.request("POST", "/v1/chat/completions" if chat else "/v1/completions", json.dumps(fields),
+                                         {"Content-Type": "application/json"}, timeout=PATIENCE)
+        answer = json.loads(text)
         assert status == 200, answer
         self.usage = answer["usage"]
         logprobs = answer["choices"][0]["logprobs"]
@@ -204,7 +208,7 @@ class Float32Test(ExactStrategies, unittest.TestCase):
 
 
 class Bfloat16Test(ExactStrategies, unittest.TestCase):
-    dtype, gap, bound, share_of_ties = "bfloat16", 0.5, 0.8, 0.03
+    dtype, gap, bound, share_of_ties = "bfloat16", 0.4, 0.8, 0.03
 
 
 class TokenizerTest(unittest.TestCase):
