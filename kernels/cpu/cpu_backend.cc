@@ -119,8 +119,8 @@ absl::StatusOr<CodePath> ChooseCodePath(std::string_view asked, std::string_view
   }
   return absl::InvalidArgumentError(absl::StrCat(
       std::string(source), std::string(asked),
-      known ? ": this CPU cannot run it" : ": there is no such code path",
-      "; it runs ", usable, " (features: ", CpuFeatures(), "). Ask for one of them, or for none"));
+      known ? ": this CPU cannot run it" : ": there is no such code path", "; it runs ", usable,
+      " (features: ", CpuFeatures(), "). Ask for one of them, or for none"));
 }
 
 class CpuBackend : public Backend {
@@ -282,7 +282,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOption
     return absl::InvalidArgumentError(
         absl::StrCat("threads=", options.threads, ": must be between 0 and 1024"));
   }
-  const char* variable = std::getenv("APB_CPU_ISA=");
+  const char* variable = std::getenv("APB_CPU_ISA");
   absl::StatusOr<CodePath> path = options.force_isa.empty() && variable != nullptr
                                       ? ChooseCodePath(variable, "APB_CPU_ISA=")
                                       : ChooseCodePath(options.force_isa, "CPU code path ");
