@@ -119,8 +119,8 @@ absl::StatusOr<CodePath> ChooseCodePath(std::string_view asked, std::string_view
   }
   return absl::InvalidArgumentError(absl::StrCat(
       std::string(source), std::string(asked),
-      known ? ": this CPU cannot run it" : ": there is no such code path",
-      "; it runs ", usable, " (features: ", CpuFeatures(), "). Ask for one of them, or for none"));
+      known ? ": this CPU cannot run it" : ": there is no such code path", "; it runs ", usable,
+      " (features: ", CpuFeatures(), "). Ask for one of them, or for none"));
 }
 
 class CpuBackend : public Backend {
