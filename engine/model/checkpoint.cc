@@ -46,7 +46,7 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& 
 absl::Status Checkpoint::Add(const std::string& path) {
   APB_ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open(path));
   for (const auto& [name, entry] : file->tensors()) {
-    if (!tensors_.emplace(name, Place{&entry, file.get()}).second) {
+    if (!tensors_.emplace(name, Entry{&entry, file.get()}).second) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ": tensor '", name, "' is also in another file"));
     }
@@ -99,6 +99,11 @@ absl::StatusOr<bool> Checkpoint::AddRetainingHeads(const std::string& path, int3
   return true;
 }
 
+Checkpoint::Entry Checkpoint::FindEntry(const std::string& name) const {
+  const auto place = tensors_.find(name);
+  return place == tensors_.end() ? Entry{} : place->second;
+}
+
 absl::StatusOr<Checkpoint::Found> Checkpoint::Find(const std::string& name,
                                                    const std::vector<int64_t>& shape) const {
   const auto place = tensors_.find(name);
@@ -111,8 +116,9 @@ absl::StatusOr<Checkpoint::Found> Checkpoint::Find(const std::string& name,
   if (type == types.end()) {
     return absl::InvalidArgumentError(absl::StrCat("checkpoint: tensor '", name, "' is ",
                                                    entry.dtype,
-                                                   "; weights are F32, BF16 or F16 (quantised "
-                                                   "checkpoints are not supported)"));
+                                                   "; weights are F32, BF16 or F16 unless "
+                                                   "config.json has a quantization_config that "
+                                                   "says how to read them"));
   }
   bool fits = entry.shape.size() == shape.size();
   for (size_t i = 0; fits && i < shape.size(); ++i)

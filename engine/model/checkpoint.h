@@ -29,14 +29,17 @@ class Checkpoint {
   // error names it.
   absl::StatusOr<Found> Find(const std::string& name, const std::vector<int64_t>& shape) const;
 
+  struct Entry {
+    const SafetensorsEntry* entry = nullptr;
+    const SafetensorsFile* file = nullptr;
+  };
+  // A tensor of any type and shape; nulls if there is none.
+  Entry FindEntry(const std::string& name) const;
+
  private:
   absl::Status Add(const std::string& path);
-  struct Place {
-    const SafetensorsEntry* entry;
-    const SafetensorsFile* file;
-  };
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
-  std::map<std::string, Place> tensors_;
+  std::map<std::string, Entry> tensors_;
 };
 
 }  // namespace apb::model

@@ -31,6 +31,24 @@ class PhaseTimer {
   const int64_t begin_;
 };
 
+// Quantized weights are cut into columns between blocks. All ranks look at all slices, so that they agree.
+absl::Status CheckSlices(const LayerWeights& layer, const PartShape& whole, int64_t head_dim,
+                         int count) {
+  const auto cuts_block = [](const TensorView& weight, const Range& columns) {
+    return kernels::IsBlockType(weight.dtype) &&
+           (columns.begin % kernels::kBlockLength != 0 || columns.end % kernels::kBlockLength != 0);
+  };
+  for (int r = 0; r < count; ++r) {
+    const PartShape part = whole.Part({r, count});
+    const Range heads{part.query_heads.begin * head_dim, part.query_heads.end * head_dim};
+    if (!cuts_block(layer.o_proj, heads) && !cuts_block(layer.down_proj, part.mlp)) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "slices for ", count, " ranks would divide quantized weights within blocks of ",
+        kernels::kBlockLength, " inputs"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 Decoder::Decoder(const Weights& weights, kernels::Backend& backend)
@@ -79,12 +97,16 @@ absl::Status Decoder::AllocateFew() {
   return few_.sums.Get(DType::kF32, {kFewRows, c.hidden_size}).status();
 }
 
-bool Decoder::EnableSlices(parallel::Communicator& context, parallel::Communicator& all) {
+absl::Status Decoder::EnableSlices(parallel::Communicator& context, parallel::Communicator& all) {
   const PartShape& whole = weights_.shape();
   const int64_t d = config().head_dim, count = context.size(), shares = weights_.share().count;
   if (whole.query_heads.length() < count || whole.mlp.length() < count ||
-      whole.vocabulary.length() < count)
-    return false;
+      whole.vocabulary.length() < count) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(count, " ranks are more than the model's heads to divide among them"));
+  }
+  for (const LayerWeights& layer : whole_.layers)
+    APB_RETURN_IF_ERROR(CheckSlices(layer, whole, d, context.size()));
   const Share mine{context.rank(), context.size()};
   auto division = std::make_unique<Division>();
   division->shape = whole.Part(mine);
@@ -111,7 +133,7 @@ bool Decoder::EnableSlices(parallel::Communicator& context, parallel::Communicat
   division->qkv = std::make_unique<ColumnGather>(backend_, context, std::move(qkv));
   division->logits = std::make_unique<ColumnGather>(backend_, all, std::move(vocabulary));
   sliced_ = std::move(division);
-  return true;
+  return absl::OkStatus();
 }
 
 absl::Status Decoder::CheckTokens(std::span<const int32_t> tokens) const {

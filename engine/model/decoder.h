@@ -45,9 +45,10 @@ class Decoder {
 
   // Lets calls be sliced: the ranks of `context`, which have the same tensor parallel share and run
   // the same rows, multiply by a slice of the weights each, so that each reads 1 / size of them.
-  // `all`: the ranks of all slices of all shares, rank = context rank * shares + share. False:
-  // there are more ranks than heads or columns to give them.
-  bool EnableSlices(parallel::Communicator& context, parallel::Communicator& all);
+  // `all`: the ranks of all slices of all shares, rank = context rank * shares + share.
+  // kFailedPrecondition says why there can be none: more ranks than heads or columns to give them, or borders
+  // within the blocks of quantized weights.
+  absl::Status EnableSlices(parallel::Communicator& context, parallel::Communicator& all);
 
   // hidden [T, D] of the model's type; tokens [T] in host memory, each checked against the
   // vocabulary.

@@ -245,8 +245,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text) {
                                        "' is not supported (bfloat16, float16 and float32 are; "
                                        "convert the checkpoint)"));
   }
-  if (root.contains("quantization_config") && !root["quantization_config"].is_null())
-    f.Fail("quantization_config", "quantised checkpoints are not supported");
+  APB_ASSIGN_OR_RETURN(config.quantization, ReadQuantizationConfig(root));
   APB_RETURN_IF_ERROR(ReadEosTokenIds(root, "config.json", config.eos_token_ids));
   if (f.Has("bos_token_id"))
     config.bos_token_id = static_cast<int32_t>(f.Integer("bos_token_id", 0, kMaxTokenId));

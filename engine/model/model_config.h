@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/model/quantization_config.h"
 #include "kernels/tensor_view.h"
 
 namespace apb::model {
@@ -47,6 +48,7 @@ struct ModelConfig {
   std::vector<int32_t> eos_token_ids;
   int32_t bos_token_id = -1;
   kernels::DType dtype = kernels::DType::kBF16;  // of the weights and activations
+  QuantizationConfig quantization;               // of the checkpoint's weights
   std::string fingerprint;  // hash of the config's bytes: server and workers compare it
 
   int64_t qkv_width() const { return (query_heads + 2 * kv_heads) * head_dim; }

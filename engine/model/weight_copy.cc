@@ -11,6 +11,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/model/float_convert.h"
 #include "engine/model/model_config.h"
+#include "kernels/weight_blocks.h"
 
 namespace apb::model {
 namespace {
@@ -18,24 +19,22 @@ namespace {
 using kernels::DType;
 using kernels::TensorView;
 
-constexpr int64_t kPieceBytes = 16 << 20;
-constexpr int64_t kReaders = 4;
-constexpr int64_t kBuffers = 6;  // one for each reader, and two that the device takes from
+constexpr int64_t kPieceBytes = 16 << 20, kQuantizedPieceBytes = 1 << 20;
+constexpr int kReaders = 4;
+constexpr int kBuffers = kReaders + 2;  // one for each reader, and two that the device takes from
 
 // Rows of a copy, as many as fit into a buffer (at least one).
 struct Piece {
   const WeightCopy* copy;
-  TensorView source, target;
-  int64_t target_bytes() const {
-    return target.numel() * static_cast<int64_t>(SizeOf(target.dtype));
-  }
+  TensorView source, target;  // no source of packed weights
+  int64_t begin;              // the first row
+  int64_t target_bytes() const { return BytesOf(target.dtype, target.numel()); }
   int64_t source_bytes() const {
-    return source.numel() * static_cast<int64_t>(SizeOf(source.dtype));
+    return source.present() ? BytesOf(source.dtype, source.numel()) : target_bytes();
   }
   // From the first byte to the last, what lies between rows included.
   int64_t source_span() const {
-    return ((source.rows() - 1) * source.stride[0] + source.shape[1]) *
-           static_cast<int64_t>(SizeOf(source.dtype));
+    return BytesOf(source.dtype, (source.rows() - 1) * source.stride[0] + source.shape[1]);
   }
 };
 
@@ -47,74 +46,97 @@ std::vector<Piece> Divide(const std::vector<WeightCopy>& copies) {
   std::vector<Piece> pieces;
   for (const WeightCopy& copy : copies) {
     const TensorView source = AsMatrix(copy.source), target = AsMatrix(copy.target);
-    if (source.numel() == 0) continue;
-    const int64_t row_bytes = target.shape[1] * static_cast<int64_t>(SizeOf(target.dtype));
-    const int64_t step = std::max<int64_t>(1, kPieceBytes / row_bytes);
-    for (int64_t begin = 0; begin < source.rows(); begin += step) {
-      const int64_t end = std::min(begin + step, source.rows());
-      pieces.push_back({&copy, source.Rows(begin, end), target.Rows(begin, end)});
+    if (target.numel() == 0) continue;
+    const int64_t row_bytes = BytesOf(target.dtype, target.shape[1]);
+    // To quantize takes longer than to read: all threads shall have something to do.
+    const int64_t bytes = IsBlockType(target.dtype) ? kQuantizedPieceBytes : kPieceBytes;
+    const int64_t step = std::max<int64_t>(1, bytes / row_bytes);
+    for (int64_t begin = 0; begin < target.rows(); begin += step) {
+      const int64_t end = std::min(begin + step, target.rows());
+      pieces.push_back({&copy, copy.packed ? TensorView{} : source.Rows(begin, end),
+                        target.Rows(begin, end), begin});
     }
   }
   return pieces;
 }
 
+// A reader's memory for what it converts, and for what it quantizes.
+struct ReaderScratch {
+  std::vector<float> numbers, floats;
+};
+
+// Numbers of one float type to another, or to blocks.
+absl::Status Convert(DType source_type, const void* from, DType target_type, std::byte* to,
+                     int64_t count, std::vector<float>& floats) {
+  if (!IsBlockType(target_type)) {
+    if (ConvertFloats(source_type, from, target_type, to, count)) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat("has a number that is too large for ",
+                                                   std::string(TorchName(target_type)),
+                                                   " (choose another type with --dtype)"));
+  }
+  floats.resize(count);
+  ConvertFloats(source_type, from, DType::kF32, floats.data(), count);
+  if (kernels::EncodeBlocks(floats.data(), count, target_type, to)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("has a number that is not finite or too large for ", NameOf(target_type),
+                   " (leave --quantize out)"));
+}
+
 // Numbers that lie dense on both sides. `scratch` is the reader's.
 absl::Status ReadRun(const WeightCopy& copy, const std::byte* from, std::byte* to, int64_t count,
-                     std::vector<float>& scratch) {
+                     ReaderScratch& scratch) {
   const auto fetch = [&](const std::byte* begin, size_t bytes, void* out) {
     if (copy.file != nullptr) return copy.file->Read(begin, bytes, static_cast<std::byte*>(out));
     std::memcpy(out, begin, bytes);
     return absl::OkStatus();
   };
   const DType source_type = copy.source.dtype, target_type = copy.target.dtype;
-  const auto source_size = static_cast<int64_t>(SizeOf(source_type)),
-             target_size = static_cast<int64_t>(SizeOf(target_type));
-  if (source_type == target_type) return fetch(from, count * source_size, to);
-  constexpr int64_t kBlock = 64 << 10;  // numbers; stays in the cache of a core
-  scratch.resize(kBlock);
-  for (int64_t begin = 0; begin < count; begin += kBlock) {
-    const int64_t block = std::min(kBlock, count - begin);
-    APB_RETURN_IF_ERROR(fetch(from + begin * source_size, block * source_size, scratch.data()));
-    if (!ConvertFloats(source_type, scratch.data(), target_type, to + begin * target_size, block)) {
-      return absl::InvalidArgumentError(absl::StrCat("has a number that is too large for ",
-                                                     std::string(TorchName(target_type)),
-                                                     " (choose another type with --dtype)"));
-    }
+  if (source_type == target_type) return fetch(from, BytesOf(source_type, count), to);
+  constexpr int64_t kRun = 64 << 10;  // numbers, whole blocks; stays in the cache of a core
+  scratch.numbers.resize(kRun);
+  for (int64_t begin = 0; begin < count; begin += kRun) {
+    const int64_t run = std::min(kRun, count - begin);
+    APB_RETURN_IF_ERROR(fetch(from + BytesOf(source_type, begin), BytesOf(source_type, run),
+                              scratch.numbers.data()));
+    APB_RETURN_IF_ERROR(Convert(source_type, scratch.numbers.data(), target_type,
+                                to + BytesOf(target_type, begin), run, scratch.floats));
   }
   return absl::OkStatus();
 }
 
 // `to` has the shape of the piece and the target's type.
-absl::Status ReadPiece(const Piece& piece, const TensorView& to, std::vector<float>& scratch) {
+absl::Status ReadPiece(const Piece& piece, const TensorView& to, ReaderScratch& scratch) {
+  const auto named = [&](const absl::Status& read) {
+    if (read.ok()) return read;
+    return absl::Status(
+        read.code(), absl::StrCat("checkpoint: tensor '", piece.copy->name, "' ", read.message()));
+  };
+  if (piece.copy->packed) return named(piece.copy->packed->Convert(piece.begin, to));
   TensorView source = piece.source, target = to;
   if (source.stride[0] == source.shape[1] && target.stride[0] == target.shape[1]) {
     source = TensorView::Contiguous(source.data, source.dtype, {1, source.numel()});
     target = TensorView::Contiguous(target.data, target.dtype, {1, target.numel()});
   }
   for (int64_t row = 0; row < source.rows(); ++row) {
-    const absl::Status read =
-        ReadRun(*piece.copy, source.Rows(row, row + 1).as<std::byte>(),
-                target.Rows(row, row + 1).as<std::byte>(), source.shape[1], scratch);
-    if (!read.ok()) {
-      return absl::Status(read.code(), absl::StrCat("checkpoint: tensor '", piece.copy->name, "' ",
-                                                    read.message()));
-    }
+    APB_RETURN_IF_ERROR(
+        named(ReadRun(*piece.copy, source.Rows(row, row + 1).as<std::byte>(),
+                      target.Rows(row, row + 1).as<std::byte>(), source.shape[1], scratch)));
   }
   return absl::OkStatus();
 }
 
-// Who may do what with which piece: readers take pieces in order, at most kBuffers before the
-// last one that has gone to the device; the thread that feeds the device waits for them in order.
+// Who may do what with which piece: readers take pieces in order, at most so many before the
+// last one that has gone to the device as there are buffers; the thread that feeds the device waits for them in order.
 class Turns {
  public:
-  explicit Turns(int64_t pieces) : read_(pieces, false) {}
+  Turns(int64_t pieces, int64_t buffers) : buffers_(buffers), read_(pieces, false) {}
 
   // The next piece to read, when its buffer is free; -1: there is nothing left to do.
   int64_t Take() {
     absl::MutexLock lock(&mutex_);
     const auto can_go = [this] {
       mutex_.AssertHeld();
-      return ended_ || taken_ == count() || taken_ < gone_ + kBuffers;
+      return ended_ || taken_ == count() || taken_ < gone_ + buffers_;
     };
     mutex_.Await(absl::Condition(&can_go));
     return ended_ || taken_ == count() ? -1 : taken_++;
@@ -146,6 +168,7 @@ class Turns {
 
  private:
   int64_t count() const { return static_cast<int64_t>(read_.size()); }
+  const int64_t buffers_;
   absl::Mutex mutex_;
   std::vector<bool> read_ ABSL_GUARDED_BY(mutex_);
   int64_t taken_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -175,13 +198,15 @@ absl::StatusOr<std::vector<Staging>> NewStaging(const std::vector<Piece>& pieces
 // Reads pieces until there are none left. Without staging, straight into the target.
 void ReadPieces(const std::vector<Piece>& pieces, const std::vector<Staging>& staging,
                 Turns& turns) {
-  std::vector<float> scratch;
+  ReaderScratch scratch;
   for (int64_t i = turns.Take(); i >= 0; i = turns.Take()) {
     const Piece& piece = pieces[i];
     // The disk begins with what this thread is likely to read next.
     if (const size_t next = i + kReaders; next < pieces.size()) {
       const Piece& ahead = pieces[next];
-      if (ahead.copy->file != nullptr)
+      if (ahead.copy->packed && ahead.begin == 0)
+        ahead.copy->file->Prefetch(ahead.copy->packed->data(), ahead.copy->packed->size_bytes());
+      if (!ahead.copy->packed && ahead.copy->file != nullptr)
         ahead.copy->file->Prefetch(ahead.source.as<std::byte>(), ahead.source_span());
     }
     TensorView to = piece.target;
@@ -223,19 +248,23 @@ absl::Status SendPieces(const std::vector<Piece>& pieces, const std::vector<Stag
 }  // namespace
 
 absl::Status CopyWeights(std::vector<WeightCopy> copies, kernels::Backend& backend,
-                         const std::function<void(const LoadProgress&)>& progress) {
+                         const std::function<void(const LoadProgress&)>& progress, int threads) {
   // In the order in which the files have them.
   std::sort(copies.begin(), copies.end(), [](const WeightCopy& a, const WeightCopy& b) {
-    return std::less<>()(a.source.data, b.source.data);
+    return std::less<>()(a.source_data(), b.source_data());
   });
   const std::vector<Piece> pieces = Divide(copies);
   std::vector<Staging> staging;
   if (backend.place() != kernels::Place::kHost) {
     APB_ASSIGN_OR_RETURN(staging, NewStaging(pieces, backend));
   }
-  Turns turns(static_cast<int64_t>(pieces.size()));
+  const bool quantizes = std::any_of(copies.begin(), copies.end(), [](const WeightCopy& copy) {
+    return IsBlockType(copy.target.dtype);
+  });
+  const int64_t most = quantizes && staging.empty() ? std::max(kReaders, threads) : kReaders;
+  Turns turns(static_cast<int64_t>(pieces.size()), most + kBuffers - kReaders);
   std::vector<std::thread> readers;
-  for (int64_t i = 0; i < std::min<int64_t>(kReaders, pieces.size()); ++i)
+  for (int64_t i = 0; i < std::min<int64_t>(most, pieces.size()); ++i)
     readers.emplace_back([&] { ReadPieces(pieces, staging, turns); });
   absl::Status status = SendPieces(pieces, staging, backend, turns, progress);
   turns.End();

@@ -11,21 +11,9 @@
 #include "engine/base/status_macros.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/float_convert.h"
+#include "engine/model/wanted_tensor.h"
 
 namespace apb::model {
-
-// One tensor of the model: its name in a checkpoint, its shape (an extent of -1 takes any), where
-// its view goes, and what numbers a random model has there.
-struct WantedTensor {
-  std::string name;
-  std::vector<int64_t> shape;
-  kernels::TensorView* out;
-  float deviation = 0;
-  float mean = 0;
-  bool joins = false;  // copied right behind the one before, so that one product computes both
-  std::vector<Range> columns;             // those that a share has; empty = all
-  const SafetensorsFile* file = nullptr;  // that `out` shows a part of; null: memory that goes away
-};
 
 namespace {
 
@@ -34,66 +22,6 @@ using kernels::TensorView;
 
 constexpr int64_t kMaxRetainingWidth = 1 << 16;
 constexpr size_t kAlignment = 256;  // of a tensor in memory of the backend
-
-WantedTensor Matrix(std::string name, int64_t out_features, int64_t in_features, TensorView* out) {
-  const float deviation = 1.0f / std::sqrt(static_cast<float>(std::max<int64_t>(in_features, 1)));
-  return {std::move(name), {out_features, in_features}, out, deviation, 0.0f};
-}
-WantedTensor Norm(std::string name, int64_t size, TensorView* out) {
-  return {std::move(name), {size}, out, 0.1f, 1.0f};
-}
-WantedTensor Bias(std::string name, int64_t size, TensorView* out) {
-  return {std::move(name), {size}, out, 0.3f, 0.0f};
-}
-
-std::vector<WantedTensor> TensorsOfLayer(const ModelConfig& c, int index, LayerWeights& layer) {
-  const std::string prefix = absl::StrCat("model.layers.", index, ".");
-  const std::string attn = prefix + "self_attn.", mlp = prefix + "mlp.";
-  const int64_t q = c.query_heads * c.head_dim, kv = c.kv_heads * c.head_dim, d = c.hidden_size;
-  std::vector<WantedTensor> all = {
-      Norm(prefix + "input_layernorm.weight", d, &layer.input_norm),
-      Matrix(attn + "q_proj.weight", q, d, &layer.q_proj),
-      Matrix(attn + "k_proj.weight", kv, d, &layer.k_proj),
-      Matrix(attn + "v_proj.weight", kv, d, &layer.v_proj),
-      Matrix(attn + "o_proj.weight", d, q, &layer.o_proj),
-      Norm(prefix + "post_attention_layernorm.weight", d, &layer.post_norm),
-      Matrix(mlp + "gate_proj.weight", c.mlp_size, d, &layer.gate_proj),
-      Matrix(mlp + "up_proj.weight", c.mlp_size, d, &layer.up_proj),
-      Matrix(mlp + "down_proj.weight", d, c.mlp_size, &layer.down_proj)};
-  all[2].joins = all[3].joins = all[7].joins = true;  // k and v behind q, up behind gate
-  // Random queries and keys are a little longer, so that attention is not flat.
-  all[1].deviation *= 1.5f;
-  all[2].deviation *= 1.5f;
-  if (c.qkv_bias) {
-    all.push_back(Bias(attn + "q_proj.bias", q, &layer.q_bias));
-    all.push_back(Bias(attn + "k_proj.bias", kv, &layer.k_bias));
-    all.push_back(Bias(attn + "v_proj.bias", kv, &layer.v_bias));
-    all[all.size() - 2].joins = all.back().joins = true;
-  }
-  if (c.output_bias) all.push_back(Bias(attn + "o_proj.bias", d, &layer.o_bias));
-  if (c.qk_norm) {
-    all.push_back(Norm(attn + "q_norm.weight", c.head_dim, &layer.q_norm));
-    all.push_back(Norm(attn + "k_norm.weight", c.head_dim, &layer.k_norm));
-  }
-  return all;
-}
-
-// A retaining head of `width` features, -1 = as the file has it.
-std::vector<WantedTensor> TensorsOfRetainingHead(const ModelConfig& c, int index, int64_t width,
-                                                 LayerWeights& layer) {
-  const std::string attn = absl::StrCat("model.layers.", index, ".self_attn.");
-  return {Matrix(attn + "fc1.weight", width, c.qkv_width(), &layer.retaining_fc1),
-          Matrix(attn + "fc2.weight", c.kv_heads, width, &layer.retaining_fc2)};
-}
-
-// The columns of a retaining head's fc1 that a share has, in its order.
-std::vector<Range> ColumnsOfShare(const ModelConfig& c, const PartShape& part) {
-  const int64_t d = c.head_dim, k_begin = c.query_heads * d, v_begin = k_begin + c.kv_heads * d;
-  const Range kv{part.kv_heads.begin * d, part.kv_heads.end * d};
-  return {{part.query_heads.begin * d, part.query_heads.end * d},
-          {k_begin + kv.begin, k_begin + kv.end},
-          {v_begin + kv.begin, v_begin + kv.end}};
-}
 
 // fc1 and fc2 of a file have one width.
 absl::Status CheckRetainingHead(const LayerWeights& layer, int index) {
@@ -109,12 +37,6 @@ TensorView ViewOf(void* data, DType dtype, const std::vector<int64_t>& shape) {
                            : TensorView::Contiguous(data, dtype, {shape[0], shape[1]});
 }
 
-int64_t LengthOf(const std::vector<Range>& ranges) {
-  int64_t length = 0;
-  for (const Range& range : ranges) length += range.length();
-  return length;
-}
-
 // The type to compute in.
 absl::StatusOr<DType> ChooseType(DType of_checkpoint, const kernels::Backend& backend,
                                  std::optional<DType> wanted) {
@@ -126,6 +48,21 @@ absl::StatusOr<DType> ChooseType(DType of_checkpoint, const kernels::Backend& ba
   }
   if (wanted) return *wanted;
   return host && of_checkpoint == DType::kF16 ? DType::kBF16 : of_checkpoint;
+}
+
+absl::Status CheckQuantization(const ModelConfig& config, const LoadOptions& options,
+                               const kernels::Backend& backend) {
+  if (backend.place() == kernels::Place::kHost) return absl::OkStatus();
+  if (config.quantization.format != PackedFormat::kNone) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the checkpoint is quantized (", NameOf(config.quantization.format),
+                     "), which the CUDA backend does not compute with: use --device cpu, or the "
+                     "checkpoint of bfloat16 or float16"));
+  }
+  if (!options.quantize) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "--quantize: the CUDA backend does not compute with quantized weights: use --device cpu, or "
+      "leave --quantize out");
 }
 
 // Normal numbers of a fixed seed: runs of a table from random places of it, copied as they are to be
@@ -171,6 +108,12 @@ class RandomFill {
 
 }  // namespace
 
+std::optional<DType> BlockTypeNamed(std::string_view name) {
+  if (name == "int8") return DType::kI8Block;
+  if (name == "int4") return DType::kI4Block;
+  return std::nullopt;
+}
+
 struct Weights::Storage {
   Checkpoint checkpoint;
   std::vector<kernels::Buffer> buffers;
@@ -178,6 +121,11 @@ struct Weights::Storage {
 
 Weights::Weights() : storage_(std::make_unique<Storage>()) {}
 Weights::~Weights() = default;
+
+std::string_view Weights::weight_type() const {
+  if (load_report_.int4_products > 0) return "int4";
+  return load_report_.int8_products > 0 ? "int8" : TorchName(config_.dtype);
+}
 
 absl::Status Weights::Init(const ModelConfig& config, Share tensor) {
   if (tensor.count < 1 || (tensor.count > 1 && config.kv_heads % tensor.count != 0)) {
@@ -197,86 +145,86 @@ absl::Status Weights::Init(const ModelConfig& config, Share tensor) {
 }
 
 std::vector<WantedTensor> Weights::TensorsOf(int layer, int64_t retaining_width) {
-  const ModelConfig& c = config_;
-  if (layer < 0) {
-    std::vector<WantedTensor> all = {
-        Matrix("model.embed_tokens.weight", c.vocab_size, c.hidden_size, &embedding_),
-        Norm("model.norm.weight", c.hidden_size, &final_norm_)};
-    all[0].deviation = 1.0f;
-    if (!c.tied_embeddings)
-      all.push_back(Matrix("lm_head.weight", c.vocab_size, c.hidden_size, &output_));
-    return all;
-  }
-  std::vector<WantedTensor> all = TensorsOfLayer(c, layer, layers_[layer]);
-  if (retaining_width == 0) return all;
-  for (WantedTensor& w : TensorsOfRetainingHead(c, layer, retaining_width, layers_[layer])) {
-    if (share_.count > 1 && w.out == &layers_[layer].retaining_fc1)
-      w.columns = ColumnsOfShare(c, shape_);
-    all.push_back(std::move(w));
-  }
-  return all;
+  if (layer >= 0)
+    return TensorsOfLayer(config_, layer, shape_, share_, retaining_width, layers_[layer]);
+  // Embeddings are looked up as they are; a quantized output projection is another tensor.
+  const bool own_output = quantize_ && config_.hidden_size % kernels::kBlockLength == 0;
+  return TensorsOutsideLayers(config_, shape_, own_output, &embedding_, &final_norm_, &output_);
 }
 
-void Weights::TakeShare(int layer) {
-  if (share_.count == 1) return;
-  if (layer < 0) {
-    if (output_.present()) output_ = output_.Rows(shape_.vocabulary.begin, shape_.vocabulary.end);
+DType Weights::TypeOf(const WantedTensor& wanted) {
+  if (wanted.packed) return wanted.packed->type();
+  if (!quantize_ || !wanted.multiplies) return config_.dtype;
+  if (wanted.column_count() % kernels::kBlockLength == 0)
+    return wanted.out == &output_ ? DType::kI8Block : *quantize_;
+  load_report_.unquantized.push_back(
+      absl::StrCat(wanted.name, " has ", wanted.column_count(), " inputs"));
+  return config_.dtype;
+}
+
+void Weights::Report(const WantedTensor& wanted, int64_t bytes) {
+  LoadReport& report = load_report_;
+  if (wanted.multiplies) ++report.products;
+  if (!kernels::IsBlockType(wanted.type)) {
+    report.converted_tensors += wanted.out->dtype != config_.dtype;
     return;
   }
-  LayerWeights& weights = layers_[layer];
-  const TensorView fc1 = weights.retaining_fc1, fc2 = weights.retaining_fc2;
-  weights = PartOf(weights, shape_, config_.head_dim, share_.index == 0);
-  if (!fc1.present()) return;
-  weights.retaining_fc1 = fc1;  // its columns are not one range: Place takes them
-  weights.retaining_fc2 = fc2.Rows(shape_.kv_heads.begin, shape_.kv_heads.end);
+  ++(wanted.type == DType::kI4Block ? report.int4_products : report.int8_products);
+  report.quantized_bytes += bytes;
+  report.quantized_again += wanted.packed && wanted.packed->quantizes_again();
 }
 
-absl::Status Weights::Place(const std::vector<WantedTensor>& wanted, kernels::Backend& backend,
+absl::Status Weights::Place(std::vector<WantedTensor>& wanted, kernels::Backend& backend,
                             std::vector<WeightCopy>& copies) {
   const auto moves = [&](const WantedTensor& w) {
-    if (!w.out->present()) return false;  // a bias of another share
+    if (w.packed) return true;
     const bool aligned = reinterpret_cast<uintptr_t>(w.out->data) % SizeOf(w.out->dtype) == 0;
-    return w.file == nullptr || !w.columns.empty() || !aligned || w.out->dtype != config_.dtype ||
+    return w.file == nullptr || w.columns.size() > 1 || !aligned || w.out->dtype != w.type ||
            backend.place() != kernels::Place::kHost;
   };
-  std::vector<std::pair<const WantedTensor*, size_t>> placed;  // and where it begins
+  std::vector<std::pair<WantedTensor*, size_t>> placed;  // and where it begins
   size_t bytes = 0;
-  for (const WantedTensor& w : wanted) {
+  for (WantedTensor& w : wanted) {
+    if (!w.packed && !w.out->present()) continue;  // a bias of another share
+    w.type = TypeOf(w);
+    const int64_t size = kernels::BytesOf(w.type, w.row_count() * w.column_count());
+    Report(w, size);
     if (!moves(w)) {
-      load_report_.mapped_bytes += w.out->numel() * SizeOf(w.out->dtype);
+      load_report_.mapped_bytes += size;
       continue;
     }
-    load_report_.converted_tensors += w.out->dtype != config_.dtype;
-    const bool joins = w.joins && !placed.empty() && placed.back().first == &w - 1;
+    const bool joins = w.joins && !placed.empty() && placed.back().first == &w - 1 &&
+                       placed.back().first->type == w.type;
     if (!joins) bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     placed.emplace_back(&w, bytes);
-    int64_t numel = w.out->numel();
-    if (!w.columns.empty()) numel = w.out->rows() * LengthOf(w.columns);
-    bytes += numel * SizeOf(config_.dtype);
+    bytes += size;
   }
   if (placed.empty()) return absl::OkStatus();
   APB_ASSIGN_OR_RETURN(kernels::Buffer buffer, backend.Allocate(bytes));
   for (const auto& [w, offset] : placed) {
     const TensorView source = *w->out;
-    std::vector<int64_t> shape(source.shape.begin(), source.shape.begin() + source.rank);
-    if (!w->columns.empty()) shape[1] = LengthOf(w->columns);
+    std::vector<int64_t> shape = {w->row_count()};
+    if (w->shape.size() > 1) shape.push_back(w->column_count());
     const TensorView target =
-        ViewOf(static_cast<std::byte*>(buffer.data()) + offset, config_.dtype, shape);
+        ViewOf(static_cast<std::byte*>(buffer.data()) + offset, w->type, shape);
+    *w->out = target;
+    if (w->packed || w->columns.size() <= 1) {
+      copies.push_back({w->name, source, target, w->file, w->packed});
+      continue;
+    }
     int64_t at = 0;
     for (const Range& range : w->columns) {
       copies.push_back({w->name, source.Columns(range.begin, range.end),
                         target.Columns(at, at + range.length()), w->file});
       at += range.length();
     }
-    if (w->columns.empty()) copies.push_back({w->name, source, target, w->file});
-    *w->out = target;
   }
   storage_->buffers.push_back(std::move(buffer));
   return absl::OkStatus();
 }
 
 void Weights::SetDerivedViews() {
-  if (config_.tied_embeddings)
+  if (config_.tied_embeddings && !output_.present())
     output_ = embedding_.Rows(shape_.vocabulary.begin, shape_.vocabulary.end);
   for (LayerWeights& layer : layers_) {
     layer.qkv_proj = Joined({layer.q_proj, layer.k_proj, layer.v_proj});
@@ -285,12 +233,41 @@ void Weights::SetDerivedViews() {
   }
 }
 
+absl::Status Weights::FindAll(bool has_heads, std::vector<std::vector<WantedTensor>>& all) {
+  const Checkpoint& checkpoint = storage_->checkpoint;
+  for (int layer = -1; layer < config_.layers; ++layer) {
+    all.push_back(TensorsOf(layer, has_heads ? -1 : 0));
+    for (WantedTensor& w : all.back()) {
+      if (w.multiplies) {
+        APB_ASSIGN_OR_RETURN(w.packed, PackedMatrix::Find(checkpoint, config_.quantization, w.name,
+                                                          w.shape[0], w.shape[1]));
+      }
+      if (w.packed) {
+        APB_RETURN_IF_ERROR(w.packed->Cut(w.rows.value_or(Range{0, w.shape[0]}),
+                                          w.columns.empty() ? Range{0, w.shape[1]} : w.columns[0]));
+        w.file = w.packed->file();
+        continue;
+      }
+      APB_ASSIGN_OR_RETURN(const Checkpoint::Found found, checkpoint.Find(w.name, w.shape));
+      w.shape.assign(found.view.shape.begin(), found.view.shape.begin() + found.view.rank);
+      *w.out = found.view;
+      w.file = found.file;
+    }
+    if (layer >= 0 && has_heads) APB_RETURN_IF_ERROR(CheckRetainingHead(layers_[layer], layer));
+    for (WantedTensor& w : all.back())
+      if (!w.packed) *w.out = ShareOf(w, *w.out);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& directory,
                                                        kernels::Backend& backend, Share tensor,
                                                        const LoadOptions& options) {
   auto weights = std::unique_ptr<Weights>(new Weights());
   APB_ASSIGN_OR_RETURN(ModelConfig c, LoadModelConfig(directory));
   weights->load_report_.checkpoint_dtype = c.dtype;
+  weights->quantize_ = options.quantize;
+  APB_RETURN_IF_ERROR(CheckQuantization(c, options, backend));
   APB_ASSIGN_OR_RETURN(c.dtype, ChooseType(c.dtype, backend, options.dtype));
   Checkpoint& checkpoint = weights->storage_->checkpoint;
   APB_RETURN_IF_ERROR(checkpoint.Open(directory));
@@ -300,48 +277,39 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& direct
   APB_RETURN_IF_ERROR(weights->Init(c, tensor));
 
   std::vector<std::vector<WantedTensor>> wanted;
-  for (int layer = -1; layer < c.layers; ++layer) {
-    wanted.push_back(weights->TensorsOf(layer, has_heads ? -1 : 0));
-    for (WantedTensor& w : wanted.back()) {
-      APB_ASSIGN_OR_RETURN(const Checkpoint::Found found, checkpoint.Find(w.name, w.shape));
-      *w.out = found.view;
-      w.file = found.file;
-    }
-    if (layer >= 0 && has_heads)
-      APB_RETURN_IF_ERROR(CheckRetainingHead(weights->layers_[layer], layer));
-  }
+  APB_RETURN_IF_ERROR(weights->FindAll(has_heads, wanted));
   std::vector<WeightCopy> copies;
-  for (int layer = -1; layer < c.layers; ++layer) {
-    weights->TakeShare(layer);
-    APB_RETURN_IF_ERROR(weights->Place(wanted[layer + 1], backend, copies));
-  }
-  for (const WeightCopy& copy : copies)
-    weights->load_report_.copied_bytes += copy.source.numel() * SizeOf(copy.source.dtype);
-  APB_RETURN_IF_ERROR(CopyWeights(std::move(copies), backend, options.progress));
+  for (std::vector<WantedTensor>& of_layer : wanted)
+    APB_RETURN_IF_ERROR(weights->Place(of_layer, backend, copies));
+  for (const WeightCopy& copy : copies) weights->load_report_.copied_bytes += copy.source_bytes();
+  APB_RETURN_IF_ERROR(CopyWeights(std::move(copies), backend, options.progress, options.threads));
   weights->SetDerivedViews();
   return weights;
 }
 
 absl::StatusOr<std::unique_ptr<Weights>> Weights::Random(const ModelConfig& config, uint64_t seed,
                                                          int64_t retaining_width,
-                                                         kernels::Backend& backend, Share tensor) {
+                                                         kernels::Backend& backend, Share tensor,
+                                                         std::optional<DType> quantize) {
   auto weights = std::unique_ptr<Weights>(new Weights());
+  weights->quantize_ = quantize;
   APB_RETURN_IF_ERROR(weights->Init(config, tensor));
   RandomFill random(seed, config.dtype);
   std::vector<std::vector<std::byte>> numbers;  // of a layer, in memory of the one before it
   for (int layer = -1; layer < config.layers; ++layer) {
-    const std::vector<WantedTensor> wanted = weights->TensorsOf(layer, retaining_width);
+    std::vector<WantedTensor> wanted = weights->TensorsOf(layer, retaining_width);
     if (numbers.size() < wanted.size()) numbers.resize(wanted.size());
     for (size_t i = 0; i < wanted.size(); ++i) {
       const WantedTensor& w = wanted[i];
       const int64_t count = w.shape[0] * (w.shape.size() > 1 ? w.shape[1] : 1);
-      random.Make(count, w.deviation, w.mean, numbers[i]);
-      *w.out = ViewOf(numbers[i].data(), config.dtype, w.shape);
+      // A quantized output projection has the numbers of the embedding that it is tied to.
+      const bool tied = i > 0 && w.name == wanted[0].name;
+      if (!tied) random.Make(count, w.deviation, w.mean, numbers[i]);
+      *w.out = ShareOf(w, ViewOf(numbers[tied ? 0 : i].data(), config.dtype, w.shape));
     }
-    weights->TakeShare(layer);
     std::vector<WeightCopy> copies;
     APB_RETURN_IF_ERROR(weights->Place(wanted, backend, copies));
-    APB_RETURN_IF_ERROR(CopyWeights(std::move(copies), backend, nullptr));
+    APB_RETURN_IF_ERROR(CopyWeights(std::move(copies), backend, nullptr, 0));
   }
   weights->SetDerivedViews();
   return weights;

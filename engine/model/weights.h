@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -22,9 +23,17 @@ struct LoadOptions {
   // Of weights and activations. By default the type that config.json says, but bfloat16 for float16 where the
   // backend's place is the host, whose backends do not compute in float16.
   std::optional<kernels::DType> dtype;
+  // kI8Block or kI4Block: the weights of all products become blocks of that, but those of the output projection
+  // kI8Block in either case. Of backends whose place is the host. Weights whose number of inputs is no
+  // multiple of 32 stay as they are, and so does what the checkpoint has quantized.
+  std::optional<kernels::DType> quantize;
+  int threads = 0;  // that may quantize at a time; 0: as many as read
   // Told after each piece that has been copied, by the calling thread.
   std::function<void(const LoadProgress&)> progress;
 };
+
+// "int8" and "int4", as options have them; nullopt for every other name.
+std::optional<kernels::DType> BlockTypeNamed(std::string_view name);
 
 // What loading did.
 struct LoadReport {
@@ -32,6 +41,11 @@ struct LoadReport {
   int64_t converted_tensors = 0;                            // of another type than the model's
   int64_t copied_bytes = 0;                                 // read from the files
   int64_t mapped_bytes = 0;                                 // computed on in the files
+  int64_t products = 0;                                     // weights of products
+  int64_t int8_products = 0, int4_products = 0;             // in blocks
+  int64_t quantized_bytes = 0;                              // of those
+  int64_t quantized_again = 0;           // that blocks cannot hold as the checkpoint has them
+  std::vector<std::string> unquantized;  // that were to be quantized, and why they are not
 };
 
 class Weights {
@@ -48,16 +62,17 @@ class Weights {
                                                        kernels::Backend& backend, Share tensor = {},
                                                        const LoadOptions& options = {});
   // Gaussian weights with a fixed seed, for benchmarks and tests; with retaining heads of width
-  // `retaining_width` (0 = none).
-  static absl::StatusOr<std::unique_ptr<Weights>> Random(const ModelConfig& config, uint64_t seed,
-                                                         int64_t retaining_width,
-                                                         kernels::Backend& backend,
-                                                         Share tensor = {});
+  // `retaining_width` (0 = none); quantized as by Load.
+  static absl::StatusOr<std::unique_ptr<Weights>> Random(
+      const ModelConfig& config, uint64_t seed, int64_t retaining_width, kernels::Backend& backend,
+      Share tensor = {}, std::optional<kernels::DType> quantize = {});
   ~Weights();
 
   // Of the whole model; what these weights have of it is below. Its type is that of these weights.
   const ModelConfig& config() const { return config_; }
   const LoadReport& load_report() const { return load_report_; }
+  // Of the products' weights: "int4" or "int8" where some are, else the model's type.
+  std::string_view weight_type() const;
   const PartShape& shape() const { return shape_; }
   const Share& share() const { return share_; }
   int64_t query_heads() const { return shape_.query_heads.length(); }
@@ -79,16 +94,20 @@ class Weights {
   // What config_ asks for in a layer, or (layer -1) outside of the layers, with the views here that are
   // to show it; with retaining heads of a width (0 = none, -1 = any).
   std::vector<WantedTensor> TensorsOf(int layer, int64_t retaining_width);
-  // Cuts views that show the whole model's tensors down to the share.
-  void TakeShare(int layer);
+  // What of that the checkpoint has, by layer, with `out` showing the share's part of it.
+  absl::Status FindAll(bool has_heads, std::vector<std::vector<WantedTensor>>& all);
+  // The type in which a tensor is computed on.
+  kernels::DType TypeOf(const WantedTensor& wanted);
+  void Report(const WantedTensor& wanted, int64_t bytes);
   // Lets the views that cannot stay where they are show memory of the backend, and adds what has to be
   // copied there.
-  absl::Status Place(const std::vector<WantedTensor>& wanted, kernels::Backend& backend,
+  absl::Status Place(std::vector<WantedTensor>& wanted, kernels::Backend& backend,
                      std::vector<WeightCopy>& copies);
   // Sets the views that follow from others, when those show what they will show for good.
   void SetDerivedViews();
   ModelConfig config_;
   LoadReport load_report_;
+  std::optional<kernels::DType> quantize_;
   Share share_;
   PartShape shape_;
   std::vector<LayerWeights> layers_;

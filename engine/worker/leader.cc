@@ -160,6 +160,7 @@ class Leader {
     hello.set_has_retaining_heads(engine_.weights->has_retaining_heads());
     hello.set_default_hosts(engine_.device.mesh->context().size() * options_.virtual_hosts);
     hello.set_dtype(std::string(model::TorchName(config.dtype)));
+    hello.set_weight_type(std::string(engine_.weights->weight_type()));
     hello.set_token(options_.token);
     hello.set_load_seconds(engine_.load_seconds);
     cluster::v1::Calibration* calibration = hello.mutable_calibration();

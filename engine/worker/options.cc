@@ -29,6 +29,10 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
                  "bfloat16, float16 (GPUs only), float32, or auto: what config.json says, but "
                  "bfloat16 for float16 on the CPU")
       ->check(CLI::IsMember({"auto", "bfloat16", "float16", "float32"}));
+  app.add_option("--quantize", o->quantize,
+                 "On the CPU, quantize the weights of matrix products while they are loaded: int8, "
+                 "int4 (the output projection is int8 then too), or none: leave them as they are")
+      ->check(CLI::IsMember({"none", "int8", "int4"}));
   app.add_option("--gpu-memory-utilization", o->gpu_memory_utilization,
                  "Share of a GPU's memory that is free behind the weights for the KV cache")
       ->check(CLI::Range(0.05, 0.95));

@@ -14,6 +14,7 @@ struct WorkerOptions {
   std::string device = "auto";          // cuda, cpu, or auto: GPUs where every rank has one
   std::string cpu_isa = "auto";         // code path of the CPU backend; auto: the best of the CPU
   std::string dtype = "auto";           // of weights and activations; auto: the checkpoint's
+  std::string quantize = "none";        // weights of products: int8 or int4, on the CPU
   double gpu_memory_utilization = 0.8;  // share of a GPU's free memory that the KV cache takes
   bool cuda_graphs = true;              // on GPUs: decode steps as recorded graphs
   int threads = 0;                      // per rank; 0 = cores / ranks of this machine

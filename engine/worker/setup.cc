@@ -56,9 +56,31 @@ class LoadLog {
     }
     APB_LOG(Info, "weights: ", type, ", ", copied, copied.empty() ? "" : "; ",
             Gigabytes(report.mapped_bytes), " used where the files are mapped");
+    LogQuantization(weights);
   }
 
  private:
+  static void LogQuantization(const model::Weights& weights) {
+    const model::LoadReport& report = weights.load_report();
+    const model::QuantizationConfig& published = weights.config().quantization;
+    if (published.quantizes_activations) {
+      APB_LOG(Info,
+              "the checkpoint's quantization_config quantizes activations too; here they stay ",
+              std::string(model::TorchName(weights.config().dtype)));
+    }
+    if (report.quantized_again > 0) {
+      APB_LOG(Warning, report.quantized_again,
+              " weights whose inputs are ordered by activation (desc_act, actorder) were quantized "
+              "again, to int8");
+    }
+    for (const std::string& why : report.unquantized) {
+      APB_LOG(Warning, "not quantized: ", why, ", which is not a multiple of ",
+              kernels::kBlockLength);
+    }
+    if (report.int8_products + report.int4_products == 0) return;
+    APB_LOG(Info, "quantized weights: of ", report.products, " products ", report.int4_products,
+            " int4 and ", report.int8_products, " int8, ", Gigabytes(report.quantized_bytes));
+  }
   static constexpr absl::Duration kPause = absl::Seconds(5);
   std::string Speed(int64_t bytes) const {
     const double seconds = std::max(1e-3, absl::ToDoubleSeconds(absl::Now() - start_));
@@ -69,12 +91,15 @@ class LoadLog {
 };
 
 // The first rank speaks for all.
-absl::Status LoadOnThisRank(const WorkerOptions& options, bool first_rank, Engine& engine) {
+absl::Status LoadOnThisRank(const WorkerOptions& options, int threads, bool first_rank,
+                            Engine& engine) {
   const parallel::Communicator* tensor = engine.device.mesh->tensor();
   const model::Share share =
       tensor == nullptr ? model::Share{} : model::Share{tensor->rank(), tensor->size()};
   LoadLog log;
-  model::LoadOptions load{.dtype = TypeNamed(options.dtype)};
+  model::LoadOptions load{.dtype = TypeNamed(options.dtype),
+                          .quantize = model::BlockTypeNamed(options.quantize),
+                          .threads = threads};
   if (first_rank) load.progress = std::ref(log);
   APB_ASSIGN_OR_RETURN(engine.weights,
                        model::Weights::Load(options.model, *engine.device.backend, share, load));
@@ -122,13 +147,16 @@ absl::StatusOr<float> SecondsOfStep(StepExecutor& executor) {
 // Replicated or sliced query and decode rows: as told, or what a measured step says is faster.
 absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine,
                            parallel::Communicator& control) {
-  const int ranks = engine.device.mesh->context().size();
-  if (options.decode == "replicated" || ranks == 1) return absl::OkStatus();
+  if (options.decode == "replicated" || engine.device.mesh->context().size() == 1)
+    return absl::OkStatus();
   StepExecutor& executor = *engine.executor;
   if (!executor.SetSliced(true)) {
-    if (options.decode == "auto") return absl::OkStatus();
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--decode sliced: ", ranks, " ranks are more than the model's heads to divide among them"));
+    const absl::Status& why = executor.why_not_sliced();
+    if (options.decode == "auto") {
+      APB_LOG(Info, "decode: replicated is used, since ", std::string(why.message()));
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(absl::StrCat("--decode sliced: ", why.message()));
   }
   if (options.decode == "sliced") return absl::OkStatus();
   float seconds[2];  // replicated, sliced
@@ -180,7 +208,7 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime&
   APB_ASSIGN_OR_RETURN(const auto control,
                        mpi.NewCommunicator(absl::Seconds(options.collective_timeout_seconds)));
   APB_ASSIGN_OR_RETURN(engine.device, ChooseDevice(options, threads, mpi, *control));
-  const absl::Status loaded = LoadOnThisRank(options, mpi.rank() == 0, engine);
+  const absl::Status loaded = LoadOnThisRank(options, threads, mpi.rank() == 0, engine);
   APB_ASSIGN_OR_RETURN(const float failed, LargestOverRanks(*control, loaded.ok() ? 0 : 1));
   APB_RETURN_IF_ERROR(loaded);
   if (failed != 0) return absl::FailedPreconditionError("another rank could not load the model");

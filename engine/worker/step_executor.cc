@@ -36,14 +36,14 @@ absl::StatusOr<std::unique_ptr<StepExecutor>> StepExecutor::Create(const model::
   executor->row_attention_ = std::make_unique<attention::RowBatchAttention>(
       *executor->cache_, backend, mesh.context(),
       1.0f / std::sqrt(static_cast<float>(weights.config().head_dim)));
-  executor->can_slice_ =
-      mesh.context().size() > 1 && executor->decoder_->EnableSlices(mesh.context(), mesh.all());
+  if (mesh.context().size() > 1)
+    executor->why_not_sliced_ = executor->decoder_->EnableSlices(mesh.context(), mesh.all());
   return executor;
 }
 
 bool StepExecutor::SetSliced(bool sliced) {
   most_logits_ = 0;  // they come from other memory
-  sliced_ = sliced && can_slice_;
+  sliced_ = sliced && why_not_sliced_.ok();
   return sliced_ == sliced;
 }
 

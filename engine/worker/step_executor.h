@@ -33,9 +33,10 @@ class StepExecutor {
 
   // Whether the ranks of the context group divide the products of query and decode rows (sliced), or
   // each compute all of them (replicated, as after Create). The same on all ranks, between steps.
-  // False: sliced is not possible, there are more ranks than heads.
+  // False: sliced is not possible, for the reason below.
   bool SetSliced(bool sliced);
   bool sliced() const { return sliced_; }
+  const absl::Status& why_not_sliced() const { return why_not_sliced_; }
 
   // All ranks call it with the same plan. Tokens and failures (of drawing a token) are filled on
   // rank 0 only. Any error is fatal for the group.
@@ -89,7 +90,8 @@ class StepExecutor {
   const model::Weights& weights_;
   kernels::Backend& backend_;
   const parallel::Mesh& mesh_;
-  bool can_slice_ = false, sliced_ = false;
+  bool sliced_ = false;
+  absl::Status why_not_sliced_ = absl::FailedPreconditionError("there is one rank");
   std::unique_ptr<kernels::Stream> stream_;
   std::unique_ptr<model::Decoder> decoder_;
   std::unique_ptr<cache::PagedKvCache> cache_;

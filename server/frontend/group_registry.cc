@@ -56,8 +56,8 @@ absl::StatusOr<std::shared_ptr<WorkerGroup>> GroupRegistry::Connect(
     replaced->OnLost("the group has connected anew");
     replaced->Close(absl::AbortedError("the group has connected anew"));
   }
-  metrics_.GroupConnected(hello.group_id(), hello.ranks(), hello.dtype(), hello.kv_block_size(),
-                          hello.kv_blocks_total(), hello.load_seconds());
+  metrics_.GroupConnected(hello.group_id(), hello.ranks(), hello.dtype(), hello.weight_type(),
+                          hello.kv_block_size(), hello.kv_blocks_total(), hello.load_seconds());
   metrics_.GroupCalibrated(hello.group_id(), CalibrationOf(hello));
   APB_LOG(Info, "group connected id=", hello.group_id(), " ranks=", hello.ranks(),
           " hosts=", hello.default_hosts(), " max_model_len=", hello.max_model_len(),
@@ -191,6 +191,7 @@ std::vector<GroupInfo> GroupRegistry::Describe() const {
                      .kv_tokens_used = group->kv_blocks_used() * hello.kv_block_size(),
                      .has_retaining_heads = hello.has_retaining_heads(),
                      .dtype = hello.dtype(),
+                     .weight_type = hello.weight_type(),
                      .calibration = CalibrationOf(hello)});
   }
   return infos;

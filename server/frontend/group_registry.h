@@ -25,6 +25,7 @@ struct GroupInfo {
   int64_t kv_tokens_used = 0;
   bool has_retaining_heads = false;
   std::string dtype;
+  std::string weight_type;
   observability::GroupCalibration calibration;
 };
 

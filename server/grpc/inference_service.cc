@@ -348,6 +348,8 @@ grpc::ServerUnaryReactor* InferenceService::GetServerInfo(grpc::CallbackServerCo
       info->set_ready(group.ready);
       info->set_kv_tokens_total(group.kv_tokens_total);
       info->set_kv_tokens_used(group.kv_tokens_used);
+      info->set_dtype(group.dtype);
+      info->set_weight_type(group.weight_type);
       pb::Calibration* calibration = info->mutable_calibration();
       calibration->set_product_flops(group.calibration.product_flops);
       calibration->set_attention_flops(group.calibration.attention_flops);

@@ -232,10 +232,15 @@ void Metrics::SetContexts(int64_t count, int64_t tokens) {
 }
 
 void Metrics::GroupConnected(std::string_view group, int ranks, std::string_view dtype,
-                             int64_t kv_block_size, int64_t kv_blocks, double load_seconds) {
+                             std::string_view weight_type, int64_t kv_block_size, int64_t kv_blocks,
+                             double load_seconds) {
   State& s = *state_;
   const std::string id(group);
-  s.model_info.Add({{"group", id}, {"ranks", absl::StrCat(ranks)}, {"dtype", std::string(dtype)}})
+  s.model_info
+      .Add({{"group", id},
+            {"ranks", absl::StrCat(ranks)},
+            {"dtype", std::string(dtype)},
+            {"weight_type", std::string(weight_type)}})
       .Set(1);
   s.cache_config_info
       .Add({{"group", id},

@@ -76,7 +76,8 @@ class Metrics {
   void SetContexts(int64_t count, int64_t tokens);
 
   void GroupConnected(std::string_view group, int ranks, std::string_view dtype,
-                      int64_t kv_block_size, int64_t kv_blocks, double load_seconds);
+                      std::string_view weight_type, int64_t kv_block_size, int64_t kv_blocks,
+                      double load_seconds);
   void GroupCalibrated(std::string_view group, const GroupCalibration& calibration);
   void GroupStats(const GroupSample& sample);
   void GroupLost(std::string_view group);

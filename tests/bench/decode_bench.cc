@@ -26,7 +26,7 @@ using kernels::TensorView;
 using nlohmann::json;
 
 struct Options {
-  std::string shape = "125m", model, json_file;
+  std::string shape = "125m", model, json_file, quantize = "none";
   std::vector<int64_t> depths = {0, 16384}, batches = {1};
   std::vector<std::string> modes = {"replicated", "sliced"};
   int threads = 0, steps = 16, repeat = 3, tensor_parallel = 1;
@@ -72,16 +72,20 @@ absl::StatusOr<Rank> MakeRank(const Options& options, parallel::MpiRuntime& runt
     share = {tensor->rank(), tensor->size()};
   if (options.model.empty()) {
     APB_ASSIGN_OR_RETURN(const model::ModelConfig config, NamedShape(options.shape));
-    APB_ASSIGN_OR_RETURN(rank.weights, model::Weights::Random(config, 1, 0, *rank.backend, share));
+    APB_ASSIGN_OR_RETURN(rank.weights,
+                         model::Weights::Random(config, 1, 0, *rank.backend, share,
+                                                model::BlockTypeNamed(options.quantize)));
   } else {
-    APB_ASSIGN_OR_RETURN(rank.weights, model::Weights::Load(options.model, *rank.backend, share));
+    APB_ASSIGN_OR_RETURN(
+        rank.weights, model::Weights::Load(options.model, *rank.backend, share,
+                                           {.quantize = model::BlockTypeNamed(options.quantize)}));
   }
   const model::ModelConfig& config = rank.weights->config();
   if (config.dtype != DType::kBF16) return absl::InvalidArgumentError("a bfloat16 model is needed");
   parallel::Communicator& context = rank.mesh->context();
   APB_ASSIGN_OR_RETURN(rank.decoder,
                        model::Decoder::Create(*rank.weights, *rank.backend, rank.mesh->tensor()));
-  rank.can_slice = context.size() > 1 && rank.decoder->EnableSlices(context, rank.mesh->all());
+  rank.can_slice = context.size() > 1 && rank.decoder->EnableSlices(context, rank.mesh->all()).ok();
   const int64_t depth = *std::max_element(options.depths.begin(), options.depths.end()),
                 batch = *std::max_element(options.batches.begin(), options.batches.end());
   constexpr int64_t kBlock = 32;
@@ -225,6 +229,8 @@ int main(int argc, char** argv) {
   app.add_option("--modes", o.modes, "replicated, sliced")->delimiter(',');
   app.add_option("--tensor-parallel", o.tensor_parallel, "Ranks that share the heads");
   app.add_option("--threads", o.threads, "Threads of a rank; 0: cores / ranks of this machine");
+  app.add_option("--quantize", o.quantize, "Weights of products: none, int8, int4")
+      ->check(CLI::IsMember({"none", "int8", "int4"}));
   app.add_option("--steps", o.steps, "Steps of a measurement");
   app.add_option("--repeat", o.repeat, "Measurements, of which the fastest counts");
   app.add_option("--json", o.json_file, "Also write the rows here");

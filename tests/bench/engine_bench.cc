@@ -31,7 +31,7 @@ using kernels::TensorView;
 using nlohmann::json;
 
 struct Options {
-  std::string shape = "125m", model, compressor, json_file, dtype = "bf16", isa;
+  std::string shape = "125m", model, compressor, json_file, dtype = "bf16", isa, quantize = "none";
   std::vector<int64_t> lengths = {2048, 8192, 32768};
   std::vector<std::string> strategies = {"apb"};
   int virtual_hosts = 4, threads = 0, decode_tokens = 32, repeat = 1;
@@ -147,10 +147,13 @@ absl::StatusOr<Rank> MakeRank(const Options& options, parallel::MpiRuntime& runt
   APB_ASSIGN_OR_RETURN(rank.stream, rank.backend->NewStream());
   if (options.model.empty()) {
     APB_ASSIGN_OR_RETURN(const model::ModelConfig config, Configure(options));
-    APB_ASSIGN_OR_RETURN(rank.weights,
-                         model::Weights::Random(config, 1, options.retaining_width, *rank.backend));
+    APB_ASSIGN_OR_RETURN(
+        rank.weights, model::Weights::Random(config, 1, options.retaining_width, *rank.backend, {},
+                                             model::BlockTypeNamed(options.quantize)));
   } else {
-    APB_ASSIGN_OR_RETURN(rank.weights, model::Weights::Load(options.model, *rank.backend));
+    APB_ASSIGN_OR_RETURN(
+        rank.weights, model::Weights::Load(options.model, *rank.backend, {},
+                                           {.quantize = model::BlockTypeNamed(options.quantize)}));
   }
   APB_ASSIGN_OR_RETURN(rank.decoder, model::Decoder::Create(*rank.weights, *rank.backend));
   const model::ModelConfig& config = rank.weights->config();
@@ -362,6 +365,7 @@ absl::Status WriteJson(const Options& options, const std::string& backend, json 
   if (!document.is_object()) {
     document = {{"shape", options.model.empty() ? options.shape : options.model},
                 {"dtype", options.dtype},
+                {"quantize", options.quantize},
                 {"backend", backend},
                 {"cpus", std::thread::hardware_concurrency()},
                 {"results", json::array()}};
@@ -407,6 +411,8 @@ int Main(int argc, char** argv) {
   app.add_option("--model", options.model, "a checkpoint directory instead of random weights");
   app.add_option("--dtype", options.dtype, "of random weights")
       ->check(CLI::IsMember({"bf16", "f32"}));
+  app.add_option("--quantize", options.quantize, "weights of products: none, int8, int4")
+      ->check(CLI::IsMember({"none", "int8", "int4"}));
   app.add_option("--lengths", options.lengths, "prompt tokens, query included")->delimiter(',');
   app.add_option("--strategies", options.strategies,
                  "full, apb, star, ring_kv, ring_q, token_ring, ulysses")

@@ -31,7 +31,7 @@ using nlohmann::json;
 using schedule::SequenceId;
 
 struct Options {
-  std::string model, prompts, json_file, answers_file;
+  std::string model, prompts, json_file, answers_file, quantize = "none";
   std::vector<std::string> configurations;
   bool float32 = false;
   int threads = 0;
@@ -120,6 +120,7 @@ absl::StatusOr<Engine> MakeEngine(const Options& options, int64_t longest) {
   APB_ASSIGN_OR_RETURN(e.backend, kernels::CreateCpuBackend({.threads = options.threads}));
   model::LoadOptions load;
   if (options.float32) load.dtype = kernels::DType::kF32;
+  load.quantize = model::BlockTypeNamed(options.quantize);
   e.mesh = std::make_unique<parallel::Mesh>(
       std::move(parallel::CreateLocalGroup(1, absl::Minutes(1))[0]));
   APB_ASSIGN_OR_RETURN(e.weights, model::Weights::Load(options.model, *e.backend, {}, load));
@@ -253,6 +254,8 @@ int Main(int argc, char** argv) {
       ->required();
   app.add_option("--answers", options.answers_file, "JSON lines of whole answers go there");
   app.add_flag("--float32", options.float32, "compute in float32, whatever the checkpoint's type");
+  app.add_option("--quantize", options.quantize, "weights of products: none, int8, int4")
+      ->check(CLI::IsMember({"none", "int8", "int4"}));
   app.add_option("--threads", options.threads, "0 = all cores");
   app.add_option("--json", options.json_file, "writes the results there instead of stdout");
   CLI11_PARSE(app, argc, argv);

@@ -278,7 +278,8 @@ class UnaryTest(unittest.TestCase):
         self.assertLess(abs(model.created - time.time()), 3600)
         server = STUB.GetServerInfo(pb.GetServerInfoRequest())
         self.assertRegex(server.version, r"^\d+\.\d+")
-        self.assertEqual([(g.ranks, g.ready) for g in server.groups], [(2, True)])
+        self.assertEqual([(g.ranks, g.ready, g.dtype, g.weight_type) for g in server.groups],
+                         [(2, True, "bfloat16", "bfloat16")])
         self.assertGreaterEqual(server.groups[0].kv_tokens_total, model.max_model_len)
         self.assertEqual(server.groups[0].calibration.product_flops, 1e12)  # assumed: --calibration off
         self.assertEqual(server.groups[0].calibration.link_latency_seconds, 20e-6)

@@ -1,8 +1,9 @@
-"""Checkpoints of other types.
+"""Checkpoints of other types, and quantized weights.
 
 Goal: a checkpoint in float16, in float32, or with norms of another type than config.json says answers like the
-bfloat16 one it was made from, and the server says in which type it computes. Method: copies of the demo model are
-written in these types and served on the CPU with several --dtype; what does not go is refused with a reason.
+bfloat16 one it was made from, and so does one whose weights are quantized while they are loaded; the server says in which
+types it computes. Method: copies of the demo model are written in these types and served on the CPU with several --dtype;
+the model is served with --quantize; what does not go is refused with a reason.
 """
 import json
 import pathlib
@@ -100,6 +101,32 @@ class TypesTest(unittest.TestCase):
             self.assertTrue(fixture.wait_until(lambda: re.search("the CPU does not compute in", server.log()), "reason"))
         with fixture.Server("--worker-args=--dtype float8", ranks=1, wait=False) as server:
             self.assertTrue(fixture.wait_until(lambda: re.search("--dtype", server.log()), "reason"))
+
+
+class QuantizeTest(unittest.TestCase):
+    def test_int8_and_int4(self):
+        for way, products in (("int8", "0 int4 and 29 int8"), ("int4", "28 int4 and 1 int8")):
+            arguments = f"--calibration off --decode sliced --quantize {way}"
+            with fixture.Server("--worker-args", arguments) as server:
+                for strategy, answer, expected in answers(server):
+                    self.assertEqual(answer, expected, (way, strategy))
+                self.assertTrue(any(f'weight_type="{way}"' in series and series.startswith("apb_model_info")
+                                    for series in server.metrics()))
+                self.assertIn(f"quantized weights: of 29 products {products}", server.log())
+
+    def test_refused(self):
+        cases = (({"quant_method": "fp8"}, "'fp8' is not supported"),
+                 ({"quant_method": "awq", "bits": 3, "group_size": 128}, "bits: 3 is not supported"))
+        for config, reason in cases:
+            with tempfile.TemporaryDirectory(prefix="apb-types-") as folder:
+                for source in fixture.MODEL.iterdir():
+                    pathlib.Path(folder, source.name).symlink_to(source)
+                path = pathlib.Path(folder, "config.json")
+                path.unlink()
+                text = json.loads((fixture.MODEL / "config.json").read_text())
+                path.write_text(json.dumps({**text, "quantization_config": config}))
+                with fixture.Server(ranks=1, wait=False, model=folder) as server:
+                    self.assertTrue(fixture.wait_until(lambda: reason in server.log(), reason))
 
 
 if __name__ == "__main__":

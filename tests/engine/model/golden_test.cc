@@ -12,64 +12,13 @@
 #include "engine/model/decoder.h"
 #include "engine/model/safetensors.h"
 #include "nlohmann/json.hpp"
+#include "tests/engine/model/contiguous_attention.h"
 
 namespace apb::model {
 namespace {
 
 using kernels::DType;
 using kernels::TensorView;
-
-// Plain causal attention over all rows seen so far.
-class ContiguousAttention : public attention::LayerAttention {
- public:
-  ContiguousAttention(const ModelConfig& config, kernels::Backend& backend)
-      : config_(config), backend_(backend), keys_(config.layers), values_(config.layers) {}
-  void NextRows(int64_t begin, int64_t count) {
-    begin_ = begin;
-    positions_.resize(begin + count);
-    for (int64_t i = 0; i < begin + count; ++i) positions_[i] = static_cast<int32_t>(i);
-  }
-  TensorView positions() {
-    return TensorView::Contiguous(positions_.data() + begin_, DType::kI32,
-                                  {static_cast<int64_t>(positions_.size()) - begin_});
-  }
-  bool WantsPreRope(int) const override { return false; }
-  absl::Status BeforeRope(int, const TensorView&, kernels::Stream&) override {
-    return absl::InternalError("not wanted");
-  }
-  Store StoreOf(int) const override { return {}; }
-  bool WantsOutput(int) const override { return true; }
-  absl::Status Attend(int layer, const TensorView& q, const TensorView& k, const TensorView& v,
-                      const TensorView& out, kernels::Stream& stream) override {
-    const int64_t total = static_cast<int64_t>(positions_.size());
-    const auto append = [&](std::vector<std::byte>& store, const TensorView& rows) {
-      const size_t row = config_.kv_heads * config_.head_dim * SizeOf(config_.dtype);
-      store.resize(total * row);
-      TensorView all = TensorView::Contiguous(store.data(), config_.dtype,
-                                              {total, config_.kv_heads, config_.head_dim});
-      backend_.Copy(rows, all.Rows(begin_, total), stream);
-      return all;
-    };
-    kernels::KeySegment segment{
-        .k = append(keys_[layer], k),
-        .v = append(values_[layer], v),
-        .positions = TensorView::Contiguous(positions_.data(), DType::kI32, {total})};
-    backend_.Attention({.q = q,
-                        .q_positions = positions(),
-                        .keys = {&segment, 1},
-                        .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
-                        .out = out},
-                       stream);
-    return absl::OkStatus();
-  }
-
- private:
-  const ModelConfig& config_;
-  kernels::Backend& backend_;
-  std::vector<std::vector<std::byte>> keys_, values_;
-  std::vector<int32_t> positions_;
-  int64_t begin_ = 0;
-};
 
 class Golden : public testing::TestWithParam<std::string> {};
 

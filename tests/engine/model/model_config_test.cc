@@ -3,6 +3,7 @@
 // not crash.
 #include "engine/model/model_config.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -66,7 +67,7 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
       {"mlp_bias", true, "mlp_bias"},
       {"rope_scaling", {{"rope_type", "longrope"}, {"factor", 2}}, "rope_scaling"},
       {"rope_scaling", {{"type", "linear"}}, "factor"},
-      {"quantization_config", {{"bits", 4}}, "quantization_config"},
+      {"quantization_config", {{"bits", 4}}, "quantization_config.quant_method"},
       {"rms_norm_eps", -1, "rms_norm_eps"},
       {"rope_theta", 1, "rope_theta"},
       {"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8}}, "low_freq_factor"},
@@ -119,6 +120,86 @@ TEST(ModelConfig, SurvivesRandomMutations) {
     std::string text = valid;
     for (int m = 0; m < 3; ++m) text[rng() % text.size()] = "0123456789-e.\"{}[],:ntf"[rng() % 23];
     (void)ParseModelConfig(text);
+  }
+}
+
+TEST(QuantizationConfig, PublishedFormats) {
+  const auto read = [](const char* text) {
+    return ReadQuantizationConfig({{"quantization_config", nlohmann::json::parse(text)}});
+  };
+  const std::string weights = R"("weights": {"num_bits": 4, "type": "int", "strategy": "group"})";
+  auto config = *read(("{\"quant_method\": \"compressed-tensors\", \"format\": \"pack-quantized\", "
+                       "\"config_groups\": {\"group_0\": {" +
+                       weights + "}}}")
+                          .c_str());
+  EXPECT_EQ(config.format, PackedFormat::kPackQuantized);
+  EXPECT_FALSE(config.quantizes_activations);
+  config = *read(("{\"quant_method\": \"compressed-tensors\", \"format\": \"mixed-precision\", "
+                  "\"config_groups\": {\"a\": {\"format\": \"int-quantized\", "
+                  "\"input_activations\": {\"num_bits\": 8}, " +
+                  weights + "}}}")
+                     .c_str());
+  EXPECT_EQ(config.format, PackedFormat::kIntQuantized);
+  EXPECT_TRUE(config.quantizes_activations);
+  config = *read(R"({"quant_method": "awq", "w_bit": 4, "q_group_size": 128, "version": "GEMM"})");
+  EXPECT_EQ(config.format, PackedFormat::kAwq);
+  EXPECT_EQ(config.group, 128);
+  config = *read(R"({"quant_method": "gptq", "bits": 8, "group_size": -1, "desc_act": true})");
+  EXPECT_EQ(config.format, PackedFormat::kGptq);
+  EXPECT_EQ(config.bits, 8);
+  EXPECT_EQ(config.group, -1);
+  EXPECT_TRUE(config.zeros_less_one);
+  config = *read(R"({"quant_method": "gptq", "bits": 4, "group_size": 64,
+                     "checkpoint_format": "gptq_v2"})");
+  EXPECT_FALSE(config.zeros_less_one);
+  EXPECT_EQ(ReadQuantizationConfig(nlohmann::json::object())->format, PackedFormat::kNone);
+  EXPECT_EQ(ReadQuantizationConfig({{"quantization_config", nullptr}})->format,
+            PackedFormat::kNone);
+}
+
+TEST(QuantizationConfig, OthersAreNamed) {
+  const std::vector<std::pair<const char*, const char*>> cases = {
+      {R"({"quant_method": "bitsandbytes"})", "quant_method: 'bitsandbytes' is not supported"},
+      {R"({"quant_method": 7})", "quant_method: '' is not supported"},
+      {R"([])", "must be an object"},
+      {R"({"quant_method": "compressed-tensors", "format": "float-quantized"})",
+       "format: 'float-quantized' is not supported"},
+      {R"({"quant_method": "compressed-tensors", "format": "pack-quantized"})", "config_groups"},
+      {R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups":
+          {"g": {"weights": {"num_bits": 3, "type": "int"}}}})",
+       "config_groups.g.weights.num_bits: 3 is not supported (4 and 8 are)"},
+      {R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups":
+          {"g": {"weights": {"num_bits": 4, "type": "float"}}}})",
+       "weights.type"},
+      {R"({"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups":
+          {"g": {"weights": {"num_bits": 8, "strategy": "tensor"}}}})",
+       "strategy: 'tensor'"},
+      {R"({"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups":
+          {"g": {"weights": {"num_bits": 8}}}})",
+       "format: 'mixed-precision' is not supported"},
+      {R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups":
+          {"g": {"weights": {"num_bits": 8}}}, "transform_config": {"x": 1}})",
+       "transform_config"},
+      {R"({"quant_method": "compressed-tensors", "format": "pack-quantized",
+           "sparsity_config": {"format": "sparse-24-bitmask"}})",
+       "sparsity_config.format"},
+      {R"({"quant_method": "awq", "bits": 8, "group_size": 128})",
+       "bits: 8 is not supported (4 is)"},
+      {R"({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"})",
+       "version: 'gemv'"},
+      {R"({"quant_method": "awq", "bits": 4, "group_size": 40})", "group_size: 40"},
+      {R"({"quant_method": "awq", "bits": 4})", "group_size: null"},
+      {R"({"quant_method": "gptq", "bits": 2, "group_size": 128})", "bits: 2 is not supported"},
+      {R"({"quant_method": "gptq", "bits": "4", "group_size": 128})", "bits: \"4\""},
+      {R"({"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "marlin"})",
+       "checkpoint_format: 'marlin'"},
+      {R"({"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"x": {"bits": 8}}})",
+       "dynamic"}};
+  for (const auto& [text, message] : cases) {
+    const absl::Status status =
+        ReadQuantizationConfig({{"quantization_config", nlohmann::json::parse(text)}}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << text;
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr(message));
   }
 }
 
