@@ -198,7 +198,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     listed = lambda kind: lambda text: [kind(x) for x in text.split(";" if kind is str else ",")]  # noqa: E731
     parser.add_argument("--engine-quality", type=pathlib.Path, required=True, help="the engine_quality binary")
-    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "tests" / "reference_model" / "checkpoint")
+    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "tests" / "reference_model" / "gauge_checkpoint")
     parser.add_argument("--tasks", type=listed(str), help="separated by ;  khop:num_hops=4 sets a parameter")
     parser.add_argument("--strategies", type=listed(str), help="separated by ;  of: " + "; ".join(STRATEGIES))
     parser.add_argument("--lengths", type=listed(int), default=[8192, 16384, 32768])
