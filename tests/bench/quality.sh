@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Accuracy of the strategies on the demo model; writes the table of docs/benchmarks/quality.md. Builds what is missing. A run
+# Accuracy of the strategies on the gauge model; writes the table of docs/benchmarks/quality.md. Builds what is missing. A run
 # that was stopped goes on where it was.
 #   --documents 100 --lengths 8192,16384,32768 --hosts 4,8,16 --results FILE (tests/quality/table.py --help lists all)
 #   APB_TEST_PYTHON  a Python with the `tokenizers` package; default: the one that tests/run.sh makes, else python3

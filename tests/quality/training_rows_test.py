@@ -13,7 +13,7 @@ REFERENCE = pathlib.Path(__file__).resolve().parents[1] / "reference_model"
 sys.path.insert(0, str(REFERENCE))
 import training_rows  # noqa: E402
 
-FOLDER = next(f for f in (REFERENCE / "next", REFERENCE / "checkpoint") if (f / "tokenizer.json").exists())
+FOLDER = REFERENCE / "gauge_checkpoint"
 NAME = r"([A-Z]\w+ [A-Z]\w+)"
 NEEDLE = re.compile(rf"The secret word of {NAME}(, the \w+ \w+,)? is (\w+ \w+)\.")
 LINK = re.compile(rf"The key of {NAME} is (?:that of {NAME}|(\w+ \w+))\.")

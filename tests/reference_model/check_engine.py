@@ -33,7 +33,7 @@ def greedy(model, prompt, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--engine-quality", type=pathlib.Path, required=True)
-    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "tests" / "reference_model" / "checkpoint")
+    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "tests" / "reference_model" / "gauge_checkpoint")
     parser.add_argument("--tokens", type=int, default=600)
     parser.add_argument("--answer-tokens", type=int, default=6)
     args = parser.parse_args()

@@ -78,7 +78,8 @@ def summary(files):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "checkpoint", help="checkpoint or training state")
+    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "gauge_checkpoint",
+                        help="checkpoint, or training state of such a model")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1000, 4000, 16000, 32000])
     parser.add_argument("--documents", type=int, default=20)
     parser.add_argument("--keys", type=int, default=1)
@@ -94,7 +95,8 @@ def main():
         return summary(args.summary)
     torch.set_num_threads(args.threads)
     model = load(args.model)
-    tokenizer = Tokenizer.from_file(str(ROOT / "checkpoint" / "tokenizer.json"))
+    folder = args.model if args.model.is_dir() else ROOT / "gauge_checkpoint"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
     count = lambda text: len(encode(text))
     done = set()

@@ -97,8 +97,8 @@ def prefill(model, document, query, hosts, anchor, passing, strategy, heads, fac
 @torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "checkpoint")
-    parser.add_argument("--heads", type=pathlib.Path, default=ROOT / "checkpoint" / "retaining_heads.safetensors")
+    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "gauge_checkpoint")
+    parser.add_argument("--heads", type=pathlib.Path, default=ROOT / "gauge_checkpoint" / "retaining_heads.safetensors")
     parser.add_argument("--strategies", nargs="+", default=["full", "apb", "random", "none", "star"])
     parser.add_argument("--tokens", type=int, default=16000)
     parser.add_argument("--hosts", type=int, default=8)
@@ -112,7 +112,7 @@ def main():
     torch.set_num_threads(args.threads)
     model = load(args.model)
     heads = {k: v.float() for k, v in load_file(str(args.heads)).items()} if "apb" in args.strategies else {}
-    tokenizer = Tokenizer.from_file(str(ROOT / "checkpoint" / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
     anchor, passing = args.anchor or args.tokens // args.hosts // 4, args.passing or args.tokens // args.hosts // 8
     start, right, passed = time.time(), dict.fromkeys(args.strategies, 0), {s: [] for s in args.strategies}

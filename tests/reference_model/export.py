@@ -53,7 +53,7 @@ def export_heads(heads, out, query_aware=True):
 
 
 def main():
-    out = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "checkpoint"
+    out = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "gauge_checkpoint"
     export(torch.load(sys.argv[1], map_location="cpu")["model"], out)
     data = (out / "model.safetensors").read_bytes()
     print(f"{out / 'model.safetensors'}: {len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}")

@@ -231,7 +231,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the checkpoint and log go there")
     parser.add_argument("--state", type=pathlib.Path, help="folder of state.pt, which is larger; default: --out")
-    parser.add_argument("--tokenizer", type=pathlib.Path, default=ROOT / "checkpoint", help="folder with tokenizer.json")
+    parser.add_argument("--tokenizer", type=pathlib.Path, default=ROOT / "gauge_checkpoint", help="folder with tokenizer.json")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--heads-seconds", type=float, default=45, help="of that: for the retaining heads")

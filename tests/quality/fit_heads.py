@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Fits retaining heads to a demo checkpoint on the CPU: fit_heads.py --model DIR [--documents 8] [--tokens 4096].
+
+Unlike Locret's label, the largest logit that a row gets, the label here is the largest share of attention: its logarithm,
+between FLOOR and 0, from the last rows of facts and the question's rows, in documents of tasks.py with exact attention. A logit
+says little where other rows get larger ones. Needs NumPy and tokenizers; writes DIR/retaining_heads.safetensors.
+"""
+import argparse
+import hashlib
+import json
+import pathlib
+import re
+import time
+
+import numpy as np
+
+import table
+import tasks
+
+WIDTH = 128
+FLOOR = -7.0
+APART = 128  # nearer rows are mostly in the same block
+TRAINING = [("khop", {}), ("niah_multikey_3", {}), ("khop", {"num_hops": 4}), ("niah_multikey_1", {})]
+FACT = re.compile(r"The (?:key|secret word) of [^.?]*\.")
+
+
+def load(file):
+    """Tensors of a safetensors file as float32."""
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:8 + size])
+    header.pop("__metadata__", None)
+    out = {}
+    for name, t in header.items():
+        raw = data[8 + size + t["data_offsets"][0]:8 + size + t["data_offsets"][1]]
+        bits = np.frombuffer(raw, np.uint16 if t["dtype"] == "BF16" else np.float32)
+        out[name] = (((bits.astype(np.uint32) << 16).view(np.float32)) if t["dtype"] == "BF16" else bits).reshape(t["shape"])
+    return out
+
+
+def save(file, tensors, metadata):
+    """float32 tensors, rounded to bf16."""
+    header, blobs, at = {"__metadata__": metadata}, [], 0
+    for name, x in tensors.items():
+        bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+        raw = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).tobytes()
+        header[name] = {"dtype": "BF16", "shape": list(x.shape), "data_offsets": [at, at + len(raw)]}
+        blobs.append(raw)
+        at += len(raw)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(blobs))
+
+
+def silu(x):
+    return x / (1 + np.exp(-np.clip(x, -60, 60)))
+
+
+class Model:
+    """The Llama forward pass, exact; gives each layer's inputs of the heads and labels."""
+
+    def __init__(self, folder):
+        self.c, self.w = json.loads((folder / "config.json").read_text()), load(folder / "model.safetensors")
+
+    def norm(self, x, name):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.c["rms_norm_eps"]) * self.w[name + ".weight"]
+
+    def layers(self, ids, asking):
+        """For each layer: rows' [q, k, v] before the rotation, and labels [rows, KV heads]."""
+        n, d = len(ids), self.c["head_dim"]
+        nq, nkv = self.c["num_attention_heads"], self.c["num_key_value_heads"]
+        angle = np.arange(n)[:, None] * self.c["rope_theta"] ** (-np.arange(0, d, 2) / d)
+        cos, sin = (np.tile(f(angle).astype(np.float32), 2) for f in (np.cos, np.sin))
+        turn = lambda x: x * cos + np.concatenate([-x[..., d // 2:], x[..., :d // 2]], -1) * sin  # noqa: E731
+        x = self.w["model.embed_tokens.weight"][ids]
+        for i in range(self.c["num_hidden_layers"]):
+            name = f"model.layers.{i}."
+            y = self.norm(x, name + "input_layernorm")
+            q, k, v = (y @ self.w[f"{name}self_attn.{p}_proj.weight"].T for p in "qkv")
+            rows = np.concatenate([q, k, v], -1)
+            heads = lambda t, count: t.reshape(n, count, d).transpose(1, 0, 2)  # noqa: E731
+            q, k, v = turn(heads(q, nq)), turn(heads(k, nkv)), heads(v, nkv)
+            out, label = np.empty((nq, n, d), np.float32), np.full((nkv, n), -np.inf, np.float32)
+            for h in range(nq):
+                self.attend(q[h] / d ** 0.5, k[h // (nq // nkv)], v[h // (nq // nkv)], out[h], label[h // (nq // nkv)], asking)
+            yield rows, np.maximum(label, FLOOR).T
+            x = x + out.transpose(1, 0, 2).reshape(n, -1) @ self.w[name + "self_attn.o_proj.weight"].T
+            y = self.norm(x, name + "post_attention_layernorm")
+            gate, up = (y @ self.w[f"{name}mlp.{p}_proj.weight"].T for p in ("gate", "up"))
+            x = x + (silu(gate) * up) @ self.w[name + "mlp.down_proj.weight"].T
+
+    @staticmethod
+    def attend(q, k, v, out, label, asking, step=512):
+        """Fills `out`, and raises `label` to the largest log share that an asking row gives."""
+        for begin in range(0, len(q), step):
+            end = min(begin + step, len(q))
+            logits = q[begin:end] @ k[:end].T
+            rows, columns = np.arange(begin, end)[:, None], np.arange(end)[None]
+            logits[columns > rows] = -1e30
+            logits -= logits.max(-1, keepdims=True)
+            shares = np.exp(logits)
+            total = shares.sum(-1, keepdims=True)
+            out[begin:end] = shares @ v[:end] / total
+            here = asking[(asking >= begin) & (asking < end)]
+            if len(here):
+                logs = logits[here - begin] - np.log(total[here - begin])
+                logs[columns > here[:, None] - APART] = -np.inf
+                label[:end] = np.maximum(label[:end], logs.max(0))
+
+
+def document(documents, index, tokens):
+    """Token ids, and the rows that ask: last ones of facts, those of the question."""
+    task, parameters = TRAINING[index % len(TRAINING)]
+    made = tasks.make(task, 7 * 10 ** 6 + index, tokens - table.QUESTION_TOKENS, 1.0 if task == "khop" else (index * 0.618) % 1,
+                      lambda t: len(documents.encode(t)), **parameters)
+    text = "<|user|>\n" + made["document"] + "<|end|>\n"
+    encoding = documents.tokenizer.encode(text, add_special_tokens=False)
+    ends = {m.end() for m in FACT.finditer(text)}
+    facts = [1 + i for i, (_, end) in enumerate(encoding.offsets) if end in ends]
+    question = documents.encode(table.render([{"role": "user", "content": made["question"]}])
+                                + made["answer"])
+    ids = [documents.bos] + encoding.ids + question
+    return np.array(ids), np.array(facts + list(range(len(ids) - len(question), len(ids))))
+
+
+def fit(rows, labels, rng, steps, rate=3e-3):
+    """fc1 and fc2 by Adam on the squared error; rows that somebody reads are drawn as often as the others."""
+    w = [rng.standard_normal((rows.shape[1], WIDTH)).astype(np.float32) / rows.shape[1] ** 0.5 / max(rows.std(), 1e-6),
+         rng.standard_normal((WIDTH, labels.shape[1])).astype(np.float32) / WIDTH ** 0.5]
+    mean, square = [np.zeros_like(x) for x in w], [np.zeros_like(x) for x in w]
+    read = np.flatnonzero(labels.max(-1) > -2)
+    for t in range(1, steps + 1):
+        at = np.concatenate([rng.integers(0, len(rows), 1024), rng.choice(read, 1024) if len(read) else read])
+        x, target = rows[at], labels[at]
+        z = x @ w[0]
+        gate = 1 / (1 + np.exp(-np.clip(z, -60, 60)))
+        error = (z * gate) @ w[1] - target
+        if t % (steps // 3) == 0:
+            print(f"    step {t}, squared error {np.mean(error ** 2):.3f}", flush=True)
+        error *= 2 / error.size
+        gradient = [x.T @ (error @ w[1].T * gate * (1 + z * (1 - gate))), (z * gate).T @ error]
+        for j in range(2):
+            mean[j] += 0.1 * (gradient[j] - mean[j])
+            square[j] += 0.02 * (gradient[j] ** 2 - square[j])
+            step = rate * min(1.0, 2 * (1 - t / (steps + 1)))
+            w[j] -= step * (mean[j] / (1 - 0.9 ** t)) / (np.sqrt(square[j] / (1 - 0.98 ** t)) + 1e-9)
+    return w[0].T, w[1].T
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=pathlib.Path, required=True)
+    parser.add_argument("--documents", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=400)
+    args = parser.parse_args()
+    begin, model, documents, parts = time.time(), Model(args.model), table.Documents(args.model), []
+    for index in range(args.documents):
+        ids, asking = document(documents, index, args.tokens)
+        parts.append(list(model.layers(ids, asking)))
+        print(f"document {index}: {len(ids)} tokens, {len(asking)} rows ask, {time.time() - begin:.0f} s", flush=True)
+    rng, tensors = np.random.default_rng(1), {}
+    for i, layer in enumerate(zip(*parts)):
+        rows, labels = (np.concatenate(x) for x in zip(*layer))
+        print(f"layer {i}: {np.mean(labels.max(-1) > -2):.4f} of the rows are read", flush=True)
+        for name, x in zip(("fc1", "fc2"), fit(rows, labels, rng, args.steps)):
+            tensors[f"model.layers.{i}.self_attn.{name}.weight"] = x
+    base = hashlib.sha256((args.model / "model.safetensors").read_bytes()).hexdigest()
+    save(args.model / "retaining_heads.safetensors", tensors, {  # as tests/reference_model/export.py does
+        "format": "pt", "base_model": "reference", "base_model_sha256": base, "query_aware": "true", "activation": "silu"})
+    print(f"{time.time() - begin:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
