@@ -85,7 +85,8 @@ class PackedLinearOf {
   }
 
  private:
-  static constexpr int64_t kMostInputs = 256, kMostOutputs = 96, kMostRows = 1024;
+  // The sums of kMostRows x kMostOutputs and the panels of a block stay in the second cache together.
+  static constexpr int64_t kMostInputs = 320, kMostOutputs = 96, kMostRows = 512;
   static constexpr int64_t kRowBytes = int64_t{32} << 20;
 
   void WidenRow(int64_t row, float* out) const {
