@@ -11,6 +11,10 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "reference_model"))
+import generator  # noqa: E402
+from make_prompt import render  # noqa: E402
+
 WAYS = ("none", "int8", "int4")
 LICENSES = ("Apache-2.0", "Artistic", "GFDL-1.3", "GPL-2", "GPL-3", "LGPL-2.1", "MPL-1.1", "MPL-2.0")
 
@@ -54,23 +58,32 @@ def perplexities(args, folder):
     return {result["quantize"]: result for result in map(json.loads, output.splitlines())}
 
 
+def prompts(args, encode, bos, eos):
+    """Documents with hidden facts and a question about one of them, as the server splits a chat of two user messages."""
+    for length in args.lengths:
+        for i in range(args.documents):
+            depth = (i + 0.5) / args.documents
+            sample = generator.make_sample(args.seed + i, length - 40, depth, args.keys, lambda t: len(encode(t)))
+            document = [bos] + encode("<|user|>\n" + sample["document"] + "<|end|>\n")
+            query = encode(render([{"role": "user", "content": sample["question"]}]))
+            yield {"length": length, "tokens": document + query, "query_begin": len(document),
+                   "expected": encode(sample["answer"]) + [eos]}
+
+
 def answers(args, folder):
-    """Of the demo model, by way: {length: share that is right}."""
-    sys.path.insert(0, str(ROOT / "tests" / "bench"))
-    import quality
+    """Of the demo model, by way: {length: how many are right, word for word}."""
     from tokenizers import Tokenizer
     demo = ROOT / "tests" / "reference_model" / "checkpoint"
     tokenizer = Tokenizer.from_file(str(demo / "tokenizer.json"))
     config = json.loads((demo / "config.json").read_text())
-    prompts = pathlib.Path(folder, "prompts.jsonl")
-    with prompts.open("w") as file:
-        for prompt in quality.make_prompts(args, lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
-                                           config["bos_token_id"], config["eos_token_id"]):
-            file.write(json.dumps(prompt) + "\n")
+    file = pathlib.Path(folder, "prompts.jsonl")
+    lines = prompts(args, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, config["bos_token_id"],
+                    config["eos_token_id"])
+    file.write_text("".join(json.dumps(prompt) + "\n" for prompt in lines))
     found = {}
     for way in WAYS:
         output = pathlib.Path(folder, "answers.json")
-        subprocess.run([args.bench / "engine_quality", "--model", demo, "--prompts", prompts, "--json", output,
+        subprocess.run([args.bench / "engine_quality", "--model", demo, "--prompts", file, "--json", output,
                         "--threads", str(args.threads), "--configurations", "full", "--quantize", way], check=True)
         found[way] = {result["length"]: result for result in json.loads(output.read_text())}
     return found
