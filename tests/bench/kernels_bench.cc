@@ -503,7 +503,7 @@ int Main(int argc, char** argv) {
   Options options;
   CLI::App app("Speed of the CPU kernels next to the ceilings of this machine");
   app.add_option("--threads", options.threads, "OpenMP threads; 0: all cores");
-  app.add_option("--isa", options.isa, "code path: amxbf16, avx512bf16, avx2, portable");
+  app.add_option("--isa", options.isa, "code path: amxbf16, avx512bf16, avx512, avx2, portable");
   app.add_option("--repeats", options.repeats, "timed calls of each kernel; the best counts");
   app.add_option("--length", options.length, "longest prompt of prefill attention");
   app.add_option("--only", options.only,

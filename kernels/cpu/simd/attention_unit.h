@@ -23,7 +23,7 @@ struct AttentionUnit {
   float* acc;            // [kUnitRows, dp]
   float* scores;         // [kTileRows, kScoreStride]
   Elem* weights;         // [kTileRows, kWeightStride], the probabilities
-  // One row more than there are: vectors of rows may reach over the last tile.
+  // Sixteen more than there are rows: vectors of rows may reach over the last tile.
   float row_max[kUnitRows + 16];  // in units of log2
   float row_sum[kUnitRows + 16];
   int32_t position[kUnitRows];
