@@ -9,7 +9,7 @@ namespace apb::model {
 
 using kernels::TensorView;
 
-ColumnGather::ColumnGather(kernels::Backend& backend, parallel::Communicator& communicator,
+ColumnGather::ColumnGather(kernels::Backend& backend, comm::Communicator& communicator,
                            std::vector<std::vector<Range>> columns)
     : backend_(backend),
       communicator_(communicator),

@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/comm/communicator.h"
 #include "engine/core/tensor.h"
 #include "engine/model/layer_weights.h"
-#include "engine/parallel/communicator.h"
 
 namespace apb::model {
 
@@ -14,7 +14,7 @@ class ColumnGather {
  public:
   // columns[r]: the columns of the whole that rank r has; in its part they lie side by side.
   // References outlive the object.
-  ColumnGather(kernels::Backend& backend, parallel::Communicator& communicator,
+  ColumnGather(kernels::Backend& backend, comm::Communicator& communicator,
                std::vector<std::vector<Range>> columns);
 
   // Memory for this rank's part: [rows, its columns].
@@ -28,7 +28,7 @@ class ColumnGather {
 
  private:
   kernels::Backend& backend_;
-  parallel::Communicator& communicator_;
+  comm::Communicator& communicator_;
   const std::vector<std::vector<Range>> columns_;
   std::vector<int64_t> widths_;  // by rank
   core::Workspace send_, received_;

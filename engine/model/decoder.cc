@@ -61,7 +61,7 @@ Decoder::Decoder(const Weights& weights, kernels::Backend& backend)
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Weights& weights,
                                                          kernels::Backend& backend,
-                                                         parallel::Communicator* tensor) {
+                                                         comm::Communicator* tensor) {
   auto decoder = std::unique_ptr<Decoder>(new Decoder(weights, backend));
   const RopeTable table = MakeRopeTable(weights.config().rope, weights.config().head_dim);
   decoder->attention_factor_ = table.attention_factor;
@@ -97,7 +97,7 @@ absl::Status Decoder::AllocateFew() {
   return few_.sums.Get(DType::kF32, {kFewRows, c.hidden_size}).status();
 }
 
-absl::Status Decoder::EnableSlices(parallel::Communicator& context, parallel::Communicator& all) {
+absl::Status Decoder::EnableSlices(comm::Communicator& context, comm::Communicator& all) {
   const PartShape& whole = weights_.shape();
   const int64_t d = config().head_dim, count = context.size(), shares = weights_.share().count;
   if (whole.query_heads.length() < count || whole.mlp.length() < count ||
@@ -203,8 +203,7 @@ absl::Status Decoder::Project(const Division& division, int l, const TensorView&
 }
 
 void Decoder::RotateAndStore(const TensorView& qkv, const TensorView& positions, bool only_kv,
-                             const attention::LayerAttention::Store& store,
-                             kernels::Stream& stream) {
+                             const LayerAttention::Store& store, kernels::Stream& stream) {
   const int64_t d = config().head_dim, q_width = weights_.query_heads() * d,
                 kv_width = weights_.kv_heads() * d;
   // q and k lie side by side and rotate alike.
@@ -237,7 +236,7 @@ absl::Status Decoder::AddProduct(const Division& division, const Product& produc
   }
   {
     PhaseTimer timer(stream, timed_, phase_seconds_.communicate);
-    APB_RETURN_IF_ERROR(division.sums->AllReduce(sums, parallel::ReduceOp::kSum, stream));
+    APB_RETURN_IF_ERROR(division.sums->AllReduce(sums, comm::ReduceOp::kSum, stream));
   }
   PhaseTimer timer(stream, timed_, phase);
   if (normed.present()) {
@@ -285,7 +284,7 @@ absl::Status Decoder::OutputAndMlp(const Division& division, int l, const Tensor
 }
 
 absl::Status Decoder::RunLayers(int layer_begin, int layer_end, const TensorView& hidden,
-                                const TensorView& positions, attention::LayerAttention& attention,
+                                const TensorView& positions, LayerAttention& attention,
                                 kernels::Stream& stream, bool sliced) {
   if (sliced && sliced_ == nullptr)
     return absl::InternalError("sliced layers asked of a decoder that has no slices");

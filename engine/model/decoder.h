@@ -10,12 +10,12 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "engine/attention/layer_attention.h"
+#include "engine/comm/communicator.h"
 #include "engine/core/tensor.h"
 #include "engine/model/column_gather.h"
+#include "engine/model/layer_attention.h"
 #include "engine/model/model_config.h"
 #include "engine/model/weights.h"
-#include "engine/parallel/communicator.h"
 #include "kernels/backend.h"
 
 namespace apb::model {
@@ -41,14 +41,14 @@ class Decoder {
   // attention output of a call.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(const Weights& weights,
                                                          kernels::Backend& backend,
-                                                         parallel::Communicator* tensor = nullptr);
+                                                         comm::Communicator* tensor = nullptr);
 
   // Lets calls be sliced: the ranks of `context`, which have the same tensor parallel share and run
   // the same rows, multiply by a slice of the weights each, so that each reads 1 / size of them.
   // `all`: the ranks of all slices of all shares, rank = context rank * shares + share.
   // kFailedPrecondition says why there can be none: more ranks than heads or columns to give them, or borders
   // within the blocks of quantized weights.
-  absl::Status EnableSlices(parallel::Communicator& context, parallel::Communicator& all);
+  absl::Status EnableSlices(comm::Communicator& context, comm::Communicator& all);
 
   // hidden [T, D] of the model's type; tokens [T] in host memory, each checked against the
   // vocabulary.
@@ -65,7 +65,7 @@ class Decoder {
   // left undefined. On a device the work is enqueued only: the caller synchronizes. Sliced: hidden is the same on all ranks of `context`; attention is given q, k, v
   // of all heads and fills an `out` of its own heads.
   absl::Status RunLayers(int layer_begin, int layer_end, const kernels::TensorView& hidden,
-                         const kernels::TensorView& positions, attention::LayerAttention& attention,
+                         const kernels::TensorView& positions, LayerAttention& attention,
                          kernels::Stream& stream, bool sliced = false);
 
   // Final norm and output projection: hidden [R, D] -> logits [R, V] f32, on all ranks between which
@@ -89,9 +89,9 @@ class Decoder {
     std::vector<LayerWeights> layers;  // this rank's part
     kernels::TensorView output;
     PartShape shape;
-    parallel::Communicator* sums = nullptr;  // between the ranks with the parts; null: no others
-    std::unique_ptr<ColumnGather> qkv;       // null: the heads of this part are all that attend
-    std::unique_ptr<ColumnGather> logits;    // null: the vocabulary is whole
+    comm::Communicator* sums = nullptr;    // between the ranks with the parts; null: no others
+    std::unique_ptr<ColumnGather> qkv;     // null: the heads of this part are all that attend
+    std::unique_ptr<ColumnGather> logits;  // null: the vocabulary is whole
   };
 
   struct Scratch {
@@ -113,8 +113,7 @@ class Decoder {
   absl::Status Project(const Division& division, int layer, const kernels::TensorView& hidden,
                        const kernels::TensorView& qkv, bool only_kv, kernels::Stream& stream);
   void RotateAndStore(const kernels::TensorView& qkv, const kernels::TensorView& positions,
-                      bool only_kv, const attention::LayerAttention::Store& store,
-                      kernels::Stream& stream);
+                      bool only_kv, const LayerAttention::Store& store, kernels::Stream& stream);
   absl::Status OutputAndMlp(const Division& division, int layer,
                             const kernels::TensorView& attended, const kernels::TensorView& hidden,
                             kernels::Stream& stream);

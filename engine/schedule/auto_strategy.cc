@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "engine/attention/strategy_plan.h"
+#include "engine/context_parallel/strategy_plan.h"
 
 namespace apb::schedule {
 namespace {
@@ -11,10 +11,10 @@ namespace {
 // choice should not hang on them where it does not matter.
 constexpr double kSavedShare = 0.1, kSavedSeconds = 1e-3;
 
-bool Fits(const SchedulerOptions& options, const attention::ShardPlan& plan) {
+bool Fits(const SchedulerOptions& options, const context_parallel::ShardPlan& plan) {
   const int64_t room = options.blocks_per_rank * options.block_size;
   for (int rank = 0; rank < options.ranks; ++rank) {
-    if (attention::DocumentTokensOfRank(plan, options.ranks, rank) >= room) return false;
+    if (context_parallel::DocumentTokensOfRank(plan, options.ranks, rank) >= room) return false;
   }
   return true;
 }
@@ -25,15 +25,15 @@ std::string Fastest(const SchedulerOptions& options, std::initializer_list<const
   std::string best = "ring_kv";
   double seconds = -1;
   for (const char* name : names) {
-    const bool divides =
-        attention::UlyssesFits(options.model.query_heads, options.model.kv_heads, options.ranks);
+    const bool divides = context_parallel::UlyssesFits(options.model.query_heads,
+                                                       options.model.kv_heads, options.ranks);
     if (std::string_view(name) == "ulysses" && !divides) continue;
-    const auto plan = attention::MakeShardPlan(
+    const auto plan = context_parallel::MakeShardPlan(
         name, {.document_length = length, .cached_length = cached, .query_length = 1},
         {.hosts = options.ranks});
     if (!plan.ok() || !Fits(options, *plan)) continue;
     const double predicted =
-        attention::PredictPrefill(*plan, options.ranks, cached, options.model, options.speed)
+        context_parallel::PredictPrefill(*plan, options.ranks, cached, options.model, options.speed)
             .seconds;
     const double saved = seconds - predicted;
     if (seconds >= 0 && (saved < seconds * kSavedShare || saved < kSavedSeconds)) continue;

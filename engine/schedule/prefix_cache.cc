@@ -4,16 +4,17 @@
 #include <set>
 #include <utility>
 
-#include "engine/attention/strategy_plan.h"
 #include "engine/base/check.h"
+#include "engine/context_parallel/strategy_plan.h"
 
 namespace apb::schedule {
 
-void KvLayout::Append(attention::ShardPlan plan, int64_t end) {
+void KvLayout::Append(context_parallel::ShardPlan plan, int64_t end) {
   const int64_t begin = end - plan.document_length();
   if (begin == end) return;
   APB_CHECK(pieces_.empty() || pieces_.back().end <= begin);
-  pieces_.push_back({begin, end, std::make_shared<const attention::ShardPlan>(std::move(plan))});
+  pieces_.push_back(
+      {begin, end, std::make_shared<const context_parallel::ShardPlan>(std::move(plan))});
 }
 
 KvLayout KvLayout::Prefix(int64_t length) const {
@@ -26,11 +27,11 @@ KvLayout KvLayout::Prefix(int64_t length) const {
 }
 
 int64_t KvLayout::CountOf(const Piece& piece, int rank, int64_t length) const {
-  const attention::HostRange hosts =
-      attention::HostsOfRank(static_cast<int>(piece.plan->hosts.size()), ranks_, rank);
+  const context_parallel::HostRange hosts =
+      context_parallel::HostsOfRank(static_cast<int>(piece.plan->hosts.size()), ranks_, rank);
   int64_t count = 0;
   for (int h = hosts.first; h < hosts.last; ++h) {
-    for (const attention::TokenSpan& span : piece.plan->hosts[h].local)
+    for (const context_parallel::TokenSpan& span : piece.plan->hosts[h].local)
       count += std::clamp<int64_t>(length - span.begin, 0, span.length());
   }
   return count;

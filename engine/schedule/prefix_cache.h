@@ -12,7 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "engine/attention/shard_plan.h"
+#include "engine/context_parallel/shard_plan.h"
 #include "engine/schedule/step_plan.h"
 
 namespace apb::schedule {
@@ -24,7 +24,7 @@ class KvLayout {
   KvLayout() = default;
   explicit KvLayout(int ranks) : ranks_(ranks) {}
   // The positions of `plan`, which are the last ones below `end` and follow those of earlier plans.
-  void Append(attention::ShardPlan plan, int64_t end);
+  void Append(context_parallel::ShardPlan plan, int64_t end);
   // The same up to `length`, new rows behind it.
   KvLayout Prefix(int64_t length) const;
   // Tokens at positions below `length` on `rank`.
@@ -33,7 +33,7 @@ class KvLayout {
  private:
   struct Piece {
     int64_t begin = 0, end = 0;  // positions
-    std::shared_ptr<const attention::ShardPlan> plan;
+    std::shared_ptr<const context_parallel::ShardPlan> plan;
   };
   // Tokens of `piece` at positions below `length` on `rank`.
   int64_t CountOf(const Piece& piece, int rank, int64_t length) const;

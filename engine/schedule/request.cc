@@ -5,14 +5,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "engine/attention/prefill_memory.h"
-#include "engine/attention/strategy_plan.h"
 #include "engine/base/status_macros.h"
+#include "engine/context_parallel/prefill_memory.h"
+#include "engine/context_parallel/strategy_plan.h"
 #include "engine/schedule/auto_strategy.h"
 
 namespace apb::schedule {
 
-using attention::ShardPlan;
+using context_parallel::ShardPlan;
 
 namespace {
 
@@ -52,7 +52,7 @@ int64_t PrefillEnd(const SequenceSpec& spec) {
 
 absl::StatusOr<ShardPlan> PlanOf(const SequenceSpec& spec, int ranks) {
   const bool cached = spec.cached_tokens > 0;
-  return attention::MakeShardPlan(
+  return context_parallel::MakeShardPlan(
       cached ? spec.prefix_strategy : spec.strategy,
       {.document_length = PrefillEnd(spec),
        .cached_length = spec.cached_tokens,
@@ -70,7 +70,7 @@ namespace {
 int64_t MostOnARank(const ShardPlan& plan, int ranks) {
   int64_t most = 0;
   for (int rank = 0; rank < ranks; ++rank)
-    most = std::max(most, attention::DocumentTokensOfRank(plan, ranks, rank));
+    most = std::max(most, context_parallel::DocumentTokensOfRank(plan, ranks, rank));
   return most;
 }
 
@@ -87,7 +87,7 @@ absl::StatusOr<ShardPlan> BalancedOrEqual(const SchedulerOptions& options, Reque
   SequenceSpec& spec = request.spec;
   spec.row_cost_pairs = 0;
   if (spec.strategy == "apb" && request.balanced.value_or(options.balanced)) {
-    spec.row_cost_pairs = attention::RowCostInPairs(options.model, options.speed);
+    spec.row_cost_pairs = context_parallel::RowCostInPairs(options.model, options.speed);
     APB_ASSIGN_OR_RETURN(ShardPlan balanced, PlanOf(spec, options.ranks));
     const int64_t length = static_cast<int64_t>(spec.tokens.size());
     const int64_t wanted = std::min(length + spec.sampling.max_tokens, options.max_model_len);
@@ -101,8 +101,8 @@ absl::StatusOr<ShardPlan> BalancedOrEqual(const SchedulerOptions& options, Reque
 absl::Status CheckPrefillMemory(const SchedulerOptions& options, const SequenceSpec& spec,
                                 const ShardPlan& plan) {
   if (options.prefill_bytes == 0) return absl::OkStatus();
-  const int64_t needed = attention::MostPrefillBytes(plan, options.ranks, options.model,
-                                                     spec.compressor, options.overlap);
+  const int64_t needed = context_parallel::MostPrefillBytes(plan, options.ranks, options.model,
+                                                            spec.compressor, options.overlap);
   if (needed <= options.prefill_bytes) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       "the prompt has ", spec.tokens.size(), " tokens; with strategy '", spec.strategy,
@@ -132,17 +132,18 @@ absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request
     request.chosen = true;
     if (spec.strategy != "apb") spec.hosts = 0;  // meant for approximate strategies
   }
-  if (request.exact && !attention::IsExact(spec.strategy)) {
+  if (request.exact && !context_parallel::IsExact(spec.strategy)) {
     return absl::InvalidArgumentError(
         absl::StrCat("exact=true contradicts strategy '", spec.strategy, "'"));
   }
   if (spec.strategy == "ulysses" &&
-      !attention::UlyssesFits(options.model.query_heads, options.model.kv_heads, options.ranks)) {
+      !context_parallel::UlyssesFits(options.model.query_heads, options.model.kv_heads,
+                                     options.ranks)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "strategy 'ulysses': ", options.model.query_heads, " query and ", options.model.kv_heads,
         " KV heads do not divide among ", options.ranks, " ranks; use ring_kv"));
   }
-  const bool one_each = attention::IsOneHostPerRank(spec.strategy);
+  const bool one_each = context_parallel::IsOneHostPerRank(spec.strategy);
   if (spec.hosts == 0) spec.hosts = one_each ? options.ranks : options.default_hosts;
   if (one_each && spec.hosts != options.ranks) {
     return absl::InvalidArgumentError(absl::StrCat("hosts=", spec.hosts, ": strategy '",

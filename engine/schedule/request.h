@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "absl/status/statusor.h"
-#include "engine/attention/cost_model.h"
+#include "engine/context_parallel/cost_model.h"
 #include "engine/schedule/prefix_cache.h"
 #include "engine/schedule/step_plan.h"
 
@@ -24,11 +24,11 @@ struct SchedulerOptions {
   int64_t max_model_len = 0;  // prompt + completion
   int64_t vocab_size = int64_t{1} << 31;
   bool has_retaining_heads = false;
-  attention::ModelShape model;
-  attention::MachineSpeed speed;  // of the group, for `auto` and balanced blocks
+  context_parallel::ModelShape model;
+  context_parallel::MachineSpeed speed;  // of the group, for `auto` and balanced blocks
   // Memory that a prefill may take on a rank beside weights and KV cache; 0: not bounded.
   int64_t prefill_bytes = 0;
-  bool overlap = false;  // PrefillContext::overlap_passing, which takes some of it
+  bool overlap = false;  // PrefillDeps::overlap_passing, which takes some of it
   // `auto` computes shorter documents exactly: APB's anchors would cost what it saves.
   int64_t full_below = 8192;
   // Where `auto` is exact: documents of at least this length with ring_kv, shorter ones on one rank;
@@ -65,7 +65,7 @@ struct Request {
 int64_t PrefillEnd(const SequenceSpec& spec);
 // Who computes which tokens in a sequence's prefill, on a group of so many ranks: the document by
 // spec.strategy or, behind a cached prefix, the tokens up to prefill_end by spec.prefix_strategy.
-absl::StatusOr<attention::ShardPlan> PlanOf(const SequenceSpec& spec, int ranks);
+absl::StatusOr<context_parallel::ShardPlan> PlanOf(const SequenceSpec& spec, int ranks);
 
 // Checks a request against the group, turns `auto` and defaults into what will be done, cuts max_tokens
 // to what context and cache leave, and tells where the KV goes if nothing of it is cached.

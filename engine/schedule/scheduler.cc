@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "engine/attention/strategy_plan.h"
+#include "engine/context_parallel/strategy_plan.h"
 
 namespace apb::schedule {
 
@@ -99,7 +99,7 @@ void Scheduler::JoinBatch(Sequence& s, std::map<std::string, Batch>& open) {
   const SequenceSpec& spec = s.request.spec;
   const std::string& strategy = spec.cached_tokens > 0 ? spec.prefix_strategy : spec.strategy;
   Batch& batch = open[strategy];
-  if (batch.number == 0 || !attention::CanBatch(strategy) ||
+  if (batch.number == 0 || !context_parallel::CanBatch(strategy) ||
       batch.rows + s.document_rows > options_.prefill_batch_tokens) {
     batch = {.number = next_batch_++};
   }

@@ -3,21 +3,21 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "engine/attention/strategy_plan.h"
 #include "engine/base/check.h"
+#include "engine/context_parallel/strategy_plan.h"
 #include "engine/schedule/auto_strategy.h"
 #include "engine/schedule/scheduler.h"
 
 namespace apb::schedule {
 
-using attention::ShardPlan;
+using context_parallel::ShardPlan;
 
 namespace {
 
 // What the KV of a document was computed by: "" if exactly. The query in the anchor is not part of
 // it (docs/algorithms.md, "What is reused").
 std::string MakerOf(const SequenceSpec& spec) {
-  if (attention::IsExact(spec.strategy) || spec.query_begin == 0) return "";
+  if (context_parallel::IsExact(spec.strategy) || spec.query_begin == 0) return "";
   return absl::StrCat(spec.strategy, "/", spec.hosts, "/", spec.anchor_length, "/",
                       spec.passing_length, "/", spec.compressor, "/", spec.row_cost_pairs);
 }
@@ -88,7 +88,7 @@ PrefixCache::Match Scheduler::FindPrefix(const Sequence& s, bool search) {
   const PrefixCache::Match match = prefixes_.Find(spec.tokens, makers);
   // An approximate prefill of the whole may be less work than an exact one of most of it.
   const bool most = 2 * match.length >= static_cast<int64_t>(spec.tokens.size());
-  return attention::IsExact(spec.strategy) || most ? match : PrefixCache::Match{};
+  return context_parallel::IsExact(spec.strategy) || most ? match : PrefixCache::Match{};
 }
 
 // What is left is computed exactly, so it does not matter what of it is document and what query: if
@@ -115,7 +115,7 @@ void Scheduler::UsePrefix(Sequence& s, bool search) {
   if (s.document_rows == 0) return;
   spec.prefill_end = length - 1;
   const bool as_asked = options_.ranks > 1 && !s.request.chosen && spec.strategy != "full" &&
-                        attention::CanBatch(spec.strategy);
+                        context_parallel::CanBatch(spec.strategy);
   spec.prefix_strategy =
       as_asked ? spec.strategy : FastestOverPrefix(options_, match.length, match.length + left);
   absl::StatusOr<ShardPlan> plan = PlanOf(spec, options_.ranks);

@@ -12,7 +12,7 @@
 #include "engine/core/tensor.h"
 
 namespace apb::worker {
-attention::ModelShape ShapeOf(const model::Weights& weights) {
+context_parallel::ModelShape ShapeOf(const model::Weights& weights) {
   const model::ModelConfig& config = weights.config();
   const model::LayerWeights& layer = weights.layer(0);
   return {.layers = config.layers,
@@ -106,7 +106,7 @@ absl::StatusOr<double> ProductFlops(const model::Weights& weights, kernels::Back
 // Causal attention over a short text.
 absl::StatusOr<double> AttentionFlops(const model::Weights& weights, kernels::Backend& backend,
                                       kernels::Stream& stream) {
-  const attention::ModelShape shape = ShapeOf(weights);
+  const context_parallel::ModelShape shape = ShapeOf(weights);
   const DType dtype = weights.config().dtype;
   const double pair_flops = 4.0 * static_cast<double>(shape.query_heads * shape.head_dim);
   const Work& work = WorkFor(backend);
@@ -141,7 +141,7 @@ absl::StatusOr<double> AttentionFlops(const model::Weights& weights, kernels::Ba
 
 // Seconds of one step of the ring with messages of so many bytes. The same calls on all ranks.
 absl::StatusOr<double> StepSeconds(int64_t bytes, int runs, kernels::Backend& backend,
-                                   parallel::Communicator& communicator, kernels::Stream& stream) {
+                                   comm::Communicator& communicator, kernels::Stream& stream) {
   const int ranks = communicator.size(), rank = communicator.rank();
   APB_ASSIGN_OR_RETURN(const core::Tensor send, Zeros(backend, DType::kF32, {bytes / 4}));
   APB_ASSIGN_OR_RETURN(const core::Tensor recv,
@@ -160,11 +160,11 @@ absl::StatusOr<double> StepSeconds(int64_t bytes, int runs, kernels::Backend& ba
 
 }  // namespace
 
-absl::StatusOr<attention::MachineSpeed> Calibrate(const model::Weights& weights,
-                                                  kernels::Backend& backend,
-                                                  parallel::Communicator& communicator) {
+absl::StatusOr<context_parallel::MachineSpeed> Calibrate(const model::Weights& weights,
+                                                         kernels::Backend& backend,
+                                                         comm::Communicator& communicator) {
   APB_ASSIGN_OR_RETURN(auto stream, backend.NewStream());
-  attention::MachineSpeed speed;
+  context_parallel::MachineSpeed speed;
   APB_ASSIGN_OR_RETURN(speed.product_flops, ProductFlops(weights, backend, *stream));
   APB_ASSIGN_OR_RETURN(speed.attention_flops, AttentionFlops(weights, backend, *stream));
   if (communicator.size() == 1) return speed;
@@ -179,7 +179,7 @@ absl::StatusOr<attention::MachineSpeed> Calibrate(const model::Weights& weights,
                                   static_cast<float>(small * 1e9), static_cast<float>(large * 1e9)};
   const TensorView numbers = TensorView::Contiguous(slowest.data(), DType::kF32, {4});
   APB_ASSIGN_OR_RETURN(const core::Tensor agreed, core::Tensor::CopyOf(backend, numbers));
-  APB_RETURN_IF_ERROR(communicator.AllReduce(agreed.view(), parallel::ReduceOp::kMax, *stream));
+  APB_RETURN_IF_ERROR(communicator.AllReduce(agreed.view(), comm::ReduceOp::kMax, *stream));
   backend.Copy(agreed.view(), numbers, *stream);
   APB_RETURN_IF_ERROR(stream->Synchronize());
   speed.product_flops = 1e15 / slowest[0];

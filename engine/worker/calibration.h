@@ -1,22 +1,22 @@
 // How fast this group is: a short measurement at start-up, for the cost model
-// (engine/attention/cost_model.h).
+// (engine/context_parallel/cost_model.h).
 #pragma once
 
 #include "absl/status/statusor.h"
-#include "engine/attention/cost_model.h"
+#include "engine/comm/communicator.h"
+#include "engine/context_parallel/cost_model.h"
 #include "engine/model/weights.h"
-#include "engine/parallel/communicator.h"
 
 namespace apb::worker {
 
-attention::ModelShape ShapeOf(const model::Weights& weights);
+context_parallel::ModelShape ShapeOf(const model::Weights& weights);
 
 // Matrix products with layer 0's weights and one attention call on every rank at the same time,
 // then messages of 64 KiB and 4 MiB around the ring of ranks. All ranks call it together and get the
 // same numbers: the slowest rank's. Takes a few tenths of a second. The links of a group of one
 // keep their defaults.
-absl::StatusOr<attention::MachineSpeed> Calibrate(const model::Weights& weights,
-                                                  kernels::Backend& backend,
-                                                  parallel::Communicator& communicator);
+absl::StatusOr<context_parallel::MachineSpeed> Calibrate(const model::Weights& weights,
+                                                         kernels::Backend& backend,
+                                                         comm::Communicator& communicator);
 
 }  // namespace apb::worker

@@ -7,7 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
-#include "engine/parallel/nccl_communicator.h"
+#include "engine/comm/nccl_communicator.h"
 #include "kernels/cuda/cuda_backend.h"
 
 namespace apb::worker {
@@ -33,26 +33,26 @@ int64_t AvailableMemoryBytes() {
 }
 
 // A communicator over NCCL between the ranks of one over MPI, which carries the id.
-absl::StatusOr<std::unique_ptr<parallel::Communicator>> NcclBetween(parallel::Communicator& host,
-                                                                    absl::Duration deadline) {
+absl::StatusOr<std::unique_ptr<comm::Communicator>> NcclBetween(comm::Communicator& host,
+                                                                absl::Duration deadline) {
   constexpr int64_t kIdWords = 32;
   std::string id(kIdWords * sizeof(int32_t), '\0');
   if (host.rank() == 0) {
-    APB_ASSIGN_OR_RETURN(id, parallel::NewNcclId());
+    APB_ASSIGN_OR_RETURN(id, comm::NewNcclId());
   }
   HostStream stream;
   APB_RETURN_IF_ERROR(
       host.Broadcast(TensorView::Contiguous(id.data(), DType::kI32, {kIdWords}), 0, stream));
-  return parallel::CreateNcclCommunicator(
+  return comm::CreateNcclCommunicator(
       {.id = id, .rank = host.rank(), .size = host.size(), .deadline = deadline});
 }
 
-absl::StatusOr<parallel::Mesh> NcclMesh(parallel::Mesh& host, absl::Duration deadline) {
+absl::StatusOr<comm::Mesh> NcclMesh(comm::Mesh& host, absl::Duration deadline) {
   APB_ASSIGN_OR_RETURN(auto all, NcclBetween(host.all(), deadline));
-  if (host.tensor() == nullptr) return parallel::Mesh(std::move(all));
+  if (host.tensor() == nullptr) return comm::Mesh(std::move(all));
   APB_ASSIGN_OR_RETURN(auto context, NcclBetween(host.context(), deadline));
   APB_ASSIGN_OR_RETURN(auto tensor, NcclBetween(*host.tensor(), deadline));
-  return parallel::Mesh(std::move(all), std::move(context), std::move(tensor));
+  return comm::Mesh(std::move(all), std::move(context), std::move(tensor));
 }
 
 // GPUs of this machine. `auto` wants one for each of its ranks: NCCL refuses ranks that share one, unless
@@ -69,15 +69,15 @@ absl::StatusOr<int> UsableGpus(const WorkerOptions& options, int ranks) {
 
 }  // namespace
 
-absl::StatusOr<float> LargestOverRanks(parallel::Communicator& control, float value) {
+absl::StatusOr<float> LargestOverRanks(comm::Communicator& control, float value) {
   HostStream stream;
   APB_RETURN_IF_ERROR(control.AllReduce(TensorView::Contiguous(&value, DType::kF32, {1}),
-                                        parallel::ReduceOp::kMax, stream));
+                                        comm::ReduceOp::kMax, stream));
   return value;
 }
 
 absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
-                                    parallel::MpiRuntime& mpi, parallel::Communicator& control) {
+                                    comm::MpiRuntime& mpi, comm::Communicator& control) {
   const absl::Duration deadline = absl::Seconds(options.collective_timeout_seconds);
   const absl::StatusOr<int> gpus = UsableGpus(options, mpi.local_size());
   APB_ASSIGN_OR_RETURN(const float lacking, LargestOverRanks(control, gpus.ok() ? 0 : 1));
@@ -86,7 +86,7 @@ absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
     if (lacking != 0) return absl::UnavailableError("--device cuda: another rank has no GPU");
   }
   Device device;
-  APB_ASSIGN_OR_RETURN(parallel::Mesh mesh, mpi.NewMesh(options.tensor_parallel, deadline));
+  APB_ASSIGN_OR_RETURN(comm::Mesh mesh, mpi.NewMesh(options.tensor_parallel, deadline));
   if (lacking == 0) {
     APB_ASSIGN_OR_RETURN(device.backend, kernels::CreateCudaBackend(mpi.local_rank() % *gpus));
     device.ranks_on_it = (mpi.local_size() + *gpus - 1) / *gpus;
@@ -103,7 +103,7 @@ absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
             {.threads = threads, .force_isa = options.cpu_isa == "auto" ? "" : options.cpu_isa}));
     device.ranks_on_it = mpi.local_size();
   }
-  device.mesh = std::make_unique<parallel::Mesh>(std::move(mesh));
+  device.mesh = std::make_unique<comm::Mesh>(std::move(mesh));
   return device;
 }
 

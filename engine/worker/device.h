@@ -5,7 +5,7 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
-#include "engine/parallel/mpi_runtime.h"
+#include "engine/comm/mpi_runtime.h"
 #include "engine/worker/options.h"
 #include "kernels/backend.h"
 
@@ -13,17 +13,17 @@ namespace apb::worker {
 
 struct Device {
   std::unique_ptr<kernels::Backend> backend;
-  std::unique_ptr<parallel::Mesh> mesh;  // takes views of the backend's memory
-  int ranks_on_it = 1;                   // that share its memory
+  std::unique_ptr<comm::Mesh> mesh;  // takes views of the backend's memory
+  int ranks_on_it = 1;               // that share its memory
 };
 
 // As options.device says; `auto` takes GPUs where every rank has one of its own. All ranks call it together and
 // come to the same end. `control` is over all ranks.
 absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
-                                    parallel::MpiRuntime& mpi, parallel::Communicator& control);
+                                    comm::MpiRuntime& mpi, comm::Communicator& control);
 
 // The largest value over the ranks (an f32 is exact for the small numbers that are agreed on).
-absl::StatusOr<float> LargestOverRanks(parallel::Communicator& control, float value);
+absl::StatusOr<float> LargestOverRanks(comm::Communicator& control, float value);
 
 // Bytes for the KV cache of one rank: half of the machine's free memory, or the share
 // options.gpu_memory_utilization of the GPU's, divided among the ranks there.

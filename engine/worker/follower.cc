@@ -6,11 +6,12 @@
 
 namespace apb::worker {
 
-std::string SerializedRankStats(const parallel::MpiRuntime& mpi, const StepExecutor& executor) {
+std::string SerializedRankStats(const comm::MpiRuntime& mpi,
+                                const executor::StepExecutor& executor) {
   cluster::v1::RankStats stats;
   stats.set_rank(mpi.rank());
   stats.set_host(mpi.host());
-  const PrefillPhases& phases = executor.phases();
+  const executor::PrefillPhases& phases = executor.phases();
   auto& seconds = *stats.mutable_phase_seconds();
   seconds["projection"] = phases.projection;
   seconds["compress"] = phases.compress;
@@ -27,7 +28,7 @@ std::string SerializedRankStats(const parallel::MpiRuntime& mpi, const StepExecu
   return stats.SerializeAsString();
 }
 
-absl::Status RunFollower(const WorkerOptions& options, parallel::MpiRuntime& mpi, Engine& engine) {
+absl::Status RunFollower(const WorkerOptions& options, comm::MpiRuntime& mpi, Engine& engine) {
   const absl::Duration deadline = absl::Seconds(options.collective_timeout_seconds);
   while (true) {
     // A cut link is noticed by the leader's silence.

@@ -8,9 +8,10 @@
 
 namespace apb::worker {
 
-absl::Status RunFollower(const WorkerOptions& options, parallel::MpiRuntime& mpi, Engine& engine);
+absl::Status RunFollower(const WorkerOptions& options, comm::MpiRuntime& mpi, Engine& engine);
 
 // This rank's counters as a serialised cluster.v1.RankStats.
-std::string SerializedRankStats(const parallel::MpiRuntime& mpi, const StepExecutor& executor);
+std::string SerializedRankStats(const comm::MpiRuntime& mpi,
+                                const executor::StepExecutor& executor);
 
 }  // namespace apb::worker

@@ -94,7 +94,7 @@ void FillEnd(const Event& event, cluster::v1::SequenceEnd* out) {
 
 class Leader {
  public:
-  Leader(const WorkerOptions& options, parallel::MpiRuntime& mpi, Engine& engine,
+  Leader(const WorkerOptions& options, comm::MpiRuntime& mpi, Engine& engine,
          const std::atomic<bool>& stop)
       : options_(options),
         mpi_(mpi),
@@ -270,7 +270,7 @@ class Leader {
   }
 
   const WorkerOptions& options_;
-  parallel::MpiRuntime& mpi_;
+  comm::MpiRuntime& mpi_;
   Engine& engine_;
   const std::atomic<bool>& stop_;
   const absl::Duration deadline_;
@@ -282,7 +282,7 @@ class Leader {
 
 }  // namespace
 
-absl::Status RunLeader(const WorkerOptions& options, parallel::MpiRuntime& mpi, Engine& engine,
+absl::Status RunLeader(const WorkerOptions& options, comm::MpiRuntime& mpi, Engine& engine,
                        const std::atomic<bool>& stop) {
   return Leader(options, mpi, engine, stop).Run();
 }

@@ -15,7 +15,7 @@ constexpr absl::Duration kStatsWhileIdle = absl::Seconds(5);
 
 // Runs until the server asks for the end (Drain), the process is told to stop (`stop` becomes
 // true), or something fails; sends the followers their last plan unless something failed.
-absl::Status RunLeader(const WorkerOptions& options, parallel::MpiRuntime& mpi, Engine& engine,
+absl::Status RunLeader(const WorkerOptions& options, comm::MpiRuntime& mpi, Engine& engine,
                        const std::atomic<bool>& stop);
 
 }  // namespace apb::worker

@@ -20,7 +20,7 @@ void OnSignal(int) { stop.store(true); }
 }  // namespace
 
 int main(int argc, char** argv) {
-  using apb::parallel::MpiRuntime;
+  using apb::comm::MpiRuntime;
   apb::worker::WorkerOptions options;
   int exit_code = 0;
   if (!apb::worker::ParseOptions(argc, argv, &options, &exit_code)) return exit_code;

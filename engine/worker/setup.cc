@@ -93,7 +93,7 @@ class LoadLog {
 // The first rank speaks for all.
 absl::Status LoadOnThisRank(const WorkerOptions& options, int threads, bool first_rank,
                             Engine& engine) {
-  const parallel::Communicator* tensor = engine.device.mesh->tensor();
+  const comm::Communicator* tensor = engine.device.mesh->tensor();
   const model::Share share =
       tensor == nullptr ? model::Share{} : model::Share{tensor->rank(), tensor->size()};
   LoadLog log;
@@ -124,7 +124,7 @@ int64_t BlocksPerRank(const WorkerOptions& options, const model::ModelConfig& co
 }
 
 // Seconds of a decode step of one row, the best of a few.
-absl::StatusOr<float> SecondsOfStep(StepExecutor& executor) {
+absl::StatusOr<float> SecondsOfStep(executor::StepExecutor& executor) {
   const schedule::SequenceId id{};
   schedule::StepPlan plan;
   plan.admissions.push_back({.id = id, .tokens = {0}, .strategy = "full"});
@@ -146,10 +146,10 @@ absl::StatusOr<float> SecondsOfStep(StepExecutor& executor) {
 
 // Replicated or sliced query and decode rows: as told, or what a measured step says is faster.
 absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine,
-                           parallel::Communicator& control) {
+                           comm::Communicator& control) {
   if (options.decode == "replicated" || engine.device.mesh->context().size() == 1)
     return absl::OkStatus();
-  StepExecutor& executor = *engine.executor;
+  executor::StepExecutor& executor = *engine.executor;
   if (!executor.SetSliced(true)) {
     const absl::Status& why = executor.why_not_sliced();
     if (options.decode == "auto") {
@@ -174,7 +174,7 @@ absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine,
 
 // Of a GPU's memory, what the KV cache and all else have left for the activations of a prefill, on
 // the rank that has least. A tenth stays for the scratch of kernels.
-absl::StatusOr<int64_t> PrefillBytes(const Device& device, parallel::Communicator& control) {
+absl::StatusOr<int64_t> PrefillBytes(const Device& device, comm::Communicator& control) {
   if (device.backend->place() == kernels::Place::kHost) return 0;
   APB_ASSIGN_OR_RETURN(const int64_t free, kernels::FreeCudaBytes());
   const int64_t mebibytes = (free / 10 * 9 / device.ranks_on_it) >> 20;  // exact as a float
@@ -200,7 +200,7 @@ absl::Status MeasureSpeed(const WorkerOptions& options, Engine& engine) {
 
 }  // namespace
 
-absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime& mpi) {
+absl::StatusOr<Engine> SetUp(const WorkerOptions& options, comm::MpiRuntime& mpi) {
   const absl::Time start = absl::Now();
   Engine engine;
   const int threads =
@@ -228,8 +228,8 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime&
       LargestOverRanks(*control, -static_cast<float>(std::min<int64_t>(mine, 1 << 24))));
   engine.shape.block_count = static_cast<int64_t>(-least);
   APB_ASSIGN_OR_RETURN(engine.executor,
-                       StepExecutor::Create(*engine.weights, engine.shape, *engine.device.backend,
-                                            *engine.device.mesh));
+                       executor::StepExecutor::Create(*engine.weights, engine.shape,
+                                                      *engine.device.backend, *engine.device.mesh));
   if (!options.cuda_graphs) engine.executor->DisableGraphs();
   APB_RETURN_IF_ERROR(ChooseRowMode(options, engine, *control));
   engine.executor->SetOverlap(options.overlap);

@@ -4,27 +4,27 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
-#include "engine/attention/cost_model.h"
-#include "engine/parallel/mpi_runtime.h"
+#include "engine/comm/mpi_runtime.h"
+#include "engine/context_parallel/cost_model.h"
+#include "engine/executor/step_executor.h"
 #include "engine/worker/device.h"
 #include "engine/worker/options.h"
-#include "engine/worker/step_executor.h"
 
 namespace apb::worker {
 
 struct Engine {
   Device device;
   std::unique_ptr<model::Weights> weights;
-  std::unique_ptr<StepExecutor> executor;
+  std::unique_ptr<executor::StepExecutor> executor;
   cache::KvCacheShape shape;  // block_count is the same on every rank
   int64_t max_model_len = 0;  // prompt + completion that fit this group
   int64_t prefill_bytes = 0;  // that a prefill may take on each rank; 0: not bounded (CPUs)
   double load_seconds = 0;
-  attention::MachineSpeed speed;  // measured, or the fixed numbers
+  context_parallel::MachineSpeed speed;  // measured, or the fixed numbers
 };
 
 // All ranks call it together; an error on one rank is an error on all of them (each with its own
 // message).
-absl::StatusOr<Engine> SetUp(const WorkerOptions& options, parallel::MpiRuntime& mpi);
+absl::StatusOr<Engine> SetUp(const WorkerOptions& options, comm::MpiRuntime& mpi);
 
 }  // namespace apb::worker

@@ -1,7 +1,7 @@
 // What each rank of a document prefill computes and sends, one rank at a time: seconds of compute
 // alone, imbalance (slowest / mean), bytes, and how long the prefill would take with one rank on each
 // device. That last number is a model (one_device_communicator.h), not a measurement; beside it is
-// what the engine's cost model (engine/attention/cost_model.h) says for the same links.
+// what the engine's cost model (engine/context_parallel/cost_model.h) says for the same links.
 //   context_parallel_bench --ranks 8 --virtual-hosts 1 --layers 2 --lengths 32768
 //   --strategies ring_kv,apb,apb+balanced
 // Ranks are threads with one core each. tests/bench/context_parallel.sh makes whole tables.
@@ -13,11 +13,11 @@
 #include <thread>
 
 #include "absl/strings/str_split.h"
-#include "engine/attention/document_prefill.h"
-#include "engine/attention/strategy_plan.h"
 #include "engine/base/status_macros.h"
+#include "engine/comm/local_communicator.h"
+#include "engine/context_parallel/strategy_plan.h"
+#include "engine/executor/document_prefill.h"
 #include "engine/model/decoder.h"
-#include "engine/parallel/local_communicator.h"
 #include "engine/worker/calibration.h"
 #include "tests/bench/bench_shapes.h"
 #include "tests/bench/one_device_communicator.h"
@@ -59,21 +59,22 @@ absl::StatusOr<Case> ParseCase(const std::string& name, int64_t length) {
 struct Setup {
   const Options& options;
   const model::Weights& weights;
-  attention::ModelShape shape;
-  attention::MachineSpeed speed;
+  context_parallel::ModelShape shape;
+  context_parallel::MachineSpeed speed;
 };
 
-absl::StatusOr<attention::ShardPlan> PlanOf(const Setup& setup, const Case& c) {
+absl::StatusOr<context_parallel::ShardPlan> PlanOf(const Setup& setup, const Case& c) {
   const Options& o = setup.options;
-  const bool one_each = attention::IsOneHostPerRank(c.strategy);
+  const bool one_each = context_parallel::IsOneHostPerRank(c.strategy);
   const int64_t query = std::min(o.query_length, c.length - 1);
-  return attention::MakeShardPlan(
+  return context_parallel::MakeShardPlan(
       c.strategy,
       {.document_length = c.length - query, .query_length = query, .embedded_query_length = query},
       {.hosts = o.ranks * (one_each ? 1 : o.virtual_hosts),
        .anchor_length = o.anchor_length,
        .passing_length = o.passing_length,
-       .row_cost_pairs = c.balanced ? attention::RowCostInPairs(setup.shape, setup.speed) : 0});
+       .row_cost_pairs =
+           c.balanced ? context_parallel::RowCostInPairs(setup.shape, setup.speed) : 0});
 }
 
 struct RankResult {
@@ -81,7 +82,7 @@ struct RankResult {
   int64_t rows = 0, bytes_sent = 0;
 };
 
-int64_t BytesSent(const parallel::Communicator& communicator) {
+int64_t BytesSent(const comm::Communicator& communicator) {
   int64_t bytes = 0;
   for (const auto& operation : communicator.stats().operations) bytes += operation.bytes_sent;
   return bytes;
@@ -89,7 +90,7 @@ int64_t BytesSent(const parallel::Communicator& communicator) {
 
 // One rank's prefill, in its own thread.
 absl::StatusOr<RankResult> RunRank(const Setup& setup, const Case& c,
-                                   const attention::ShardPlan& plan,
+                                   const context_parallel::ShardPlan& plan,
                                    OneDeviceCommunicator& communicator) {
   const model::ModelConfig& config = setup.weights.config();
   APB_ASSIGN_OR_RETURN(auto backend, kernels::CreateCpuBackend({.threads = 1, .force_isa = ""}));
@@ -97,7 +98,7 @@ absl::StatusOr<RankResult> RunRank(const Setup& setup, const Case& c,
   APB_ASSIGN_OR_RETURN(auto decoder, model::Decoder::Create(setup.weights, *backend));
   constexpr int64_t kBlock = 32;
   const int64_t kept =
-      attention::DocumentTokensOfRank(plan, communicator.size(), communicator.rank());
+      context_parallel::DocumentTokensOfRank(plan, communicator.size(), communicator.rank());
   APB_ASSIGN_OR_RETURN(auto cache, cache::PagedKvCache::Create({.layers = config.layers,
                                                                 .kv_heads = setup.shape.kv_heads,
                                                                 .head_dim = config.head_dim,
@@ -110,12 +111,12 @@ absl::StatusOr<RankResult> RunRank(const Setup& setup, const Case& c,
     tokens[i] = static_cast<int32_t>((i * 7919 + 13) % config.vocab_size);
   const std::span<const int32_t> all(tokens);
   const size_t document = static_cast<size_t>(plan.document_length());
-  const attention::PrefillContext context{.decoder = *decoder,
-                                          .weights = setup.weights,
-                                          .cache = *cache,
-                                          .backend = *backend,
-                                          .communicator = communicator,
-                                          .overlap_passing = c.overlap};
+  const executor::PrefillDeps context{.decoder = *decoder,
+                                      .weights = setup.weights,
+                                      .cache = *cache,
+                                      .backend = *backend,
+                                      .communicator = communicator,
+                                      .overlap_passing = c.overlap};
   RankResult result;
   for (int i = 0; i <= setup.options.repeat; ++i) {  // the first run pays for page faults
     cache::SequenceKv kv;
@@ -123,7 +124,7 @@ absl::StatusOr<RankResult> RunRank(const Setup& setup, const Case& c,
     communicator.Reset();
     const int64_t sent = BytesSent(communicator);
     APB_ASSIGN_OR_RETURN(auto prefill,
-                         attention::DocumentPrefill::Start(
+                         executor::DocumentPrefill::Start(
                              context,
                              {{.plan = plan,
                                .tokens = all.first(document),
@@ -143,9 +144,9 @@ absl::StatusOr<RankResult> RunRank(const Setup& setup, const Case& c,
 }
 
 absl::StatusOr<std::vector<RankResult>> RunRanks(const Setup& setup, const Case& c,
-                                                 const attention::ShardPlan& plan) {
+                                                 const context_parallel::ShardPlan& plan) {
   const Options& o = setup.options;
-  auto group = parallel::CreateLocalGroup(o.ranks, absl::Hours(2));
+  auto group = comm::CreateLocalGroup(o.ranks, absl::Hours(2));
   Rehearsal rehearsal(o.ranks, {.latency_seconds = o.latency_us * 1e-6,
                                 .bytes_per_second = o.gigabytes_per_second * 1e9});
   std::vector<absl::StatusOr<RankResult>> results(o.ranks);
@@ -167,12 +168,12 @@ absl::StatusOr<std::vector<RankResult>> RunRanks(const Setup& setup, const Case&
 }
 
 absl::StatusOr<json> RunCase(const Setup& setup, const Case& c) {
-  APB_ASSIGN_OR_RETURN(const attention::ShardPlan plan, PlanOf(setup, c));
+  APB_ASSIGN_OR_RETURN(const context_parallel::ShardPlan plan, PlanOf(setup, c));
   APB_ASSIGN_OR_RETURN(const std::vector<RankResult> ranks, RunRanks(setup, c, plan));
-  attention::ModelShape shape = setup.shape;
+  context_parallel::ModelShape shape = setup.shape;
   if (setup.options.compressor != "retaining_heads") shape.retaining_width = 0;
-  const attention::PrefillCost predicted =
-      attention::PredictPrefill(plan, setup.options.ranks, 0, shape, setup.speed);
+  const context_parallel::PrefillCost predicted =
+      context_parallel::PredictPrefill(plan, setup.options.ranks, 0, shape, setup.speed);
   double slowest = 0, sum = 0, end = 0;
   int64_t bytes = 0;
   json by_rank = json::array();
@@ -222,8 +223,8 @@ void PrintHeader(const Setup& setup) {
       "%g GB/s (a model, not measured)\n",
       o.shape.c_str(), setup.shape.layers, setup.speed.product_flops * 1e-9,
       setup.speed.attention_flops * 1e-9,
-      static_cast<long long>(attention::RowCostInPairs(setup.shape, setup.speed)), o.latency_us,
-      o.gigabytes_per_second);
+      static_cast<long long>(context_parallel::RowCostInPairs(setup.shape, setup.speed)),
+      o.latency_us, o.gigabytes_per_second);
   std::printf("%-22s %8s %5s %5s | %9s %9s %7s | %10s | %9s %9s | %s\n", "strategy", "tokens",
               "ranks", "hosts", "slowest s", "mean s", "slow/mn", "MB sent", "modelled", "cost mdl",
               "compute seconds alone, by rank");
@@ -259,8 +260,8 @@ absl::Status Run(const Options& options) {
   APB_ASSIGN_OR_RETURN(auto backend, kernels::CreateCpuBackend({.threads = 1, .force_isa = ""}));
   APB_ASSIGN_OR_RETURN(auto weights,
                        model::Weights::Random(config, 1, options.retaining_width, *backend));
-  auto alone = parallel::CreateLocalGroup(1, absl::Minutes(1));
-  APB_ASSIGN_OR_RETURN(attention::MachineSpeed speed,
+  auto alone = comm::CreateLocalGroup(1, absl::Minutes(1));
+  APB_ASSIGN_OR_RETURN(context_parallel::MachineSpeed speed,
                        worker::Calibrate(*weights, *backend, *alone[0]));
   speed.link_latency_seconds = options.latency_us * 1e-6;
   speed.link_bytes_per_second = options.gigabytes_per_second * 1e9;
@@ -269,7 +270,8 @@ absl::Status Run(const Options& options) {
   json results = json::array();
   for (const std::string& strategy : options.strategies) {
     if (strategy == "ulysses" &&
-        !attention::UlyssesFits(setup.shape.query_heads, setup.shape.kv_heads, options.ranks)) {
+        !context_parallel::UlyssesFits(setup.shape.query_heads, setup.shape.kv_heads,
+                                       options.ranks)) {
       std::printf("%-22s heads do not divide among %d ranks\n", "ulysses", options.ranks);
       continue;
     }

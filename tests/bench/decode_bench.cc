@@ -11,10 +11,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "engine/attention/row_batch_attention.h"
 #include "engine/base/status_macros.h"
+#include "engine/comm/mpi_runtime.h"
+#include "engine/executor/token_batch.h"
 #include "engine/model/decoder.h"
-#include "engine/parallel/mpi_runtime.h"
 #include "tests/bench/bench_shapes.h"
 #include "tests/bench/mpi_bench.h"
 
@@ -33,14 +33,14 @@ struct Options {
 };
 
 struct Rank {
-  parallel::MpiRuntime& runtime;
-  std::unique_ptr<parallel::Mesh> mesh;
+  comm::MpiRuntime& runtime;
+  std::unique_ptr<comm::Mesh> mesh;
   std::unique_ptr<kernels::Backend> backend;
   std::unique_ptr<kernels::Stream> stream;
   std::unique_ptr<model::Weights> weights;
   std::unique_ptr<model::Decoder> decoder;
   std::unique_ptr<cache::PagedKvCache> cache;
-  std::unique_ptr<attention::RowBatchAttention> attention;
+  std::unique_ptr<executor::TokenBatchAttention> attention;
   bool can_slice = false;
 };
 
@@ -60,15 +60,15 @@ absl::Status FillCache(Rank& rank) {
   return rank.stream->Synchronize();
 }
 
-absl::StatusOr<Rank> MakeRank(const Options& options, parallel::MpiRuntime& runtime) {
+absl::StatusOr<Rank> MakeRank(const Options& options, comm::MpiRuntime& runtime) {
   Rank rank{.runtime = runtime};
-  APB_ASSIGN_OR_RETURN(parallel::Mesh mesh,
+  APB_ASSIGN_OR_RETURN(comm::Mesh mesh,
                        runtime.NewMesh(options.tensor_parallel, absl::Minutes(10)));
-  rank.mesh = std::make_unique<parallel::Mesh>(std::move(mesh));
+  rank.mesh = std::make_unique<comm::Mesh>(std::move(mesh));
   APB_ASSIGN_OR_RETURN(rank.backend, kernels::CreateCpuBackend({.threads = options.threads}));
   APB_ASSIGN_OR_RETURN(rank.stream, rank.backend->NewStream());
   model::Share share;
-  if (const parallel::Communicator* tensor = rank.mesh->tensor())
+  if (const comm::Communicator* tensor = rank.mesh->tensor())
     share = {tensor->rank(), tensor->size()};
   if (options.model.empty()) {
     APB_ASSIGN_OR_RETURN(const model::ModelConfig config, NamedShape(options.shape));
@@ -82,7 +82,7 @@ absl::StatusOr<Rank> MakeRank(const Options& options, parallel::MpiRuntime& runt
   }
   const model::ModelConfig& config = rank.weights->config();
   if (config.dtype != DType::kBF16) return absl::InvalidArgumentError("a bfloat16 model is needed");
-  parallel::Communicator& context = rank.mesh->context();
+  comm::Communicator& context = rank.mesh->context();
   APB_ASSIGN_OR_RETURN(rank.decoder,
                        model::Decoder::Create(*rank.weights, *rank.backend, rank.mesh->tensor()));
   rank.can_slice = context.size() > 1 && rank.decoder->EnableSlices(context, rank.mesh->all()).ok();
@@ -99,7 +99,7 @@ absl::StatusOr<Rank> MakeRank(const Options& options, parallel::MpiRuntime& runt
                                                     .dtype = config.dtype},
                                                    *rank.backend));
   APB_RETURN_IF_ERROR(FillCache(rank));
-  rank.attention = std::make_unique<attention::RowBatchAttention>(
+  rank.attention = std::make_unique<executor::TokenBatchAttention>(
       *rank.cache, *rank.backend, context, 1.0f / std::sqrt(static_cast<float>(config.head_dim)));
   return rank;
 }
@@ -108,7 +108,7 @@ absl::StatusOr<Rank> MakeRank(const Options& options, parallel::MpiRuntime& runt
 absl::StatusOr<double> Steps(Rank& rank, const Options& options, int64_t depth, int64_t batch,
                              bool sliced) {
   const model::ModelConfig& config = rank.weights->config();
-  const parallel::Communicator& context = rank.mesh->context();
+  const comm::Communicator& context = rank.mesh->context();
   std::vector<cache::SequenceKv> sequences(batch);
   std::vector<int32_t> mine;
   for (int64_t p = context.rank(); p < depth; p += context.size())
@@ -126,7 +126,7 @@ absl::StatusOr<double> Steps(Rank& rank, const Options& options, int64_t depth, 
       APB_RETURN_IF_ERROR(rank.mesh->all().Barrier());
       start = absl::Now();
     }
-    std::vector<attention::BatchRows> rows;
+    std::vector<executor::BatchTokens> rows;
     std::vector<int32_t> tokens;
     for (cache::SequenceKv& kv : sequences) {
       rows.push_back({.kv = &kv, .position = depth + step + 1, .count = 1});
@@ -179,7 +179,7 @@ absl::StatusOr<json> RunCase(Rank& rank, const Options& options, const std::stri
               {"divided_products_wait_ms", ms(phases.communicate)}};
 }
 
-absl::Status Run(const Options& options, parallel::MpiRuntime& runtime) {
+absl::Status Run(const Options& options, comm::MpiRuntime& runtime) {
   APB_ASSIGN_OR_RETURN(Rank rank, MakeRank(options, runtime));
   const bool leads = runtime.rank() == 0;
   if (leads) {

@@ -13,12 +13,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "engine/attention/document_prefill.h"
-#include "engine/attention/row_batch_attention.h"
-#include "engine/attention/strategy_plan.h"
 #include "engine/base/status_macros.h"
+#include "engine/comm/mpi_runtime.h"
+#include "engine/context_parallel/strategy_plan.h"
+#include "engine/executor/document_prefill.h"
+#include "engine/executor/token_batch.h"
 #include "engine/model/decoder.h"
-#include "engine/parallel/mpi_runtime.h"
 #include "engine/worker/calibration.h"
 #include "tests/bench/bench_shapes.h"
 #include "tests/bench/mpi_bench.h"
@@ -41,8 +41,8 @@ struct Options {
 
 // Everything a rank computes with.
 struct Rank {
-  parallel::MpiRuntime& runtime;
-  std::unique_ptr<parallel::Communicator> communicator;
+  comm::MpiRuntime& runtime;
+  std::unique_ptr<comm::Communicator> communicator;
   std::unique_ptr<kernels::Backend> backend;
   std::unique_ptr<kernels::Stream> stream;
   std::unique_ptr<model::Weights> weights;
@@ -87,12 +87,12 @@ json Difference(const Snapshot& a, const Snapshot& b) {
 
 int HostsOf(std::string_view strategy, const Options& options, int ranks) {
   if (strategy == "full") return 1;
-  return attention::IsOneHostPerRank(strategy) ? ranks : ranks * options.virtual_hosts;
+  return context_parallel::IsOneHostPerRank(strategy) ? ranks : ranks * options.virtual_hosts;
 }
 
 // Query-key pairs of one layer that all hosts (and each rank's anchor) look at.
-double AttendedPairs(const attention::ShardPlan& plan, int ranks) {
-  if (plan.exchange != attention::Exchange::kAnchor) {
+double AttendedPairs(const context_parallel::ShardPlan& plan, int ranks) {
+  if (plan.exchange != context_parallel::Exchange::kAnchor) {
     const double document = static_cast<double>(plan.document_length());
     return document * document / 2;
   }
@@ -100,9 +100,10 @@ double AttendedPairs(const attention::ShardPlan& plan, int ranks) {
   double pairs = 0, passed = 0;
   std::vector<bool> has_anchor(ranks);
   for (int rank = 0; rank < ranks; ++rank) {
-    const auto range = attention::HostsOfRank(static_cast<int>(plan.hosts.size()), ranks, rank);
+    const auto range =
+        context_parallel::HostsOfRank(static_cast<int>(plan.hosts.size()), ranks, rank);
     for (int h = range.first; h < range.last; ++h) {
-      const attention::HostShard& host = plan.hosts[h];
+      const context_parallel::HostShard& host = plan.hosts[h];
       const double local = static_cast<double>(host.local_length());
       pairs += local * (local / 2 + passed + (host.sees_anchor ? anchor : 0));
       passed += static_cast<double>(host.passing_length);
@@ -125,21 +126,21 @@ absl::StatusOr<int64_t> SlotsNeeded(const Options& options, int ranks, int64_t r
   for (const std::string& strategy : options.strategies) {
     for (const int64_t length : options.lengths) {
       const int64_t document = std::max<int64_t>(0, length - options.query_length);
-      APB_ASSIGN_OR_RETURN(
-          const auto plan,
-          attention::MakeShardPlan(strategy, {.document_length = document, .query_length = 1},
-                                   {.hosts = HostsOf(strategy, options, ranks),
-                                    .anchor_length = options.anchor_length,
-                                    .passing_length = options.passing_length,
-                                    .row_cost_pairs = row_cost_pairs}));
+      APB_ASSIGN_OR_RETURN(const auto plan,
+                           context_parallel::MakeShardPlan(
+                               strategy, {.document_length = document, .query_length = 1},
+                               {.hosts = HostsOf(strategy, options, ranks),
+                                .anchor_length = options.anchor_length,
+                                .passing_length = options.passing_length,
+                                .row_cost_pairs = row_cost_pairs}));
       for (int r = 0; r < ranks; ++r)
-        most = std::max(most, attention::DocumentTokensOfRank(plan, ranks, r));
+        most = std::max(most, context_parallel::DocumentTokensOfRank(plan, ranks, r));
     }
   }
   return most + options.query_length + options.decode_tokens + 64;
 }
 
-absl::StatusOr<Rank> MakeRank(const Options& options, parallel::MpiRuntime& runtime) {
+absl::StatusOr<Rank> MakeRank(const Options& options, comm::MpiRuntime& runtime) {
   Rank rank{.runtime = runtime};
   APB_ASSIGN_OR_RETURN(rank.communicator, runtime.NewCommunicator(absl::Minutes(10)));
   APB_ASSIGN_OR_RETURN(rank.backend, kernels::CreateCpuBackend(
@@ -158,9 +159,9 @@ absl::StatusOr<Rank> MakeRank(const Options& options, parallel::MpiRuntime& runt
   APB_ASSIGN_OR_RETURN(rank.decoder, model::Decoder::Create(*rank.weights, *rank.backend));
   const model::ModelConfig& config = rank.weights->config();
   if (options.balanced) {
-    APB_ASSIGN_OR_RETURN(const attention::MachineSpeed speed,
+    APB_ASSIGN_OR_RETURN(const context_parallel::MachineSpeed speed,
                          worker::Calibrate(*rank.weights, *rank.backend, *rank.communicator));
-    rank.row_cost_pairs = attention::RowCostInPairs(worker::ShapeOf(*rank.weights), speed);
+    rank.row_cost_pairs = context_parallel::RowCostInPairs(worker::ShapeOf(*rank.weights), speed);
   }
   APB_ASSIGN_OR_RETURN(const int64_t slots,
                        SlotsNeeded(options, runtime.size(), rank.row_cost_pairs));
@@ -177,7 +178,7 @@ absl::StatusOr<Rank> MakeRank(const Options& options, parallel::MpiRuntime& runt
 }
 
 // One batch of new rows of one sequence, and on rank 0 the logits of the last one.
-absl::Status RunRows(Rank& rank, attention::RowBatchAttention& rows, cache::SequenceKv& kv,
+absl::Status RunRows(Rank& rank, executor::TokenBatchAttention& rows, cache::SequenceKv& kv,
                      int64_t document_slots, int64_t position, std::span<const int32_t> tokens,
                      core::Workspace& hidden_memory, core::Workspace& logits_memory) {
   const model::ModelConfig& config = rank.weights->config();
@@ -199,7 +200,7 @@ absl::Status RunRows(Rank& rank, attention::RowBatchAttention& rows, cache::Sequ
 
 // Seconds of decoding behind `kv`, whose last token is at position - 1. The tokens themselves do
 // not matter for time; all ranks need the same ones.
-absl::Status Decode(Rank& rank, const Options& options, attention::RowBatchAttention& rows,
+absl::Status Decode(Rank& rank, const Options& options, executor::TokenBatchAttention& rows,
                     cache::SequenceKv& kv, int64_t document_slots, int64_t position,
                     core::Workspace& hidden, core::Workspace& logits) {
   for (int i = 0; i < options.decode_tokens; ++i) {
@@ -221,41 +222,41 @@ absl::StatusOr<json> RunCase(Rank& rank, const Options& options, const std::stri
     tokens[i] = static_cast<int32_t>((i * 7919 + 13) % config.vocab_size);
   const std::span<const int32_t> document(tokens.data(), length - query);
   const std::span<const int32_t> question(tokens.data() + length - query, query);
-  APB_ASSIGN_OR_RETURN(const attention::ShardPlan plan,
-                       attention::MakeShardPlan(strategy,
-                                                {.document_length = length - query,
-                                                 .query_length = query,
-                                                 .embedded_query_length = query},
-                                                {.hosts = HostsOf(strategy, options, ranks),
-                                                 .anchor_length = options.anchor_length,
-                                                 .passing_length = options.passing_length,
-                                                 .row_cost_pairs = rank.row_cost_pairs}));
+  APB_ASSIGN_OR_RETURN(const context_parallel::ShardPlan plan,
+                       context_parallel::MakeShardPlan(strategy,
+                                                       {.document_length = length - query,
+                                                        .query_length = query,
+                                                        .embedded_query_length = query},
+                                                       {.hosts = HostsOf(strategy, options, ranks),
+                                                        .anchor_length = options.anchor_length,
+                                                        .passing_length = options.passing_length,
+                                                        .row_cost_pairs = rank.row_cost_pairs}));
   std::string compressor = options.compressor;
   if (compressor.empty())
     compressor = rank.weights->has_retaining_heads() ? "retaining_heads" : "query_aware";
   if (strategy != "apb") compressor.clear();
 
-  attention::RowBatchAttention rows(*rank.cache, *rank.backend, *rank.communicator,
-                                    1.0f / std::sqrt(static_cast<float>(config.head_dim)));
+  executor::TokenBatchAttention rows(*rank.cache, *rank.backend, *rank.communicator,
+                                     1.0f / std::sqrt(static_cast<float>(config.head_dim)));
   core::Workspace hidden(*rank.backend), logits(*rank.backend);
   cache::SequenceKv kv;
-  const attention::PrefillContext context{.decoder = *rank.decoder,
-                                          .weights = *rank.weights,
-                                          .cache = *rank.cache,
-                                          .backend = *rank.backend,
-                                          .communicator = *rank.communicator,
-                                          .overlap_passing = options.overlap};
+  const executor::PrefillDeps context{.decoder = *rank.decoder,
+                                      .weights = *rank.weights,
+                                      .cache = *rank.cache,
+                                      .backend = *rank.backend,
+                                      .communicator = *rank.communicator,
+                                      .overlap_passing = options.overlap};
   APB_RETURN_IF_ERROR(rank.communicator->Barrier());
   const Snapshot start = Take(rank);
   if (!document.empty()) {
     APB_ASSIGN_OR_RETURN(auto prefill,
-                         attention::DocumentPrefill::Start(context,
-                                                           {{.plan = plan,
-                                                             .tokens = document,
-                                                             .embedded_query = question,
-                                                             .compressor = compressor,
-                                                             .kv = &kv}},
-                                                           *rank.stream));
+                         executor::DocumentPrefill::Start(context,
+                                                          {{.plan = plan,
+                                                            .tokens = document,
+                                                            .embedded_query = question,
+                                                            .compressor = compressor,
+                                                            .kv = &kv}},
+                                                          *rank.stream));
     APB_RETURN_IF_ERROR(prefill->RunLayers(0, config.layers, *rank.stream));
     APB_RETURN_IF_ERROR(rank.stream->Synchronize());
   }
@@ -375,7 +376,7 @@ absl::Status WriteJson(const Options& options, const std::string& backend, json 
   return absl::OkStatus();
 }
 
-absl::Status Run(const Options& options, parallel::MpiRuntime& runtime) {
+absl::Status Run(const Options& options, comm::MpiRuntime& runtime) {
   APB_ASSIGN_OR_RETURN(Rank rank, MakeRank(options, runtime));
   const bool leader = runtime.rank() == 0;
   if (leader) PrintHeader();

@@ -20,9 +20,9 @@
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "engine/base/status_macros.h"
-#include "engine/parallel/local_communicator.h"
+#include "engine/comm/local_communicator.h"
+#include "engine/executor/step_executor.h"
 #include "engine/schedule/scheduler.h"
-#include "engine/worker/step_executor.h"
 
 namespace apb::bench {
 namespace {
@@ -109,9 +109,9 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const std::string& file) {
 
 struct Engine {
   std::unique_ptr<kernels::Backend> backend;
-  std::unique_ptr<parallel::Mesh> mesh;
+  std::unique_ptr<comm::Mesh> mesh;
   std::unique_ptr<model::Weights> weights;
-  std::unique_ptr<worker::StepExecutor> executor;
+  std::unique_ptr<executor::StepExecutor> executor;
   std::unique_ptr<schedule::Scheduler> scheduler;
 };
 
@@ -121,8 +121,7 @@ absl::StatusOr<Engine> MakeEngine(const Options& options, int64_t longest) {
   model::LoadOptions load;
   if (options.float32) load.dtype = kernels::DType::kF32;
   load.quantize = model::BlockTypeNamed(options.quantize);
-  e.mesh = std::make_unique<parallel::Mesh>(
-      std::move(parallel::CreateLocalGroup(1, absl::Minutes(1))[0]));
+  e.mesh = std::make_unique<comm::Mesh>(std::move(comm::CreateLocalGroup(1, absl::Minutes(1))[0]));
   APB_ASSIGN_OR_RETURN(e.weights, model::Weights::Load(options.model, *e.backend, {}, load));
   const model::ModelConfig& config = e.weights->config();
   constexpr int64_t kBlock = 32;
@@ -133,7 +132,7 @@ absl::StatusOr<Engine> MakeEngine(const Options& options, int64_t longest) {
                                   .block_count = 2 * (longest / kBlock + 2),
                                   .dtype = config.dtype};
   APB_ASSIGN_OR_RETURN(e.executor,
-                       worker::StepExecutor::Create(*e.weights, shape, *e.backend, *e.mesh));
+                       executor::StepExecutor::Create(*e.weights, shape, *e.backend, *e.mesh));
   schedule::SchedulerOptions limits;
   limits.block_size = kBlock;
   limits.blocks_per_rank = shape.block_count;

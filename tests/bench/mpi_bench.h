@@ -6,7 +6,7 @@
 #include <thread>
 
 #include "absl/status/status.h"
-#include "engine/parallel/mpi_runtime.h"
+#include "engine/comm/mpi_runtime.h"
 
 namespace apb::bench {
 
@@ -14,7 +14,7 @@ namespace apb::bench {
 // the cores of this machine divided by its ranks.
 template <typename Options, typename Function>
 int RunUnderMpi(int argc, char** argv, const char* name, Options& options, const Function& run) {
-  auto runtime = parallel::MpiRuntime::Start(&argc, &argv);
+  auto runtime = comm::MpiRuntime::Start(&argc, &argv);
   if (!runtime.ok()) {
     std::fprintf(stderr, "%s: %s\n", name, runtime.status().ToString().c_str());
     return 1;
@@ -25,7 +25,7 @@ int RunUnderMpi(int argc, char** argv, const char* name, Options& options, const
   }
   if (const absl::Status status = run(options, **runtime); !status.ok()) {
     std::fprintf(stderr, "%s: rank %d: %s\n", name, (*runtime)->rank(), status.ToString().c_str());
-    parallel::MpiRuntime::AbortGroup(1);
+    comm::MpiRuntime::AbortGroup(1);
   }
   return 0;
 }

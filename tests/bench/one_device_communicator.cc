@@ -8,9 +8,9 @@
 
 namespace apb::bench {
 
+using comm::Pending;
 using kernels::Stream;
 using kernels::TensorView;
-using parallel::Pending;
 
 namespace {
 
@@ -41,7 +41,7 @@ std::vector<double> Rehearsal::Begun(uint64_t number) const {
   return begun_[number];
 }
 
-OneDeviceCommunicator::OneDeviceCommunicator(parallel::Communicator& inner, Rehearsal& rehearsal)
+OneDeviceCommunicator::OneDeviceCommunicator(comm::Communicator& inner, Rehearsal& rehearsal)
     : inner_(inner), rehearsal_(rehearsal) {
   rehearsal_.TakeTurn();
   counted_ = ThreadCpuSeconds();
@@ -141,7 +141,7 @@ absl::Status OneDeviceCommunicator::AllGatherV(const TensorView& send, const Ten
                     [&] { return inner_.AllGatherV(send, recv, counts, stream); });
 }
 
-absl::Status OneDeviceCommunicator::AllReduce(const TensorView& data, parallel::ReduceOp op,
+absl::Status OneDeviceCommunicator::AllReduce(const TensorView& data, comm::ReduceOp op,
                                               Stream& stream) {
   return Collective(2 * ToAll(Bytes(data) / size()),
                     [&] { return inner_.AllReduce(data, op, stream); });

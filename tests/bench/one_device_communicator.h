@@ -10,7 +10,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "engine/parallel/communicator.h"
+#include "engine/comm/communicator.h"
 
 namespace apb::bench {
 
@@ -45,10 +45,10 @@ class Rehearsal {
 
 // Of one rank; belongs to the thread that made it. CPU seconds of that thread are what counts as
 // compute, so the backend must have one thread.
-class OneDeviceCommunicator : public parallel::Communicator {
+class OneDeviceCommunicator : public comm::Communicator {
  public:
   // Waits for the turn. References must outlive it.
-  OneDeviceCommunicator(parallel::Communicator& inner, Rehearsal& rehearsal);
+  OneDeviceCommunicator(comm::Communicator& inner, Rehearsal& rehearsal);
   ~OneDeviceCommunicator() override;
 
   double compute_seconds() const { return compute_seconds_; }  // up to the last collective
@@ -62,12 +62,12 @@ class OneDeviceCommunicator : public parallel::Communicator {
   bool recordable() const override { return false; }
   absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
                          kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<parallel::Pending>> StartAllGather(
-      const kernels::TensorView& send, const kernels::TensorView& recv,
-      kernels::Stream& stream) override;
+  absl::StatusOr<std::unique_ptr<comm::Pending>> StartAllGather(const kernels::TensorView& send,
+                                                                const kernels::TensorView& recv,
+                                                                kernels::Stream& stream) override;
   absl::Status AllGatherV(const kernels::TensorView& send, const kernels::TensorView& recv,
                           std::span<const int64_t> counts, kernels::Stream& stream) override;
-  absl::Status AllReduce(const kernels::TensorView& data, parallel::ReduceOp op,
+  absl::Status AllReduce(const kernels::TensorView& data, comm::ReduceOp op,
                          kernels::Stream& stream) override;
   absl::Status ReduceScatter(const kernels::TensorView& send, const kernels::TensorView& recv,
                              kernels::Stream& stream) override;
@@ -76,14 +76,16 @@ class OneDeviceCommunicator : public parallel::Communicator {
   absl::Status SendRecv(const kernels::TensorView& send, int target,
                         const kernels::TensorView& recv, int source,
                         kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<parallel::Pending>> StartSendRecv(
-      const kernels::TensorView& send, int target, const kernels::TensorView& recv, int source,
-      kernels::Stream& stream) override;
+  absl::StatusOr<std::unique_ptr<comm::Pending>> StartSendRecv(const kernels::TensorView& send,
+                                                               int target,
+                                                               const kernels::TensorView& recv,
+                                                               int source,
+                                                               kernels::Stream& stream) override;
   absl::Status Broadcast(const kernels::TensorView& data, int root,
                          kernels::Stream& stream) override;
   absl::Status Barrier() override;
   void Abort(std::string reason) override { inner_.Abort(std::move(reason)); }
-  parallel::CommunicatorStats stats() const override { return inner_.stats(); }
+  comm::CommunicatorStats stats() const override { return inner_.stats(); }
 
  private:
   class OneDevicePending;
@@ -96,7 +98,7 @@ class OneDeviceCommunicator : public parallel::Communicator {
   uint64_t BeginOperation();
   double ToAll(int64_t bytes) const { return (size() - 1) * rehearsal_.MessageSeconds(bytes); }
 
-  parallel::Communicator& inner_;
+  comm::Communicator& inner_;
   Rehearsal& rehearsal_;
   double compute_seconds_ = 0, clock_ = 0, counted_ = 0;  // counted_: CPU seconds of the thread
   uint64_t next_ = 0;

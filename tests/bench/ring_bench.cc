@@ -12,10 +12,10 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/time/clock.h"
-#include "engine/attention/document_prefill.h"
-#include "engine/attention/strategy_plan.h"
 #include "engine/base/status_macros.h"
-#include "engine/parallel/mpi_runtime.h"
+#include "engine/comm/mpi_runtime.h"
+#include "engine/context_parallel/strategy_plan.h"
+#include "engine/executor/document_prefill.h"
 #include "tests/bench/bench_shapes.h"
 #include "tests/bench/mpi_bench.h"
 
@@ -37,13 +37,13 @@ struct Options {
 
 // Passes everything on, and remembers the transfers between neighbours; or keeps those to itself.
 // With a link speed a transfer is not there before its bytes could be.
-class WatchedCommunicator : public parallel::Communicator {
+class WatchedCommunicator : public comm::Communicator {
  public:
   struct Transfer {
     int64_t sent = 0, received = 0;  // bytes
     int target = 0, source = 0;
   };
-  WatchedCommunicator(parallel::Communicator& real, double link_gbit)
+  WatchedCommunicator(comm::Communicator& real, double link_gbit)
       : real_(real), seconds_per_byte_(link_gbit > 0 ? 8e-9 / link_gbit : 0) {}
   bool mute = false;
   std::vector<Transfer> transfers;
@@ -51,10 +51,10 @@ class WatchedCommunicator : public parallel::Communicator {
   int rank() const override { return real_.rank(); }
   int size() const override { return real_.size(); }
   bool recordable() const override { return false; }
-  absl::StatusOr<std::unique_ptr<parallel::Pending>> StartSendRecv(
-      const TensorView& send, int target, const TensorView& recv, int source,
-      kernels::Stream& stream) override {
-    if (mute) return std::unique_ptr<parallel::Pending>(std::make_unique<Nothing>());
+  absl::StatusOr<std::unique_ptr<comm::Pending>> StartSendRecv(const TensorView& send, int target,
+                                                               const TensorView& recv, int source,
+                                                               kernels::Stream& stream) override {
+    if (mute) return std::unique_ptr<comm::Pending>(std::make_unique<Nothing>());
     const auto bytes = [](const TensorView& view) {
       return view.numel() * static_cast<int64_t>(SizeOf(view.dtype));
     };
@@ -65,7 +65,7 @@ class WatchedCommunicator : public parallel::Communicator {
     // One transfer after the other in each direction.
     link_free_ = std::max(link_free_, absl::Now()) + absl::Seconds(bytes_most * seconds_per_byte_);
     delayed->ready = link_free_;
-    return std::unique_ptr<parallel::Pending>(std::move(delayed));
+    return std::unique_ptr<comm::Pending>(std::move(delayed));
   }
   absl::Status SendRecv(const TensorView& send, int target, const TensorView& recv, int source,
                         kernels::Stream& stream) override {
@@ -76,15 +76,16 @@ class WatchedCommunicator : public parallel::Communicator {
                          kernels::Stream& stream) override {
     return real_.AllGather(send, recv, stream);
   }
-  absl::StatusOr<std::unique_ptr<parallel::Pending>> StartAllGather(
-      const TensorView& send, const TensorView& recv, kernels::Stream& stream) override {
+  absl::StatusOr<std::unique_ptr<comm::Pending>> StartAllGather(const TensorView& send,
+                                                                const TensorView& recv,
+                                                                kernels::Stream& stream) override {
     return real_.StartAllGather(send, recv, stream);
   }
   absl::Status AllGatherV(const TensorView& send, const TensorView& recv,
                           std::span<const int64_t> counts, kernels::Stream& stream) override {
     return real_.AllGatherV(send, recv, counts, stream);
   }
-  absl::Status AllReduce(const TensorView& data, parallel::ReduceOp op,
+  absl::Status AllReduce(const TensorView& data, comm::ReduceOp op,
                          kernels::Stream& stream) override {
     return real_.AllReduce(data, op, stream);
   }
@@ -101,29 +102,29 @@ class WatchedCommunicator : public parallel::Communicator {
   }
   absl::Status Barrier() override { return real_.Barrier(); }
   void Abort(std::string reason) override { real_.Abort(std::move(reason)); }
-  parallel::CommunicatorStats stats() const override { return real_.stats(); }
+  comm::CommunicatorStats stats() const override { return real_.stats(); }
 
  private:
-  struct Nothing : parallel::Pending {
+  struct Nothing : comm::Pending {
     absl::Status Wait(kernels::Stream&) override { return absl::OkStatus(); }
   };
-  struct Delayed : parallel::Pending {
+  struct Delayed : comm::Pending {
     absl::Status Wait(kernels::Stream& stream) override {
       APB_RETURN_IF_ERROR(real->Wait(stream));
       absl::SleepFor(ready - absl::Now());
       return absl::OkStatus();
     }
-    std::unique_ptr<parallel::Pending> real;
+    std::unique_ptr<comm::Pending> real;
     absl::Time ready;
   };
-  parallel::Communicator& real_;
+  comm::Communicator& real_;
   const double seconds_per_byte_;
   absl::Time link_free_ = absl::InfinitePast();
 };
 
 // Everything a rank computes with.
 struct Rank {
-  std::unique_ptr<parallel::Communicator> communicator;
+  std::unique_ptr<comm::Communicator> communicator;
   std::unique_ptr<WatchedCommunicator> watched;
   std::unique_ptr<kernels::Backend> backend;
   std::unique_ptr<kernels::Stream> stream;
@@ -131,12 +132,12 @@ struct Rank {
   std::unique_ptr<model::Decoder> decoder;
   std::unique_ptr<cache::PagedKvCache> cache;
   int ranks() const { return communicator->size(); }
-  attention::PrefillContext Context() {
+  executor::PrefillDeps Context() {
     return {*decoder, *weights, *cache, *backend, *watched, nullptr};
   }
 };
 
-absl::StatusOr<Rank> MakeRank(const Options& options, parallel::MpiRuntime& runtime) {
+absl::StatusOr<Rank> MakeRank(const Options& options, comm::MpiRuntime& runtime) {
   Rank rank;
   APB_ASSIGN_OR_RETURN(rank.communicator, runtime.NewCommunicator(absl::Minutes(10)));
   rank.watched = std::make_unique<WatchedCommunicator>(*rank.communicator, options.link_gbit);
@@ -170,21 +171,21 @@ std::vector<int32_t> Tokens(const Rank& rank, int64_t count, int64_t seed) {
   return tokens;
 }
 
-absl::StatusOr<std::unique_ptr<attention::DocumentPrefill>> Start(
+absl::StatusOr<std::unique_ptr<executor::DocumentPrefill>> Start(
     Rank& rank, const std::string& strategy, const std::vector<std::vector<int32_t>>& documents,
     int64_t cached, std::vector<cache::SequenceKv>& kv) {
-  std::vector<attention::PrefillDocument> batch;
+  std::vector<executor::PrefillDocument> batch;
   for (size_t i = 0; i < documents.size(); ++i) {
-    APB_ASSIGN_OR_RETURN(
-        attention::ShardPlan plan,
-        attention::MakeShardPlan(strategy,
-                                 {.document_length = static_cast<int64_t>(documents[i].size()),
-                                  .cached_length = cached,
-                                  .query_length = 1},
-                                 {.hosts = rank.ranks()}));
+    APB_ASSIGN_OR_RETURN(context_parallel::ShardPlan plan,
+                         context_parallel::MakeShardPlan(
+                             strategy,
+                             {.document_length = static_cast<int64_t>(documents[i].size()),
+                              .cached_length = cached,
+                              .query_length = 1},
+                             {.hosts = rank.ranks()}));
     batch.push_back({.plan = std::move(plan), .tokens = documents[i], .kv = &kv[i]});
   }
-  return attention::DocumentPrefill::Start(rank.Context(), std::move(batch), *rank.stream);
+  return executor::DocumentPrefill::Start(rank.Context(), std::move(batch), *rank.stream);
 }
 
 double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
@@ -284,7 +285,7 @@ absl::StatusOr<json> Batches(Rank& rank, const Options& options, const std::stri
               {"seconds", best}};
 }
 
-absl::Status Run(const Options& options, parallel::MpiRuntime& runtime) {
+absl::Status Run(const Options& options, comm::MpiRuntime& runtime) {
   APB_ASSIGN_OR_RETURN(Rank rank, MakeRank(options, runtime));
   const bool leader = runtime.rank() == 0;
   json overlap = json::array(), batches = json::array();

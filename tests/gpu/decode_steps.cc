@@ -4,7 +4,7 @@
 
 #include "absl/time/clock.h"
 #include "engine/base/status_macros.h"
-#include "engine/worker/step_executor.h"
+#include "engine/executor/step_executor.h"
 #include "tests/gpu/solo_communicator.h"
 
 namespace apb::bench {
@@ -17,7 +17,7 @@ constexpr int64_t kWarmUps = 4, kSteps = 16;  // the first of a graph's steps ar
 
 class Decoding {
  public:
-  Decoding(worker::StepExecutor& executor, int32_t vocabulary)
+  Decoding(executor::StepExecutor& executor, int32_t vocabulary)
       : executor_(executor), vocabulary_(vocabulary) {}
 
   absl::Status Begin(int64_t sequences, int64_t depth, int32_t layers) {
@@ -58,7 +58,7 @@ class Decoding {
     return result.failures.empty() ? absl::OkStatus() : result.failures[0].status;
   }
 
-  worker::StepExecutor& executor_;
+  executor::StepExecutor& executor_;
   const int32_t vocabulary_;
   int64_t sequences_ = 0, position_ = 0;
 };
@@ -79,7 +79,7 @@ absl::StatusOr<DecodeSteps> MeasureDecodeSteps(const model::Weights& weights,
                                                kernels::Backend& backend, int64_t sequences,
                                                int64_t depth) {
   const model::ModelConfig& c = weights.config();
-  parallel::Mesh mesh(std::make_unique<SoloCommunicator>(0, 1, backend));
+  comm::Mesh mesh(std::make_unique<SoloCommunicator>(0, 1, backend));
   constexpr int64_t kBlock = 32;
   const int64_t most = depth + 2 * (kWarmUps + kSteps);
   const cache::KvCacheShape shape{.layers = c.layers,
@@ -89,7 +89,7 @@ absl::StatusOr<DecodeSteps> MeasureDecodeSteps(const model::Weights& weights,
                                   .block_count = sequences * (most / kBlock + 1),
                                   .dtype = c.dtype};
   APB_ASSIGN_OR_RETURN(const auto executor,
-                       worker::StepExecutor::Create(weights, shape, backend, mesh));
+                       executor::StepExecutor::Create(weights, shape, backend, mesh));
   Decoding decoding(*executor, static_cast<int32_t>(c.vocab_size));
   APB_RETURN_IF_ERROR(decoding.Begin(sequences, depth, c.layers));
   DecodeSteps steps;

@@ -2,23 +2,23 @@
 // tokens. Method: decode_contract.h on the emulator, one rank. What nccl_decode_test does with GPUs.
 #include <gtest/gtest.h>
 
-#include "engine/parallel/local_communicator.h"
+#include "engine/comm/local_communicator.h"
 #include "kernels/cuda/cuda_backend.h"
-#include "tests/engine/worker/decode_contract.h"
+#include "tests/engine/executor/decode_contract.h"
 
 namespace apb::worker {
 namespace {
 
 TEST(EmulatedDecode, RecordedStepsDrawTheSameTokens) {
   const auto device = *kernels::CreateCudaBackend(0);
-  CheckRecordedDecode({.device = *device,
-                       .make_mesh =
-                           [](const std::string&) {
-                             return parallel::Mesh(
-                                 std::move(parallel::CreateLocalGroup(1, absl::Minutes(5))[0]));
-                           },
-                       .sliced = false,
-                       .launches = {}});
+  executor::CheckRecordedDecode(
+      {.device = *device,
+       .make_mesh =
+           [](const std::string&) {
+             return comm::Mesh(std::move(comm::CreateLocalGroup(1, absl::Minutes(5))[0]));
+           },
+       .sliced = false,
+       .launches = {}});
 }
 
 }  // namespace

@@ -4,15 +4,15 @@
 
 #include <thread>
 
-#include "engine/parallel/local_communicator.h"
+#include "engine/comm/local_communicator.h"
 #include "kernels/cuda/cuda_backend.h"
-#include "tests/engine/attention/contract.h"
+#include "tests/engine/context_parallel/contract.h"
 
-namespace apb::attention {
+namespace apb::context_parallel {
 namespace {
 
 void OnRanks(void (*check)(const TestRank&), int ranks = 2) {
-  auto group = parallel::CreateLocalGroup(ranks, absl::Minutes(5));
+  auto group = comm::CreateLocalGroup(ranks, absl::Minutes(5));
   std::vector<std::thread> threads;
   for (auto& rank : group)
     threads.emplace_back([&] { check({*rank, *kernels::CreateCudaBackend(0)}); });
@@ -36,4 +36,4 @@ TEST(EmulatedContract, NewRowsAreExact) { OnRanks(CheckNewRowsAreExact); }
 TEST(EmulatedContract, BatchesAreLikeAlone) { OnRanks(CheckBatchesAreLikeAlone); }
 
 }  // namespace
-}  // namespace apb::attention
+}  // namespace apb::context_parallel

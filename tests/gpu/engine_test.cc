@@ -9,13 +9,13 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "engine/attention/document_prefill.h"
-#include "engine/attention/row_batch_attention.h"
-#include "engine/attention/strategy_plan.h"
-#include "engine/parallel/local_communicator.h"
+#include "engine/comm/local_communicator.h"
+#include "engine/context_parallel/strategy_plan.h"
+#include "engine/executor/document_prefill.h"
+#include "engine/executor/token_batch.h"
 #include "kernels/cuda/cuda_backend.h"
 
-namespace apb::attention {
+namespace apb::context_parallel {
 namespace {
 
 using kernels::Backend;
@@ -94,7 +94,7 @@ class Side {
                                                 .block_count = tokens / kBlock + 2,
                                                 .dtype = config.dtype},
                                                *backend_));
-    rows_ = std::make_unique<RowBatchAttention>(
+    rows_ = std::make_unique<executor::TokenBatchAttention>(
         *cache_, *backend_, *group_[0], 1.0f / std::sqrt(static_cast<float>(config.head_dim)));
   }
 
@@ -129,22 +129,23 @@ class Side {
                                      .query_length = kQuery,
                                      .embedded_query_length = kQuery},
                                     options));
-    auto prefill = Check(DocumentPrefill::Start({.decoder = *decoder_,
-                                                 .weights = *weights_,
-                                                 .cache = *cache_,
-                                                 .backend = *backend_,
-                                                 .communicator = *group_[0]},
-                                                {{.plan = std::move(plan),
-                                                  .tokens = document,
-                                                  .embedded_query = query,
-                                                  .compressor = prompt.compressor,
-                                                  .kv = &kv}},
-                                                *stream_));
+    auto prefill = Check(executor::DocumentPrefill::Start({.decoder = *decoder_,
+                                                           .weights = *weights_,
+                                                           .cache = *cache_,
+                                                           .backend = *backend_,
+                                                           .communicator = *group_[0]},
+                                                          {{.plan = std::move(plan),
+                                                            .tokens = document,
+                                                            .embedded_query = query,
+                                                            .compressor = prompt.compressor,
+                                                            .kv = &kv}},
+                                                          *stream_));
     for (int l = 0; l < config_.layers; ++l) Check(prefill->RunLayers(l, l + 1, *stream_));
     Check(stream_->Synchronize());
   }
 
-  void RunRows(const BatchRows& rows, std::span<const int32_t> tokens, std::vector<float>& logits) {
+  void RunRows(const executor::BatchTokens& rows, std::span<const int32_t> tokens,
+               std::vector<float>& logits) {
     core::Tensor hidden =
         Check(core::Tensor::Create(*backend_, config_.dtype, {rows.count, config_.hidden_size}));
     core::Tensor out =
@@ -164,13 +165,13 @@ class Side {
 
   const model::ModelConfig config_;
   const std::unique_ptr<Backend> backend_;
-  std::vector<std::unique_ptr<parallel::Communicator>> group_ =
-      parallel::CreateLocalGroup(1, absl::Minutes(1));
+  std::vector<std::unique_ptr<comm::Communicator>> group_ =
+      comm::CreateLocalGroup(1, absl::Minutes(1));
   std::unique_ptr<kernels::Stream> stream_;
   std::unique_ptr<model::Weights> weights_;
   std::unique_ptr<model::Decoder> decoder_;
   std::unique_ptr<cache::PagedKvCache> cache_;
-  std::unique_ptr<RowBatchAttention> rows_;
+  std::unique_ptr<executor::TokenBatchAttention> rows_;
 };
 
 // |a - b| / |b|; a NaN stays one.
@@ -232,4 +233,4 @@ INSTANTIATE_TEST_SUITE_P(Families, Engine,
                          TestName);
 
 }  // namespace
-}  // namespace apb::attention
+}  // namespace apb::context_parallel

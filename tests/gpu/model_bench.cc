@@ -20,10 +20,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
-#include "engine/attention/cost_model.h"
-#include "engine/attention/document_prefill.h"
-#include "engine/attention/strategy_plan.h"
 #include "engine/base/status_macros.h"
+#include "engine/context_parallel/cost_model.h"
+#include "engine/context_parallel/strategy_plan.h"
+#include "engine/executor/document_prefill.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "tests/bench/bench_shapes.h"
 #include "tests/gpu/decode_steps.h"
@@ -111,8 +111,8 @@ class Bench {
   absl::StatusOr<core::Tensor> Random(std::initializer_list<int64_t> shape);
   // Median seconds of a call.
   absl::StatusOr<double> Seconds(const std::function<absl::Status()>& call);
-  absl::StatusOr<attention::ShardPlan> PlanOf(const std::string& strategy, int64_t length,
-                                              int ranks) const;
+  absl::StatusOr<context_parallel::ShardPlan> PlanOf(const std::string& strategy, int64_t length,
+                                                     int ranks) const;
   // What `rank` of `ranks` computes.
   absl::StatusOr<Work> RunRank(const std::string& strategy, int64_t length, int rank, int ranks);
   absl::StatusOr<double> ProductSeconds(int64_t rows);
@@ -124,7 +124,7 @@ class Bench {
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<model::Weights> weights_;
   std::unique_ptr<model::Decoder> decoder_;
-  attention::ModelShape shape_;
+  context_parallel::ModelShape shape_;
   double peak_ = 0;                   // FLOP/s of a large matrix product
   std::map<int64_t, Work> of_whole_;  // by length
 };
@@ -257,10 +257,10 @@ absl::Status Bench::MeasureDecode() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<attention::ShardPlan> Bench::PlanOf(const std::string& strategy, int64_t length,
-                                                   int ranks) const {
+absl::StatusOr<context_parallel::ShardPlan> Bench::PlanOf(const std::string& strategy,
+                                                          int64_t length, int ranks) const {
   const int64_t query = std::min(options_.query, length - 1);
-  return attention::MakeShardPlan(
+  return context_parallel::MakeShardPlan(
       strategy,
       {.document_length = length - query, .query_length = query, .embedded_query_length = query},
       {.hosts = strategy == "full" ? 1 : ranks});
@@ -268,10 +268,10 @@ absl::StatusOr<attention::ShardPlan> Bench::PlanOf(const std::string& strategy, 
 
 absl::StatusOr<Bench::Work> Bench::RunRank(const std::string& strategy, int64_t length, int rank,
                                            int ranks) {
-  APB_ASSIGN_OR_RETURN(const attention::ShardPlan plan, PlanOf(strategy, length, ranks));
+  APB_ASSIGN_OR_RETURN(const context_parallel::ShardPlan plan, PlanOf(strategy, length, ranks));
   SoloCommunicator communicator(rank, ranks, *backend_);
   constexpr int64_t kBlock = 32;
-  const int64_t kept = attention::DocumentTokensOfRank(plan, ranks, rank);
+  const int64_t kept = context_parallel::DocumentTokensOfRank(plan, ranks, rank);
   APB_ASSIGN_OR_RETURN(auto cache, cache::PagedKvCache::Create({.layers = shape_.layers,
                                                                 .kv_heads = shape_.kv_heads,
                                                                 .head_dim = shape_.head_dim,
@@ -286,7 +286,7 @@ absl::StatusOr<Bench::Work> Bench::RunRank(const std::string& strategy, int64_t 
   cache::SequenceKv kv;
   Work work;
   const double start = Now();
-  APB_ASSIGN_OR_RETURN(auto prefill, attention::DocumentPrefill::Start(
+  APB_ASSIGN_OR_RETURN(auto prefill, executor::DocumentPrefill::Start(
                                          {.decoder = *decoder_,
                                           .weights = *weights_,
                                           .cache = *cache,
@@ -317,9 +317,9 @@ absl::StatusOr<Bench::Work> Bench::RunRank(const std::string& strategy, int64_t 
   work.messages = communicator.messages() - messages;
   work.bytes = communicator.bytes_sent() - bytes;
   // A machine of 1 FLOP/s needs as many seconds as there are operations.
-  work.flops =
-      attention::PredictPrefill(plan, ranks, 0, shape_, {.product_flops = 1, .attention_flops = 1})
-          .compute_seconds[rank];
+  work.flops = context_parallel::PredictPrefill(plan, ranks, 0, shape_,
+                                                {.product_flops = 1, .attention_flops = 1})
+                   .compute_seconds[rank];
   decoder_->Trim();
   return work;
 }

@@ -3,7 +3,7 @@
 //   nccl_decode_test RANK SIZE FILE
 #include <gtest/gtest.h>
 
-#include "tests/engine/worker/decode_contract.h"
+#include "tests/engine/executor/decode_contract.h"
 #include "tests/gpu/nccl_meeting.h"
 
 namespace apb::worker {
@@ -11,24 +11,24 @@ namespace {
 
 void CheckOnThisGroup(bool sliced) {
   const std::string test = testing::UnitTest::GetInstance()->current_test_info()->name();
-  CheckRecordedDecode({.device = parallel::NcclTestBackend(),
-                       .make_mesh =
-                           [&](const std::string& name) {
-                             return parallel::Mesh(
-                                 *parallel::Meet((test + name).c_str(), absl::Minutes(1)));
-                           },
-                       .sliced = sliced,
-                       .launches = {}});
+  executor::CheckRecordedDecode({.device = comm::NcclTestBackend(),
+                                 .make_mesh =
+                                     [&](const std::string& name) {
+                                       return comm::Mesh(
+                                           *comm::Meet((test + name).c_str(), absl::Minutes(1)));
+                                     },
+                                 .sliced = sliced,
+                                 .launches = {}});
 }
 
 TEST(NcclDecode, RecordedStepsDrawTheSameTokens) { CheckOnThisGroup(false); }
 
 TEST(NcclDecode, RecordedSlicedStepsDrawTheSameTokens) {
-  if (parallel::NcclRanks() == 1) GTEST_SKIP() << "needs peers";
+  if (comm::NcclRanks() == 1) GTEST_SKIP() << "needs peers";
   CheckOnThisGroup(true);
 }
 
 }  // namespace
 }  // namespace apb::worker
 
-int main(int argc, char** argv) { return apb::parallel::RunNcclRank(argc, argv); }
+int main(int argc, char** argv) { return apb::comm::RunNcclRank(argc, argv); }

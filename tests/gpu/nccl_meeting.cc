@@ -9,10 +9,10 @@
 #include <string>
 
 #include "absl/time/clock.h"
-#include "engine/parallel/nccl_communicator.h"
+#include "engine/comm/nccl_communicator.h"
 #include "kernels/cuda/cuda_backend.h"
 
-namespace apb::parallel {
+namespace apb::comm {
 namespace {
 
 int rank = 0, size = 1;
@@ -66,4 +66,4 @@ int RunNcclRank(int argc, char** argv) {
   return RUN_ALL_TESTS();
 }
 
-}  // namespace apb::parallel
+}  // namespace apb::comm

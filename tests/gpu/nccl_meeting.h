@@ -4,10 +4,10 @@
 
 #include <memory>
 
-#include "engine/parallel/communicator.h"
+#include "engine/comm/communicator.h"
 #include "kernels/backend.h"
 
-namespace apb::parallel {
+namespace apb::comm {
 
 // Reads `program RANK SIZE FILE`, removes what gtest takes and runs the tests; what main returns.
 int RunNcclRank(int argc, char** argv);
@@ -19,4 +19,4 @@ kernels::Backend& NcclTestBackend();
 // A communicator of all ranks. Each is asked for by a name of its own, by all ranks in one order.
 absl::StatusOr<std::unique_ptr<Communicator>> Meet(const char* name, absl::Duration deadline);
 
-}  // namespace apb::parallel
+}  // namespace apb::comm

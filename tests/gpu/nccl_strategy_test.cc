@@ -3,18 +3,18 @@
 //   nccl_strategy_test RANK SIZE FILE
 #include <gtest/gtest.h>
 
-#include "tests/engine/attention/contract.h"
+#include "tests/engine/context_parallel/contract.h"
 #include "tests/gpu/nccl_meeting.h"
 
-namespace apb::attention {
+namespace apb::context_parallel {
 namespace {
 
 void OnThisGroup(void (*check)(const TestRank&)) {
   const char* name = testing::UnitTest::GetInstance()->current_test_info()->name();
-  auto communicator = parallel::Meet(name, absl::Minutes(1));
+  auto communicator = comm::Meet(name, absl::Minutes(1));
   ASSERT_TRUE(communicator.ok()) << communicator.status();
   // It belongs to the program.
-  const std::shared_ptr<kernels::Backend> backend(&parallel::NcclTestBackend(), [](auto*) {});
+  const std::shared_ptr<kernels::Backend> backend(&comm::NcclTestBackend(), [](auto*) {});
   check({**communicator, backend});
 }
 
@@ -33,6 +33,6 @@ TEST(NcclContract, NewRowsAreExact) { OnThisGroup(CheckNewRowsAreExact); }
 TEST(NcclContract, BatchesAreLikeAlone) { OnThisGroup(CheckBatchesAreLikeAlone); }
 
 }  // namespace
-}  // namespace apb::attention
+}  // namespace apb::context_parallel
 
-int main(int argc, char** argv) { return apb::parallel::RunNcclRank(argc, argv); }
+int main(int argc, char** argv) { return apb::comm::RunNcclRank(argc, argv); }

@@ -7,10 +7,10 @@
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "tests/engine/parallel/collectives.h"
+#include "tests/engine/comm/collectives.h"
 #include "tests/gpu/nccl_meeting.h"
 
-namespace apb::parallel {
+namespace apb::comm {
 namespace {
 
 using kernels::Backend;
@@ -250,6 +250,6 @@ TEST(NcclCommunicator, APeerThatStaysAwayIsAnErrorAndStreamsFail) {
 }
 
 }  // namespace
-}  // namespace apb::parallel
+}  // namespace apb::comm
 
-int main(int argc, char** argv) { return apb::parallel::RunNcclRank(argc, argv); }
+int main(int argc, char** argv) { return apb::comm::RunNcclRank(argc, argv); }

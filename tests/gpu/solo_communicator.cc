@@ -4,9 +4,9 @@
 
 namespace apb::bench {
 
+using comm::Pending;
 using kernels::Stream;
 using kernels::TensorView;
-using parallel::Pending;
 
 namespace {
 
@@ -22,7 +22,7 @@ class Done : public Pending {
 }  // namespace
 
 void SoloCommunicator::Count(const char* name, int64_t messages, int64_t bytes) {
-  parallel::CommunicatorStats::Operation& operation = operations_[name];
+  comm::CommunicatorStats::Operation& operation = operations_[name];
   operation.name = name;
   ++operation.calls;
   operation.bytes_sent += bytes;
@@ -48,8 +48,8 @@ int64_t SoloCommunicator::bytes_sent() const {
   return bytes;
 }
 
-parallel::CommunicatorStats SoloCommunicator::stats() const {
-  parallel::CommunicatorStats stats;
+comm::CommunicatorStats SoloCommunicator::stats() const {
+  comm::CommunicatorStats stats;
   for (const auto& [name, operation] : operations_) stats.operations.push_back(operation);
   return stats;
 }
@@ -74,7 +74,7 @@ absl::Status SoloCommunicator::AllGatherV(const TensorView& send, const TensorVi
   return absl::OkStatus();
 }
 
-absl::Status SoloCommunicator::AllReduce(const TensorView& data, parallel::ReduceOp, Stream&) {
+absl::Status SoloCommunicator::AllReduce(const TensorView& data, comm::ReduceOp, Stream&) {
   Count("all_reduce", 2 * (size_ - 1), 2 * Bytes(data) / size_ * (size_ - 1));
   return absl::OkStatus();
 }

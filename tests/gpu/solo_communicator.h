@@ -6,11 +6,11 @@
 #include <map>
 #include <string>
 
-#include "engine/parallel/communicator.h"
+#include "engine/comm/communicator.h"
 
 namespace apb::bench {
 
-class SoloCommunicator : public parallel::Communicator {
+class SoloCommunicator : public comm::Communicator {
  public:
   SoloCommunicator(int rank, int size, kernels::Backend& backend)
       : rank_(rank), size_(size), backend_(backend) {}
@@ -26,12 +26,12 @@ class SoloCommunicator : public parallel::Communicator {
   int size() const override { return size_; }
   absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
                          kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<parallel::Pending>> StartAllGather(
-      const kernels::TensorView& send, const kernels::TensorView& recv,
-      kernels::Stream& stream) override;
+  absl::StatusOr<std::unique_ptr<comm::Pending>> StartAllGather(const kernels::TensorView& send,
+                                                                const kernels::TensorView& recv,
+                                                                kernels::Stream& stream) override;
   absl::Status AllGatherV(const kernels::TensorView& send, const kernels::TensorView& recv,
                           std::span<const int64_t> counts, kernels::Stream& stream) override;
-  absl::Status AllReduce(const kernels::TensorView& data, parallel::ReduceOp op,
+  absl::Status AllReduce(const kernels::TensorView& data, comm::ReduceOp op,
                          kernels::Stream& stream) override;
   absl::Status ReduceScatter(const kernels::TensorView& send, const kernels::TensorView& recv,
                              kernels::Stream& stream) override;
@@ -40,15 +40,17 @@ class SoloCommunicator : public parallel::Communicator {
   absl::Status SendRecv(const kernels::TensorView& send, int target,
                         const kernels::TensorView& recv, int source,
                         kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<parallel::Pending>> StartSendRecv(
-      const kernels::TensorView& send, int target, const kernels::TensorView& recv, int source,
-      kernels::Stream& stream) override;
+  absl::StatusOr<std::unique_ptr<comm::Pending>> StartSendRecv(const kernels::TensorView& send,
+                                                               int target,
+                                                               const kernels::TensorView& recv,
+                                                               int source,
+                                                               kernels::Stream& stream) override;
   absl::Status Broadcast(const kernels::TensorView& data, int root,
                          kernels::Stream& stream) override;
   absl::Status Barrier() override { return absl::OkStatus(); }
   bool recordable() const override { return false; }  // what a launch would send is not counted
   void Abort(std::string) override {}
-  parallel::CommunicatorStats stats() const override;
+  comm::CommunicatorStats stats() const override;
 
  private:
   void Count(const char* name, int64_t messages, int64_t bytes);
@@ -60,7 +62,7 @@ class SoloCommunicator : public parallel::Communicator {
   kernels::Backend& backend_;
   bool echo_ = true;
   int64_t messages_ = 0;
-  std::map<std::string, parallel::CommunicatorStats::Operation> operations_;
+  std::map<std::string, comm::CommunicatorStats::Operation> operations_;
 };
 
 }  // namespace apb::bench

@@ -5,38 +5,39 @@
 
 #include <gtest/gtest.h>
 
-#include "engine/attention/cost_model.h"
-#include "tests/engine/attention/tiny_engine.h"
+#include "engine/context_parallel/cost_model.h"
+#include "tests/engine/context_parallel/tiny_engine.h"
 
 namespace apb::bench {
 namespace {
 
 TEST(SoloCommunicator, SendsWhatTheGroupWould) {
-  const model::ModelConfig& config = attention::TinyModel::Get().config;
+  const model::ModelConfig& config = context_parallel::TinyModel::Get().config;
   for (const char* strategy : {"full", "star", "apb", "ring_kv", "ring_q", "token_ring"}) {
     constexpr int kRanks = 4;
-    attention::PrefillCase c{.strategy = strategy,
-                             .compressor = "retaining_heads",
-                             .options = {.hosts = kRanks},
-                             .document_length = 96};
+    context_parallel::PrefillCase c{.strategy = strategy,
+                                    .compressor = "retaining_heads",
+                                    .options = {.hosts = kRanks},
+                                    .document_length = 96};
     int64_t sent = 0;
-    attention::ShardPlan plan;
+    context_parallel::ShardPlan plan;
     for (int rank = 0; rank < kRanks; ++rank) {
       auto backend = *kernels::CreateCpuBackend({.threads = 1, .force_isa = ""});
       SoloCommunicator alone(rank, kRanks, *backend);
-      attention::TinyEngine engine(alone);
+      context_parallel::TinyEngine engine(alone);
       auto result = engine.Prefill(c, /*with_last_output=*/false);
       plan = result.plan;
-      EXPECT_EQ(result.kv.slot_count(), attention::DocumentTokensOfRank(plan, kRanks, rank));
+      EXPECT_EQ(result.kv.slot_count(), context_parallel::DocumentTokensOfRank(plan, kRanks, rank));
       for (const auto& operation : alone.stats().operations)
         if (operation.name != "all_reduce") sent += operation.bytes_sent;  // of the test
     }
-    const attention::ModelShape shape{.layers = config.layers,
-                                      .query_heads = config.query_heads,
-                                      .kv_heads = config.kv_heads,
-                                      .head_dim = config.head_dim,
-                                      .element_bytes = 4};
-    EXPECT_EQ(attention::PredictPrefill(plan, kRanks, 0, shape, {}).bytes_sent, sent) << strategy;
+    const context_parallel::ModelShape shape{.layers = config.layers,
+                                             .query_heads = config.query_heads,
+                                             .kv_heads = config.kv_heads,
+                                             .head_dim = config.head_dim,
+                                             .element_bytes = 4};
+    EXPECT_EQ(context_parallel::PredictPrefill(plan, kRanks, 0, shape, {}).bytes_sent, sent)
+        << strategy;
   }
 }
 

@@ -7,7 +7,7 @@
 #include "engine/base/status_macros.h"
 #include "tests/engine/device/guarded_backend.h"
 
-namespace apb::parallel {
+namespace apb::comm {
 namespace {
 
 using kernels::TensorView;
@@ -173,4 +173,4 @@ std::unique_ptr<Communicator> StageThroughHost(std::unique_ptr<Communicator> inn
   return std::make_unique<StagedCommunicator>(std::move(inner), backend);
 }
 
-}  // namespace apb::parallel
+}  // namespace apb::comm

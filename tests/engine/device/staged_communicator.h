@@ -4,12 +4,12 @@
 
 #include <memory>
 
-#include "engine/parallel/communicator.h"
+#include "engine/comm/communicator.h"
 
-namespace apb::parallel {
+namespace apb::comm {
 
 // `backend` (guarded_backend.h; whose memory the views are in) must outlive the communicator.
 std::unique_ptr<Communicator> StageThroughHost(std::unique_ptr<Communicator> inner,
                                                kernels::Backend& backend);
 
-}  // namespace apb::parallel
+}  // namespace apb::comm

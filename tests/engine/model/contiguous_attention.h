@@ -10,7 +10,7 @@
 namespace apb::model {
 
 // Plain causal attention over all rows seen so far.
-class ContiguousAttention : public attention::LayerAttention {
+class ContiguousAttention : public model::LayerAttention {
  public:
   ContiguousAttention(const ModelConfig& config, kernels::Backend& backend)
       : config_(config), backend_(backend), keys_(config.layers), values_(config.layers) {}

@@ -27,7 +27,7 @@ using nlohmann::json;
 
 // Plain causal attention in device memory: the prompt attends to its own keys, rows behind it to the
 // paged cache.
-class DeviceAttention : public attention::LayerAttention {
+class DeviceAttention : public model::LayerAttention {
  public:
   static constexpr int64_t kBlock = 16;
   DeviceAttention(const ModelConfig& c, kernels::Backend& backend, int64_t rows)

@@ -9,7 +9,7 @@
 #include <string>
 #include <tuple>
 
-#include "engine/attention/strategy_plan.h"
+#include "engine/context_parallel/strategy_plan.h"
 #include "tests/engine/schedule/fake_executor.h"
 
 namespace apb::schedule {
@@ -82,9 +82,10 @@ TEST(Scheduler, ExactAutoIsNearTheBest) {
         SchedulerOptions options = LargeOptions(ranks);
         options.speed.link_bytes_per_second = bytes_per_second;
         const auto seconds = [&](std::string_view strategy) {
-          const auto plan = attention::MakeShardPlan(
+          const auto plan = context_parallel::MakeShardPlan(
               strategy, {.document_length = document, .query_length = 1}, {.hosts = ranks});
-          return attention::PredictPrefill(*plan, ranks, 0, options.model, options.speed).seconds;
+          return context_parallel::PredictPrefill(*plan, ranks, 0, options.model, options.speed)
+              .seconds;
         };
         const std::string choice = ExactChoice(options, document);
         EXPECT_EQ(ExactChoice(options, document), choice);
@@ -118,7 +119,7 @@ TEST(Scheduler, AutoIsExactWhereNothingCanSelect) {
   r = MakeRequest(1, 100, 3, 1);
   r.spec.embedded_query.clear();
   ASSERT_TRUE(ResolveRequest(options, r).ok());
-  EXPECT_TRUE(attention::IsExact(r.spec.strategy)) << r.spec.strategy;
+  EXPECT_TRUE(context_parallel::IsExact(r.spec.strategy)) << r.spec.strategy;
 }
 
 }  // namespace

@@ -18,11 +18,11 @@ namespace {
 
 // The request's word counts, else the group's; only apb has blocks to balance, and KV of other
 // blocks is not reused.
-TEST(Scheduler, BalancedBlocks) {
+TEST(Scheduler, BalancedShards) {
   SchedulerOptions options = TestOptions();
   options.model = {
       .layers = 4, .hidden_size = 64, .mlp_size = 64, .query_heads = 4, .head_dim = 16};
-  const int64_t cost = attention::RowCostInPairs(options.model, options.speed);
+  const int64_t cost = context_parallel::RowCostInPairs(options.model, options.speed);
   for (const bool by_default : {false, true}) {
     options.balanced = by_default;
     for (const std::optional<bool> wanted : {std::optional<bool>(), {true}, {false}}) {

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine/attention/strategy_plan.h"
+#include "engine/context_parallel/strategy_plan.h"
 #include "engine/schedule/scheduler.h"
 #include "tests/engine/schedule/fake_executor.h"
 
@@ -132,13 +132,13 @@ TEST(KvLayout, PlansAndRowsOneBehindTheOther) {
       for (int64_t rows = rng() % 9; rows > 0; --rows)
         keeper.push_back(static_cast<int>(keeper.size() % ranks));
       const int64_t begin = static_cast<int64_t>(keeper.size()), end = begin + rng() % 40;
-      auto plan = attention::MakeShardPlan(
+      auto plan = context_parallel::MakeShardPlan(
           rng() % 4 == 0 ? "full" : "ring_kv",
           {.document_length = end, .cached_length = begin, .query_length = 1}, {.hosts = ranks});
       ASSERT_TRUE(plan.ok());
       keeper.resize(end);
       for (size_t h = 0; h < plan->hosts.size(); ++h) {
-        for (const attention::TokenSpan& span : plan->hosts[h].local)
+        for (const context_parallel::TokenSpan& span : plan->hosts[h].local)
           std::fill(keeper.begin() + span.begin, keeper.begin() + span.end, static_cast<int>(h));
       }
       layout.Append(*std::move(plan), end);

@@ -6,17 +6,17 @@
 
 #include <cmath>
 
-#include "tests/engine/attention/tiny_engine.h"
-#include "tests/engine/parallel/mpi_main.h"
+#include "tests/engine/comm/mpi_main.h"
+#include "tests/engine/context_parallel/tiny_engine.h"
 
 namespace apb::worker {
 namespace {
 
 TEST(Calibration, IsTheSameOnAllRanks) {
-  const attention::TinyModel& tiny = attention::TinyModel::Get();
-  auto communicator = parallel::TestRuntime().NewCommunicator(absl::Minutes(2));
+  const context_parallel::TinyModel& tiny = context_parallel::TinyModel::Get();
+  auto communicator = comm::TestRuntime().NewCommunicator(absl::Minutes(2));
   ASSERT_TRUE(communicator.ok()) << communicator.status();
-  attention::TinyEngine engine(**communicator);
+  context_parallel::TinyEngine engine(**communicator);
   auto backend = *kernels::CreateCpuBackend({.threads = 1, .force_isa = ""});
   const auto speed = Calibrate(*tiny.weights, *backend, **communicator);
   ASSERT_TRUE(speed.ok()) << speed.status();
@@ -28,12 +28,12 @@ TEST(Calibration, IsTheSameOnAllRanks) {
   }
   EXPECT_TRUE(engine.EqualOnAllRanks(numbers));
   if (engine.ranks() == 1) {  // no links: the assumed ones
-    EXPECT_EQ(speed->link_bytes_per_second, attention::MachineSpeed().link_bytes_per_second);
+    EXPECT_EQ(speed->link_bytes_per_second, context_parallel::MachineSpeed().link_bytes_per_second);
   }
 }
 
 TEST(Calibration, ShapeIsThatOfTheWeights) {
-  const attention::ModelShape shape = ShapeOf(*attention::TinyModel::Get().weights);
+  const context_parallel::ModelShape shape = ShapeOf(*context_parallel::TinyModel::Get().weights);
   EXPECT_EQ(shape.layers, 3);
   EXPECT_EQ(shape.hidden_size, 48);
   EXPECT_EQ(shape.mlp_size, 64);
