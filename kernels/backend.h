@@ -214,7 +214,7 @@ class Backend {
 
 struct CpuBackendOptions {
   int threads = 0;  // OpenMP threads of the calling (step) thread; 0 = OMP_NUM_THREADS or all cores
-  // amxbf16, avx512bf16, avx512, avx2 or portable; "": what the environment's APB_CPU_ISA names, or
+  // amxbf16, avx512bf16, avx512vnni, avx512, avx2 or portable; "": what the environment's APB_CPU_ISA names, or
   // the best that this CPU has.
   std::string_view force_isa;
 };

@@ -21,9 +21,10 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
       ->check(CLI::IsMember({"auto", "cuda", "cpu"}));
   app.add_option(
          "--cpu-isa", o->cpu_isa,
-         "Code path of ranks on CPUs: portable, avx2, avx512, avx512bf16, amxbf16, or auto: "
-         "what APB_CPU_ISA names, else the best that the CPU has. An error where it lacks it")
-      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512bf16", "amxbf16"}));
+         "Code path of ranks on CPUs: portable, avx2, avx512, avx512vnni, avx512bf16, amxbf16, or "
+         "auto: what APB_CPU_ISA names, else the best that the CPU has. An error where it lacks it")
+      ->check(CLI::IsMember(
+          {"auto", "portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"}));
   app.add_option("--dtype", o->dtype,
                  "Type of weights and activations, to which the checkpoint's are converted: "
                  "bfloat16, float16 (GPUs only), float32, or auto: what config.json says, but "

@@ -61,7 +61,8 @@ bool HasAvx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
-bool HasAvx512Bf16() { return HasAvx512() && __builtin_cpu_supports("avx512bf16"); }
+bool HasAvx512Vnni() { return HasAvx512() && __builtin_cpu_supports("avx512vnni"); }
+bool HasAvx512Bf16() { return HasAvx512Vnni() && __builtin_cpu_supports("avx512bf16"); }
 bool HasAmx() {
   uint32_t a = 7, b = 0, c = 0, d = 0;
   __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
@@ -83,6 +84,7 @@ struct CodePath {
 // Best first.
 constexpr CodePath kCodePaths[] = {{"amxbf16", &isa_amxbf16::kKernels, HasAmx},
                                    {"avx512bf16", &isa_avx512bf16::kKernels, HasAvx512Bf16},
+                                   {"avx512vnni", &isa_avx512vnni::kKernels, HasAvx512Vnni},
                                    {"avx512", &isa_avx512::kKernels, HasAvx512},
                                    {"avx2", &isa_avx2::kKernels, HasAvx2},
                                    {"portable", &isa_portable::kKernels, [] { return true; }}};
@@ -97,6 +99,7 @@ std::string CpuFeatures() {
       {"avx512bw", __builtin_cpu_supports("avx512bw")},
       {"avx512vl", __builtin_cpu_supports("avx512vl")},
       {"avx512dq", __builtin_cpu_supports("avx512dq")},
+      {"avx512vnni", __builtin_cpu_supports("avx512vnni")},
       {"avx512bf16", __builtin_cpu_supports("avx512bf16")},
       {"amx_bf16", HasAmx()}};
   std::string names;

@@ -58,7 +58,10 @@ extern const IsaKernels kKernels;
 namespace isa_avx512 {  // F, BW, VL, DQ
 extern const IsaKernels kKernels;
 }
-namespace isa_avx512bf16 {
+namespace isa_avx512vnni {  // and VNNI: dot products of bytes, for quantized weights
+extern const IsaKernels kKernels;
+}
+namespace isa_avx512bf16 {  // and BF16
 extern const IsaKernels kKernels;
 }
 namespace isa_amxbf16 {

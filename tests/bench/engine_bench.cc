@@ -430,7 +430,7 @@ int Main(int argc, char** argv) {
   app.add_option("--retaining-width", options.retaining_width, "of random retaining heads");
   app.add_option("--repeat", options.repeat, "runs of a case; the fastest counts");
   app.add_option("--isa", options.isa,
-                 "forces a code path: portable, avx2, avx512, avx512bf16, amxbf16");
+                 "forces a code path: portable, avx2, avx512, avx512vnni, avx512bf16, amxbf16");
   app.add_option("--json", options.json_file, "writes the results there too");
   app.add_flag("--append", options.append, "adds to the results in the --json file");
   CLI11_PARSE(app, argc, argv);

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/weight_blocks.h"
 #include "nlohmann/json.hpp"
 
 namespace apb::kernels {
@@ -82,13 +83,21 @@ class Bench {
   }
   TensorView Tensor(DType dtype, std::initializer_list<int64_t> shape) {
     TensorView view = TensorView::Contiguous(nullptr, dtype, shape);
-    auto buffer = backend_->Allocate(view.numel() * SizeOf(dtype));
+    auto buffer = backend_->Allocate(BytesOf(dtype, view.numel()));
     if (!buffer.ok()) {
       std::fprintf(stderr, "kernels_bench: %s\n", std::string(buffer.status().message()).c_str());
       std::exit(1);
     }
     view.data = buffer->data();
     buffers_.push_back(*std::move(buffer));
+    if (IsBlockType(dtype)) {  // all blocks alike
+      float weights[kBlockLength];
+      for (int i = 0; i < kBlockLength; ++i) weights[i] = static_cast<float>(i * 7 % 16) - 7.5f;
+      const int64_t bytes = BytesOf(dtype, kBlockLength);
+      for (int64_t i = 0; i < view.numel() / kBlockLength; ++i)
+        EncodeBlocks(weights, kBlockLength, dtype, view.as<char>() + i * bytes);
+      return view;
+    }
     // A short period is enough: no kernel's time depends on the values of finite numbers.
     uint32_t state = 12345;
     for (int64_t i = 0; i < view.numel(); ++i) {
@@ -141,7 +150,11 @@ class Bench {
 // ---- ceilings ----
 
 struct Ceilings {
-  double f32 = 0, bf16 = 0, memory = 0;
+  double f32 = 0, bf16 = 0, int8 = 0, memory = 0;
+  double Of(DType weights) const {
+    if (IsBlockType(weights)) return int8;
+    return weights == DType::kBF16 ? bf16 : f32;
+  }
 };
 
 constexpr int64_t kLoops = 2000000;
@@ -182,6 +195,18 @@ __attribute__((target("avx512f,avx512bf16"))) float DotLoop() {
   float sum = 0;
   for (int i = 0; i < 16; ++i) sum += _mm512_cvtss_f32(acc[i]);
   return sum;
+}
+__attribute__((target("avx512f,avx512vnni"))) float ByteDotLoop() {
+  __m512i acc[16];
+  for (int i = 0; i < 16; ++i) acc[i] = _mm512_set1_epi32(i);
+  const __m512i a = _mm512_set1_epi32(0x01020304), b = a;
+  for (int64_t n = 0; n < kLoops; ++n) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) acc[i] = _mm512_dpbusd_epi32(acc[i], a, b);
+  }
+  int sum = 0;
+  for (int i = 0; i < 16; ++i) sum += _mm512_cvtsi512_si32(acc[i]);
+  return static_cast<float>(sum);
 }
 __attribute__((target("amx-tile,amx-bf16"))) float AmxLoop() {
   struct alignas(64) Config {
@@ -246,11 +271,14 @@ Ceilings MeasureCeilings(Bench& bench, int threads) {
   } else if (name == "cpu/avx512bf16") {
     c.bf16 = parallel(kLoops * 16 * 64.0, DotLoop);
   }
-  if (c.bf16 > 0) {
+  if (name.starts_with("cpu/avx512") || name == "cpu/amxbf16") {
     c.f32 = parallel(kLoops * 16 * 32.0, FmaLoop);
   } else if (__builtin_cpu_supports("avx2")) {
-    c.f32 = c.bf16 = parallel(kLoops * 12 * 16.0, FmaLoopAvx2);
+    c.f32 = parallel(kLoops * 12 * 16.0, FmaLoopAvx2);
   }
+  const bool bytes = c.bf16 > 0 || name == "cpu/avx512vnni";
+  c.int8 = bytes ? parallel(kLoops * 16 * 128.0, ByteDotLoop) : c.f32;
+  if (c.bf16 == 0) c.bf16 = c.f32;
   if (__builtin_cpu_supports("avx2")) {
     const int64_t bytes = 512 << 20;
     const TensorView memory = bench.Tensor(DType::kF32, {bytes / 4});
@@ -264,6 +292,7 @@ Ceilings MeasureCeilings(Bench& bench, int threads) {
   }
   bench.Report("ceiling: bf16 products", "GFLOP/s", c.bf16, 0);
   bench.Report("ceiling: f32 products", "GFLOP/s", c.f32, 0);
+  bench.Report("ceiling: int8 products", "GFLOP/s", c.int8, 0);
   bench.Report("ceiling: memory reads", "GB/s", c.memory, 0);
   return c;
 }
@@ -275,24 +304,30 @@ std::string Name(const char* format, auto... values) {
   std::snprintf(text, sizeof text, format, values...);
   return text;
 }
-const char* TypeName(DType dtype) { return dtype == DType::kBF16 ? "bf16" : "f32"; }
+const char* TypeName(DType dtype) {
+  if (IsBlockType(dtype)) return dtype == DType::kI8Block ? "int8" : "int4";
+  return dtype == DType::kBF16 ? "bf16" : "f32";
+}
+// Of x and the output, for weights of that type.
+DType ActivationsOf(DType weights) { return IsBlockType(weights) ? DType::kBF16 : weights; }
+constexpr DType kWeightTypes[] = {DType::kBF16, DType::kF32, DType::kI8Block, DType::kI4Block};
 
 void LinearFamily(Bench& bench, const Ceilings& c) {
   struct Shape {
     int64_t in, out;
   };
-  for (DType dtype : {DType::kBF16, DType::kF32}) {
+  for (DType dtype : kWeightTypes) {
     for (Shape s : {Shape{768, 1280}, {768, 4096}, {2048, 768}, {2048, 8192}}) {
       for (int64_t rows : {64, 1024}) {
-        const TensorView x = bench.Tensor(dtype, {rows, s.in}),
+        const TensorView x = bench.Tensor(ActivationsOf(dtype), {rows, s.in}),
                          w = bench.Tensor(dtype, {s.out, s.in}),
-                         y = bench.Tensor(dtype, {rows, s.out});
+                         y = bench.Tensor(ActivationsOf(dtype), {rows, s.out});
         const double rate = bench.Rate(2.0 * rows * s.in * s.out, [&] {
           bench.backend().Linear({.x = x, .weight = w, .bias = {}, .out = y}, bench.stream());
         });
         bench.CheckStream();
         bench.Report(Name("linear %s %ld x %ld -> %ld", TypeName(dtype), rows, s.in, s.out),
-                     "GFLOP/s", rate, dtype == DType::kBF16 ? c.bf16 : c.f32);
+                     "GFLOP/s", rate, c.Of(dtype));
         bench.Release();
       }
     }
@@ -301,13 +336,14 @@ void LinearFamily(Bench& bench, const Ceilings& c) {
 
 // Few rows: the time of reading the weights, from more of them than the caches hold.
 void SkinnyFamily(Bench& bench, const Ceilings& c) {
-  for (DType dtype : {DType::kBF16, DType::kF32}) {
+  for (DType dtype : kWeightTypes) {
     for (int64_t in : {768, 2048}) {
-      const int64_t out = 4096, count = (256 << 20) / (in * out * int64_t(SizeOf(dtype)));
+      const int64_t out = 4096, bytes = BytesOf(dtype, in * out), count = (256 << 20) / bytes;
       const TensorView w = bench.Tensor(dtype, {count * out, in});
       for (int64_t rows : {1, 2, 4, 5, 8, 16, 17, 32, 64}) {
-        const TensorView x = bench.Tensor(dtype, {rows, in}), y = bench.Tensor(dtype, {rows, out});
-        const double rate = bench.Rate(static_cast<double>(count * in * out) * SizeOf(dtype), [&] {
+        const TensorView x = bench.Tensor(ActivationsOf(dtype), {rows, in}),
+                         y = bench.Tensor(ActivationsOf(dtype), {rows, out});
+        const double rate = bench.Rate(static_cast<double>(count * bytes), [&] {
           for (int64_t i = 0; i < count; ++i) {
             bench.backend().Linear(
                 {.x = x, .weight = w.Rows(i * out, (i + 1) * out), .bias = {}, .out = y},
@@ -503,7 +539,8 @@ int Main(int argc, char** argv) {
   Options options;
   CLI::App app("Speed of the CPU kernels next to the ceilings of this machine");
   app.add_option("--threads", options.threads, "OpenMP threads; 0: all cores");
-  app.add_option("--isa", options.isa, "code path: amxbf16, avx512bf16, avx512, avx2, portable");
+  app.add_option("--isa", options.isa,
+                 "code path: amxbf16, avx512bf16, avx512vnni, avx512, avx2, portable");
   app.add_option("--repeats", options.repeats, "timed calls of each kernel; the best counts");
   app.add_option("--length", options.length, "longest prompt of prefill attention");
   app.add_option("--only", options.only,

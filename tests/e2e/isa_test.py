@@ -11,7 +11,7 @@ from unittest import mock
 
 import fixture
 
-PATHS = ("amxbf16", "avx512bf16", "avx512", "avx2", "portable")
+PATHS = ("amxbf16", "avx512bf16", "avx512vnni", "avx512", "avx2", "portable")
 
 
 def arguments(isa):

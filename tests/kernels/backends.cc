@@ -9,7 +9,7 @@ namespace apb::kernels {
 
 std::vector<std::string> TestBackendNames() {
 #ifdef APB_HAS_CPU_BACKEND
-  return {"amxbf16", "avx512bf16", "avx512", "avx2", "portable", "cuda"};
+  return {"amxbf16", "avx512bf16", "avx512vnni", "avx512", "avx2", "portable", "cuda"};
 #else
   return {"cuda"};
 #endif

@@ -116,11 +116,37 @@ TEST(WeightBlocks, ViewsCountInBlocks) {
   EXPECT_EQ(BytesOf(DType::kBF16, 96), 192);
 }
 
+// Whether this code path multiplies quantized weights as integers, for which x is rounded too.
+bool RoundsX(std::string_view backend) {
+  return backend == "avx512vnni" || backend == "avx512bf16" || backend == "amxbf16";
+}
+
+// x with each 32 numbers of a row rounded to 127 steps of the largest one.
+HostTensor RoundedX(const TensorView& x) {
+  HostTensor rounded = HostTensor::Zeros(DType::kF32, {x.shape[0], x.shape[1]});
+  for (int64_t r = 0; r < x.shape[0]; ++r) {
+    for (int64_t b = 0; b < x.shape[1]; b += 32) {
+      float top = 0;
+      for (int64_t i = b; i < b + 32; ++i)
+        top = std::max(top, std::abs(static_cast<float>(reference::At(x, r, i))));
+      for (int64_t i = b; i < b + 32; ++i) {
+        const auto number = static_cast<float>(reference::At(x, r, i));
+        rounded.view.as<float>()[r * x.shape[1] + i] =
+            top > 0 ? std::nearbyint(number * (127 / top)) * (top / 127) : 0.0f;
+      }
+    }
+  }
+  return rounded;
+}
+
 class BlockLinear : public testing::TestWithParam<std::string> {};
 
-void ExpectProduct(Backend& backend, const LinearArgs& args) {
+void ExpectProduct(Backend& backend, const LinearArgs& args, bool rounds_x) {
   auto stream = *backend.NewStream();
-  std::vector<double> want = reference::Linear(args);
+  LinearArgs rounded = args;
+  const HostTensor x = RoundedX(args.x);
+  if (rounds_x) rounded.x = x.view;
+  std::vector<double> want = reference::Linear(rounded);
   const std::vector<double> before = reference::ToDoubles(args.out);
   for (size_t i = 0; args.accumulate && i < want.size(); ++i) want[i] += before[i];
   backend.Linear(args, *stream);
@@ -141,19 +167,23 @@ TEST_P(BlockLinear, IsTheProductByTheDecodedWeights) {
     const HostTensor weight = HostTensor::Random(type, {37, 160}, rng, 0.2f);
     for (const DType dtype : {DType::kBF16, DType::kF32}) {
       const HostTensor bias = HostTensor::Random(dtype, {37}, rng);
-      for (const int64_t rows : {1, 2, 7, 33}) {
+      for (const int64_t rows : {1, 2, 7, 33, 524}) {
         const HostTensor x = HostTensor::Random(dtype, {rows, 163}, rng);
         for (const DType out : {dtype, DType::kF32}) {
           const HostTensor y = HostTensor::Random(out, {rows, 40}, rng);
-          ExpectProduct(**backend, {.x = x.view.Columns(0, 160),
-                                    .weight = weight.view,
-                                    .bias = bias.view,
-                                    .out = y.view.Columns(0, 37)});
-          ExpectProduct(**backend, {.x = x.view.Columns(0, 64),
-                                    .weight = weight.view.Columns(96, 160).Rows(5, 25),
-                                    .bias = {},
-                                    .out = y.view.Columns(0, 20),
-                                    .accumulate = true});
+          ExpectProduct(**backend,
+                        {.x = x.view.Columns(0, 160),
+                         .weight = weight.view,
+                         .bias = bias.view,
+                         .out = y.view.Columns(0, 37)},
+                        RoundsX(GetParam()));
+          ExpectProduct(**backend,
+                        {.x = x.view.Columns(0, 64),
+                         .weight = weight.view.Columns(96, 160).Rows(5, 25),
+                         .bias = {},
+                         .out = y.view.Columns(0, 20),
+                         .accumulate = true},
+                        RoundsX(GetParam()));
           if (HasFatalFailure()) return;
         }
       }

@@ -153,6 +153,11 @@ template <>
 constexpr bool kIsBlock<I8Block> = true;
 template <>
 constexpr bool kIsBlock<I4Block> = true;
+// Whether a block has a zero of its own.
+template <typename Block>
+constexpr bool kHasZero = false;
+template <>
+constexpr bool kHasZero<I4Block> = true;
 // Weights that a W holds.
 template <typename W>
 constexpr int64_t kWeightsOf = kIsBlock<W> ? kBlockLength : 1;

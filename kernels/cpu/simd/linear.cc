@@ -6,6 +6,7 @@
 #include "kernels/cpu/simd/linear_amx.h"
 #include "kernels/cpu/simd/linear_dots.h"
 #include "kernels/cpu/simd/linear_packed.h"
+#include "kernels/cpu/simd/linear_vnni.h"
 
 namespace apb::kernels::APB_ISA {
 namespace {
@@ -34,6 +35,9 @@ bool RunDots(const LinearArgs& args, int threads, Scratch& scratch) {
 
 template <typename W, typename T, typename O>
 bool RunPacked(const LinearArgs& args, int threads, Scratch& scratch) {
+#if defined(__AVX512VNNI__)
+  if constexpr (kIsBlock<W>) return VnniLinearOf<W, T, O>(args, threads).Run(scratch);
+#endif
   return PackedLinearOf<W, T, O>(args, threads).Run(scratch);
 }
 

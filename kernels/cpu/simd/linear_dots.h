@@ -5,6 +5,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/simd/blocks.h"
+#include "kernels/cpu/simd/quantized_rows.h"
 #include "kernels/cpu/simd/vector.h"
 
 namespace apb::kernels::APB_ISA {
@@ -12,15 +13,16 @@ namespace apb::kernels::APB_ISA {
 constexpr int kDotStreams = 4;
 constexpr int64_t kDotPrefetchBytes = 2048;
 
-// How weights of type W are multiplied with rows of x. X: what x is made of before; kStep weights at
-// a time.
+// How weights of type W are multiplied with rows of x, kStep weights at a time. X: what x is made of
+// before, kStep / kXStep numbers each; Sum: a register of sums.
 template <typename W>
 struct DotStep {
   using X = float;  // in the order of LoadPair
-  static constexpr int kStep = 2 * kLanes;
+  using Sum = Vec;
+  static constexpr int kStep = 2 * kLanes, kXStep = kStep;
   template <int kRows>
   __attribute__((always_inline)) static void Add(const W* w, const X* x, int64_t x_stride,
-                                                 Vec (&acc)[kRows]) {
+                                                 Sum (&acc)[kRows]) {
     Vec a, b;
     LoadPair(w, a, b);
 #pragma GCC unroll 4
@@ -38,10 +40,46 @@ struct DotStep {
     }
   }
 };
+#if defined(__AVX512VNNI__)
+// Of blocks, as dot products of bytes.
+template <typename Block>
+struct BlockDotStep {
+  using X = QuantizedX;
+  using Sum = __m256;
+  static constexpr int kStep = kBlockLength, kXStep = 1;
+  template <int kRows>
+  __attribute__((always_inline)) static void Add(const Block* w, const X* x, int64_t x_stride,
+                                                 Sum (&acc)[kRows]) {
+    const __m256i weights = BytesOf(*w);
+    const __m256 scale = _mm256_set1_ps(HalfToFloat(w->scale));
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const X& row = x[r * x_stride];
+      const __m256i q = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row.q));
+      __m256 sum;
+      if constexpr (kHasZero<Block>) {
+        const __m256i dots = _mm256_dpbusd_epi32(_mm256_setzero_si256(), weights, q);
+        // Each of the eight sums takes its part of the zero.
+        const __m256 zero = _mm256_set1_ps(HalfToFloat(w->zero) * 0.125f);
+        sum = _mm256_fnmadd_ps(zero, _mm256_set1_ps(row.sum), _mm256_cvtepi32_ps(dots));
+      } else {
+        const __m256i minus = _mm256_zextsi128_si256(_mm_cvtsi32_si128(row.minus_128_q));
+        sum = _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(minus, weights, q));
+      }
+      acc[r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(row.scale)), sum, acc[r]);
+    }
+  }
+  template <typename T>
+  static void Prepare(const T* x, int64_t n, X* out) {
+    QuantizeRow(x, n, out);
+  }
+};
+#else
 template <typename Block>
 struct BlockDotStep {
   using X = float;  // in the order of LoadForDots
-  static constexpr int kStep = kBlockLength;
+  using Sum = Vec;
+  static constexpr int kStep = kBlockLength, kXStep = kStep;
   template <int kRows>
   __attribute__((always_inline)) static void Add(const Block* w, const X* x, int64_t x_stride,
                                                  Vec (&acc)[kRows]) {
@@ -59,6 +97,7 @@ struct BlockDotStep {
     for (int64_t i = 0; i < n; i += kStep) OrderForDots<Block>(x + i, out + i);
   }
 };
+#endif
 template <>
 struct DotStep<I8Block> : BlockDotStep<I8Block> {};
 template <>
@@ -68,7 +107,8 @@ struct DotStep<I4Block> : BlockDotStep<I4Block> {};
 template <>
 struct DotStep<uint16_t> {
   using X = uint16_t;
-  static constexpr int kStep = 32;
+  using Sum = Vec;
+  static constexpr int kStep = 32, kXStep = kStep;
   template <int kRows>
   __attribute__((always_inline)) static void Add(const uint16_t* w, const X* x, int64_t x_stride,
                                                  Vec (&acc)[kRows]) {
@@ -97,7 +137,7 @@ class DotLinear {
  public:
   DotLinear(const LinearArgs& args, Scratch& scratch) : args_(args), in_(args.x.shape[1]) {
     // An odd number of cache lines, so that rows lie in different sets.
-    x_stride_ = RoundUp(in_, 32) + 16;
+    x_stride_ = RoundUp(in_, 32) / Step::kStep * Step::kXStep + (Step::kXStep > 1 ? 16 : 1);
     x_ = static_cast<X*>(scratch.Reserve(args.x.shape[0] * x_stride_ * sizeof(X)));
     if (x_ == nullptr) return;
     for (int64_t r = 0; r < args.x.shape[0]; ++r) Step::Prepare(XRow(r), in_, x_ + r * x_stride_);
@@ -142,11 +182,11 @@ class DotLinear {
     // weights), what lies between them is not read.
     const int64_t row = Max(in_ / kPer, 1), far = kDotPrefetchBytes / sizeof(W);
     const int64_t row_ends = row - far % row, ahead = far / row * w_stride + far % row;
-    Vec acc[kStreams][kRows];
+    typename Step::Sum acc[kStreams][kRows];
 #pragma GCC unroll 4
     for (int s = 0; s < kStreams; ++s) {
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) acc[s][r] = Vec{};
+      for (int r = 0; r < kRows; ++r) acc[s][r] = typename Step::Sum{};
     }
     int64_t i = 0;
     for (; i + Step::kStep <= in_; i += Step::kStep) {
@@ -154,7 +194,7 @@ class DotLinear {
 #pragma GCC unroll 4
       for (int s = 0; s < kStreams; ++s) {
         __builtin_prefetch(w + s * stream + later);
-        Step::Add(w + s * stream + at, x + i, x_stride_, acc[s]);
+        Step::Add(w + s * stream + at, x + i / Step::kStep * Step::kXStep, x_stride_, acc[s]);
       }
     }
 #pragma GCC unroll 4
