@@ -1,5 +1,5 @@
 // Decode over the paged cache for a few rows (query heads of a group times new tokens), bound by
-// reading the cache: keys and values are used where they lie, each once for every three rows.
+// reading the cache: keys and values are used where they lie, each once for every three or four rows.
 #pragma once
 
 #include "kernels/cpu/simd/paged_keys.h"
@@ -7,7 +7,7 @@
 namespace apb::kernels::APB_ISA {
 
 // Keys of a chunk, whose scores of all rows stay in the first cache.
-constexpr int kChunkKeys = 256;
+constexpr int kChunkKeys = 128;
 
 class FewRows {
  public:
@@ -32,17 +32,19 @@ class FewRows {
     keys.List(task.slot_begin, count, key_rows);
     for (int64_t s = task.slot_begin; s < task.slot_end; s += kChunkKeys) {
       values.List(s, count, value_rows);
-      for (int r = 0; r < rows_; r += 3) {
+      for (int r = 0; r < rows_; r += kTogether) {
         const RowsAhead<T> next = {value_rows, r == 0 ? count : 0};
-        Some(Min(3, rows_ - r), [&]<int kRows>() { Score<kRows>(key_rows, count, r, next); });
+        Some(Min(kTogether, rows_ - r),
+             [&]<int kRows>() { Score<kRows>(key_rows, count, r, next); });
       }
       Mask(sequence, s, count);
       for (int r = 0; r < rows_; ++r) Weigh(r, count, factor);
       const int next_count = static_cast<int>(Max(0, Min(kChunkKeys, task.slot_end - s - count)));
       keys.List(s + count, next_count, key_rows);
-      for (int r = 0; r < rows_; r += 3) {
+      for (int r = 0; r < rows_; r += kTogether) {
         const RowsAhead<T> next = {key_rows, r == 0 ? next_count : 0};
-        Some(Min(3, rows_ - r), [&]<int kRows>() { AddValues<kRows>(value_rows, count, r, next); });
+        Some(Min(kTogether, rows_ - r),
+             [&]<int kRows>() { AddValues<kRows>(value_rows, count, r, next); });
       }
       count = next_count;
     }
@@ -50,6 +52,12 @@ class FewRows {
   }
 
  private:
+  // Rows whose sums the registers hold beside each other.
+#if defined(__AVX512F__)
+  static constexpr int kTogether = 4;
+#else
+  static constexpr int kTogether = 3;
+#endif
   // Keys whose values are added in one go.
   static constexpr int kBatch = 16;
 
@@ -65,12 +73,15 @@ class FewRows {
       if (i >= count) return;
       const char* line = reinterpret_cast<const char*>(rows[i]);
       const char* end = line + d * static_cast<int64_t>(sizeof(T));
-      for (; line < end; line += 64) __builtin_prefetch(line);
+      for (; line < end; line += 64) __builtin_prefetch(line, 0, 2);
     }
   };
 
   template <typename F>
   static void Some(int64_t rows, F f) {
+    if constexpr (kTogether == 4) {
+      if (rows == 4) return f.template operator()<4>();
+    }
     if (rows == 3) return f.template operator()<3>();
     if (rows == 2) return f.template operator()<2>();
     f.template operator()<1>();
@@ -91,6 +102,7 @@ class FewRows {
         Store(q_[r] + c, a);
         Store(q_[r] + c + kLanes, b);
       }
+      if constexpr (kPairs<T>) __builtin_memcpy(pairs_[r], q, sizeof(T) * d_);
       __builtin_memset(acc_[r], 0, sizeof(float) * d_);
       position_[r] = static_cast<const int32_t*>(args.q_positions.data)[t];
       row_max_[r] = kMasked;
@@ -117,7 +129,7 @@ class FewRows {
   __attribute__((noinline)) void ScoreFour(const T* const (&rows)[4], int first, int at,
                                            Vec (&sums)[kRows][kLanes]) {
     Vec acc[kRows][4];
-#pragma GCC unroll 3
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) acc[r][k] = Vec{};
@@ -126,21 +138,42 @@ class FewRows {
     for (int c = 0; c < d_; c += kStep) {
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
+        if constexpr (kPairs<T>) {
+#pragma GCC unroll 4
+          for (int r = 0; r < kRows; ++r) AddPairs(acc[r][k], rows[k] + c, pairs_[first + r] + c);
+          continue;
+        }
         Vec x, y;
         LoadPair(rows[k] + c, x, y);
-#pragma GCC unroll 3
+#pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
           MultiplyAdd(acc[r][k], x, q + r * kMaxDim + c);
           MultiplyAdd(acc[r][k], y, q + r * kMaxDim + c + kLanes);
         }
       }
     }
-#pragma GCC unroll 3
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) sums[r][at + k] = acc[r][k];
     }
   }
+
+  // Whether scores are sums of products of pairs of T, which saves turning keys into floats.
+#if defined(__AVX512BF16__)
+  template <typename T>
+  static constexpr bool kPairs = sizeof(T) == 2;
+  __attribute__((always_inline)) static void AddPairs(Vec& acc, const uint16_t* a,
+                                                      const uint16_t* b) {
+    acc = reinterpret_cast<Vec>(_mm512_dpbf16_ps(
+        reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(_mm512_loadu_si512(a)),
+        reinterpret_cast<__m512bh>(_mm512_loadu_si512(b))));
+  }
+#else
+  template <typename T>
+  static constexpr bool kPairs = false;
+  static void AddPairs(Vec&, const void*, const void*) {}
+#endif
 
   // Takes away what rows do not see; fills up to a whole vector.
   void Mask(const PagedSequence& sequence, int64_t slot, int count) {
@@ -204,7 +237,7 @@ class FewRows {
                                             int c) {
     float* sums = acc_[first] + c;
     Vec a[kRows], b[kRows];
-#pragma GCC unroll 3
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       a[r] = Load(sums + r * kMaxDim);
       b[r] = Load(sums + r * kMaxDim + kLanes);
@@ -213,14 +246,14 @@ class FewRows {
     for (int j = 0; j < count; ++j) {
       Vec x, y;
       LoadPair(rows[j] + c, x, y);
-#pragma GCC unroll 3
+#pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
         const Vec weight = Splat(p[r * kChunkKeys + j]);
         MultiplyAdd(a[r], weight, x);
         MultiplyAdd(b[r], weight, y);
       }
     }
-#pragma GCC unroll 3
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       Store(sums + r * kMaxDim, a[r]);
       Store(sums + r * kMaxDim + kLanes, b[r]);
@@ -242,8 +275,9 @@ class FewRows {
   }
 
   int d_ = 0, rows_ = 0;
-  alignas(64) float q_[kMostRows][kMaxDim];    // in the order of LoadPair
-  alignas(64) float acc_[kMostRows][kMaxDim];  // likewise
+  alignas(64) float q_[kMostRows][kMaxDim];         // in the order of LoadPair
+  alignas(64) uint16_t pairs_[kMostRows][kMaxDim];  // q as it is, for AddPairs
+  alignas(64) float acc_[kMostRows][kMaxDim];       // likewise
   alignas(64) float scores_[kMostRows][kChunkKeys];
   float row_max_[kMostRows], row_sum_[kMostRows];
   int32_t position_[kMostRows];

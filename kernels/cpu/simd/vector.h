@@ -188,7 +188,26 @@ static inline float LargestOf(Vec v) {
 
 // The sums of kLanes vectors, as one vector.
 static inline Vec SumsOf(const Vec (&v)[kLanes]) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
+  // Sums of pairs side by side, then of quarters, within 128 bits; then over the four quarters.
+  __m512 four[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const auto pair = [&](int j) {
+      const __m512 a = reinterpret_cast<__m512>(v[4 * i + j]),
+                   b = reinterpret_cast<__m512>(v[4 * i + j + 1]);
+      return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    };
+    const __m512d low = reinterpret_cast<__m512d>(pair(0)),
+                  high = reinterpret_cast<__m512d>(pair(2));
+    four[i] = _mm512_add_ps(reinterpret_cast<__m512>(_mm512_unpacklo_pd(low, high)),
+                            reinterpret_cast<__m512>(_mm512_unpackhi_pd(low, high)));
+  }
+  const auto join = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return reinterpret_cast<Vec>(join(join(four[0], four[1]), join(four[2], four[3])));
+#elif defined(__AVX2__)
   const auto add = [&](int i, int j) {
     return _mm256_hadd_ps(reinterpret_cast<__m256>(v[i]), reinterpret_cast<__m256>(v[j]));
   };
