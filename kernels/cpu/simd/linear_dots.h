@@ -193,7 +193,7 @@ class DotLinear {
       const int64_t at = i / kPer, later = at + ahead + (at < row_ends ? 0 : w_stride - row);
 #pragma GCC unroll 4
       for (int s = 0; s < kStreams; ++s) {
-        __builtin_prefetch(w + s * stream + later);
+        __builtin_prefetch(w + s * stream + later, 0, 2);
         Step::Add(w + s * stream + at, x + i / Step::kStep * Step::kXStep, x_stride_, acc[s]);
       }
     }
