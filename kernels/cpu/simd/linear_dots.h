@@ -40,7 +40,7 @@ struct DotStep {
     }
   }
 };
-#if defined(__AVX512VNNI__)
+#if defined(__AVX2__)
 // Of blocks, as dot products of bytes.
 template <typename Block>
 struct BlockDotStep {
@@ -50,23 +50,12 @@ struct BlockDotStep {
   template <int kRows>
   __attribute__((always_inline)) static void Add(const Block* w, const X* x, int64_t x_stride,
                                                  Sum (&acc)[kRows]) {
-    const __m256i weights = BytesOf(*w);
     const __m256 scale = _mm256_set1_ps(HalfToFloat(w->scale));
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const X& row = x[r * x_stride];
-      const __m256i q = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row.q));
-      __m256 sum;
-      if constexpr (kHasZero<Block>) {
-        const __m256i dots = _mm256_dpbusd_epi32(_mm256_setzero_si256(), weights, q);
-        // Each of the eight sums takes its part of the zero.
-        const __m256 zero = _mm256_set1_ps(HalfToFloat(w->zero) * 0.125f);
-        sum = _mm256_fnmadd_ps(zero, _mm256_set1_ps(row.sum), _mm256_cvtepi32_ps(dots));
-      } else {
-        const __m256i minus = _mm256_zextsi128_si256(_mm_cvtsi32_si128(row.minus_128_q));
-        sum = _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(minus, weights, q));
-      }
-      acc[r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(row.scale)), sum, acc[r]);
+      const __m256 factor = _mm256_mul_ps(scale, _mm256_set1_ps(row.scale));
+      acc[r] = _mm256_fmadd_ps(factor, DotsOf(*w, row), acc[r]);
     }
   }
   template <typename T>
@@ -77,14 +66,14 @@ struct BlockDotStep {
 #else
 template <typename Block>
 struct BlockDotStep {
-  using X = float;  // in the order of LoadForDots
+  using X = float;
   using Sum = Vec;
   static constexpr int kStep = kBlockLength, kXStep = kStep;
   template <int kRows>
   __attribute__((always_inline)) static void Add(const Block* w, const X* x, int64_t x_stride,
-                                                 Vec (&acc)[kRows]) {
+                                                 Sum (&acc)[kRows]) {
     Vec weights[kBlockVecs];
-    LoadForDots(*w, weights);
+    LoadBlock(*w, weights);
 #pragma GCC unroll 8
     for (int i = 0; i < kBlockVecs; ++i) {
 #pragma GCC unroll 4
@@ -94,7 +83,7 @@ struct BlockDotStep {
   }
   template <typename T>
   static void Prepare(const T* x, int64_t n, X* out) {
-    for (int64_t i = 0; i < n; i += kStep) OrderForDots<Block>(x + i, out + i);
+    for (int64_t i = 0; i < n; ++i) out[i] = ToFloat(x[i]);
   }
 };
 #endif

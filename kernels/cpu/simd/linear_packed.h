@@ -6,6 +6,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/simd/blocks.h"
+#include "kernels/cpu/simd/quantized_rows.h"
 #include "kernels/cpu/simd/tile_math.h"
 
 namespace apb::kernels::APB_ISA {
@@ -91,6 +92,9 @@ class PackedLinearOf {
 
   void WidenRow(int64_t row, float* out) const {
     const T* x = static_cast<const T*>(args_.x.data) + row * args_.x.stride[0];
+#if defined(__AVX2__)
+    if constexpr (kIsBlock<W>) return RoundRow(x, in_, out);  // as few rows are (linear_dots.h)
+#endif
     int64_t i = 0;
     for (; i + kLanes <= in_; i += kLanes) Store(out + i, LoadAs(x + i));
     for (; i < in_; ++i) out[i] = ToFloat(x[i]);
