@@ -5,33 +5,33 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
-#include "server/frontend/admission.h"
-#include "server/frontend/status_map.h"
+#include "server/request/admission.h"
+#include "server/request/status_map.h"
 
 namespace apb::grpc_api {
 namespace {
 
 namespace pb = inference::v1;
-using frontend::CanonicalRequest;
+using request::CanonicalRequest;
 
-frontend::ChatInput ToChat(const pb::ChatInput& chat) {
-  frontend::ChatInput input;
+request::ChatInput ToChat(const pb::ChatInput& chat) {
+  request::ChatInput input;
   for (const pb::ChatMessage& message : chat.messages()) {
     input.messages.push_back({message.role(), message.content()});
   }
   return input;
 }
 
-absl::Status ReadApb(const pb::ApbOptions& from, frontend::ApbOptions* to) {
+absl::Status ReadApb(const pb::ApbOptions& from, request::ApbOptions* to) {
   if (!pb::Strategy_IsValid(from.strategy())) {
-    return frontend::InvalidField("apb.strategy", absl::StrCat("unknown value ", from.strategy()));
+    return request::InvalidField("apb.strategy", absl::StrCat("unknown value ", from.strategy()));
   }
   if (!pb::Compressor_IsValid(from.compressor())) {
-    return frontend::InvalidField("apb.compressor",
-                                  absl::StrCat("unknown value ", from.compressor()));
+    return request::InvalidField("apb.compressor",
+                                 absl::StrCat("unknown value ", from.compressor()));
   }
-  to->strategy = frontend::kStrategyNames[from.strategy()];
-  to->compressor = frontend::kCompressorNames[from.compressor()];
+  to->strategy = request::kStrategyNames[from.strategy()];
+  to->compressor = request::kCompressorNames[from.compressor()];
   if (from.has_anchor_length()) to->anchor_length = from.anchor_length();
   if (from.has_passing_length()) to->passing_length = from.passing_length();
   if (from.has_hosts()) to->hosts = from.hosts();
@@ -41,7 +41,7 @@ absl::Status ReadApb(const pb::ApbOptions& from, frontend::ApbOptions* to) {
   return absl::OkStatus();
 }
 
-void ReadSampling(const pb::SamplingParams& from, frontend::Sampling* to) {
+void ReadSampling(const pb::SamplingParams& from, request::Sampling* to) {
   if (from.has_max_tokens()) to->max_tokens = from.max_tokens();
   if (from.has_temperature()) to->temperature = from.temperature();
   if (from.has_top_p()) to->top_p = from.top_p();
@@ -61,13 +61,13 @@ void ReadSampling(const pb::SamplingParams& from, frontend::Sampling* to) {
 }
 
 pb::Strategy StrategyOf(std::string_view name) {
-  const auto& names = frontend::kStrategyNames;
+  const auto& names = request::kStrategyNames;
   const auto found = std::find(names.begin(), names.end(), name);
   return found == names.end() ? pb::STRATEGY_UNSPECIFIED
                               : static_cast<pb::Strategy>(found - names.begin());
 }
 
-void FillAlternative(const frontend::TokenAlternative& from, pb::TokenLogprob* to) {
+void FillAlternative(const request::TokenAlternative& from, pb::TokenLogprob* to) {
   to->set_id(from.id);
   to->set_token(from.bytes);
   to->set_logprob(from.logprob);
@@ -77,14 +77,14 @@ struct EventWriter {
   const std::string& request_id;
   pb::GenerateResponse& to;
 
-  void operator()(const frontend::Queued& from) {
+  void operator()(const request::Queued& from) {
     pb::Queued* queued = to.mutable_queued();
     queued->set_request_id(request_id);
     queued->set_position(static_cast<int32_t>(from.position));
     queued->set_prompt_tokens(from.prompt_tokens);
   }
 
-  void operator()(const frontend::Progress& from) {
+  void operator()(const request::Progress& from) {
     pb::PrefillProgress* progress = to.mutable_progress();
     progress->set_processed_tokens(from.processed_tokens);
     progress->set_total_tokens(from.total_tokens);
@@ -93,20 +93,20 @@ struct EventWriter {
     progress->set_eta_seconds(from.eta_seconds);
   }
 
-  void operator()(const frontend::TokenChunk& from) {
+  void operator()(const request::TokenChunk& from) {
     pb::TokenChunk* chunk = to.mutable_token();
     chunk->mutable_ids()->Add(from.ids.begin(), from.ids.end());
     chunk->set_text(from.text);
-    for (const frontend::TokenLogprob& logprob : from.logprobs) {
+    for (const request::TokenLogprob& logprob : from.logprobs) {
       pb::LogprobEntry* entry = chunk->add_logprobs();
       FillAlternative(logprob.chosen, entry->mutable_chosen());
       for (const auto& top : logprob.top) FillAlternative(top, entry->add_top());
     }
   }
 
-  void operator()(const frontend::Completed& from) {
+  void operator()(const request::Completed& from) {
     pb::Completed* completed = to.mutable_completed();
-    completed->set_finish_reason(from.reason == frontend::FinishReason::kStop
+    completed->set_finish_reason(from.reason == request::FinishReason::kStop
                                      ? pb::FINISH_REASON_STOP
                                      : pb::FINISH_REASON_LENGTH);
     if (!from.stop_string.empty()) {
@@ -123,8 +123,8 @@ struct EventWriter {
     completed->set_decode_seconds(from.decode_seconds);
   }
 
-  void operator()(const frontend::ContextInfo&) {}
-  void operator()(const frontend::Failed&) {}
+  void operator()(const request::ContextInfo&) {}
+  void operator()(const request::Failed&) {}
 };
 
 // What GenerateRequest and CreateContextRequest have in common.
@@ -132,24 +132,24 @@ template <typename Message>
 absl::Status ReadPrompt(const Message& message, CanonicalRequest& request) {
   request.model = message.model();
   request.id = message.request_id();
-  if (request.id.empty()) request.id = frontend::NewRequestId();
-  if (!frontend::IsValidRequestId(request.id)) {
-    return frontend::InvalidField("request_id", "must be at most 128 of [A-Za-z0-9._-]");
+  if (request.id.empty()) request.id = request::NewRequestId();
+  if (!request::IsValidRequestId(request.id)) {
+    return request::InvalidField("request_id", "must be at most 128 of [A-Za-z0-9._-]");
   }
   switch (message.input_case()) {
     case Message::kText:
-      request.input = frontend::TextInput{message.text()};
+      request.input = request::TextInput{message.text()};
       break;
     case Message::kTokens:
       request.input =
-          frontend::TokenInput{{message.tokens().ids().begin(), message.tokens().ids().end()}};
+          request::TokenInput{{message.tokens().ids().begin(), message.tokens().ids().end()}};
       break;
     case Message::kChat:
-      request.api = frontend::Api::kChat;
+      request.api = request::Api::kChat;
       request.input = ToChat(message.chat());
       break;
     case Message::INPUT_NOT_SET:
-      return frontend::InvalidField("input", "one of text, tokens and chat is needed");
+      return request::InvalidField("input", "one of text, tokens and chat is needed");
   }
   return ReadApb(message.apb(), &request.apb);
 }
@@ -177,18 +177,18 @@ absl::StatusOr<CanonicalRequest> FromMessage(const pb::TokenizeRequest& message)
   CanonicalRequest request;
   request.model = message.model();
   if (message.has_chat()) {
-    request.api = frontend::Api::kChat;
+    request.api = request::Api::kChat;
     request.input = ToChat(message.chat());
   } else if (message.input_case() == pb::TokenizeRequest::kText) {
     const bool special = !message.has_add_special_tokens() || message.add_special_tokens();
-    request.input = frontend::TextInput{message.text(), special};
+    request.input = request::TextInput{message.text(), special};
   } else {
-    return frontend::InvalidField("input", "one of text and chat is needed");
+    return request::InvalidField("input", "one of text and chat is needed");
   }
   return request;
 }
 
-pb::Context ToMessage(const frontend::ContextInfo& context, const std::string& model) {
+pb::Context ToMessage(const request::ContextInfo& context, const std::string& model) {
   pb::Context message;
   message.set_id(context.id);
   message.set_model(model);
@@ -203,7 +203,7 @@ pb::Context ToMessage(const frontend::ContextInfo& context, const std::string& m
   return message;
 }
 
-pb::GenerateResponse ToMessage(const frontend::Event& event, const std::string& request_id) {
+pb::GenerateResponse ToMessage(const request::Event& event, const std::string& request_id) {
   pb::GenerateResponse response;
   std::visit(EventWriter{request_id, response}, event);
   return response;

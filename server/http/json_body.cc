@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/string_view.h"
-#include "server/frontend/status_map.h"
+#include "server/request/status_map.h"
 
 namespace apb::http_api {
 namespace {
@@ -74,7 +74,7 @@ FieldReader::FieldReader(const json& object, std::string prefix)
 
 void FieldReader::Fail(std::string_view name, std::string_view message) {
   if (status_.ok())
-    status_ = frontend::InvalidField(absl::StrCat(prefix_, base::AbslView(name)), message);
+    status_ = request::InvalidField(absl::StrCat(prefix_, base::AbslView(name)), message);
 }
 
 const json* FieldReader::Find(const char* name) const {

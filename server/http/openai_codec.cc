@@ -6,16 +6,16 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
-#include "server/frontend/status_map.h"
 #include "server/http/json_body.h"
+#include "server/request/status_map.h"
 
 namespace apb::http_api {
 namespace {
 
-using frontend::Api;
-using frontend::CanonicalRequest;
-using frontend::InvalidField;
 using nlohmann::json;
+using request::Api;
+using request::CanonicalRequest;
+using request::InvalidField;
 
 // Fields that would change the answer, with the one value (besides null, false, "", [], {}) that
 // asks for nothing.
@@ -69,7 +69,7 @@ absl::Status CheckUnsupported(const json& body) {
     if (found == body.end() || AsksForNothing(*found) || *found == field.harmless) continue;
     if (std::string_view(field.name) == "tool_choice" && *found == "auto") continue;
     const bool number = found->is_number();
-    return frontend::WithErrorCode(
+    return request::WithErrorCode(
         InvalidField(field.name, absl::StrCat("is not supported", number ? " with the value " : "",
                                               number ? found->dump() : "")),
         "unsupported_parameter");
@@ -77,7 +77,7 @@ absl::Status CheckUnsupported(const json& body) {
   return absl::OkStatus();
 }
 
-void ReadSampling(FieldReader& reader, frontend::Sampling* s) {
+void ReadSampling(FieldReader& reader, request::Sampling* s) {
   reader.Read("max_tokens", &s->max_tokens);
   reader.Read("temperature", &s->temperature);
   reader.Read("top_p", &s->top_p);
@@ -95,7 +95,7 @@ void ReadSampling(FieldReader& reader, frontend::Sampling* s) {
   reader.Read("skip_special_tokens", &s->skip_special_tokens);
 }
 
-absl::Status ReadApb(const json& body, frontend::ApbOptions* apb) {
+absl::Status ReadApb(const json& body, request::ApbOptions* apb) {
   const auto found = body.find("apb");
   if (found == body.end() || found->is_null()) return absl::OkStatus();
   if (!found->is_object()) return InvalidField("apb", "must be an object");
@@ -138,8 +138,8 @@ absl::StatusOr<std::string> ReadContent(const json& message, const std::string& 
   return text;
 }
 
-absl::StatusOr<frontend::ChatInput> ReadChat(const json& body) {
-  frontend::ChatInput chat;
+absl::StatusOr<request::ChatInput> ReadChat(const json& body) {
+  request::ChatInput chat;
   const auto messages = body.find("messages");
   if (messages == body.end() || !messages->is_array()) {
     return InvalidField("messages", "must be a list of messages");
@@ -150,12 +150,12 @@ absl::StatusOr<frontend::ChatInput> ReadChat(const json& body) {
     if (!message.is_object()) return InvalidField(name, "must be an object");
     for (const char* field : {"tool_calls", "function_call"}) {
       if (auto found = message.find(field); found != message.end() && !AsksForNothing(*found)) {
-        return frontend::WithErrorCode(
+        return request::WithErrorCode(
             InvalidField(absl::StrCat(name, ".", field), "is not supported"),
             "unsupported_parameter");
       }
     }
-    frontend::ChatMessage& to = chat.messages.emplace_back();
+    request::ChatMessage& to = chat.messages.emplace_back();
     FieldReader reader(message, name + ".");
     reader.Read("role", &to.role);
     APB_RETURN_IF_ERROR(reader.status());
@@ -182,7 +182,7 @@ absl::Status ReadPrompt(const json& body, CanonicalRequest* request) {
     prompt = &(*prompt)[0];
   }
   if (prompt->is_string()) {
-    frontend::TextInput input{prompt->get<std::string>()};
+    request::TextInput input{prompt->get<std::string>()};
     reader.Read("add_special_tokens", &input.add_special_tokens);
     request->input = std::move(input);
     return reader.status();
@@ -190,14 +190,14 @@ absl::Status ReadPrompt(const json& body, CanonicalRequest* request) {
   if (!prompt->is_array()) return InvalidField("prompt", "must be a string or a list of token ids");
   const json wrapped = {{"prompt", *prompt}};
   FieldReader ids(wrapped);
-  frontend::TokenInput input;
+  request::TokenInput input;
   ids.Read("prompt", &input.ids);
   request->input = std::move(input);
   return ids.status();
 }
 
 // Completions: a number of alternatives. Chat: a switch, and "top_logprobs" alternatives.
-void ReadLogprobs(Api api, FieldReader& reader, frontend::Sampling* s) {
+void ReadLogprobs(Api api, FieldReader& reader, request::Sampling* s) {
   if (api == Api::kCompletion) {
     const json* value = reader.Find("logprobs");
     if (value != nullptr && value->is_boolean()) {
@@ -215,7 +215,7 @@ void ReadLogprobs(Api api, FieldReader& reader, frontend::Sampling* s) {
   if (wanted) s->logprobs = top.value_or(0);
 }
 
-void ReadMaxCompletionTokens(FieldReader& reader, frontend::Sampling* s) {
+void ReadMaxCompletionTokens(FieldReader& reader, request::Sampling* s) {
   std::optional<int64_t> completion_tokens;
   reader.Read("max_completion_tokens", &completion_tokens);
   if (!completion_tokens.has_value()) return;
