@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <span>
 
+#include "absl/status/status.h"
+#include "kernels/operand_visitor.h"
 #include "kernels/tensor_view.h"
 
 namespace apb::kernels {
@@ -39,6 +41,11 @@ struct AttentionArgs {
   // [T, n_q] f32, natural log of the sum of exp of scaled scores; -inf where a row saw no key
   // (out is 0 there). May be absent.
   TensorView lse;
+
+  static constexpr const char* kName = "Attention";
+  const TensorView& main() const { return q; }
+  absl::Status Check() const;
+  void VisitOperands(OperandVisitor& visitor);
 };
 
 // Rows [begin, begin + count) of q, which belong to one sequence.
@@ -76,6 +83,11 @@ struct PagedAttentionArgs {
   float scale = 0;
   TensorView out;  // [T, n_q, d], f32 or the type of q
   TensorView lse;  // [T, n_q] f32, as above; may be absent
+
+  static constexpr const char* kName = "PagedAttention";
+  const TensorView& main() const { return q; }
+  absl::Status Check() const;
+  void VisitOperands(OperandVisitor& visitor);
 };
 
 }  // namespace apb::kernels

@@ -1,9 +1,6 @@
-// The narrow device interface. Everything above it is the same for CPU and GPU. Operations take
-// plain views and a stream; they return nothing: a failed kernel makes its stream fail for good,
-// and Synchronize tells. Activations are bf16, f16 or f32 (the model's type; the CPU backend refuses
-// f16 in all operations but Copy); weights have the same type or, on the CPU, a block
-// type; accumulation is float. Shapes: T rows, D hidden size, F MLP size, V vocabulary, n_q / n_kv
-// heads, d head dimension.
+// The narrow device interface: memory, streams, recorded steps, and operations (operations.h). All above
+// it is the same for CPU and GPU. Operations take plain views and a stream; they return nothing: a
+// failed kernel makes its stream fail for good, and Synchronize tells.
 #pragma once
 
 #include <chrono>
@@ -12,12 +9,12 @@
 #include <functional>
 #include <memory>
 #include <string_view>
+#include <utility>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kernels/attention_args.h"
-#include "kernels/sample_args.h"
+#include "kernels/operations.h"
 #include "kernels/tensor_view.h"
 
 namespace apb::kernels {
@@ -28,6 +25,11 @@ class Stream {
   virtual ~Stream() = default;
   // Waits until all work given so far is done.
   virtual absl::Status Synchronize() = 0;
+  // The stream has failed now, unless the status is OK or it had failed before.
+  void Fail(absl::Status status) {
+    if (status_.ok()) status_ = std::move(status);
+  }
+  bool failed() const { return !status_.ok(); }
   // The moment when the work given so far is done, for AddSeconds. Here for streams whose work is
   // done when it is given.
   virtual int64_t Mark() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
@@ -37,6 +39,9 @@ class Stream {
     *total +=
         std::chrono::duration<double>(std::chrono::steady_clock::duration(end - begin)).count();
   }
+
+ protected:
+  absl::Status status_;
 };
 
 // Owned memory of a backend; freed with the object. The backend must outlive it.
@@ -74,69 +79,6 @@ class Graph {
   virtual void Launch(Stream& stream) = 0;
 };
 
-// out[T, out] = x[T, in] * weight[out, in]^T (+ bias[out]) (+ out if accumulate).
-struct LinearArgs {
-  TensorView x;
-  // Checkpoint layout: row-major [out, in], need not be aligned to more than its type. Of the type of x, or
-  // of a block type (kernels/weight_blocks.h; in is a multiple of kBlockLength) where x is bf16 or f32 and
-  // the backend is the CPU's.
-  TensorView weight;
-  TensorView bias;  // may be absent
-  TensorView out;   // f32, or the type of x; rows may be strided
-  bool accumulate = false;
-};
-
-// Where K and V rows go: to cache slot slots[t] = block * block_size + offset; -1 = skip the row.
-struct CacheRows {
-  TensorView slots;    // [T] i64
-  TensorView k_cache;  // [blocks, n_kv, block_size, d]
-  TensorView v_cache;  // of the same shape and strides
-};
-
-// Rotary embedding, in place, "rotate half" pairing: (x[i], x[i + d/2]). Angle = position *
-// inv_freq[i]; cos and sin are multiplied by attention_factor (yarn), computed in float. K and V can
-// be stored in the cache in the same pass; without frequencies that is all that is done.
-struct RopeArgs {
-  TensorView x;          // [T, heads, d]
-  TensorView positions;  // [T] i32; may be absent without frequencies
-  TensorView inv_freq;   // [rotary_dim / 2] f32; dimensions past rotary_dim are left alone
-  float attention_factor = 1.0f;
-  // Stored if store.slots is present: K, which is the last n_kv heads of x, and V, of the rows from
-  // store_begin on; the slots are theirs.
-  CacheRows store;
-  TensorView v;  // [T, n_kv, d]
-  int64_t store_begin = 0;
-
-  TensorView keys() const {
-    TensorView keys = x;
-    keys.data = static_cast<std::byte*>(x.data) +
-                (x.shape[1] - v.shape[1]) * x.stride[1] * static_cast<int64_t>(SizeOf(x.dtype));
-    keys.shape[1] = v.shape[1];
-    return keys;
-  }
-};
-
-// Scores of keys by the attention mass that query rows give them (the training-free compressor):
-// scores[t, j] = mean over query rows and over the g query heads of KV head j of q . k[t, j] *
-// scale.
-struct KeyScoreArgs {
-  TensorView k;      // [T, n_kv, d], after RoPE
-  TensorView query;  // [m, n_q, d], after RoPE
-  float scale = 0;
-  TensorView scores;  // [T, n_kv] f32
-};
-
-// For each KV head the `count` rows with the highest score among rows [eligible_begin,
-// eligible_end), equal scores: the lower row first (deterministic on every rank). indices[j, i] is
-// the i-th row of head j, ordered by row.
-struct TopKPerHeadArgs {
-  TensorView scores;  // [T, n_kv] f32
-  int64_t eligible_begin = 0;
-  int64_t eligible_end = 0;  // eligible_end - eligible_begin >= count
-  int64_t count = 0;
-  TensorView indices;  // [n_kv, count] i32
-};
-
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -150,58 +92,59 @@ class Backend {
   // device): it must stay until the stream has been synchronized. Aligned like Allocate's.
   virtual absl::StatusOr<Buffer> AllocateHost(size_t size_bytes) = 0;
   virtual absl::StatusOr<std::unique_ptr<Stream>> NewStream() = 0;
-  // Copies between any two places, in stream order. Views have the same shape and type; rows may be
-  // strided.
-  virtual void Copy(const TensorView& source, const TensorView& target, Stream& stream) = 0;
+  // Gives an operation to the stream; does nothing on a stream that has failed. Operands that do not
+  // fit fail it.
+  template <typename Args>
+  void Run(const Args& args, Stream& stream) {
+    stream.Fail(args.Check());
+    if (!stream.failed()) Do(&args, stream);
+  }
 
-  // out[t] = table[ids[t]]. table [V, D], ids [T] i32 (0 <= id < V), out [T, D].
-  virtual void Embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
-                         Stream& stream) = 0;
-  // out = x / rms(x) * weight over the last dimension. x, out [T, D] or [T, heads, d]; weight [D]
-  // or [d]. out may be x.
-  virtual void RmsNorm(const TensorView& x, const TensorView& weight, float epsilon,
-                       const TensorView& out, Stream& stream) = 0;
-  virtual void Linear(const LinearArgs& args, Stream& stream) = 0;
-  virtual void Rope(const RopeArgs& args, Stream& stream) = 0;
-  // out = silu(gate) * up, all [T, F]; an absent `up` gives silu(gate). gate and up have one type:
-  // out's or f32. out may be gate.
-  virtual void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
-                       Stream& stream) = 0;
-
-  // out += x. Both [T, D]; x f32 (a sum over ranks), out of any float type.
-  virtual void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) = 0;
-  // Accumulate(x, residual), then RmsNorm(residual, weight, epsilon, out), in one pass. residual, out
-  // [T, D] of one type, not the same memory.
-  virtual void AccumulateRmsNorm(const TensorView& x, const TensorView& residual,
-                                 const TensorView& weight, float epsilon, const TensorView& out,
-                                 Stream& stream) = 0;
-
-  virtual void Attention(const AttentionArgs& args, Stream& stream) = 0;
-  virtual void PagedAttention(const PagedAttentionArgs& args, Stream& stream) = 0;
-  // Exact merge of partial results over disjoint keys (max-shifted, float32, host order). outs [H, T,
-  // n_q, d] f32 (strided), lses [H, T, n_q] f32 (strided), out [T, n_q, d], lse [T, n_q] f32 or
-  // absent; both may be in a part's place. Rows that saw no key anywhere: out 0, lse -inf.
-  virtual void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
-                             const TensorView& lse, Stream& stream) = 0;
-  // The way back from the cache: k[t], v[t] = what lies in slot slots[t] (>= 0, all of them). k, v
-  // [T, n_kv, d], rows may be strided; the rest as in CacheRows.
-  virtual void ReadFromCache(const TensorView& slots, const TensorView& k_cache,
-                             const TensorView& v_cache, const TensorView& k, const TensorView& v,
-                             Stream& stream) = 0;
-
-  // Max over a window of `window` (odd) rows around each row, -inf outside. scores, out [T, n_kv]
-  // f32, not the same memory.
-  virtual void MaxPoolRows(const TensorView& scores, int window, const TensorView& out,
-                           Stream& stream) = 0;
-  virtual void KeyScores(const KeyScoreArgs& args, Stream& stream) = 0;
-  virtual void TopKPerHead(const TopKPerHeadArgs& args, Stream& stream) = 0;
-  // out[i, j, :] = x[indices[j, i], j, :]. x [T, n_kv, d], indices [n_kv, count] i32, out [count,
-  // n_kv, d].
-  virtual void GatherRowsPerHead(const TensorView& x, const TensorView& indices,
-                                 const TensorView& out, Stream& stream) = 0;
-
-  // Draws a token for each row of logits.
-  virtual void Sample(const SampleArgs& args, Stream& stream) = 0;
+  // The same in short.
+  void Copy(const TensorView& source, const TensorView& target, Stream& stream) {
+    Run(CopyArgs{source, target}, stream);
+  }
+  void Embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
+                 Stream& stream) {
+    Run(EmbeddingArgs{table, ids, out}, stream);
+  }
+  void RmsNorm(const TensorView& x, const TensorView& weight, float epsilon, const TensorView& out,
+               Stream& stream) {
+    Run(RmsNormArgs{x, weight, epsilon, out}, stream);
+  }
+  void Linear(const LinearArgs& args, Stream& stream) { Run(args, stream); }
+  void Rope(const RopeArgs& args, Stream& stream) { Run(args, stream); }
+  void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
+               Stream& stream) {
+    Run(SiluMulArgs{gate, up, out}, stream);
+  }
+  void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) {
+    Run(AccumulateArgs{x, out}, stream);
+  }
+  void AccumulateRmsNorm(const TensorView& x, const TensorView& residual, const TensorView& weight,
+                         float epsilon, const TensorView& out, Stream& stream) {
+    Run(AccumulateRmsNormArgs{x, residual, weight, epsilon, out}, stream);
+  }
+  void Attention(const AttentionArgs& args, Stream& stream) { Run(args, stream); }
+  void PagedAttention(const PagedAttentionArgs& args, Stream& stream) { Run(args, stream); }
+  void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
+                     const TensorView& lse, Stream& stream) {
+    Run(MergePartialsArgs{outs, lses, out, lse}, stream);
+  }
+  void ReadFromCache(const TensorView& slots, const TensorView& k_cache, const TensorView& v_cache,
+                     const TensorView& k, const TensorView& v, Stream& stream) {
+    Run(ReadFromCacheArgs{slots, k_cache, v_cache, k, v}, stream);
+  }
+  void MaxPoolRows(const TensorView& scores, int window, const TensorView& out, Stream& stream) {
+    Run(MaxPoolRowsArgs{scores, window, out}, stream);
+  }
+  void KeyScores(const KeyScoreArgs& args, Stream& stream) { Run(args, stream); }
+  void TopKPerHead(const TopKPerHeadArgs& args, Stream& stream) { Run(args, stream); }
+  void GatherRowsPerHead(const TensorView& x, const TensorView& indices, const TensorView& out,
+                         Stream& stream) {
+    Run(GatherRowsPerHeadArgs{x, indices, out}, stream);
+  }
+  void Sample(const SampleArgs& args, Stream& stream) { Run(args, stream); }
 
   // Records what `work` gives to the stream instead of doing it: to launch many small operations
   // costs a device's host more than the device needs to do them. `work` must have been done before,
@@ -210,6 +153,10 @@ class Backend {
   // device, leaves the stream as it was. kUnimplemented where there is nothing to gain.
   virtual absl::StatusOr<std::unique_ptr<Graph>> Record(Stream& stream,
                                                         absl::FunctionRef<absl::Status()> work) = 0;
+
+ protected:
+  // Operands fit, and the stream has not failed.
+  virtual void Do(Operation operation, Stream& stream) = 0;
 };
 
 struct CpuBackendOptions {

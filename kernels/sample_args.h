@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "absl/status/status.h"
+#include "kernels/operand_visitor.h"
 #include "kernels/tensor_view.h"
 
 namespace apb::kernels {
@@ -38,6 +40,11 @@ struct SampleArgs {
   const LogitEdit* edits = nullptr;  // [edit_count], backend memory; of all rows
   int64_t edit_count = 0;
   TensorView tokens;  // out [R] i32: the token, or one of the two below
+
+  static constexpr const char* kName = "Sample";
+  const TensorView& main() const { return logits; }
+  absl::Status Check() const;
+  void VisitOperands(OperandVisitor& visitor);
 };
 inline constexpr int32_t kBadLogit = -1;       // a logit is NaN or +inf
 inline constexpr int32_t kNothingToDraw = -2;  // every logit is -inf

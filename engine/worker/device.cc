@@ -19,7 +19,7 @@ using kernels::TensorView;
 // Of host memory, on which nothing is ever pending.
 class HostStream : public kernels::Stream {
  public:
-  absl::Status Synchronize() override { return absl::OkStatus(); }
+  absl::Status Synchronize() override { return status_; }
 };
 
 int64_t AvailableMemoryBytes() {

@@ -1,5 +1,5 @@
-// The CPU backend: checks of every operation's arguments, then the kernels of the chosen
-// instruction set.
+// The CPU backend: each operation by the kernel of the chosen instruction set, if it has one, else by
+// the function for every CPU (operations_on_cpu.h).
 #include <omp.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -8,14 +8,13 @@
 #include <cmath>
 #include <cstdlib>
 #include <utility>
+#include <variant>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/argument_checks.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/library_products.h"
-#include "kernels/cpu/sample.h"
-#include "kernels/cpu/select.h"
+#include "kernels/cpu/operations_on_cpu.h"
 
 namespace apb::kernels {
 
@@ -37,17 +36,6 @@ namespace {
 class CpuStream : public Stream {
  public:
   absl::Status Synchronize() override { return status_; }
-  void Fail(absl::Status status) {
-    if (status_.ok()) status_ = std::move(status);
-  }
-  // Whether an operation may run: its check is OK, and none before it has failed.
-  bool Accepts(absl::Status check) {
-    if (!check.ok()) Fail(std::move(check));
-    return status_.ok();
-  }
-
- private:
-  absl::Status status_;
 };
 
 // AMX tiles need the kernel's permission, once per process.
@@ -149,126 +137,70 @@ class CpuBackend : public Backend {
     return std::make_unique<CpuStream>();
   }
 
-  void Copy(const TensorView& source, const TensorView& target, Stream& stream) override {
-    if (!Of(stream).Accepts(CheckCopy(source, target))) return;  // of any type
-    CopyOnCpu(source, target, threads_);
-  }
-
-  void Embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
-                 Stream& stream) override {
-    if (!Passes(CheckEmbedding(table, ids, out), table, stream)) return;
-    for (int64_t t = 0; t < ids.shape[0]; ++t) {
-      if (ids.as<int32_t>()[t] >= 0 && ids.as<int32_t>()[t] < table.shape[0]) continue;
-      Of(stream).Fail(ShapeError("Embedding id", table, ids));
-      return;
-    }
-    EmbeddingOnCpu(table, ids, out, threads_);
-  }
-
-  void RmsNorm(const TensorView& x, const TensorView& weight, float epsilon, const TensorView& out,
-               Stream& stream) override {
-    if (!Passes(CheckRmsNorm(x, weight, out), x, stream)) return;
-    isa_.rms_norm(x, weight, epsilon, out, threads_);
-  }
-
-  void Linear(const LinearArgs& a, Stream& stream) override {
-    if (!Passes(CheckLinear(a), a.x, stream) || a.x.shape[0] == 0) return;
-    if (isa_.linear(a, threads_, scratch_)) return;
-    const bool library = isa_.library_products && !IsBlockType(a.weight.dtype);
-    if (library && library_.Run(a, threads_)) return;
-    if (!isa_.packed_linear(a, threads_, scratch_)) NoMemory(stream, "Linear");
-  }
-
-  void Rope(const RopeArgs& a, Stream& stream) override {
-    if (!Passes(CheckRope(a), a.x, stream)) return;
-    if (a.inv_freq.shape[0] > 0) isa_.rope(a, threads_);
-    if (!a.store.slots.present()) return;
-    const int64_t rows = a.x.shape[0];
-    AppendToCacheOnCpu(a.keys().Rows(a.store_begin, rows), a.v.Rows(a.store_begin, rows),
-                       a.store.slots, a.store.k_cache, a.store.v_cache, threads_);
-  }
-
-  void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
-               Stream& stream) override {
-    if (!Passes(CheckSiluMul(gate, up, out), out, stream)) return;
-    isa_.silu_mul(gate, up, out, threads_);
-  }
-
-  void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) override {
-    if (!Passes(CheckAccumulate(x, out), out, stream)) return;
-    isa_.accumulate(x, out, threads_);
-  }
-  void AccumulateRmsNorm(const TensorView& x, const TensorView& residual, const TensorView& weight,
-                         float epsilon, const TensorView& out, Stream& stream) override {
-    if (!Passes(CheckAccumulate(x, residual), residual, stream)) return;
-    if (!Passes(CheckRmsNorm(residual, weight, out), out, stream)) return;
-    isa_.accumulate(x, residual, threads_);
-    isa_.rms_norm(residual, weight, epsilon, out, threads_);
-  }
-
-  void Attention(const AttentionArgs& a, Stream& stream) override {
-    if (!Passes(CheckAttention(a), a.q, stream) || a.q.shape[0] == 0) return;
-    if (!isa_.attention(a, threads_, scratch_)) NoMemory(stream, "Attention");
-  }
-
-  void PagedAttention(const PagedAttentionArgs& a, Stream& stream) override {
-    if (!Passes(CheckPagedAttention(a), a.q, stream)) return;
-    if (!isa_.paged_attention(a, threads_, scratch_)) NoMemory(stream, "PagedAttention");
-  }
-
-  void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
-                     const TensorView& lse, Stream& stream) override {
-    if (!Passes(CheckMergePartials(outs, lses, out), out, stream)) return;
-    isa_.merge_partials(outs, lses, out, lse, threads_);
-  }
-
-  void ReadFromCache(const TensorView& slots, const TensorView& k_cache, const TensorView& v_cache,
-                     const TensorView& k, const TensorView& v, Stream& stream) override {
-    if (!Passes(CheckReadFromCache(k, v, slots, k_cache, v_cache), k, stream)) return;
-    ReadFromCacheOnCpu(slots, k_cache, v_cache, k, v, threads_);
-  }
-
-  void MaxPoolRows(const TensorView& scores, int window, const TensorView& out,
-                   Stream& stream) override {
-    if (!Passes(CheckMaxPoolRows(scores, window, out), out, stream)) return;
-    MaxPoolRowsOnCpu(scores, window, out, threads_);
-  }
-  void KeyScores(const KeyScoreArgs& a, Stream& stream) override {
-    if (!Passes(CheckKeyScores(a), a.k, stream)) return;
-    isa_.key_scores(a, threads_);
-  }
-  void TopKPerHead(const TopKPerHeadArgs& a, Stream& stream) override {
-    if (!Passes(CheckTopKPerHead(a), a.scores, stream)) return;
-    TopKPerHeadOnCpu(a, threads_);
-  }
-  void GatherRowsPerHead(const TensorView& x, const TensorView& indices, const TensorView& out,
-                         Stream& stream) override {
-    if (!Passes(CheckGatherRowsPerHead(x, indices, out), x, stream)) return;
-    GatherRowsPerHeadOnCpu(x, indices, out, threads_);
-  }
   absl::StatusOr<std::unique_ptr<Graph>> Record(Stream&,
                                                 absl::FunctionRef<absl::Status()>) override {
     return absl::UnimplementedError("the CPU does operations at once");
   }
 
-  void Sample(const SampleArgs& a, Stream& stream) override {
-    if (!Passes(CheckSample(a), a.logits, stream)) return;
-    SampleOnCpu(a, threads_);
+ private:
+  void Do(Operation operation, Stream& stream) override {
+    std::visit([&](const auto* args) { Do(*args, stream); }, operation);
   }
 
- private:
-  static CpuStream& Of(Stream& stream) { return static_cast<CpuStream&>(stream); }
-  // Whether an operation may run whose operands, if they fit, have the type of `operand` or f32.
-  static bool Passes(absl::Status check, const TensorView& operand, Stream& stream) {
-    if (check.ok() && operand.dtype == DType::kF16) {
-      check = absl::UnimplementedError(
-          "the CPU backend does not compute in f16; convert the operands to bf16 or f32");
+  // Copies are of any type; nothing else is done in f16.
+  void Do(const CopyArgs& args, Stream&) { OnCpu(args, threads_); }
+  template <typename Args>
+  void Do(const Args& args, Stream& stream) {
+    if (args.main().dtype == DType::kF16) {
+      return stream.Fail(absl::UnimplementedError(
+          "the CPU backend does not compute in f16; convert the operands to bf16 or f32"));
     }
-    return Of(stream).Accepts(std::move(check));
+    Compute(args, stream);
   }
-  static void NoMemory(Stream& stream, const char* op) {
-    Of(stream).Fail(
-        absl::ResourceExhaustedError(absl::StrCat(op, ": no memory for packed operands")));
+
+  template <typename Args>
+  void Compute(const Args& args, Stream& stream) {
+    if constexpr (requires { isa_.Of(&args); }) {
+      RunKernel(isa_.Of(&args), args, stream);
+    } else {
+      OnCpu(args, threads_);
+    }
+  }
+  template <typename Args>
+  void RunKernel(SimdKernel<Args> kernel, const Args& args, Stream& stream) {
+    if (kernel(args, threads_, scratch_)) return;
+    stream.Fail(
+        absl::ResourceExhaustedError(absl::StrCat(Args::kName, ": no memory for packed operands")));
+  }
+
+  void Compute(const EmbeddingArgs& args, Stream& stream) {
+    for (int64_t t = 0; t < args.ids.shape[0]; ++t) {
+      const int32_t id = args.ids.as<int32_t>()[t];
+      if (id < 0 || id >= args.table.shape[0])
+        return stream.Fail(ShapeError("Embedding id", args.table, args.ids));
+    }
+    OnCpu(args, threads_);
+  }
+  void Compute(const LinearArgs& args, Stream& stream) {
+    if (args.x.shape[0] == 0 || isa_.linear(args, threads_, scratch_)) return;
+    const bool library = isa_.library_products && !IsBlockType(args.weight.dtype);
+    if (library && library_.Run(args, threads_)) return;
+    RunKernel(isa_.packed_linear, args, stream);
+  }
+  void Compute(const RopeArgs& args, Stream& stream) {
+    if (args.inv_freq.shape[0] > 0) RunKernel(isa_.rope, args, stream);
+    if (!args.store.slots.present()) return;
+    const int64_t rows = args.x.shape[0];
+    AppendToCacheOnCpu(args.keys().Rows(args.store_begin, rows),
+                       args.v.Rows(args.store_begin, rows), args.store.slots, args.store.k_cache,
+                       args.store.v_cache, threads_);
+  }
+  void Compute(const AccumulateRmsNormArgs& args, Stream& stream) {
+    Compute(AccumulateArgs{args.x, args.residual}, stream);
+    Compute(RmsNormArgs{args.residual, args.weight, args.epsilon, args.out}, stream);
+  }
+  void Compute(const AttentionArgs& args, Stream& stream) {
+    if (args.q.shape[0] > 0) RunKernel(isa_.Of(&args), args, stream);
   }
 
   const IsaKernels& isa_;

@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/attention_args.h"
 #include "kernels/backend.h"
 
 namespace apb::kernels {
@@ -26,26 +25,37 @@ class Scratch {
   size_t size_ = 0;
 };
 
-// Results do not depend on `threads`: work is cut by shape alone and partial results merge in a
-// fixed order. Arguments have been checked. False: no memory for scratch.
+// A kernel for operations with these arguments, which have been checked. Results do not depend on
+// `threads`: work is cut by shape alone and partial results merge in a fixed order. False: no memory for
+// scratch.
+template <typename Args>
+using SimdKernel = bool (*)(const Args& args, int threads, Scratch& scratch);
+
+// The arguments of the operations that simd/ computes as they are.
+#define APB_SIMD_OPERATIONS(X) \
+  X(AttentionArgs)             \
+  X(PagedAttentionArgs)        \
+  X(RmsNormArgs)               \
+  X(SiluMulArgs)               \
+  X(AccumulateArgs)            \
+  X(MergePartialsArgs)         \
+  X(KeyScoreArgs)
+
+// The kernels of one instruction set.
 struct IsaKernels {
-  bool (*attention)(const AttentionArgs& args, int threads, Scratch& scratch);
-  bool (*paged_attention)(const PagedAttentionArgs& args, int threads, Scratch& scratch);
+#define APB_SIMD_KERNEL(Args) \
+  SimdKernel<Args> of_##Args; \
+  SimdKernel<Args> Of(const Args*) const { return of_##Args; }
+  APB_SIMD_OPERATIONS(APB_SIMD_KERNEL)
+#undef APB_SIMD_KERNEL
+  // Without the cache.
+  SimdKernel<RopeArgs> rope;
   // Few rows. False, too, for more rows than these kernels are made for.
-  bool (*linear)(const LinearArgs& args, int threads, Scratch& scratch);
+  SimdKernel<LinearArgs> linear;
   // Any number of rows.
-  bool (*packed_linear)(const LinearArgs& args, int threads, Scratch& scratch);
+  SimdKernel<LinearArgs> packed_linear;
   // The matrix library computes products of many rows faster.
   bool library_products;
-  void (*rms_norm)(const TensorView& x, const TensorView& weight, float epsilon,
-                   const TensorView& out, int threads);
-  void (*rope)(const RopeArgs& args, int threads);
-  void (*silu_mul)(const TensorView& gate, const TensorView& up, const TensorView& out,
-                   int threads);
-  void (*accumulate)(const TensorView& x, const TensorView& out, int threads);
-  void (*merge_partials)(const TensorView& outs, const TensorView& lses, const TensorView& out,
-                         const TensorView& lse, int threads);
-  void (*key_scores)(const KeyScoreArgs& args, int threads);
 };
 
 // One for each instruction set that kernels/cpu/CMakeLists.txt builds kernels/cpu/simd for.

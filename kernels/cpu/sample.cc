@@ -1,4 +1,4 @@
-#include "kernels/cpu/sample.h"
+#include "kernels/cpu/operations_on_cpu.h"
 
 #include <algorithm>
 #include <cmath>
@@ -129,7 +129,7 @@ int32_t SampleRowOnCpu(std::span<float> logits, const SampleRow& row,
 
 }  // namespace
 
-void SampleOnCpu(const SampleArgs& args, int threads) {
+void OnCpu(const SampleArgs& args, int threads) {
   const int64_t rows = args.logits.shape[0], vocab = args.logits.shape[1];
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (rows > 1)
   for (int64_t r = 0; r < rows; ++r) {

@@ -1,14 +1,14 @@
-// The CUDA backend: checks of the arguments, the choice of kernel, and the launch.
+// The CUDA backend: the choice of kernel, and the launch.
 #include "kernels/cuda/cuda_backend.h"
 
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <array>
+#include <variant>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/argument_checks.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda_graph.h"
 #include "kernels/cuda/cuda_stream.h"
@@ -64,135 +64,6 @@ class CudaBackend : public Backend {
     return *std::move(stream);
   }
 
-  void Copy(const TensorView& source, const TensorView& target, Stream& stream) override {
-    if (!Passes(CheckCopy(source, target), stream)) return;
-    const cudaStream_t handle = Of(stream).handle();
-    for (const cuda::CopyRun& run : cuda::CopyRuns(source, target)) {
-      // Pitches have a limit of 2 GiB, single pieces have none.
-      Of(stream).Check(
-          run.rows == 1
-              ? cudaMemcpyAsync(run.target, run.source, run.width, cudaMemcpyDefault, handle)
-              : cudaMemcpy2DAsync(run.target, run.target_pitch, run.source, run.source_pitch,
-                                  run.width, run.rows, cudaMemcpyDefault, handle),
-          "Copy");
-    }
-  }
-
-  void Embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
-                 Stream& stream) override {
-    if (!Passes(CheckEmbedding(table, ids, out), stream)) return;
-    Of(stream).Check(cuda::Embedding(table, ids, out, Of(stream).error_word(), Of(stream).handle()),
-                     "Embedding");
-  }
-
-  void RmsNorm(const TensorView& x, const TensorView& weight, float epsilon, const TensorView& out,
-               Stream& stream) override {
-    if (!Passes(CheckRmsNorm(x, weight, out), stream)) return;
-    Of(stream).Check(cuda::RmsNorm(x, weight, epsilon, out, Of(stream).handle()), "RmsNorm");
-  }
-
-  void Linear(const LinearArgs& args, Stream& stream) override {
-    if (!Passes(CheckLinear(args), stream) || args.x.shape[0] == 0) return;
-    if (IsBlockType(args.weight.dtype)) {
-      Of(stream).Fail(absl::UnimplementedError(
-          "Linear: the CUDA backend does not multiply by quantized weights; the CPU backend does"));
-      return;
-    }
-    linear_->Run(args, Of(stream));
-  }
-
-  void Rope(const RopeArgs& args, Stream& stream) override {
-    if (!Passes(CheckRope(args), stream)) return;
-    Of(stream).Check(cuda::Rope(args, Of(stream).handle()), "Rope");
-  }
-
-  void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
-               Stream& stream) override {
-    if (!Passes(CheckSiluMul(gate, up, out), stream)) return;
-    Of(stream).Check(cuda::SiluMul(gate, up, out, Of(stream).handle()), "SiluMul");
-  }
-
-  void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) override {
-    if (!Passes(CheckAccumulate(x, out), stream)) return;
-    Of(stream).Check(cuda::Accumulate(x, out, Of(stream).handle()), "Accumulate");
-  }
-
-  void AccumulateRmsNorm(const TensorView& x, const TensorView& residual, const TensorView& weight,
-                         float epsilon, const TensorView& out, Stream& stream) override {
-    if (!Passes(CheckAccumulate(x, residual), stream)) return;
-    if (!Passes(CheckRmsNorm(residual, weight, out), stream)) return;
-    Of(stream).Check(
-        cuda::AccumulateRmsNorm(x, residual, weight, epsilon, out, Of(stream).handle()),
-        "AccumulateRmsNorm");
-  }
-
-  void Attention(const AttentionArgs& args, Stream& stream) override {
-    if (!Passes(CheckAttention(args), stream) || args.q.shape[0] == 0) return;
-    if (args.keys.size() <= cuda::kMaxSegments) {
-      AttendOnce(args, Of(stream));
-    } else {
-      AttendInParts(args, Of(stream));
-    }
-  }
-
-  void PagedAttention(const PagedAttentionArgs& args, Stream& stream) override {
-    if (!Passes(CheckPagedAttention(args), stream)) return;
-    if (!cuda::MatrixPagedAttentionTakes(args)) {
-      Of(stream).Check(cuda::PlainPagedAttention(args, Of(stream).handle()), "PagedAttention");
-      return;
-    }
-    void* scratch = Of(stream).Scratch(cuda::PagedScratchBytes(args, multiprocessors_));
-    if (scratch == nullptr) return;
-    Of(stream).Check(
-        cuda::MatrixPagedAttention(args, multiprocessors_, scratch, Of(stream).handle()),
-        "PagedAttention");
-  }
-
-  void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
-                     const TensorView& lse, Stream& stream) override {
-    if (!Passes(CheckMergePartials(outs, lses, out), stream)) return;
-    Of(stream).Check(cuda::MergePartials(outs, lses, out, lse, Of(stream).handle()),
-                     "MergePartials");
-  }
-
-  void ReadFromCache(const TensorView& slots, const TensorView& k_cache, const TensorView& v_cache,
-                     const TensorView& k, const TensorView& v, Stream& stream) override {
-    if (!Passes(CheckReadFromCache(k, v, slots, k_cache, v_cache), stream)) return;
-    Of(stream).Check(cuda::ReadFromCache(slots, k_cache, v_cache, k, v, Of(stream).handle()),
-                     "ReadFromCache");
-  }
-
-  void MaxPoolRows(const TensorView& scores, int window, const TensorView& out,
-                   Stream& stream) override {
-    if (!Passes(CheckMaxPoolRows(scores, window, out), stream)) return;
-    Of(stream).Check(cuda::MaxPoolRows(scores, window, out, Of(stream).handle()), "MaxPoolRows");
-  }
-
-  void KeyScores(const KeyScoreArgs& args, Stream& stream) override {
-    if (!Passes(CheckKeyScores(args), stream)) return;
-    void* means = Of(stream).Scratch(args.k.shape[1] * args.k.shape[2] * sizeof(float));
-    if (means == nullptr) return;
-    Of(stream).Check(cuda::KeyScores(args, static_cast<float*>(means), Of(stream).handle()),
-                     "KeyScores");
-  }
-
-  void TopKPerHead(const TopKPerHeadArgs& args, Stream& stream) override {
-    if (!Passes(CheckTopKPerHead(args), stream)) return;
-    Of(stream).Check(cuda::TopKPerHead(args, Of(stream).handle()), "TopKPerHead");
-  }
-
-  void GatherRowsPerHead(const TensorView& x, const TensorView& indices, const TensorView& out,
-                         Stream& stream) override {
-    if (!Passes(CheckGatherRowsPerHead(x, indices, out), stream)) return;
-    Of(stream).Check(cuda::GatherRowsPerHead(x, indices, out, Of(stream).handle()),
-                     "GatherRowsPerHead");
-  }
-
-  void Sample(const SampleArgs& args, Stream& stream) override {
-    if (!Passes(CheckSample(args), stream)) return;
-    Of(stream).Check(cuda::Sample(args, Of(stream).handle()), "Sample");
-  }
-
   absl::StatusOr<std::unique_ptr<Graph>> Record(Stream& stream,
                                                 absl::FunctionRef<absl::Status()> work) override {
     return cuda::CudaGraph::Record(Of(stream), work);
@@ -200,10 +71,63 @@ class CudaBackend : public Backend {
 
  private:
   static CudaStream& Of(Stream& stream) { return static_cast<CudaStream&>(stream); }
-  // Whether the operation may run: its operands fit, and none before it has failed.
-  static bool Passes(absl::Status check, Stream& stream) {
-    if (!check.ok()) Of(stream).Fail(std::move(check));
-    return !Of(stream).failed();
+
+  void Do(Operation operation, Stream& stream) override {
+    std::visit([&](const auto* args) { Do(*args, Of(stream)); }, operation);
+  }
+  // Most operations are one launch.
+  template <typename Args>
+  void Do(const Args& args, CudaStream& stream) {
+    stream.Check(cuda::Enqueue(args, stream.handle()), Args::kName);
+  }
+
+  void Do(const CopyArgs& args, CudaStream& stream) {
+    for (const cuda::CopyRun& run : cuda::CopyRuns(args.source, args.target)) {
+      // Pitches have a limit of 2 GiB, single pieces have none.
+      stream.Check(run.rows == 1 ? cudaMemcpyAsync(run.target, run.source, run.width,
+                                                   cudaMemcpyDefault, stream.handle())
+                                 : cudaMemcpy2DAsync(run.target, run.target_pitch, run.source,
+                                                     run.source_pitch, run.width, run.rows,
+                                                     cudaMemcpyDefault, stream.handle()),
+                   "Copy");
+    }
+  }
+
+  void Do(const EmbeddingArgs& args, CudaStream& stream) {
+    stream.Check(cuda::Embedding(args, stream.error_word(), stream.handle()), "Embedding");
+  }
+
+  void Do(const LinearArgs& args, CudaStream& stream) {
+    if (args.x.shape[0] == 0) return;
+    if (!IsBlockType(args.weight.dtype)) return linear_->Run(args, stream);
+    stream.Fail(absl::UnimplementedError(
+        "Linear: the CUDA backend does not multiply by quantized weights; the CPU backend does"));
+  }
+
+  void Do(const AttentionArgs& args, CudaStream& stream) {
+    if (args.q.shape[0] == 0) return;
+    if (args.keys.size() <= cuda::kMaxSegments) {
+      AttendOnce(args, stream);
+    } else {
+      AttendInParts(args, stream);
+    }
+  }
+
+  void Do(const PagedAttentionArgs& args, CudaStream& stream) {
+    if (!cuda::MatrixPagedAttentionTakes(args)) {
+      stream.Check(cuda::PlainPagedAttention(args, stream.handle()), "PagedAttention");
+      return;
+    }
+    void* scratch = stream.Scratch(cuda::PagedScratchBytes(args, multiprocessors_));
+    if (scratch == nullptr) return;
+    stream.Check(cuda::MatrixPagedAttention(args, multiprocessors_, scratch, stream.handle()),
+                 "PagedAttention");
+  }
+
+  void Do(const KeyScoreArgs& args, CudaStream& stream) {
+    void* means = stream.Scratch(args.k.shape[1] * args.k.shape[2] * sizeof(float));
+    if (means == nullptr) return;
+    stream.Check(cuda::KeyScores(args, static_cast<float*>(means), stream.handle()), "KeyScores");
   }
 
   // At most kMaxSegments keys; at least one row.
@@ -250,7 +174,7 @@ class CudaBackend : public Backend {
           TensorView::Contiguous(lses.as<float>() + i * lses.stride[0], DType::kF32, {rows, heads});
       AttendOnce(part, stream);
     }
-    stream.Check(cuda::MergePartials(outs, lses, args.out, args.lse, stream.handle()),
+    stream.Check(cuda::Enqueue(MergePartialsArgs{outs, lses, args.out, args.lse}, stream.handle()),
                  "Attention: merge");
     stream.Check(cudaFreeAsync(memory, stream.handle()), "Attention: memory for parts");
   }

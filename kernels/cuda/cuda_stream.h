@@ -63,10 +63,6 @@ class CudaStream : public Stream {
   void AddSeconds(int64_t begin, int64_t end, double* total) override;
 
   cudaStream_t handle() const { return stream_; }
-  bool failed() const { return !status_.ok(); }
-  void Fail(absl::Status status) {
-    if (status_.ok()) status_ = std::move(status);
-  }
   // Fails the stream if a launch or an asynchronous call did not succeed.
   void Check(cudaError_t error, const char* operation);
   // Device memory for one operation; the next one may get the same. Null, and the stream fails, when
@@ -100,7 +96,6 @@ class CudaStream : public Stream {
   size_t marks_used_ = 0;
   std::vector<Span> spans_;
   std::optional<Recording> recording_;
-  absl::Status status_;
   const std::shared_ptr<StreamFailure> outside_failure_ = std::make_shared<StreamFailure>();
 };
 

@@ -296,8 +296,8 @@ dim3 Blocks(int64_t count) { return dim3(static_cast<unsigned>(count)); }
 
 }  // namespace
 
-cudaError_t Embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
-                      int32_t* error, cudaStream_t stream) {
+cudaError_t Embedding(const EmbeddingArgs& args, int32_t* error, cudaStream_t stream) {
+  const TensorView &table = args.table, &ids = args.ids, &out = args.out;
   return WithElementAndPack(
       table.dtype, IsAligned16(table) && IsAligned16(out), [&](auto element, auto pack) {
         using T = decltype(element);
@@ -307,8 +307,8 @@ cudaError_t Embedding(const TensorView& table, const TensorView& ids, const Tens
       });
 }
 
-cudaError_t RmsNorm(const TensorView& x, const TensorView& weight, float epsilon,
-                    const TensorView& out, cudaStream_t stream) {
+cudaError_t Enqueue(const RmsNormArgs& args, cudaStream_t stream) {
+  const TensorView &x = args.x, &weight = args.weight, &out = args.out;
   const int heads = x.rank == 3 ? static_cast<int>(x.shape[1]) : 1;
   const int width = static_cast<int>(x.shape[x.rank - 1]);
   const int64_t rows = x.shape[0] * heads;
@@ -320,12 +320,12 @@ cudaError_t RmsNorm(const TensorView& x, const TensorView& weight, float epsilon
         const bool by_warp = width <= 16 * kWarp;
         return Launch(by_warp ? RmsNormKernel<T, kPack, kWarp> : RmsNormKernel<T, kPack, kThreads>,
                       Blocks(by_warp ? DivideUp(rows, kThreads / kWarp) : rows), kThreads, 0,
-                      stream, RowsOf<const T>(x), weight.as<const T>(), epsilon, RowsOf<T>(out),
-                      rows, heads, width);
+                      stream, RowsOf<const T>(x), weight.as<const T>(), args.epsilon,
+                      RowsOf<T>(out), rows, heads, width);
       });
 }
 
-cudaError_t Rope(const RopeArgs& args, cudaStream_t stream) {
+cudaError_t Enqueue(const RopeArgs& args, cudaStream_t stream) {
   const int pairs = static_cast<int>(args.inv_freq.shape[0]);
   const bool stores = args.store.slots.present();
   const bool aligned =
@@ -347,8 +347,8 @@ cudaError_t Rope(const RopeArgs& args, cudaStream_t stream) {
   });
 }
 
-cudaError_t SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
-                    cudaStream_t stream) {
+cudaError_t Enqueue(const SiluMulArgs& args, cudaStream_t stream) {
+  const TensorView &gate = args.gate, &up = args.up, &out = args.out;
   const bool aligned = IsAligned16(gate) && IsAligned16(out) && (!up.present() || IsAligned16(up));
   const auto run = [&](auto in, auto element, auto pack) {
     using In = decltype(in);
@@ -366,7 +366,8 @@ cudaError_t SiluMul(const TensorView& gate, const TensorView& up, const TensorVi
                             [&](auto element, auto pack) { return run(element, element, pack); });
 }
 
-cudaError_t Accumulate(const TensorView& x, const TensorView& out, cudaStream_t stream) {
+cudaError_t Enqueue(const AccumulateArgs& args, cudaStream_t stream) {
+  const TensorView &x = args.x, &out = args.out;
   return WithElement(out.dtype, [&](auto element) {
     using T = decltype(element);
     return WithFloatPack(IsAligned16(x) && IsAligned16(out), [&](auto pack) {
@@ -376,16 +377,15 @@ cudaError_t Accumulate(const TensorView& x, const TensorView& out, cudaStream_t 
   });
 }
 
-cudaError_t AccumulateRmsNorm(const TensorView& x, const TensorView& residual,
-                              const TensorView& weight, float epsilon, const TensorView& out,
-                              cudaStream_t stream) {
+cudaError_t Enqueue(const AccumulateRmsNormArgs& args, cudaStream_t stream) {
+  const TensorView &x = args.x, &residual = args.residual, &weight = args.weight, &out = args.out;
   const bool aligned =
       IsAligned16(x) && IsAligned16(residual) && IsAligned16(weight) && IsAligned16(out);
   return WithElement(out.dtype, [&](auto element) {
     using T = decltype(element);
     return WithFloatPack(aligned, [&](auto pack) {
       return Launch(AccumulateRmsNormKernel<T, pack.value>, Blocks(x.shape[0]), kThreads, 0, stream,
-                    RowsOf<const float>(x), RowsOf<T>(residual), weight.as<const T>(), epsilon,
+                    RowsOf<const float>(x), RowsOf<T>(residual), weight.as<const T>(), args.epsilon,
                     RowsOf<T>(out), static_cast<int>(x.shape[1]));
     });
   });
@@ -404,29 +404,28 @@ cudaError_t AddBias(const TensorView& bias, const TensorView& out, cudaStream_t 
   });
 }
 
-cudaError_t ReadFromCache(const TensorView& slots, const TensorView& k_cache,
-                          const TensorView& v_cache, const TensorView& k, const TensorView& v,
-                          cudaStream_t stream) {
+cudaError_t Enqueue(const ReadFromCacheArgs& args, cudaStream_t stream) {
+  const TensorView &k_cache = args.k_cache, &v_cache = args.v_cache, &k = args.k, &v = args.v;
   const bool aligned =
       IsAligned16(k) && IsAligned16(v) && IsAligned16(k_cache) && IsAligned16(v_cache);
   return WithElementAndPack(k.dtype, aligned, [&](auto element, auto pack) {
     using T = decltype(element);
     return Launch(ReadFromCacheKernel<T, pack.value>, Blocks(k.shape[0]), kThreads, 0, stream,
-                  RowsOf<T>(k), RowsOf<T>(v), slots.as<const int64_t>(),
+                  RowsOf<T>(k), RowsOf<T>(v), args.slots.as<const int64_t>(),
                   CacheOf<const T>(k_cache, v_cache), static_cast<int>(k.shape[1]),
                   static_cast<int>(k.shape[2]));
   });
 }
 
-cudaError_t MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
-                          const TensorView& lse, cudaStream_t stream) {
+cudaError_t Enqueue(const MergePartialsArgs& args, cudaStream_t stream) {
+  const TensorView &outs = args.outs, &lses = args.lses, &out = args.out;
   const PartialViews in{outs.as<const float>(), outs.stride[0], outs.stride[1], outs.stride[2],
                         lses.as<const float>(), lses.stride[0], lses.stride[1], lses.stride[2]};
   const int64_t rows = out.shape[0], heads = out.shape[1];
   return WithElement(out.dtype, [&](auto element) {
     using T = decltype(element);
     return Launch(MergePartialsKernel<T>, Blocks(DivideUp(rows * heads, kThreads / kWarp)),
-                  kThreads, 0, stream, in, RowsOf<T>(out), RowsOf<float>(lse),
+                  kThreads, 0, stream, in, RowsOf<T>(out), RowsOf<float>(args.lse),
                   static_cast<int>(outs.shape[0]), rows, static_cast<int>(heads),
                   static_cast<int>(out.shape[2]));
   });

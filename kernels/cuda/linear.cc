@@ -95,7 +95,8 @@ struct CudaLinear::Impl {
     sums.out = TensorView::Contiguous(static_cast<std::byte*>(workspace) + kWorkspaceBytes,
                                       DType::kF32, {a.out.shape[0], a.out.shape[1]});
     const absl::Status status = RunOne(sums, workspace, stream);
-    if (status.ok()) stream.Check(Accumulate(sums.out, a.out, stream.handle()), "Linear: sums");
+    if (status.ok())
+      stream.Check(Enqueue(AccumulateArgs{sums.out, a.out}, stream.handle()), "Linear: sums");
     return status;
   }
 

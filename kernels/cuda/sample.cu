@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-cudaError_t Sample(const SampleArgs& args, cudaStream_t stream) {
+cudaError_t Enqueue(const SampleArgs& args, cudaStream_t stream) {
   return Launch(SampleKernel, dim3(static_cast<unsigned>(args.logits.shape[0])), kThreads, 0,
                 stream, args.logits.as<float>(), args.logits.stride[0],
                 static_cast<int>(args.logits.shape[1]), args.rows, args.edits,

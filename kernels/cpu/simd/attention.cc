@@ -166,7 +166,7 @@ class Prefill {
 
 }  // namespace
 
-bool Attention(const AttentionArgs& args, int threads, Scratch& scratch) {
+bool Run(const AttentionArgs& args, int threads, Scratch& scratch) {
   if (args.q.dtype != DType::kBF16)
     return Prefill<FloatTiles, float, float>(args).Run(threads, scratch);
   if (args.out.dtype == DType::kBF16)

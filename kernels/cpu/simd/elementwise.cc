@@ -23,8 +23,8 @@ static void NormRow(const T* x, const T* weight, int64_t n, float epsilon, T* ou
   for (; i < n; ++i) Assign(out[i], ToFloat(x[i]) * inverse * ToFloat(weight[i]));
 }
 
-void RmsNorm(const TensorView& x, const TensorView& weight, float epsilon, const TensorView& out,
-             int threads) {
+bool Run(const RmsNormArgs& args, int threads, Scratch&) {
+  const TensorView &x = args.x, &weight = args.weight, &out = args.out;
   const int64_t heads = x.rank == 3 ? x.shape[1] : 1, n = x.shape[x.rank - 1],
                 rows = x.shape[0] * heads;
   WithType(x.dtype, [&](auto* tag) {
@@ -34,10 +34,11 @@ void RmsNorm(const TensorView& x, const TensorView& weight, float epsilon, const
       const int64_t t = r / heads, h = r % heads;
       NormRow(
           static_cast<const E*>(x.data) + t * x.stride[0] + (x.rank == 3 ? h * x.stride[1] : 0),
-          static_cast<const E*>(weight.data), n, epsilon,
+          static_cast<const E*>(weight.data), n, args.epsilon,
           static_cast<E*>(out.data) + t * out.stride[0] + (x.rank == 3 ? h * out.stride[1] : 0));
     }
   });
+  return true;
 }
 
 template <typename T>
@@ -55,7 +56,7 @@ static void RopeRow(T* x, const float* cosines, const float* sines, int64_t half
   }
 }
 
-void Rope(const RopeArgs& args, int threads) {
+bool Rope(const RopeArgs& args, int threads, Scratch&) {
   const int64_t rows = args.x.shape[0], heads = args.x.shape[1], half = args.inv_freq.shape[0];
   const float* inv_freq = static_cast<const float*>(args.inv_freq.data);
   const int32_t* positions = static_cast<const int32_t*>(args.positions.data);
@@ -73,6 +74,7 @@ void Rope(const RopeArgs& args, int threads) {
       for (int64_t h = 0; h < heads; ++h) RopeRow(x + h * args.x.stride[1], cosines, sines, half);
     }
   });
+  return true;
 }
 
 static inline Vec Silu(Vec x) {
@@ -84,8 +86,8 @@ static inline Vec Silu(Vec x) {
 }
 
 template <typename E, typename O>
-static void SiluMulOf(const TensorView& gate, const TensorView& up, const TensorView& out,
-                      int threads) {
+static bool SiluMulOf(const SiluMulArgs& args, int threads) {
+  const TensorView &gate = args.gate, &up = args.up, &out = args.out;
   const int64_t rows = gate.shape[0], n = gate.shape[1];
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * n > 16384)
   for (int64_t r = 0; r < rows; ++r) {
@@ -102,15 +104,17 @@ static void SiluMulOf(const TensorView& gate, const TensorView& up, const Tensor
       Assign(o[i], u == nullptr ? y : y * ToFloat(u[i]));
     }
   }
+  return true;
 }
 
-void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out, int threads) {
-  if (out.dtype == DType::kF32) return SiluMulOf<float, float>(gate, up, out, threads);
-  if (gate.dtype == DType::kF32) return SiluMulOf<float, uint16_t>(gate, up, out, threads);
-  SiluMulOf<uint16_t, uint16_t>(gate, up, out, threads);
+bool Run(const SiluMulArgs& args, int threads, Scratch&) {
+  if (args.out.dtype == DType::kF32) return SiluMulOf<float, float>(args, threads);
+  if (args.gate.dtype == DType::kF32) return SiluMulOf<float, uint16_t>(args, threads);
+  return SiluMulOf<uint16_t, uint16_t>(args, threads);
 }
 
-void Accumulate(const TensorView& x, const TensorView& out, int threads) {
+bool Run(const AccumulateArgs& args, int threads, Scratch&) {
+  const TensorView &x = args.x, &out = args.out;
   const int64_t rows = out.shape[0], n = out.shape[1];
   WithType(out.dtype, [&](auto* tag) {
     using E = typename ElementOf<decltype(tag)>::type;
@@ -123,10 +127,11 @@ void Accumulate(const TensorView& x, const TensorView& out, int threads) {
       for (; i < n; ++i) Assign(to[i], ToFloat(to[i]) + from[i]);
     }
   });
+  return true;
 }
 
-void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
-                   const TensorView& lse, int threads) {
+bool Run(const MergePartialsArgs& args, int threads, Scratch&) {
+  const TensorView &outs = args.outs, &lses = args.lses, &out = args.out, &lse = args.lse;
   const int64_t parts = outs.shape[0], tokens = outs.shape[1], heads = outs.shape[2],
                 d = outs.shape[3];
   const float* in = static_cast<const float*>(outs.data);
@@ -155,9 +160,10 @@ void MergePartials(const TensorView& outs, const TensorView& lses, const TensorV
         static_cast<float*>(lse.data)[t * lse.stride[0] + h] = total > 0 ? top + logf(total) : top;
     }
   });
+  return true;
 }
 
-void KeyScores(const KeyScoreArgs& args, int threads) {
+bool Run(const KeyScoreArgs& args, int threads, Scratch&) {
   const int64_t tokens = args.k.shape[0], kv_heads = args.k.shape[1], d = args.k.shape[2];
   const int64_t queries = args.query.shape[0], group = args.query.shape[1] / kv_heads;
   WithType(args.k.dtype, [&](auto* tag) {
@@ -186,6 +192,7 @@ void KeyScores(const KeyScoreArgs& args, int threads) {
       }
     }
   });
+  return true;
 }
 
 }  // namespace apb::kernels::APB_ISA

@@ -9,16 +9,10 @@ constexpr bool kLibraryProducts = true;
 constexpr bool kLibraryProducts = false;
 #endif
 
-extern const IsaKernels kKernels = {.attention = Attention,
-                                    .paged_attention = PagedAttention,
-                                    .linear = Linear,
-                                    .packed_linear = PackedLinear,
-                                    .library_products = kLibraryProducts,
-                                    .rms_norm = RmsNorm,
-                                    .rope = Rope,
-                                    .silu_mul = SiluMul,
-                                    .accumulate = Accumulate,
-                                    .merge_partials = MergePartials,
-                                    .key_scores = KeyScores};
+#define APB_ENTRY(Args) .of_##Args = Run,
+extern const IsaKernels kKernels = {APB_SIMD_OPERATIONS(APB_ENTRY)  //
+                                        .rope = Rope,
+                                    .linear = Linear, .packed_linear = PackedLinear,
+                                    .library_products = kLibraryProducts};
 
 }  // namespace apb::kernels::APB_ISA

@@ -200,7 +200,7 @@ class Paged {
 
 }  // namespace
 
-bool PagedAttention(const PagedAttentionArgs& args, int threads, Scratch& scratch) {
+bool Run(const PagedAttentionArgs& args, int threads, Scratch& scratch) {
   if (args.q.dtype != DType::kBF16)
     return Paged<FloatTiles, float, float>(args).Run(threads, scratch);
   if (args.out.dtype == DType::kBF16)

@@ -10,7 +10,7 @@ namespace apb::comm {
 // A host stream on which nothing is ever pending.
 class ReadyStream : public kernels::Stream {
  public:
-  absl::Status Synchronize() override { return absl::OkStatus(); }
+  absl::Status Synchronize() override { return status_; }
 };
 
 // All ranks call it; failures are gtest failures of the calling thread.

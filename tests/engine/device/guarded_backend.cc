@@ -86,7 +86,7 @@ class GuardedStream : public Stream {
   explicit GuardedStream(std::unique_ptr<Stream> inner) : inner_(std::move(inner)) {}
   ~GuardedStream() override { DoPostponed(); }
   absl::Status Synchronize() override {
-    if (recording.has_value()) Fail("a recorded stream is synchronized");
+    if (recording.has_value()) Fail(absl::InternalError("a recorded stream is synchronized"));
     DoPostponed();
     return status_.ok() ? inner_->Synchronize() : status_;
   }
@@ -94,7 +94,6 @@ class GuardedStream : public Stream {
   void DoPostponed() {
     for (const auto& work : std::exchange(postponed_, {})) work();
   }
-  void Fail(std::string what) { Fail(absl::InternalError(std::move(what))); }
   Stream& inner() { return *inner_; }
   const absl::Status& status() const { return status_; }
 
@@ -102,14 +101,10 @@ class GuardedStream : public Stream {
   // While the stream records, work is kept and not done; its failures are the recording's.
   std::optional<Work> recording;
   absl::Status TakeStatus() { return std::exchange(status_, absl::OkStatus()); }
-  void Fail(absl::Status status) {
-    if (status_.ok()) status_ = std::move(status);
-  }
 
  private:
   std::unique_ptr<Stream> inner_;
   std::vector<std::function<void()>> postponed_;
-  absl::Status status_;
 };
 
 class GuardedGraph : public Graph {
@@ -158,110 +153,6 @@ class GuardedBackend : public Backend {
     return std::make_unique<GuardedStream>(*std::move(inner));
   }
 
-  void Copy(const TensorView& source, const TensorView& target, Stream& stream) override {
-    auto& guarded = static_cast<GuardedStream&>(stream);
-    // What a recorded copy would find in host memory later, nobody knows.
-    const bool recorded = guarded.recording.has_value();
-    const std::vector<TensorView> views =
-        recorded ? std::vector<TensorView>{source, target} : std::vector<TensorView>();
-    const auto copy = [=, this, &guarded] {
-      Run("Copy", views, guarded, [=, this](Stream& s) { cpu_->Copy(source, target, s); });
-    };
-    if (recorded || (!IsPageLocked(source.data) && !IsPageLocked(target.data))) return copy();
-    guarded.Postpone(copy);
-  }
-  void Embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
-                 Stream& stream) override {
-    Run("Embedding", {table, ids, out}, stream,
-        [=, this](Stream& s) { cpu_->Embedding(table, ids, out, s); });
-  }
-  void RmsNorm(const TensorView& x, const TensorView& weight, float epsilon, const TensorView& out,
-               Stream& stream) override {
-    Run("RmsNorm", {x, weight, out}, stream,
-        [=, this](Stream& s) { cpu_->RmsNorm(x, weight, epsilon, out, s); });
-  }
-  void Linear(const LinearArgs& a, Stream& stream) override {
-    Run("Linear", {a.x, a.weight, a.bias, a.out}, stream,
-        [=, this](Stream& s) { cpu_->Linear(a, s); });
-  }
-  void Rope(const RopeArgs& a, Stream& stream) override {
-    Run("Rope",
-        {a.x, a.positions, a.inv_freq, a.v, a.store.slots, a.store.k_cache, a.store.v_cache},
-        stream, [=, this](Stream& s) { cpu_->Rope(a, s); });
-  }
-  void SiluMul(const TensorView& gate, const TensorView& up, const TensorView& out,
-               Stream& stream) override {
-    Run("SiluMul", {gate, up, out}, stream,
-        [=, this](Stream& s) { cpu_->SiluMul(gate, up, out, s); });
-  }
-  void Accumulate(const TensorView& x, const TensorView& out, Stream& stream) override {
-    Run("Accumulate", {x, out}, stream, [=, this](Stream& s) { cpu_->Accumulate(x, out, s); });
-  }
-  void AccumulateRmsNorm(const TensorView& x, const TensorView& residual, const TensorView& weight,
-                         float epsilon, const TensorView& out, Stream& stream) override {
-    Run("AccumulateRmsNorm", {x, residual, weight, out}, stream,
-        [=, this](Stream& s) { cpu_->AccumulateRmsNorm(x, residual, weight, epsilon, out, s); });
-  }
-  void Attention(const AttentionArgs& a, Stream& stream) override {
-    std::vector<TensorView> views = {a.q, a.q_positions, a.out, a.lse};
-    for (const KeySegment& key : a.keys) views.insert(views.end(), {key.k, key.v, key.positions});
-    const std::vector<KeySegment> keys(a.keys.begin(), a.keys.end());
-    Run("Attention", views, stream, [=, this](Stream& s) {
-      AttentionArgs copied = a;
-      copied.keys = keys;
-      cpu_->Attention(copied, s);
-    });
-  }
-  void PagedAttention(const PagedAttentionArgs& a, Stream& stream) override {
-    std::vector<TensorView> views = {a.q, a.q_positions, a.k_cache, a.v_cache, a.out, a.lse};
-    const int64_t count = static_cast<int64_t>(a.rows.size());
-    views.push_back(Words(a.sequences, count * sizeof(PagedSequence) / sizeof(int32_t)));
-    const std::vector<PagedRows> rows(a.rows.begin(), a.rows.end());
-    Run("PagedAttention", views, stream, [=, this](Stream& s) {
-      PagedAttentionArgs copied = a;
-      copied.rows = rows;
-      CheckSequences(copied);
-      cpu_->PagedAttention(copied, s);
-    });
-  }
-  void MergePartials(const TensorView& outs, const TensorView& lses, const TensorView& out,
-                     const TensorView& lse, Stream& stream) override {
-    Run("MergePartials", {outs, lses, out, lse}, stream,
-        [=, this](Stream& s) { cpu_->MergePartials(outs, lses, out, lse, s); });
-  }
-  void ReadFromCache(const TensorView& slots, const TensorView& k_cache, const TensorView& v_cache,
-                     const TensorView& k, const TensorView& v, Stream& stream) override {
-    Run("ReadFromCache", {slots, k_cache, v_cache, k, v}, stream,
-        [=, this](Stream& s) { cpu_->ReadFromCache(slots, k_cache, v_cache, k, v, s); });
-  }
-  void MaxPoolRows(const TensorView& scores, int window, const TensorView& out,
-                   Stream& stream) override {
-    Run("MaxPoolRows", {scores, out}, stream,
-        [=, this](Stream& s) { cpu_->MaxPoolRows(scores, window, out, s); });
-  }
-  void KeyScores(const KeyScoreArgs& a, Stream& stream) override {
-    Run("KeyScores", {a.k, a.query, a.scores}, stream,
-        [=, this](Stream& s) { cpu_->KeyScores(a, s); });
-  }
-  void TopKPerHead(const TopKPerHeadArgs& a, Stream& stream) override {
-    Run("TopKPerHead", {a.scores, a.indices}, stream,
-        [=, this](Stream& s) { cpu_->TopKPerHead(a, s); });
-  }
-  void GatherRowsPerHead(const TensorView& x, const TensorView& indices, const TensorView& out,
-                         Stream& stream) override {
-    Run("GatherRowsPerHead", {x, indices, out}, stream,
-        [=, this](Stream& s) { cpu_->GatherRowsPerHead(x, indices, out, s); });
-  }
-  void Sample(const SampleArgs& a, Stream& stream) override {
-    const auto words = [](const void* data, int64_t bytes) {
-      return TensorView::Contiguous(const_cast<void*>(data), DType::kI32, {bytes / 4});
-    };
-    Run("Sample",
-        {a.logits, words(a.rows, a.logits.rows() * sizeof(SampleRow)),
-         words(a.edits, a.edit_count * sizeof(LogitEdit)), a.tokens},
-        stream, [=, this](Stream& s) { cpu_->Sample(a, s); });
-  }
-
   absl::StatusOr<std::unique_ptr<Graph>> Record(Stream& stream,
                                                 absl::FunctionRef<absl::Status()> work) override {
     auto& guarded = static_cast<GuardedStream&>(stream);
@@ -277,9 +168,35 @@ class GuardedBackend : public Backend {
   int64_t launches() const { return launches_; }
 
  private:
-  static TensorView Words(const void* data, int64_t count) {
-    return TensorView::Contiguous(const_cast<void*>(data), DType::kI32, {count});
+  // The operands of an operation, and what it was given in host memory, for as long as that is needed.
+  template <typename Args>
+  struct Operands : OperandVisitor {
+    explicit Operands(const Args& given) : args(given) { args.VisitOperands(*this); }
+    using OperandVisitor::Reads;
+    void Reads(TensorView& view) override { views.push_back(view); }
+    void Writes(TensorView& view) override { views.push_back(view); }
+    Args args;
+    std::vector<TensorView> views;
+  };
+
+  void Do(Operation operation, Stream& stream) override {
+    std::visit([&](const auto* args) { Do(*args, static_cast<GuardedStream&>(stream)); },
+               operation);
   }
+  template <typename Args>
+  void Do(const Args& args, GuardedStream& stream) {
+    Give(std::make_shared<Operands<Args>>(args), stream);
+  }
+  void Do(const CopyArgs& args, GuardedStream& stream) {
+    const auto operands = std::make_shared<Operands<CopyArgs>>(args);
+    // What a recorded copy would find in host memory later, nobody knows.
+    if (stream.recording.has_value()) return Give(operands, stream);
+    operands->views.clear();
+    if (!IsPageLocked(args.source.data) && !IsPageLocked(args.target.data))
+      return Give(operands, stream);
+    stream.Postpone([=, this, &stream] { Give(operands, stream); });
+  }
+
   absl::Status CheckOperands(const char* name, const std::vector<TensorView>& views) const {
     for (const TensorView& view : views) {
       if (view.present() && view.numel() > 0 && !arena_.Contains(view.data))
@@ -288,47 +205,54 @@ class GuardedBackend : public Backend {
     return absl::OkStatus();
   }
   // What is known when the operation is done only. The arena is open.
-  void CheckSequences(const PagedAttentionArgs& a) {
+  template <typename Args>
+  absl::Status CheckWhatIsThere(const Args&) const {
+    return absl::OkStatus();
+  }
+  absl::Status CheckWhatIsThere(const PagedAttentionArgs& a) const {
+    const auto words = [](const void* data, int64_t count) {
+      return TensorView::Contiguous(const_cast<void*>(data), DType::kI32, {count});
+    };
     int64_t slots = 0;
     for (size_t i = 0; i < a.rows.size(); ++i) {
       const PagedSequence& sequence = a.sequences[i];
       if (sequence.slot_count == 0) continue;
       slots += sequence.slot_count;
       const int64_t masked = sequence.slot_count - sequence.causal_begin;
-      found_ = found_.ok() ? CheckOperands("PagedAttention",
-                                           {Words(sequence.block_table, 1),
-                                            Words(sequence.slot_positions, masked > 0 ? 1 : 0)})
-                           : found_;
+      const absl::Status status = CheckOperands(
+          "PagedAttention",
+          {words(sequence.block_table, 1), words(sequence.slot_positions, masked > 0 ? 1 : 0)});
+      if (!status.ok()) return status;
     }
-    if (slots > a.total_slots)
-      found_ = absl::InternalError("PagedAttention: more slots than the bound");
+    return slots <= a.total_slots
+               ? absl::OkStatus()
+               : absl::InternalError("PagedAttention: more slots than the bound");
   }
-  template <typename Operation>
-  absl::Status Do(const char* name, const std::vector<TensorView>& views, Stream& inner,
-                  const Operation& operation) {
-    absl::Status status = CheckOperands(name, views);
+  template <typename Args>
+  absl::Status Compute(const Operands<Args>& operands, Stream& inner) {
+    absl::Status status = CheckOperands(Args::kName, operands.views);
     if (!status.ok()) return status;
     arena_.Open(true);
-    operation(inner);
+    status = CheckWhatIsThere(operands.args);
+    if (status.ok()) cpu_->Run(operands.args, inner);
     arena_.Open(false);
-    return std::exchange(found_, absl::OkStatus());
+    return status;
   }
-  template <typename Operation>
-  void Run(const char* name, const std::vector<TensorView>& views, Stream& stream,
-           const Operation& operation) {
-    auto& guarded = static_cast<GuardedStream&>(stream);
-    guarded.DoPostponed();
-    if (!guarded.recording.has_value())
-      return guarded.Fail(Do(name, views, guarded.inner(), operation));
-    guarded.Fail(CheckOperands(name, views));
+  template <typename Args>
+  void Give(const std::shared_ptr<Operands<Args>>& operands, GuardedStream& stream) {
+    stream.DoPostponed();
+    if (!stream.recording.has_value()) return stream.Fail(Compute(*operands, stream.inner()));
+    stream.Fail(CheckOperands(Args::kName, operands->views));
     std::vector<int64_t> allocations;
-    for (const TensorView& view : views) allocations.push_back(arena_.AllocationOf(view.data));
-    guarded.recording->push_back([=, this, &guarded]() -> absl::Status {
-      for (size_t i = 0; i < views.size(); ++i) {
-        if (views[i].present() && arena_.AllocationOf(views[i].data) != allocations[i])
-          return absl::InternalError(absl::StrCat(name, ": recorded memory was given back"));
+    for (const TensorView& view : operands->views)
+      allocations.push_back(arena_.AllocationOf(view.data));
+    stream.recording->push_back([=, this, &stream]() -> absl::Status {
+      for (size_t i = 0; i < operands->views.size(); ++i) {
+        const TensorView& view = operands->views[i];
+        if (view.present() && arena_.AllocationOf(view.data) != allocations[i])
+          return absl::InternalError(absl::StrCat(Args::kName, ": recorded memory was given back"));
       }
-      return Do(name, views, guarded.inner(), operation);
+      return Compute(*operands, stream.inner());
     });
   }
 
@@ -341,7 +265,6 @@ class GuardedBackend : public Backend {
   Arena arena_;
   std::unique_ptr<Backend> cpu_;
   std::map<const std::byte*, const std::byte*> page_locked_;  // begin -> end
-  absl::Status found_;                                        // by an operation under way
   int64_t launches_ = 0;
 };
 

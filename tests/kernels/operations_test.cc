@@ -1,6 +1,6 @@
 // Goal: operands that do not fit are refused, alike by all backends, with the operation and the
 // shapes. Method: for each operation a call that fits and calls that differ from it in one thing.
-#include "kernels/argument_checks.h"
+#include "kernels/operations.h"
 
 #include <gtest/gtest.h>
 
@@ -17,6 +17,45 @@ TensorView F32(std::initializer_list<int64_t> shape) { return View(DType::kF32, 
 TensorView BF16(std::initializer_list<int64_t> shape) { return View(DType::kBF16, shape); }
 TensorView F16(std::initializer_list<int64_t> shape) { return View(DType::kF16, shape); }
 TensorView I32(std::initializer_list<int64_t> shape) { return View(DType::kI32, shape); }
+
+// Operands in short.
+absl::Status CheckCopy(const TensorView& source, const TensorView& target) {
+  return CopyArgs{source, target}.Check();
+}
+absl::Status CheckEmbedding(const TensorView& table, const TensorView& ids, const TensorView& out) {
+  return EmbeddingArgs{table, ids, out}.Check();
+}
+absl::Status CheckRmsNorm(const TensorView& x, const TensorView& weight, const TensorView& out) {
+  return RmsNormArgs{x, weight, 1e-5f, out}.Check();
+}
+absl::Status CheckLinear(const LinearArgs& args) { return args.Check(); }
+absl::Status CheckRope(const RopeArgs& args) { return args.Check(); }
+absl::Status CheckSiluMul(const TensorView& gate, const TensorView& up, const TensorView& out) {
+  return SiluMulArgs{gate, up, out}.Check();
+}
+absl::Status CheckAccumulate(const TensorView& x, const TensorView& out) {
+  return AccumulateArgs{x, out}.Check();
+}
+absl::Status CheckAttention(const AttentionArgs& args) { return args.Check(); }
+absl::Status CheckPagedAttention(const PagedAttentionArgs& args) { return args.Check(); }
+absl::Status CheckMergePartials(const TensorView& outs, const TensorView& lses,
+                                const TensorView& out) {
+  return MergePartialsArgs{outs, lses, out, {}}.Check();
+}
+absl::Status CheckReadFromCache(const TensorView& k, const TensorView& v, const TensorView& slots,
+                                const TensorView& k_cache, const TensorView& v_cache) {
+  return ReadFromCacheArgs{slots, k_cache, v_cache, k, v}.Check();
+}
+absl::Status CheckMaxPoolRows(const TensorView& scores, int window, const TensorView& out) {
+  return MaxPoolRowsArgs{scores, window, out}.Check();
+}
+absl::Status CheckKeyScores(const KeyScoreArgs& args) { return args.Check(); }
+absl::Status CheckTopKPerHead(const TopKPerHeadArgs& args) { return args.Check(); }
+absl::Status CheckGatherRowsPerHead(const TensorView& x, const TensorView& indices,
+                                    const TensorView& out) {
+  return GatherRowsPerHeadArgs{x, indices, out}.Check();
+}
+absl::Status CheckSample(const SampleArgs& args) { return args.Check(); }
 
 TEST(ArgumentChecks, Linear) {
   const LinearArgs good{

@@ -163,12 +163,12 @@ cudaError_t Gather(const TensorView& x, const TensorView& indices, const TensorV
 
 }  // namespace
 
-cudaError_t MaxPoolRows(const TensorView& scores, int window, const TensorView& out,
-                        cudaStream_t stream) {
+cudaError_t Enqueue(const MaxPoolRowsArgs& args, cudaStream_t stream) {
+  const TensorView &scores = args.scores, &out = args.out;
   const int64_t rows = scores.shape[0], heads = scores.shape[1];
   return Launch(MaxPoolKernel, dim3(static_cast<unsigned>(DivideUp(rows * heads, kThreads))),
                 kThreads, 0, stream, scores.as<const float>(), scores.stride[0], out.as<float>(),
-                out.stride[0], rows, static_cast<int>(heads), window / 2);
+                out.stride[0], rows, static_cast<int>(heads), args.window / 2);
 }
 
 cudaError_t KeyScores(const KeyScoreArgs& args, float* means, cudaStream_t stream) {
@@ -191,7 +191,7 @@ cudaError_t KeyScores(const KeyScoreArgs& args, float* means, cudaStream_t strea
   });
 }
 
-cudaError_t TopKPerHead(const TopKPerHeadArgs& args, cudaStream_t stream) {
+cudaError_t Enqueue(const TopKPerHeadArgs& args, cudaStream_t stream) {
   if (args.count == 0) return cudaSuccess;
   return Launch(TopKKernel, dim3(static_cast<unsigned>(args.scores.shape[1])), kTopKThreads, 0,
                 stream, args.scores.as<const float>(), args.scores.stride[0],
@@ -199,8 +199,8 @@ cudaError_t TopKPerHead(const TopKPerHeadArgs& args, cudaStream_t stream) {
                 static_cast<int>(args.count), args.indices.as<int32_t>(), args.indices.stride[0]);
 }
 
-cudaError_t GatherRowsPerHead(const TensorView& x, const TensorView& indices, const TensorView& out,
-                              cudaStream_t stream) {
+cudaError_t Enqueue(const GatherRowsPerHeadArgs& args, cudaStream_t stream) {
+  const TensorView &x = args.x, &indices = args.indices, &out = args.out;
   if (IsAligned16(x) && IsAligned16(out)) return Gather<uint4>(x, indices, out, stream);
   return SizeOf(x.dtype) == 2 ? Gather<uint16_t>(x, indices, out, stream)
                               : Gather<uint32_t>(x, indices, out, stream);
