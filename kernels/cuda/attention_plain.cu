@@ -17,7 +17,7 @@ template <typename T>
 struct PlainRow {
   int lane, head_dim;
   float q[kPerLane] = {}, out[kPerLane] = {};
-  float top = -INFINITY, sum = 0;
+  float row_max = -INFINITY, row_sum = 0;
 
   __device__ PlainRow(const T* row, int d, float scale) : lane(threadIdx.x % kWarp), head_dim(d) {
 #pragma unroll
@@ -34,14 +34,14 @@ struct PlainRow {
       if (c < head_dim) score += q[i] * ToFloat(k[c]);
     }
     score = WarpSum(score);
-    const float above = fmaxf(top, score);
-    const float shrink = exp2f(top - above), weight = exp2f(score - above);
-    top = above;
-    sum = sum * shrink + weight;
+    const float new_max = fmaxf(row_max, score);
+    const float rescale = exp2f(row_max - new_max), weight = exp2f(score - new_max);
+    row_max = new_max;
+    row_sum = row_sum * rescale + weight;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       const int c = lane + i * kWarp;
-      if (c < head_dim) out[i] = out[i] * shrink + weight * ToFloat(v[c]);
+      if (c < head_dim) out[i] = out[i] * rescale + weight * ToFloat(v[c]);
     }
   }
   // `lse` may be null.
@@ -50,14 +50,15 @@ struct PlainRow {
     for (int i = 0; i < kPerLane; ++i) {
       const int c = lane + i * kWarp;
       if (c >= head_dim) continue;
-      const float x = sum > 0 ? out[i] / sum : 0.0f;
+      const float x = row_sum > 0 ? out[i] / row_sum : 0.0f;
       if (is_float) {
         static_cast<float*>(to)[c] = x;
       } else {
         static_cast<T*>(to)[c] = FromFloat<T>(x);
       }
     }
-    if (lane == 0 && lse != nullptr) *lse = sum > 0 ? top * kLn2 + logf(sum) : -INFINITY;
+    if (lane == 0 && lse != nullptr)
+      *lse = row_sum > 0 ? row_max * kLn2 + logf(row_sum) : -INFINITY;
   }
 };
 

@@ -26,7 +26,7 @@ __device__ void CopyTile(const T* source, int64_t row_stride, int64_t first, int
   for (int i = 0; i < kMatrixTileKeys * kChunks / kThreads; ++i) {
     const int chunk = i * kThreads + threadIdx.x, key = chunk / kChunks, c = chunk % kChunks * 8;
     const bool valid = first + key < keys;
-    CopyAsync16(&target[key][c], source + (valid ? (first + key) * row_stride + c : 0), valid);
+    CpAsync16(&target[key][c], source + (valid ? (first + key) * row_stride + c : 0), valid);
   }
 }
 
@@ -71,13 +71,13 @@ __global__ void __launch_bounds__(kThreads)
   TileWalk next{a.tile_counts + tile_index * a.segments, a.segments};
   bool more = next.Next();
   if (more) copy(next, 0);
-  CopyAsyncCommit();
+  CpAsyncCommitGroup();
   for (int stage = 0; more; stage ^= 1) {
     const TileWalk now = next;
     more = next.Next();
     if (more) copy(next, stage ^ 1);
-    CopyAsyncCommit();
-    CopyAsyncWait<1>();
+    CpAsyncCommitGroup();
+    CpAsyncWaitGroup<1>();
     __syncthreads();
     const DeviceSegment& s = a.segment[now.segment];
     const int first = now.tile * kMatrixTileKeys;
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();  // the stage may be overwritten
   }
 
-  warp.softmax.JoinLanes();
+  warp.softmax.ReduceLanes();
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     if (!present[half]) continue;

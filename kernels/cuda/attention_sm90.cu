@@ -7,8 +7,10 @@
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_mma.cuh"
-#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx/mbarrier.cuh"
+#include "kernels/cuda/ptx/tma.cuh"
+#include "kernels/cuda/ptx/wgmma.cuh"
 
 namespace apb::kernels::cuda {
 namespace {
@@ -50,28 +52,27 @@ __device__ __forceinline__ int ParityOf(int turn) { return turn / kStages % 2; }
 template <typename T, int D>
 __device__ __forceinline__ void CopyTile(T* target, const CUtensorMap& map, uint64_t* barrier,
                                          int head, int64_t row) {
-  BarrierArriveExpect(barrier, kTileBytes<D>);
+  MbarrierArriveExpectTx(barrier, kTileBytes<D>);
 #pragma unroll
   for (int block = 0; block < D / kBlockColumns; ++block) {
-    TensorCopy(target + block * 128 * kBlockColumns, map, barrier, block * kBlockColumns, head,
-               static_cast<int>(row));
+    TmaLoad3d(target + block * 128 * kBlockColumns, map, barrier, block * kBlockColumns, head,
+              static_cast<int>(row));
   }
 }
 
 // The producer: one thread.
 template <typename T, int D>
-__device__ __forceinline__ void CopyTiles(const HopperArgs& args, HopperShared<T, D>& shared,
-                                          const RowTile& tile, TileWalk walk, int head,
-                                          int kv_head) {
+__device__ __forceinline__ void Produce(const HopperArgs& args, HopperShared<T, D>& shared,
+                                        const RowTile& tile, TileWalk walk, int head, int kv_head) {
   for (int turn = 0; walk.Next(); ++turn) {
     // Not for rows that see no key: nobody would wait for the copy, and the block could end before.
     if (turn == 0) CopyTile<T, D>(&shared.q[0][0][0], args.q, &shared.q_full, head, tile.begin);
     const int stage = StageOf(turn), last_parity = ParityOf(turn) ^ 1;
     const int64_t key = static_cast<int64_t>(walk.tile) * kHopperTileKeys;
-    BarrierWait(&shared.k_empty[stage], last_parity);
+    MbarrierWaitParity(&shared.k_empty[stage], last_parity);
     CopyTile<T, D>(&shared.k[stage][0][0][0], args.k[walk.segment], &shared.k_full[stage], kv_head,
                    key);
-    BarrierWait(&shared.v_empty[stage], last_parity);
+    MbarrierWaitParity(&shared.v_empty[stage], last_parity);
     CopyTile<T, D>(&shared.v[stage][0][0][0], args.v[walk.segment], &shared.v_full[stage], kv_head,
                    key);
   }
@@ -83,29 +84,29 @@ struct Consumer {
   float out[D / 2] = {};
   float scores[64];
   uint32_t weights[8][4];  // of the keys before, as the left operand of the product with V
-  OnlineSoftmax softmax;
+  SoftmaxState softmax;
   int64_t row[2];
   int32_t position[2] = {0, 0};
   bool present[2];
 
   // One warp has read its part of a tile; the last of the eight frees the stage.
   static __device__ __forceinline__ void Release(uint64_t* barrier) {
-    if (threadIdx.x % kWarp == 0) BarrierArrive(barrier);
+    if (threadIdx.x % kWarp == 0) MbarrierArrive(barrier);
   }
   // Starts scores = q k^T.
   __device__ __forceinline__ void StartScores(uint64_t q, uint64_t k) {
 #pragma unroll
     for (int kk = 0; kk < D / 16; ++kk) {
       const int at = kk / 4 * kBlockBytes + kk % 4 * 32;
-      GroupMultiplyTransposed<T>(scores, Advance(q, at), Advance(k, at), kk > 0);
+      WgmmaSS<T>(scores, Advance(q, at), Advance(k, at), kk > 0);
     }
-    GroupCommit();
+    WgmmaCommitGroup();
   }
   // Starts out += weights v.
   __device__ __forceinline__ void StartValues(uint64_t v) {
 #pragma unroll
-    for (int kk = 0; kk < 8; ++kk) GroupMultiplyAdd<T>(out, weights[kk], Advance(v, kk * 2048));
-    GroupCommit();
+    for (int kk = 0; kk < 8; ++kk) WgmmaRS<T>(out, weights[kk], Advance(v, kk * 2048));
+    WgmmaCommitGroup();
   }
   __device__ __forceinline__ void Mask(const DeviceSegment& s, int group, int first) {
     const bool causal = s.visible_to_group[group] == Visibility::kCausal;
@@ -148,62 +149,63 @@ __device__ __forceinline__ void Consume(const SegmentedArgs& a, HopperShared<T, 
     if (c.present[half]) c.position[half] = a.q_positions[c.row[half]];
   }
   const float scale_log2 = a.scale * kLog2E;
-  const auto take_scores = [&](const TileWalk& at, float(&shrink)[2]) {
+  const auto update_softmax = [&](const TileWalk& at, float(&rescale)[2]) {
     if (at.masked()) c.Mask(a.segment[at.segment], tile.group, at.tile * kHopperTileKeys);
-    c.softmax.Take(c.scores, scale_log2, shrink);
+    c.softmax.Update(c.scores, scale_log2, rescale);
   };
   int turns = 0;
   for (int i = 0; i < a.segments; ++i) turns += walk.counts[i].seen;
   turns = __shfl_sync(~0u, turns, 0);
   if (turns > 0) {
     walk.Next();
-    BarrierWait(&shared.q_full, 0);
-    const uint64_t q = ColumnsDescriptor(&shared.q[0][group_index * 64][0]);
-    float shrink[2];
-    BarrierWait(&shared.k_full[0], 0);
-    GroupFence();
-    c.StartScores(q, ColumnsDescriptor(&shared.k[0][0][0][0]));
-    GroupWait<0>();
-    PinRegisters(c.scores);
+    MbarrierWaitParity(&shared.q_full, 0);
+    const uint64_t q = KMajorDescriptor(&shared.q[0][group_index * 64][0]);
+    float rescale[2];
+    MbarrierWaitParity(&shared.k_full[0], 0);
+    WgmmaFence();
+    c.StartScores(q, KMajorDescriptor(&shared.k[0][0][0][0]));
+    WgmmaWaitGroup<0>();
+    WarpgroupFenceOperand(c.scores);
     c.Release(&shared.k_empty[0]);
-    take_scores(walk, shrink);
+    update_softmax(walk, rescale);
     c.PackWeights();
     // Named barrier 1 + i: warpgroup i may start products. Each waits as often as the other arrives.
     const int mine = 1 + group_index, others = 2 - group_index;
-    if (group_index == 1 && turns > 1) NamedBarrierArrive(others, 2 * kWarpgroup);
+    if (group_index == 1 && turns > 1) BarArrive(others, 2 * kWarpgroup);
     for (int turn = 1; turn < turns; ++turn) {
       walk.Next();
       const int k_stage = StageOf(turn), v_stage = StageOf(turn - 1);
-      BarrierWait(&shared.k_full[k_stage], ParityOf(turn));
-      BarrierWait(&shared.v_full[v_stage], ParityOf(turn - 1));
-      NamedBarrierWait(mine, 2 * kWarpgroup);
-      PinRegisters(c.scores);
-      GroupFence();
-      c.StartScores(q, ColumnsDescriptor(&shared.k[k_stage][0][0][0]));
-      c.StartValues(RowsDescriptor(&shared.v[v_stage][0][0][0], kBlockBytes));
-      if (group_index == 0 || turn + 1 < turns) NamedBarrierArrive(others, 2 * kWarpgroup);
-      GroupWait<1>();
-      PinRegisters(c.scores);
+      MbarrierWaitParity(&shared.k_full[k_stage], ParityOf(turn));
+      MbarrierWaitParity(&shared.v_full[v_stage], ParityOf(turn - 1));
+      BarSync(mine, 2 * kWarpgroup);
+      WarpgroupFenceOperand(c.scores);
+      WgmmaFence();
+      c.StartScores(q, KMajorDescriptor(&shared.k[k_stage][0][0][0]));
+      c.StartValues(MnMajorDescriptor(&shared.v[v_stage][0][0][0], kBlockBytes));
+      if (group_index == 0 || turn + 1 < turns) BarArrive(others, 2 * kWarpgroup);
+      WgmmaWaitGroup<1>();
+      WarpgroupFenceOperand(c.scores);
       c.Release(&shared.k_empty[k_stage]);
-      take_scores(walk, shrink);
-      ComputeNow(c.softmax.sum[0] + c.softmax.sum[1], &shared.sums[threadIdx.x - kWarpgroup]);
-      GroupWait<0>();
-      PinRegisters(c.out);
-      PinRegisters(c.weights);
+      update_softmax(walk, rescale);
+      ComputeNow(c.softmax.row_sum[0] + c.softmax.row_sum[1],
+                 &shared.sums[threadIdx.x - kWarpgroup]);
+      WgmmaWaitGroup<0>();
+      WarpgroupFenceOperand(c.out);
+      WarpgroupFenceOperand(c.weights);
       c.Release(&shared.v_empty[v_stage]);
 #pragma unroll
-      for (int i = 0; i < D / 2; ++i) c.out[i] *= shrink[i / 2 % 2];
+      for (int i = 0; i < D / 2; ++i) c.out[i] *= rescale[i / 2 % 2];
       c.PackWeights();
     }
     const int v_stage = StageOf(turns - 1);
-    BarrierWait(&shared.v_full[v_stage], ParityOf(turns - 1));
-    PinRegisters(c.out);
-    GroupFence();
-    c.StartValues(RowsDescriptor(&shared.v[v_stage][0][0][0], kBlockBytes));
-    GroupWait<0>();
-    PinRegisters(c.out);
+    MbarrierWaitParity(&shared.v_full[v_stage], ParityOf(turns - 1));
+    WarpgroupFenceOperand(c.out);
+    WgmmaFence();
+    c.StartValues(MnMajorDescriptor(&shared.v[v_stage][0][0][0], kBlockBytes));
+    WgmmaWaitGroup<0>();
+    WarpgroupFenceOperand(c.out);
   }
-  c.softmax.JoinLanes();
+  c.softmax.ReduceLanes();
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     if (!c.present[half]) continue;
@@ -238,21 +240,21 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   if (threadIdx.x == 0) {
     constexpr int kConsumerWarps = kConsumers * kWarpgroup / kWarp;
-    BarrierInit(&shared.q_full, 1);
+    MbarrierInit(&shared.q_full, 1);
     for (int stage = 0; stage < kStages; ++stage) {
-      BarrierInit(&shared.k_full[stage], 1);
-      BarrierInit(&shared.v_full[stage], 1);
-      BarrierInit(&shared.k_empty[stage], kConsumerWarps);
-      BarrierInit(&shared.v_empty[stage], kConsumerWarps);
+      MbarrierInit(&shared.k_full[stage], 1);
+      MbarrierInit(&shared.v_full[stage], 1);
+      MbarrierInit(&shared.k_empty[stage], kConsumerWarps);
+      MbarrierInit(&shared.v_empty[stage], kConsumerWarps);
     }
-    BarrierInitFence();
+    FenceMbarrierInit();
   }
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
-    GiveRegisters<kProducerRegisters>();
-    if (threadIdx.x == 0) CopyTiles<T, D>(args, shared, tile, walk, head, kv_head);
+    SetmaxnregDec<kProducerRegisters>();
+    if (threadIdx.x == 0) Produce<T, D>(args, shared, tile, walk, head, kv_head);
   } else {
-    TakeRegisters<kConsumerRegisters>();
+    SetmaxnregInc<kConsumerRegisters>();
     Consume<T, D>(a, shared, tile, walk, head);
   }
 }

@@ -271,16 +271,17 @@ __global__ void MergePartialsKernel(PartialViews in, Rows<T> out, Rows<float> ls
   const int lane = threadIdx.x % kWarp;
   const int64_t t = index / heads, h = index % heads;
   const float* sums = in.lses + t * in.lse_row + h * in.lse_head;
-  float top = -INFINITY;
-  for (int p = 0; p < parts; ++p) top = fmaxf(top, sums[p * in.lse_part]);
+  float row_max = -INFINITY;
+  for (int p = 0; p < parts; ++p) row_max = fmaxf(row_max, sums[p * in.lse_part]);
   float total = 0;
-  for (int p = 0; p < parts && top != -INFINITY; ++p) total += expf(sums[p * in.lse_part] - top);
+  for (int p = 0; p < parts && row_max != -INFINITY; ++p)
+    total += expf(sums[p * in.lse_part] - row_max);
   for (int c = lane; c < width; c += kWarp) {
     float sum = 0;
-    for (int p = 0; p < parts && top != -INFINITY; ++p) {
+    for (int p = 0; p < parts && row_max != -INFINITY; ++p) {
       // A part that saw no key counts for nothing, whatever is in its row.
       if (sums[p * in.lse_part] == -INFINITY) continue;
-      const float weight = expf(sums[p * in.lse_part] - top) / total;
+      const float weight = expf(sums[p * in.lse_part] - row_max) / total;
       sum += weight * in.outs[p * in.out_part + t * in.out_row + h * in.out_head + c];
     }
     out.At(t, h)[c] = FromFloat<T>(sum);
@@ -288,7 +289,7 @@ __global__ void MergePartialsKernel(PartialViews in, Rows<T> out, Rows<float> ls
   // Behind the last look of all lanes: the place may be a part's.
   __syncwarp();
   if (lse.data != nullptr && lane == 0) {
-    lse.At(t)[h] = top == -INFINITY ? -INFINITY : top + logf(total);
+    lse.At(t)[h] = row_max == -INFINITY ? -INFINITY : row_max + logf(total);
   }
 }
 

@@ -136,13 +136,13 @@ struct PagedShape {
     T k[kTileKeys][WarpAttention<T, D>::kStride];
     T v[kTileKeys][WarpAttention<T, D>::kStride];
   };
-  struct Joined {  // the warps' results, where they had different keys
+  struct Combined {  // the warps' results, where they had different keys
     float out[kWarps][kFewRows][D];
-    float top[kWarps][kFewRows], sum[kWarps][kFewRows];
+    float row_max[kWarps][kFewRows], row_sum[kWarps][kFewRows];
   };
   union Shared {
     Tile tile[kRings][kStages];
-    Joined joined;
+    Combined combined;
   };
   static_assert(sizeof(Shared) <= kSharedBytesEverywhere);
 };
@@ -175,6 +175,56 @@ struct KeyOffsets {
     return offset;
   }
 };
+
+// Combines the results of the block's warps, which had different keys of the same few rows, and writes
+// them. `combined` lies where the tiles were.
+template <typename T, int D, typename Combined>
+__device__ __forceinline__ void CombineWarps(const PagedArgs& a, const Unit& unit,
+                                             const WarpAttention<T, D>& warp, int first_row,
+                                             float scale_log2, Combined& combined) {
+  const int lane = threadIdx.x % kWarp, warp_index = threadIdx.x / kWarp;
+  CpAsyncWaitGroup<0>();
+  __syncthreads();  // the tiles' memory is free
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = first_row + half * 8;
+    combined.row_max[warp_index][r] = warp.softmax.row_max[half];
+    combined.row_sum[warp_index][r] = warp.softmax.row_sum[half];
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n) {
+      combined.out[warp_index][r][n * 8 + lane % 4 * 2] = warp.out[n][2 * half];
+      combined.out[warp_index][r][n * 8 + lane % 4 * 2 + 1] = warp.out[n][2 * half + 1];
+    }
+  }
+  __syncthreads();
+  // Eight threads for a row.
+  const int r = threadIdx.x / 8, mine = unit.row_tile * kFewRows + r;
+  const int64_t to_row = RowOf(a, unit, mine);
+  if (to_row < 0) return;
+  SoftmaxState all;
+  all.row_max[0] = combined.row_max[0][r];
+  for (int w = 1; w < kWarps; ++w) all.row_max[0] = fmaxf(all.row_max[0], combined.row_max[w][r]);
+  float weight[kWarps];
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    weight[w] = all.row_max[0] == -INFINITY
+                    ? 0.0f
+                    : Exp2((combined.row_max[w][r] - all.row_max[0]) * scale_log2);
+    all.row_sum[0] += weight[w] * combined.row_sum[w][r];
+  }
+  const Target to = TargetOf<kFewRows>(a, unit, to_row, r, mine, D);
+  const float inverse = all.Inverse(0);
+  for (int c = threadIdx.x % 8 * 2; c < D; c += 16) {
+    float pair[2] = {0, 0};
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      pair[0] += weight[w] * combined.out[w][r][c];
+      pair[1] += weight[w] * combined.out[w][r][c + 1];
+    }
+    StorePair<T>(to.out, to.is_float, to.at + c, pair[0] * inverse, pair[1] * inverse);
+  }
+  if (to.lse != nullptr && threadIdx.x % 8 == 0) *to.lse = all.LogSum(0, scale_log2);
+}
 
 template <typename T, int D, bool kFew>
 __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant__ PagedArgs a) {
@@ -221,15 +271,15 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
         const int c = chunk % kChunks * 8;
         const int64_t from = offsets.Of(key) + c;
         const bool valid = to_copy + key < end;
-        CopyAsync16(&shared.tile[ring][stage].k[key][c], k_head + (valid ? from : 0), valid);
-        CopyAsync16(&shared.tile[ring][stage].v[key][c], v_head + (valid ? from : 0), valid);
+        CpAsync16(&shared.tile[ring][stage].k[key][c], k_head + (valid ? from : 0), valid);
+        CpAsync16(&shared.tile[ring][stage].v[key][c], v_head + (valid ? from : 0), valid);
       }
       to_copy += kStep;
       offsets.Find(a, unit, to_copy, end);  // read now, wanted in the next call
     }
-    CopyAsyncCommit();
+    CpAsyncCommitGroup();
   };
-  const auto join_copiers = [] {
+  const auto sync_copiers = [] {
     if (kFew) {
       __syncwarp();
     } else {
@@ -244,8 +294,8 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
   for (int first = begin + ring * Shape::kTileKeys; first < end; first += kStep) {
     // The stage that was read last is free: all copiers have passed the end of that turn.
     copy_next((stage + Shape::kStages - 1) % Shape::kStages);
-    CopyAsyncWait<Shape::kStages - 1>();
-    join_copiers();
+    CpAsyncWaitGroup<Shape::kStages - 1>();
+    sync_copiers();
     const bool masked = first + Shape::kTileKeys > min(end, unit.causal_begin);
     warp.template Attend<Shape::kTileKeys>(
         &shared.tile[ring][stage].k[0][0], &shared.tile[ring][stage].v[0][0], scale_log2, masked,
@@ -254,11 +304,11 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
           return slot < end && (slot < unit.causal_begin ||
                                 unit.slot_positions[slot - unit.causal_begin] <= position[half]);
         });
-    join_copiers();
+    sync_copiers();
     stage = (stage + 1) % Shape::kStages;
   }
 
-  warp.softmax.JoinLanes();
+  warp.softmax.ReduceLanes();
   if constexpr (!kFew) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -268,54 +318,15 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
       if (to.lse != nullptr && lane % 4 == 0) *to.lse = warp.softmax.LogSum(half, scale_log2);
     }
   } else {
-    CopyAsyncWait<0>();
-    __syncthreads();  // the tiles' memory is free
-    auto& joined = shared.joined;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = in_tile[half];
-      joined.top[warp_index][r] = warp.softmax.top[half];
-      joined.sum[warp_index][r] = warp.softmax.sum[half];
-#pragma unroll
-      for (int n = 0; n < D / 8; ++n) {
-        joined.out[warp_index][r][n * 8 + lane % 4 * 2] = warp.out[n][2 * half];
-        joined.out[warp_index][r][n * 8 + lane % 4 * 2 + 1] = warp.out[n][2 * half + 1];
-      }
-    }
-    __syncthreads();
-    // Eight threads for a row.
-    const int r = threadIdx.x / 8, mine = unit.row_tile * kFewRows + r;
-    const int64_t to_row = RowOf(a, unit, mine);
-    if (to_row < 0) return;
-    OnlineSoftmax all;
-    all.top[0] = joined.top[0][r];
-    for (int w = 1; w < kWarps; ++w) all.top[0] = fmaxf(all.top[0], joined.top[w][r]);
-    float weight[kWarps];
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      weight[w] =
-          all.top[0] == -INFINITY ? 0.0f : Exp2((joined.top[w][r] - all.top[0]) * scale_log2);
-      all.sum[0] += weight[w] * joined.sum[w][r];
-    }
-    const Target to = TargetOf<Shape::kRows>(a, unit, to_row, r, mine, D);
-    const float inverse = all.Inverse(0);
-    for (int c = threadIdx.x % 8 * 2; c < D; c += 16) {
-      float pair[2] = {0, 0};
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        pair[0] += weight[w] * joined.out[w][r][c];
-        pair[1] += weight[w] * joined.out[w][r][c + 1];
-      }
-      StorePair<T>(to.out, to.is_float, to.at + c, pair[0] * inverse, pair[1] * inverse);
-    }
-    if (to.lse != nullptr && threadIdx.x % 8 == 0) *to.lse = all.LogSum(0, scale_log2);
+    CombineWarps<T, D>(a, unit, warp, lane / 4, scale_log2, shared.combined);
   }
 }
 
-// Joins the splits of each row tile. One block for a unit; the first split's does the work, a warp
+// Combines the splits of each row tile. One block for a unit; the first split's does the work, a warp
 // for a row.
 template <typename T, int D, int kRows>
-__global__ void __launch_bounds__(kThreads) JoinSplitsKernel(const __grid_constant__ PagedArgs a) {
+__global__ void __launch_bounds__(kThreads)
+    CombineSplitsKernel(const __grid_constant__ PagedArgs a) {
   Unit unit;
   if (!FindUnit(a, static_cast<int>(blockIdx.x), unit)) return;
   if (unit.split != 0 || unit.splits == 1) return;
@@ -327,11 +338,11 @@ __global__ void __launch_bounds__(kThreads) JoinSplitsKernel(const __grid_consta
     const int64_t step = static_cast<int64_t>(gridDim.y) * kRows;  // from a split to the next
     const int64_t first = (static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * kRows + r;
     const float* lses = a.partial_lses + first;
-    float top = -INFINITY;
-    for (int i = 0; i < unit.splits; ++i) top = fmaxf(top, lses[i * step]);
+    float row_max = -INFINITY;
+    for (int i = 0; i < unit.splits; ++i) row_max = fmaxf(row_max, lses[i * step]);
     float total = 0, sum[D / 16] = {};  // lane's dimensions: 2 lane, 2 lane + 1, then 64 further on
-    for (int i = 0; i < unit.splits && top != -INFINITY; ++i) {
-      const float weight = Exp2((lses[i * step] - top) * kLog2E);
+    for (int i = 0; i < unit.splits && row_max != -INFINITY; ++i) {
+      const float weight = Exp2((lses[i * step] - row_max) * kLog2E);
       total += weight;
       const float* from = a.partial_outs + (first + i * step) * D;
 #pragma unroll
@@ -352,7 +363,7 @@ __global__ void __launch_bounds__(kThreads) JoinSplitsKernel(const __grid_consta
       }
     }
     if (a.lse != nullptr && lane == 0)
-      a.lse[row * a.lse_row + head] = total > 0 ? top + logf(total) : -INFINITY;
+      a.lse[row * a.lse_row + head] = total > 0 ? row_max + logf(total) : -INFINITY;
   }
 }
 
@@ -364,7 +375,7 @@ cudaError_t Run(const PagedArgs& args, int units, int kv_heads, bool any_split,
   const cudaError_t error =
       Launch(PagedKernel<T, D, kFew>, grid, kThreads, sizeof(typename Shape::Shared), stream, args);
   if (error != cudaSuccess || !any_split) return error;
-  return Launch(JoinSplitsKernel<T, D, Shape::kRows>, grid, kThreads, 0, stream, args);
+  return Launch(CombineSplitsKernel<T, D, Shape::kRows>, grid, kThreads, 0, stream, args);
 }
 
 template <typename T, bool kFew>

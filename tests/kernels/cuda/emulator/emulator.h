@@ -3,7 +3,7 @@
 // when, take turns at random: asynchronous copies come at once or as late as their wait allows, and
 // leave NaN until then. Threads that meet at different instructions, deadlocks, copies that outlive
 // their block and barriers left half full end the program. It knows nothing of speed, and not every
-// race. The instructions below CUDA C++ are in include/kernels/cuda, beside their originals' names.
+// race. README.md tells more.
 #pragma once
 #include <chrono>
 #include <cmath>

@@ -49,7 +49,7 @@ inline void DoCopy(const emulator::Copy& c) {
   else
     memset(c.to, 0, c.bytes);
 }
-inline void CopyAsync16(void* t, const void* s, bool valid) {
+inline void CpAsync16(void* t, const void* s, bool valid) {
   if ((uintptr_t)t % 16 || (uintptr_t)s % 16) emulator::Die("cp.async alignment");
   emulator::Copy c{t, s, 16, valid};
   if (emulator::Rng()() % 2)
@@ -59,12 +59,12 @@ inline void CopyAsync16(void* t, const void* s, bool valid) {
     emulator::current->open.push_back(c);
   }
 }
-inline void CopyAsyncCommit() {
+inline void CpAsyncCommitGroup() {
   emulator::current->groups.push_back(std::move(emulator::current->open));
   emulator::current->open.clear();
 }
 template <int N>
-inline void CopyAsyncWait() {
+inline void CpAsyncWaitGroup() {
   auto& g = emulator::current->groups;
   while (g.size() > N) {
     for (auto& c : g.front()) DoCopy(c);
@@ -72,7 +72,7 @@ inline void CopyAsyncWait() {
   }
 }
 inline uint16_t Half(const void* row, int i) { return ((const uint16_t*)row)[i]; }
-inline void LoadMatrices(uint32_t (&r)[4], const void* row) {
+inline void Ldmatrix(uint32_t (&r)[4], const void* row) {
   struct A {
     const void* row;
     uint32_t* r;
@@ -86,7 +86,7 @@ inline void LoadMatrices(uint32_t (&r)[4], const void* row) {
       }
   });
 }
-inline void LoadMatricesTransposed(uint32_t (&r)[4], const void* row) {
+inline void LdmatrixTrans(uint32_t (&r)[4], const void* row) {
   struct A {
     const void* row;
     uint32_t* r;
@@ -104,7 +104,7 @@ inline float OfPair(uint32_t pair, int high) {
   return ToFloat(T{(uint16_t)(high ? pair >> 16 : pair)});
 }
 template <typename T>
-inline void MatrixMultiplyAdd(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+inline void MmaSync(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   struct A {
     float* c;
     const uint32_t* a;

@@ -1,4 +1,4 @@
-// kernels/cuda/hopper.cuh for the emulator. Descriptors are read bit by bit, as the hardware would.
+// kernels/cuda/ptx/{mbarrier,tma,wgmma}.cuh for the emulator. Descriptors are read bit by bit, as the hardware would.
 #pragma once
 #include <cuda.h>
 #include "kernels/cuda/device.cuh"
@@ -16,31 +16,31 @@ inline void Settle(Bar* b) {
   if (b->pending < 0) emulator::Die("too many arrivals");
   ++emulator::progress;
 }
-inline void BarrierInit(uint64_t* p, int n) {
+inline void MbarrierInit(uint64_t* p, int n) {
   Bar* b = (Bar*)p;
   b->count = b->pending = n;
   b->tx_phase = 0;
 }
-inline void BarrierInitFence() {}
-inline void BarrierArrive(uint64_t* p) {
+inline void FenceMbarrierInit() {}
+inline void MbarrierArrive(uint64_t* p) {
   Bar* b = (Bar*)p;
   --b->pending;
   Settle(b);
 }
-inline void BarrierArriveExpect(uint64_t* p, int bytes) {
+inline void MbarrierArriveExpectTx(uint64_t* p, int bytes) {
   Bar* b = (Bar*)p;
   b->tx_phase += bytes * 2;
   --b->pending;
   Settle(b);
 }
-inline void BarrierWait(uint64_t* p, int parity) {
+inline void MbarrierWaitParity(uint64_t* p, int parity) {
   Bar* b = (Bar*)p;
   while ((b->tx_phase & 1) == parity) emulator::Yield();
 }
-inline void NamedBarrierWait(int id, int n) { emulator::NamedBarrier(id, n, true); }
-inline void NamedBarrierArrive(int id, int n) { emulator::NamedBarrier(id, n, false); }
+inline void BarSync(int id, int n) { emulator::NamedBarrier(id, n, true); }
+inline void BarArrive(int id, int n) { emulator::NamedBarrier(id, n, false); }
 inline uint32_t Swizzle(uint32_t a) { return a ^ ((a >> 7 & 7) << 4); }
-inline void TensorCopy(void* target, const CUtensorMap& map, uint64_t* barrier, int column,
+inline void TmaLoad3d(void* target, const CUtensorMap& map, uint64_t* barrier, int column,
                        int head, int row) {
   if (SharedAddress(target) % 1024) emulator::Die("TMA alignment");
   const CUtensorMap* m = &map;
@@ -62,13 +62,13 @@ inline void TensorCopy(void* target, const CUtensorMap& map, uint64_t* barrier, 
   });
 }
 template <int N>
-void GiveRegisters() {}
+void SetmaxnregDec() {}
 template <int N>
-void TakeRegisters() {}
-inline uint64_t ColumnsDescriptor(const void* tile) {
+void SetmaxnregInc() {}
+inline uint64_t KMajorDescriptor(const void* tile) {
   return 1ull << 62 | 64ull << 32 | 1ull << 16 | (SharedAddress(tile) & 0x3ffff) / 16;
 }
-inline uint64_t RowsDescriptor(const void* tile, int block) {
+inline uint64_t MnMajorDescriptor(const void* tile, int block) {
   return 1ull << 62 | 64ull << 32 | (uint64_t)(block / 16) << 16 |
          (SharedAddress(tile) & 0x3ffff) / 16;
 }
@@ -109,7 +109,7 @@ inline void Accumulate(std::vector<float*> d, const float (*A)[16], const float 
   }
 }
 template <typename T>
-inline void GroupMultiplyTransposed(float (&d)[64], uint64_t a, uint64_t b, bool add) {
+inline void WgmmaSS(float (&d)[64], uint64_t a, uint64_t b, bool add) {
   struct X {
     float* d;
     uint64_t a, b;
@@ -135,7 +135,7 @@ inline void GroupMultiplyTransposed(float (&d)[64], uint64_t a, uint64_t b, bool
   });
 }
 template <typename T, int R>
-inline void GroupMultiplyAdd(float (&d)[R], const uint32_t (&a)[4], uint64_t b) {
+inline void WgmmaRS(float (&d)[R], const uint32_t (&a)[4], uint64_t b) {
   struct X {
     float* d;
     const uint32_t* a;
@@ -168,8 +168,8 @@ inline void GroupMultiplyAdd(float (&d)[R], const uint32_t (&a)[4], uint64_t b) 
     });
   });
 }
-inline void GroupFence() {}
-inline void GroupCommit() {
+inline void WgmmaFence() {}
+inline void WgmmaCommitGroup() {
   int x;
   emulator::GroupCollective((void*)13, &x, [](void**) {
     auto& g = emulator::MyGroup();
@@ -178,7 +178,7 @@ inline void GroupCommit() {
   });
 }
 template <int N>
-inline void GroupWait() {
+inline void WgmmaWaitGroup() {
   int x;
   emulator::GroupCollective((void*)14, &x, [](void**) {
     auto& g = emulator::MyGroup();
@@ -190,7 +190,7 @@ inline void GroupWait() {
 }
 inline void ComputeNow(float v, float* w) { *w = v; }
 template <int N>
-inline void PinRegisters(float (&)[N]) {}
+inline void WarpgroupFenceOperand(float (&)[N]) {}
 template <int N>
-inline void PinRegisters(uint32_t (&)[N][4]) {}
+inline void WarpgroupFenceOperand(uint32_t (&)[N][4]) {}
 }  // namespace apb::kernels::cuda

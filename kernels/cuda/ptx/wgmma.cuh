@@ -1,10 +1,6 @@
-// Instructions of Hopper (sm_90a): barriers in shared memory, bulk tensor copies (TMA), and matrix
-// products of a warpgroup of four warps (wgmma). Tiles lie in shared memory as TMA's 128-byte swizzle
-// puts them: blocks of 64 columns, each [rows, 64] bf16 or f16 on a multiple of 1024 bytes, the 16-byte
-// chunks of a row exchanged by row % 8.
+// Matrix products of a warpgroup of four warps (wgmma, sm_90a) on tiles that tma.cuh has loaded, and how its
+// registers are dealt out (setmaxnreg).
 #pragma once
-
-#include <cuda.h>
 
 #include "kernels/cuda/device.cuh"
 
@@ -12,83 +8,25 @@ namespace apb::kernels::cuda {
 
 constexpr int kWarpgroup = 128;  // threads
 
-// ---- barriers ----
-
-// A barrier's phase ends when `arrivals` threads have arrived and all expected bytes have come.
-__device__ __forceinline__ void BarrierInit(uint64_t* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)),
-               "r"(arrivals)
-               : "memory");
-}
-// Makes initialized barriers visible to the copy engine; then the block synchronizes.
-__device__ __forceinline__ void BarrierInitFence() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
-}
-// Arrives, and expects so many bytes of copies in this phase.
-__device__ __forceinline__ void BarrierArriveExpect(uint64_t* barrier, int bytes) {
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
-      "r"(bytes)
-      : "memory");
-}
-// Waits until the phase of this parity has ended. A new barrier is in phase 0; the phase before it,
-// of parity 1, counts as ended.
-__device__ __forceinline__ void BarrierWait(uint64_t* barrier, int parity) {
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n}" ::"r"(SharedAddress(barrier)),
-      "r"(parity)
-      : "memory");
-}
-// Named barriers of `threads` threads, ids 1 to 15: some wait, some only arrive.
-__device__ __forceinline__ void NamedBarrierWait(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void NamedBarrierArrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-// ---- copies ----
-
-// The box of `map` that begins at (column, head, row) to `target`; its bytes count for `barrier`.
-// What lies outside of the tensor is zero.
-__device__ __forceinline__ void TensorCopy(void* target, const CUtensorMap& map, uint64_t* barrier,
-                                           int column, int head, int row) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
-      "%4, %5}], [%2];" ::"r"(SharedAddress(target)),
-      "l"(&map), "r"(SharedAddress(barrier)), "r"(column), "r"(head), "r"(row)
-      : "memory");
-}
-
-// ---- registers ----
-
 // All warps of a warpgroup call it. The block's registers are dealt out anew.
 template <int kRegisters>
-__device__ __forceinline__ void GiveRegisters() {
+__device__ __forceinline__ void SetmaxnregDec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 template <int kRegisters>
-__device__ __forceinline__ void TakeRegisters() {
+__device__ __forceinline__ void SetmaxnregInc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// ---- matrix products ----
-
 // A tile in shared memory whose product runs along its rows: rows of 16 columns, 8 rows 1024 bytes
 // behind the 8 before. For the next 16 columns of the same 64-column block, add 32 bytes.
-__device__ __forceinline__ uint64_t ColumnsDescriptor(const void* tile) {
+__device__ __forceinline__ uint64_t KMajorDescriptor(const void* tile) {
   constexpr uint64_t kSwizzle128 = 1ull << 62, kNextRows = 1024 / 16;
   return kSwizzle128 | kNextRows << 32 | 1ull << 16 | (SharedAddress(tile) & 0x3ffff) / 16;
 }
 // A tile whose product runs down its rows: 16 rows of 64 columns, the next 64 columns
 // `block_bytes` behind. For the next 16 rows, add 2048 bytes.
-__device__ __forceinline__ uint64_t RowsDescriptor(const void* tile, int block_bytes) {
+__device__ __forceinline__ uint64_t MnMajorDescriptor(const void* tile, int block_bytes) {
   constexpr uint64_t kSwizzle128 = 1ull << 62, kNextRows = 1024 / 16;
   return kSwizzle128 | kNextRows << 32 | static_cast<uint64_t>(block_bytes / 16) << 16 |
          (SharedAddress(tile) & 0x3ffff) / 16;
@@ -98,18 +36,18 @@ __device__ __forceinline__ uint64_t Advance(uint64_t descriptor, int bytes) {
 }
 
 // Before the first product after registers of a product were touched.
-__device__ __forceinline__ void GroupFence() {
+__device__ __forceinline__ void WgmmaFence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-__device__ __forceinline__ void GroupCommit() {
+__device__ __forceinline__ void WgmmaCommitGroup() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 // Until at most the `kBatches` youngest batches of products are under way.
 template <int kBatches>
-__device__ __forceinline__ void GroupWait() {
+__device__ __forceinline__ void WgmmaWaitGroup() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kBatches) : "memory");
 }
-// Puts what `value` is computed from in front of a GroupWait, beside the products under way. ptxas
+// Puts what `value` is computed from in front of a WgmmaWaitGroup, beside the products under way. ptxas
 // would start to wait first (and it does not count waiting as work); it keeps the order of waits and
 // volatile stores, so the value is stored, where nobody reads it.
 __device__ __forceinline__ void ComputeNow(float value, float* word) {
@@ -119,12 +57,12 @@ __device__ __forceinline__ void ComputeNow(float value, float* word) {
 // Keeps the compiler from moving reads and writes of registers that a product uses across this
 // point: it does not know that products go on after their instruction.
 template <int kCount>
-__device__ __forceinline__ void PinRegisters(float (&r)[kCount]) {
+__device__ __forceinline__ void WarpgroupFenceOperand(float (&r)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(r[i])::"memory");
 }
 template <int kCount>
-__device__ __forceinline__ void PinRegisters(uint32_t (&r)[kCount][4]) {
+__device__ __forceinline__ void WarpgroupFenceOperand(uint32_t (&r)[kCount][4]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
 #pragma unroll
@@ -134,10 +72,9 @@ __device__ __forceinline__ void PinRegisters(uint32_t (&r)[kCount][4]) {
 
 // The products are of type T, BFloat16 or Float16, with float sums.
 // d[64, 128] = a[64, 16] b[128, 16]^T of the warpgroup, added to d where `add`: both by rows of 16
-// columns in shared memory, see ColumnsDescriptor.
+// columns in shared memory, see KMajorDescriptor.
 template <typename T>
-__device__ __forceinline__ void GroupMultiplyTransposed(float (&d)[64], uint64_t a, uint64_t b,
-                                                        bool add) {
+__device__ __forceinline__ void WgmmaSS(float (&d)[64], uint64_t a, uint64_t b, bool add) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.%67.%67 {"
@@ -163,11 +100,10 @@ __device__ __forceinline__ void GroupMultiplyTransposed(float (&d)[64], uint64_t
       : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(PtxType<T>::kName));
 }
 
-// d[64, 128] += a[64, 16] b[16, 128] of the warpgroup: a in registers, laid out as MatrixMultiplyAdd's
-// (16 rows for each warp); b by rows in shared memory, see RowsDescriptor.
+// d[64, 128] += a[64, 16] b[16, 128] of the warpgroup: a in registers, laid out as MmaSync's
+// (16 rows for each warp); b by rows in shared memory, see MnMajorDescriptor.
 template <typename T>
-__device__ __forceinline__ void GroupMultiplyAdd(float (&d)[64], const uint32_t (&a)[4],
-                                                 uint64_t b) {
+__device__ __forceinline__ void WgmmaRS(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.%69.%69 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, "
@@ -192,8 +128,7 @@ __device__ __forceinline__ void GroupMultiplyAdd(float (&d)[64], const uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "C"(PtxType<T>::kName));
 }
 template <typename T>
-__device__ __forceinline__ void GroupMultiplyAdd(float (&d)[32], const uint32_t (&a)[4],
-                                                 uint64_t b) {
+__device__ __forceinline__ void WgmmaRS(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.%37.%37 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, "
