@@ -324,9 +324,11 @@ grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerCon
     response->set_vocab_size(frontend_.text_model().vocab_size());
     response->set_dtype(frontend_.text_model().dtype());
     response->set_created(frontend_.start_seconds());
-    // The names are in the order of the enumeration; the first is "unset".
-    for (size_t i = 1; i < frontend::kStrategyNames.size(); ++i) {
-      response->add_strategies(static_cast<pb::Strategy>(i));
+    for (const std::string& name : frontend_.groups().Strategies()) {
+      // The names are in the order of the enumeration. One that this API does not have is left out.
+      const auto found = std::ranges::find(frontend::kStrategyNames, name);
+      if (found == frontend::kStrategyNames.end()) continue;
+      response->add_strategies(static_cast<pb::Strategy>(found - frontend::kStrategyNames.begin()));
     }
     for (const frontend::GroupInfo& group : frontend_.groups().Describe()) {
       response->set_has_retaining_heads(group.has_retaining_heads);
