@@ -8,15 +8,18 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace apb::context_parallel {
 
+struct StrategyInfo;  // strategy_info.h
+
 // The prompt: document tokens at positions [0, document_length), then the query.
 struct PromptLayout {
   int64_t document_length = 0;
-  // Document tokens [0, cached_length) have their KV already: the plan spreads the others. Only
-  // full and the rings can start from there.
+  // Document tokens [0, cached_length) have their KV already: the plan spreads the others. Above 0
+  // only where StrategyInfo::starts_from_prefix.
   int64_t cached_length = 0;
   int64_t query_length = 0;           // at least 1
   int64_t query_insert_position = 0;  // where the embedded query goes in the anchor
@@ -27,8 +30,8 @@ struct StrategyOptions {
   int hosts = 1;
   int64_t anchor_length = -1;  // -1: the authors' value for the length (docs/algorithms.md)
   int64_t passing_length = -1;
-  // apb: blocks that take equally long, where a row costs as much as so many query-key pairs
-  // (cost_model.h); 0: equally long blocks. The other strategies have no use for it.
+  // Blocks that take equally long, where a row costs as much as so many query-key pairs
+  // (RowCostInPairs); 0: equally long blocks. Of use only where StrategyInfo::can_balance.
   int64_t row_cost_pairs = 0;
 };
 
@@ -56,23 +59,16 @@ struct HostShard {
   bool operator==(const HostShard&) const = default;
 };
 
-// One row of the anchor block: a document token (>= 0) or embedded query token i, written as -1 -
-// i.
-using AnchorSource = int32_t;
-
-// How hosts see each other's tokens in a document prefill.
-enum class Exchange {
-  kNone,       // one host has all tokens (full)
-  kAnchor,     // an anchor and passing blocks (apb), an anchor alone (star)
-  kRingKv,     // keys and values travel around the ring of ranks
-  kRingQ,      // queries travel, partial outputs return in the end
-  kTokenRing,  // queries travel one way while partial outputs return the other way
-  kUlysses,    // tokens of some heads become some tokens of all heads, and back
+// One row of the anchor block: token `index` of the document, or of the embedded query.
+struct AnchorSource {
+  bool in_query = false;
+  int32_t index = 0;
+  bool operator==(const AnchorSource&) const = default;
 };
 
 struct ShardPlan {
+  const StrategyInfo* strategy = nullptr;  // whose plan it is; MakeShardPlan sets it
   std::vector<HostShard> hosts;
-  Exchange exchange = Exchange::kAnchor;
   // Rows of the anchor, at positions 0, 1, 2, ...; empty = no anchor. The anchor's activations
   // depend on nothing else, so a rank computes it once for all the hosts that it
   // plays.
@@ -91,5 +87,24 @@ struct HostRange {
   int last = 0;
 };
 HostRange HostsOfRank(int hosts, int ranks, int rank);
+
+// Who computes what, by that strategy. Pure: all ranks make the same plan of the same arguments.
+// kInvalidArgument (message names the field) for options out of range, and for a cached prefix
+// where the strategy cannot start from one. Lengths that the document is too short for are cut, not
+// refused (the strategies' folders say how).
+absl::StatusOr<ShardPlan> MakeShardPlan(const StrategyInfo& strategy, const PromptLayout& layout,
+                                        const StrategyOptions& options);
+
+// One block for each host, one behind the other, of these lengths; empty ones are left out.
+ShardPlan Blocks(const std::vector<int64_t>& lengths);
+// Blocks of ceil(n / hosts) tokens; the last ones may be shorter or empty.
+ShardPlan EqualBlocks(int64_t n, int hosts);
+
+// The hosts of a plan can be played by this many ranks: one host, or the same number on each rank
+// (exactly one on each where the strategy has HostsRule::kOneOnEachRank).
+absl::Status CheckRanks(const ShardPlan& plan, int ranks);
+
+// Document tokens whose KV rank `rank` keeps.
+int64_t DocumentTokensOfRank(const ShardPlan& plan, int ranks, int rank);
 
 }  // namespace apb::context_parallel

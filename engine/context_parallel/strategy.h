@@ -1,15 +1,17 @@
-// A way of spreading the prefill of documents over the hosts. A new strategy is one plan
-// function, one class and one line in the registry (strategy_registry.cc).
+// The tensor half of a strategy: the attention of one layer of a prefill, on one rank. What a new
+// strategy touches: strategy_info.h.
 #pragma once
 
-#include <memory>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
+#include "engine/cache/paged_kv_cache.h"
 #include "engine/comm/communicator.h"
 #include "engine/context_parallel/shard_plan.h"
+#include "engine/context_parallel/strategy_info.h"
+#include "engine/model/weights.h"
 #include "kernels/backend.h"
 
 namespace apb::context_parallel {
@@ -30,9 +32,23 @@ struct StrategyDocument {
   int64_t prefix_length = 0;  // tokens of the cached prefix on all ranks together
 };
 
+// What a strategy computes with; all of it outlives the strategy.
+struct StrategyDeps {
+  int64_t query_heads = 0, kv_heads = 0;
+  const cache::PagedKvCache& cache;
+  kernels::Backend& backend;
+  comm::Communicator& communicator;  // the context group
+  // How what is passed on is chosen (apb/compressor.h); empty where the plan passes nothing on.
+  std::string_view compressor;
+  const model::Weights* weights = nullptr;  // for a compressor
+  comm::Communicator* tensor = nullptr;     // the tensor parallel group, if there is one
+  // Attention to what is here already goes on while passing blocks travel; the same on all ranks.
+  bool overlap_passing = false;
+};
+
 // One layer of one prefill on one rank. The rank's rows are [anchor ; local of its hosts in order];
 // the anchor rows [0, anchor_rows) are absent (0) on ranks that need none. With several documents
-// (rings, full) they are one behind the other.
+// (StrategyInfo::can_batch) they are one behind the other.
 struct LayerCall {
   int layer = 0;
   int64_t anchor_rows = 0;

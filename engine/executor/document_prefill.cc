@@ -4,9 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
-#include "engine/context_parallel/anchor_strategy.h"
-#include "engine/context_parallel/strategy_plan.h"
-#include "engine/context_parallel/strategy_registry.h"
+#include "engine/context_parallel/strategy_info.h"
 
 namespace apb::executor {
 
@@ -25,13 +23,13 @@ absl::Status CheckDocument(const PrefillDocument& document, int ranks, int64_t v
     return absl::InvalidArgumentError(
         absl::StrCat("a plan for ", plan.document_length(), " document tokens, given ", length));
   }
-  const bool ring = plan.exchange == context_parallel::Exchange::kRingKv ||
-                    plan.exchange == context_parallel::Exchange::kRingQ ||
-                    plan.exchange == context_parallel::Exchange::kTokenRing;
-  if (plan.document_length() < length && !ring &&
-      !(plan.exchange == context_parallel::Exchange::kNone && ranks == 1))
-    return absl::InvalidArgumentError(
-        "a cached prefix can be continued by a ring, or on one rank by full");
+  // The prefix is spread over the ranks: each needs a host that reads its part.
+  const bool reads_prefix = plan.strategy->starts_from_prefix && std::ssize(plan.hosts) == ranks;
+  if (plan.document_length() < length && !reads_prefix) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "strategy '", std::string(plan.strategy->name), "' with hosts=", plan.hosts.size(), " on ",
+        ranks, " ranks cannot start from a cached prefix"));
+  }
   for (const std::span<const int32_t>& tokens : {document.tokens, document.embedded_query}) {
     for (const int32_t token : tokens) {
       if (token < 0 || token >= vocab_size)
@@ -39,10 +37,10 @@ absl::Status CheckDocument(const PrefillDocument& document, int ranks, int64_t v
             absl::StrCat("token id ", token, " is outside the vocabulary of ", vocab_size));
     }
   }
-  for (const context_parallel::AnchorSource source : plan.anchor) {
-    const int64_t available =
-        source >= 0 ? length : static_cast<int64_t>(document.embedded_query.size());
-    if ((source >= 0 ? source : -1 - source) >= available)
+  for (const context_parallel::AnchorSource& source : plan.anchor) {
+    const size_t available =
+        source.in_query ? document.embedded_query.size() : document.tokens.size();
+    if (static_cast<size_t>(source.index) >= available)
       return absl::InvalidArgumentError("the plan's anchor has tokens that the prompt has not");
   }
   for (const context_parallel::HostShard& host : plan.hosts) {
@@ -55,12 +53,12 @@ absl::Status CheckDocument(const PrefillDocument& document, int ranks, int64_t v
 absl::Status CheckBatch(const std::vector<PrefillDocument>& documents) {
   if (documents.empty()) return absl::InvalidArgumentError("a prefill of no documents");
   if (documents.size() == 1) return absl::OkStatus();
-  const context_parallel::Exchange exchange = documents[0].plan.exchange;
+  const context_parallel::StrategyInfo& strategy = *documents[0].plan.strategy;
   for (const PrefillDocument& document : documents) {
-    if (document.plan.exchange != exchange || exchange == context_parallel::Exchange::kAnchor ||
-        exchange == context_parallel::Exchange::kUlysses) {
+    if (document.plan.strategy != &strategy || !strategy.can_batch) {
       return absl::InvalidArgumentError(
-          "documents are computed together by full or by one kind of ring only");
+          absl::StrCat("documents of strategies '", std::string(strategy.name), "' and '",
+                       std::string(document.plan.strategy->name), "' cannot be computed together"));
     }
   }
   return absl::OkStatus();
@@ -68,16 +66,15 @@ absl::Status CheckBatch(const std::vector<PrefillDocument>& documents) {
 
 }  // namespace
 
-void DocumentPrefill::AddAnchor(const PrefillDocument& document,
-                                const context_parallel::Compressor* compressor, Rows& rows) {
+void DocumentPrefill::AddAnchor(const PrefillDocument& document, Rows& rows) {
   const context_parallel::ShardPlan& plan = document.plan;
-  if (!context_parallel::AnchorStrategy::NeedsAnchor(plan, context_.communicator.size(),
-                                                     context_.communicator.rank(), compressor))
+  if (!plan.strategy->needs_anchor(plan, context_.communicator.size(), context_.communicator.rank(),
+                                   document.compressor))
     return;
-  for (const context_parallel::AnchorSource source : plan.anchor) {
+  for (const context_parallel::AnchorSource& source : plan.anchor) {
     rows.positions.push_back(static_cast<int32_t>(rows.tokens.size()));
-    rows.tokens.push_back(source >= 0 ? document.tokens[source]
-                                      : document.embedded_query[-1 - source]);
+    rows.tokens.push_back(
+        (source.in_query ? document.embedded_query : document.tokens)[source.index]);
   }
   anchor_rows_ = static_cast<int64_t>(rows.tokens.size());
 }
@@ -130,14 +127,9 @@ absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
   for (const PrefillDocument& document : documents)
     APB_RETURN_IF_ERROR(CheckDocument(document, context.communicator.size(), config.vocab_size));
   auto prefill = std::unique_ptr<DocumentPrefill>(new DocumentPrefill(context));
-  std::unique_ptr<context_parallel::Compressor> compressor;
-  if (!documents[0].compressor.empty()) {
-    APB_ASSIGN_OR_RETURN(
-        compressor, context_parallel::CreateCompressor(documents[0].compressor, context.weights,
-                                                       context.backend, context.tensor));
-  }
   Rows rows;
-  prefill->AddAnchor(documents[0], compressor.get(), rows);
+  prefill->AddAnchor(documents[0], rows);
+  const std::string_view compressor = documents[0].compressor;
   prefill->documents_.reserve(documents.size());  // strategies keep pointers to the plans
   std::vector<context_parallel::StrategyDocument> seen;
   for (PrefillDocument& document : documents) {
@@ -151,16 +143,16 @@ absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
                     .prefix_length = prefix});
   }
   APB_RETURN_IF_ERROR(prefill->Embed(std::move(rows), stream));
-  const context_parallel::StrategyDeps strategy_context{
-      .query_heads = context.weights.query_heads(),
-      .kv_heads = context.weights.kv_heads(),
-      .cache = context.cache,
-      .backend = context.backend,
-      .communicator = context.communicator,
-      .overlap_passing = context.overlap_passing};
-  APB_ASSIGN_OR_RETURN(
-      prefill->strategy_,
-      context_parallel::CreateStrategy(seen, strategy_context, std::move(compressor), stream));
+  const context_parallel::StrategyDeps deps{.query_heads = context.weights.query_heads(),
+                                            .kv_heads = context.weights.kv_heads(),
+                                            .cache = context.cache,
+                                            .backend = context.backend,
+                                            .communicator = context.communicator,
+                                            .compressor = compressor,
+                                            .weights = &context.weights,
+                                            .tensor = context.tensor,
+                                            .overlap_passing = context.overlap_passing};
+  APB_ASSIGN_OR_RETURN(prefill->strategy_, seen[0].plan->strategy->create(seen, deps, stream));
   return prefill;
 }
 

@@ -11,7 +11,6 @@
 
 #include "absl/status/statusor.h"
 #include "engine/cache/paged_kv_cache.h"
-#include "engine/context_parallel/compressor.h"
 #include "engine/context_parallel/strategy.h"
 #include "engine/model/decoder.h"
 #include "engine/model/layer_attention.h"
@@ -26,7 +25,7 @@ struct PrefillDeps {
   kernels::Backend& backend;
   comm::Communicator& communicator;      // the context group
   comm::Communicator* tensor = nullptr;  // the tensor parallel group, if there is one
-  bool overlap_passing = false;          // AnchorStrategy; the same on all ranks
+  bool overlap_passing = false;          // StrategyDeps; the same on all ranks
 };
 
 // One document of a prefill; `kv` outlives it, the spans need not outlive Start.
@@ -43,11 +42,11 @@ struct PrefillDocument {
 class DocumentPrefill : public model::LayerAttention {
  public:
   // All ranks call it together. Reserves cache slots for this rank's share of each document's new
-  // tokens (kResourceExhausted if they are not there) and embeds its rows. Several documents, and
-  // cached prefixes, only with plans of full or of one kind of ring. kInvalidArgument: plans,
-  // tokens and group do not fit together, or a token is outside the vocabulary;
-  // kFailedPrecondition: the checkpoint lacks retaining heads. After an error the `kv` may hold
-  // slots: Release them.
+  // tokens (kResourceExhausted if they are not there) and embeds its rows. Several documents
+  // only with plans of one strategy that can batch; cached prefixes only where the strategy can
+  // start from one and every rank has a host. kInvalidArgument: plans, tokens and group do not fit
+  // together, or a token is outside the vocabulary; kFailedPrecondition: the checkpoint lacks
+  // retaining heads. After an error the `kv` may hold slots: Release them.
   static absl::StatusOr<std::unique_ptr<DocumentPrefill>> Start(
       const PrefillDeps& context, std::vector<PrefillDocument> documents, kernels::Stream& stream);
 
@@ -96,8 +95,7 @@ class DocumentPrefill : public model::LayerAttention {
     std::vector<int64_t> slots;
   };
   explicit DocumentPrefill(const PrefillDeps& context) : context_(context) {}
-  void AddAnchor(const PrefillDocument& document, const context_parallel::Compressor* compressor,
-                 Rows& rows);
+  void AddAnchor(const PrefillDocument& document, Rows& rows);
   absl::Status AddDocument(PrefillDocument document, Rows& rows);
   absl::Status Embed(Rows rows, kernels::Stream& stream);
   context_parallel::LayerCall Call(int layer) const;

@@ -34,6 +34,10 @@ struct PhaseSeconds {
 
 class Decoder {
  public:
+  // Rows that the row-wise parts take at a time: enough to fill a device with a matrix product; on
+  // a CPU, few enough for its cache.
+  static constexpr int64_t kHostRowChunk = 1024, kDeviceRowChunk = 4096;
+
   // All references must outlive the decoder. `tensor`: the ranks with the other tensor parallel
   // shares, in their order; null where `weights` are whole. Scratch for a few rows is allocated here
   // and does not move, so that decode steps can be recorded. For more rows it is allocated on first use
@@ -104,9 +108,6 @@ class Decoder {
   Decoder(const Weights& weights, kernels::Backend& backend);
   absl::Status AllocateFew();
   Scratch& ScratchOf(int64_t rows) { return rows <= kFewRows ? few_ : many_; }
-  // Rows that the row-wise parts take at a time: enough to fill a device with a matrix product; on a
-  // CPU, few enough for its cache.
-  static constexpr int64_t kHostRowChunk = 1024, kDeviceRowChunk = 4096;
   static constexpr int64_t kTimedRows = 256;  // on a device
   static constexpr int64_t kFewRows = 256;
 

@@ -1,10 +1,15 @@
 #include "engine/schedule/auto_strategy.h"
 
-#include <algorithm>
+#include <vector>
 
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/cost.h"
+#include "engine/context_parallel/strategies.h"
 
 namespace apb::schedule {
+
+using context_parallel::HostsRule;
+using context_parallel::StrategyInfo;
+
 namespace {
 
 // A later one must save this much of the time of the best before it: predictions are rough, and a
@@ -19,17 +24,17 @@ bool Fits(const SchedulerOptions& options, const context_parallel::ShardPlan& pl
   return true;
 }
 
-// Of `names` the fastest for tokens [cached, length), ring_kv where none fits: the error names it.
-std::string Fastest(const SchedulerOptions& options, std::initializer_list<const char*> names,
-                    int64_t cached, int64_t length) {
-  std::string best = "ring_kv";
+// The fastest of `candidates` for tokens [cached, length). Where none fits it is the first exact
+// one with a host on each rank, whose refusal says what is missing.
+std::string Fastest(const SchedulerOptions& options,
+                    const std::vector<const StrategyInfo*>& candidates, int64_t cached,
+                    int64_t length) {
+  const StrategyInfo* best = &FirstExact(HostsRule::kOneOnEachRank);
   double seconds = -1;
-  for (const char* name : names) {
-    const bool divides = context_parallel::UlyssesFits(options.model.query_heads,
-                                                       options.model.kv_heads, options.ranks);
-    if (std::string_view(name) == "ulysses" && !divides) continue;
+  for (const StrategyInfo* candidate : candidates) {
+    if (!candidate->supports(options.model, options.ranks).ok()) continue;
     const auto plan = context_parallel::MakeShardPlan(
-        name, {.document_length = length, .cached_length = cached, .query_length = 1},
+        *candidate, {.document_length = length, .cached_length = cached, .query_length = 1},
         {.hosts = options.ranks});
     if (!plan.ok() || !Fits(options, *plan)) continue;
     const double predicted =
@@ -37,24 +42,31 @@ std::string Fastest(const SchedulerOptions& options, std::initializer_list<const
             .seconds;
     const double saved = seconds - predicted;
     if (seconds >= 0 && (saved < seconds * kSavedShare || saved < kSavedSeconds)) continue;
-    best = name;
+    best = candidate;
     seconds = predicted;
   }
-  return best;
+  return std::string(best->name);
 }
 
 }  // namespace
 
+bool ReadsPrefixOnAllRanks(const StrategyInfo& strategy) {
+  return strategy.starts_from_prefix && strategy.hosts == HostsRule::kOneOnEachRank;
+}
+
 std::string FastestExact(const SchedulerOptions& options, int64_t document_length) {
-  if (options.ranks == 1) return "full";
-  if (options.ring_from >= 0) return document_length < options.ring_from ? "full" : "ring_kv";
-  return Fastest(options, {"full", "ring_kv", "ulysses", "token_ring", "ring_q"}, 0,
-                 document_length);
+  const bool one_rank = options.ranks == 1 || document_length < options.ring_from;
+  if (one_rank || options.ring_from >= 0) {
+    return std::string(FirstExact(one_rank ? HostsRule::kOne : HostsRule::kOneOnEachRank).name);
+  }
+  return Fastest(options, context_parallel::AutoCandidates(/*exact=*/true), 0, document_length);
 }
 
 std::string FastestOverPrefix(const SchedulerOptions& options, int64_t cached, int64_t length) {
-  if (options.ranks == 1) return "full";
-  return Fastest(options, {"ring_kv", "token_ring", "ring_q"}, cached, length);
+  if (options.ranks == 1) return std::string(FirstExact(HostsRule::kOne).name);
+  std::vector<const StrategyInfo*> candidates = context_parallel::AutoCandidates(/*exact=*/true);
+  std::erase_if(candidates, [](const StrategyInfo* info) { return !ReadsPrefixOnAllRanks(*info); });
+  return Fastest(options, candidates, cached, length);
 }
 
 std::string ChooseStrategy(const SchedulerOptions& options, const Request& request) {
@@ -62,8 +74,11 @@ std::string ChooseStrategy(const SchedulerOptions& options, const Request& reque
   const int hosts = spec.hosts == 0 ? options.default_hosts : spec.hosts;
   const bool can_select =
       options.has_retaining_heads || !spec.embedded_query.empty() || !spec.compressor.empty();
-  if (!request.exact && hosts > 1 && spec.query_begin >= options.full_below && can_select)
-    return "apb";
+  const auto approximate = context_parallel::AutoCandidates(/*exact=*/false);
+  if (!request.exact && hosts > 1 && spec.query_begin >= options.full_below && can_select &&
+      !approximate.empty()) {
+    return std::string(approximate.front()->name);
+  }
   return FastestExact(options, spec.query_begin);
 }
 

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "engine/base/check.h"
-#include "engine/context_parallel/strategy_plan.h"
 
 namespace apb::schedule {
 

@@ -6,13 +6,16 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/context_parallel/cost.h"
 #include "engine/context_parallel/prefill_memory.h"
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/strategies.h"
 #include "engine/schedule/auto_strategy.h"
 
 namespace apb::schedule {
 
+using context_parallel::HostsRule;
 using context_parallel::ShardPlan;
+using context_parallel::StrategyInfo;
 
 namespace {
 
@@ -83,10 +86,11 @@ int64_t RoomForNewRows(const SchedulerOptions& options, const ShardPlan& plan) {
 
 // Balanced blocks give the first rank more than its share of the document's KV; where that leaves no
 // room for what is asked, blocks are equal.
-absl::StatusOr<ShardPlan> BalancedOrEqual(const SchedulerOptions& options, Request& request) {
+absl::StatusOr<ShardPlan> BalancedOrEqual(const SchedulerOptions& options,
+                                          const StrategyInfo& strategy, Request& request) {
   SequenceSpec& spec = request.spec;
   spec.row_cost_pairs = 0;
-  if (spec.strategy == "apb" && request.balanced.value_or(options.balanced)) {
+  if (strategy.can_balance && request.balanced.value_or(options.balanced)) {
     spec.row_cost_pairs = context_parallel::RowCostInPairs(options.model, options.speed);
     APB_ASSIGN_OR_RETURN(ShardPlan balanced, PlanOf(spec, options.ranks));
     const int64_t length = static_cast<int64_t>(spec.tokens.size());
@@ -95,6 +99,71 @@ absl::StatusOr<ShardPlan> BalancedOrEqual(const SchedulerOptions& options, Reque
     spec.row_cost_pairs = 0;
   }
   return PlanOf(spec, options.ranks);
+}
+
+// As many hosts as the strategy has, or as are asked for.
+absl::Status ResolveHosts(const SchedulerOptions& options, const StrategyInfo& strategy,
+                          SequenceSpec& spec) {
+  switch (strategy.hosts) {
+    case HostsRule::kOne:
+      spec.hosts = 1;
+      return absl::OkStatus();
+    case HostsRule::kOneOnEachRank:
+      if (spec.hosts == 0) spec.hosts = options.ranks;
+      if (spec.hosts == options.ranks) return absl::OkStatus();
+      return absl::InvalidArgumentError(absl::StrCat("hosts=", spec.hosts, ": strategy '",
+                                                     spec.strategy, "' has one on each of the ",
+                                                     options.ranks, " ranks"));
+    case HostsRule::kSameOnEachRank:
+      if (spec.hosts == 0) spec.hosts = options.default_hosts;
+      if (spec.hosts >= 1 && spec.hosts % options.ranks == 0) return absl::OkStatus();
+      return absl::InvalidArgumentError(absl::StrCat(
+          "hosts=", spec.hosts, ": must be a multiple of the ", options.ranks, " ranks"));
+  }
+  return absl::InternalError("a strategy with an unknown rule of hosts");
+}
+
+// Turns `auto` into a name; the row of the name, if this group can run it as the request says.
+absl::StatusOr<const StrategyInfo*> ResolveStrategy(const SchedulerOptions& options,
+                                                    Request& request) {
+  SequenceSpec& spec = request.spec;
+  const bool automatic = spec.strategy.empty() || spec.strategy == "auto";
+  if (automatic) {
+    spec.strategy = ChooseStrategy(options, request);
+    request.chosen = true;
+  }
+  const StrategyInfo* strategy = context_parallel::FindStrategy(spec.strategy);
+  if (strategy == nullptr) return context_parallel::UnknownStrategy(spec.strategy);
+  if (automatic && strategy->exact) spec.hosts = 0;  // meant for approximate strategies
+  if (request.exact && !strategy->exact) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("exact=true contradicts strategy '", spec.strategy, "'"));
+  }
+  APB_RETURN_IF_ERROR(strategy->supports(options.model, options.ranks));
+  APB_RETURN_IF_ERROR(ResolveHosts(options, *strategy, spec));
+  return strategy;
+}
+
+// How what the plan passes on is chosen, if anything is.
+absl::Status ResolveCompressor(const SchedulerOptions& options, const ShardPlan& plan,
+                               SequenceSpec& spec) {
+  const bool passes = std::any_of(plan.hosts.begin(), plan.hosts.end(),
+                                  [](const auto& h) { return h.passing_length > 0; });
+  if (!passes) {
+    spec.compressor.clear();
+  } else if (spec.compressor.empty()) {
+    spec.compressor = options.has_retaining_heads ? "retaining_heads" : "query_aware";
+  }
+  if (spec.compressor == "retaining_heads" && !options.has_retaining_heads) {
+    return absl::InvalidArgumentError(
+        "compressor 'retaining_heads': this model has none (use query_aware)");
+  }
+  if (!spec.compressor.empty() && spec.compressor != "retaining_heads" &&
+      spec.compressor != "query_aware" && spec.compressor != "random") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("compressor '", spec.compressor, "' is unknown"));
+  }
+  return absl::OkStatus();
 }
 
 // A document without a cached prefix: with one there are fewer rows, and less is taken.
@@ -127,52 +196,9 @@ absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request
     return absl::InvalidArgumentError(absl::StrCat(
         "the prompt has ", length, " tokens, the context of this server ", options.max_model_len));
   }
-  if (spec.strategy.empty() || spec.strategy == "auto") {
-    spec.strategy = ChooseStrategy(options, request);
-    request.chosen = true;
-    if (spec.strategy != "apb") spec.hosts = 0;  // meant for approximate strategies
-  }
-  if (request.exact && !context_parallel::IsExact(spec.strategy)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("exact=true contradicts strategy '", spec.strategy, "'"));
-  }
-  if (spec.strategy == "ulysses" &&
-      !context_parallel::UlyssesFits(options.model.query_heads, options.model.kv_heads,
-                                     options.ranks)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "strategy 'ulysses': ", options.model.query_heads, " query and ", options.model.kv_heads,
-        " KV heads do not divide among ", options.ranks, " ranks; use ring_kv"));
-  }
-  const bool one_each = context_parallel::IsOneHostPerRank(spec.strategy);
-  if (spec.hosts == 0) spec.hosts = one_each ? options.ranks : options.default_hosts;
-  if (one_each && spec.hosts != options.ranks) {
-    return absl::InvalidArgumentError(absl::StrCat("hosts=", spec.hosts, ": strategy '",
-                                                   spec.strategy, "' has one on each of the ",
-                                                   options.ranks, " ranks"));
-  }
-  if (spec.strategy == "full") {
-    spec.hosts = 1;
-  } else if (spec.hosts < 1 || spec.hosts % options.ranks != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "hosts=", spec.hosts, ": must be a multiple of the ", options.ranks, " ranks"));
-  }
-  APB_ASSIGN_OR_RETURN(ShardPlan plan, BalancedOrEqual(options, request));
-  const bool passes = std::any_of(plan.hosts.begin(), plan.hosts.end(),
-                                  [](const auto& h) { return h.passing_length > 0; });
-  if (!passes) {
-    spec.compressor.clear();
-  } else if (spec.compressor.empty()) {
-    spec.compressor = options.has_retaining_heads ? "retaining_heads" : "query_aware";
-  }
-  if (spec.compressor == "retaining_heads" && !options.has_retaining_heads) {
-    return absl::InvalidArgumentError(
-        "compressor 'retaining_heads': this model has none (use query_aware)");
-  }
-  if (!spec.compressor.empty() && spec.compressor != "retaining_heads" &&
-      spec.compressor != "query_aware" && spec.compressor != "random") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("compressor '", spec.compressor, "' is unknown"));
-  }
+  APB_ASSIGN_OR_RETURN(const StrategyInfo* strategy, ResolveStrategy(options, request));
+  APB_ASSIGN_OR_RETURN(ShardPlan plan, BalancedOrEqual(options, *strategy, request));
+  APB_RETURN_IF_ERROR(ResolveCompressor(options, plan, spec));
   APB_RETURN_IF_ERROR(CheckPrefillMemory(options, spec, plan));
   const int64_t new_rows = RoomForNewRows(options, plan);
   const int64_t query = length - spec.query_begin;

@@ -5,7 +5,8 @@
 #include <optional>
 
 #include "absl/status/statusor.h"
-#include "engine/context_parallel/cost_model.h"
+#include "engine/context_parallel/model_shape.h"
+#include "engine/context_parallel/shard_plan.h"
 #include "engine/schedule/prefix_cache.h"
 #include "engine/schedule/step_plan.h"
 
@@ -29,15 +30,15 @@ struct SchedulerOptions {
   // Memory that a prefill may take on a rank beside weights and KV cache; 0: not bounded.
   int64_t prefill_bytes = 0;
   bool overlap = false;  // PrefillDeps::overlap_passing, which takes some of it
-  // `auto` computes shorter documents exactly: APB's anchors would cost what it saves.
+  // `auto` computes shorter documents exactly: anchors would cost what they save.
   int64_t full_below = 8192;
-  // Where `auto` is exact: documents of at least this length with ring_kv, shorter ones on one rank;
-  // -1: as the cost model says. As many tokens behind a cached prefix are computed by a prefill,
-  // fewer as rows; -1: kPrefillFrom.
+  // Where `auto` is exact: documents of at least this length on all ranks, shorter ones on one (by
+  // the first candidate that does so); -1: as the cost model says. As many tokens behind a cached
+  // prefix are computed by a prefill, fewer as rows; -1: kPrefillFrom.
   int64_t ring_from = -1;
   // Exact prefills that are admitted together run together up to so many tokens.
   int64_t prefill_batch_tokens = 2048;
-  // APB blocks that take equally long, for requests that do not say.
+  // Blocks that take equally long (StrategyInfo::can_balance), for requests that do not say.
   bool balanced = false;
   // KV of ended sequences is kept, while there is room, for prompts that begin like them.
   bool prefix_cache = false;
@@ -58,7 +59,7 @@ struct Request {
   // The kept sequence that the prompt goes on from, as far as their tokens are the same. What its KV
   // was computed by applies.
   std::optional<SequenceId> context;
-  std::optional<bool> balanced;  // absent: the group's default; only apb has a use for it
+  std::optional<bool> balanced;  // absent: the group's default
 };
 
 // Tokens whose KV is there when the rows of the query begin: cached, or computed by a prefill.

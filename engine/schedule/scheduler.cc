@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/strategies.h"
 
 namespace apb::schedule {
 
@@ -98,8 +98,10 @@ bool Scheduler::TakeRoom(Sequence& s) {
 void Scheduler::JoinBatch(Sequence& s, std::map<std::string, Batch>& open) {
   const SequenceSpec& spec = s.request.spec;
   const std::string& strategy = spec.cached_tokens > 0 ? spec.prefix_strategy : spec.strategy;
+  const context_parallel::StrategyInfo* info = context_parallel::FindStrategy(strategy);
+  const bool can_batch = info != nullptr && info->can_batch;  // null: rows only behind a prefix
   Batch& batch = open[strategy];
-  if (batch.number == 0 || !context_parallel::CanBatch(strategy) ||
+  if (batch.number == 0 || !can_batch ||
       batch.rows + s.document_rows > options_.prefill_batch_tokens) {
     batch = {.number = next_batch_++};
   }

@@ -15,10 +15,10 @@
 //
 // A step is one batch of rows (query and decode rows of any number of sequences) and at most one
 // slice of layers of one document prefill. Short documents that are admitted in the same step are
-// one prefill, where their strategies allow it (CanBatch). A slice takes about `slice_seconds_busy` while others
-// decode, so a long prefill delays a token by that much and no more. Of several prefills the one
-// with the least work left goes on first; waiting counts for it (kAgingTokensPerSecond), so a long
-// one is not starved. When decoding sequences run out of blocks, the youngest is preempted: its
+// one prefill, where their strategies can batch. A slice takes about `slice_seconds_busy` while
+// others decode, so a long prefill delays a token by that much and no more. Of several prefills the
+// one with the least work left goes on first; waiting counts for it (kAgingTokensPerSecond), so a
+// long one is not starved. When decoding sequences run out of blocks, the youngest is preempted: its
 // blocks are released and it is computed again later, with the tokens it already has.
 #pragma once
 

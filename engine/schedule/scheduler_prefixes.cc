@@ -4,7 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/strategies.h"
 #include "engine/schedule/auto_strategy.h"
 #include "engine/schedule/scheduler.h"
 
@@ -14,10 +14,14 @@ using context_parallel::ShardPlan;
 
 namespace {
 
+bool IsExact(const SequenceSpec& spec) {
+  return context_parallel::FindStrategy(spec.strategy)->exact;  // the request was resolved
+}
+
 // What the KV of a document was computed by: "" if exactly. The query in the anchor is not part of
 // it (docs/algorithms.md, "What is reused").
 std::string MakerOf(const SequenceSpec& spec) {
-  if (context_parallel::IsExact(spec.strategy) || spec.query_begin == 0) return "";
+  if (IsExact(spec) || spec.query_begin == 0) return "";
   return absl::StrCat(spec.strategy, "/", spec.hosts, "/", spec.anchor_length, "/",
                       spec.passing_length, "/", spec.compressor, "/", spec.row_cost_pairs);
 }
@@ -88,7 +92,7 @@ PrefixCache::Match Scheduler::FindPrefix(const Sequence& s, bool search) {
   const PrefixCache::Match match = prefixes_.Find(spec.tokens, makers);
   // An approximate prefill of the whole may be less work than an exact one of most of it.
   const bool most = 2 * match.length >= static_cast<int64_t>(spec.tokens.size());
-  return context_parallel::IsExact(spec.strategy) || most ? match : PrefixCache::Match{};
+  return IsExact(spec) || most ? match : PrefixCache::Match{};
 }
 
 // What is left is computed exactly, so it does not matter what of it is document and what query: if
@@ -114,8 +118,8 @@ void Scheduler::UsePrefix(Sequence& s, bool search) {
   s.document_rows = left >= prefill_from ? left : 0;
   if (s.document_rows == 0) return;
   spec.prefill_end = length - 1;
-  const bool as_asked = options_.ranks > 1 && !s.request.chosen && spec.strategy != "full" &&
-                        context_parallel::CanBatch(spec.strategy);
+  const bool as_asked = options_.ranks > 1 && !s.request.chosen &&
+                        ReadsPrefixOnAllRanks(*context_parallel::FindStrategy(spec.strategy));
   spec.prefix_strategy =
       as_asked ? spec.strategy : FastestOverPrefix(options_, match.length, match.length + left);
   absl::StatusOr<ShardPlan> plan = PlanOf(spec, options_.ranks);

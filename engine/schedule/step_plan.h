@@ -23,12 +23,12 @@ struct SequenceSpec {
   int64_t query_begin = 0;  // document = [0, query_begin), the rest is the query (>= 1 token)
   int32_t query_insert_position = 0;
   std::vector<int32_t> embedded_query;
-  std::string strategy;    // of strategy_plan.h: `auto` is resolved by the leader
+  std::string strategy;    // of the table (strategies.h): `auto` is resolved by the leader
   std::string compressor;  // retaining_heads, query_aware, random, or "" where nothing is passed
   int32_t hosts = 1;
   int64_t anchor_length = -1;  // -1: default for the length
   int64_t passing_length = -1;
-  int64_t row_cost_pairs = 0;  // apb: 0 = equal blocks, else what balances them (shard_plan.h)
+  int64_t row_cost_pairs = 0;  // 0 = equal blocks, else what balances them (shard_plan.h)
   int64_t generated_before =
       0;  // tokens at the end of `tokens` that were generated before a preemption
   // Starts with the KV of the first cached_tokens tokens of sequence `parent`, which has ended (or

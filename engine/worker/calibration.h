@@ -1,10 +1,10 @@
 // How fast this group is: a short measurement at start-up, for the cost model
-// (engine/context_parallel/cost_model.h).
+// (engine/context_parallel/cost.h).
 #pragma once
 
 #include "absl/status/statusor.h"
 #include "engine/comm/communicator.h"
-#include "engine/context_parallel/cost_model.h"
+#include "engine/context_parallel/model_shape.h"
 #include "engine/model/weights.h"
 
 namespace apb::worker {

@@ -6,6 +6,7 @@
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "engine/context_parallel/strategies.h"
 #include "engine/worker/calibration.h"
 #include "engine/worker/control_channel.h"
 #include "engine/worker/follower.h"
@@ -163,6 +164,12 @@ class Leader {
     hello.set_weight_type(std::string(engine_.weights->weight_type()));
     hello.set_token(options_.token);
     hello.set_load_seconds(engine_.load_seconds);
+    for (const context_parallel::StrategyInfo* info : context_parallel::Strategies()) {
+      cluster::v1::StrategyInfo* strategy = hello.add_strategies();
+      strategy->set_name(std::string(info->name));
+      strategy->set_exact(info->exact);
+      strategy->set_can_balance(info->can_balance);
+    }
     cluster::v1::Calibration* calibration = hello.mutable_calibration();
     calibration->set_product_flops(engine_.speed.product_flops);
     calibration->set_attention_flops(engine_.speed.attention_flops);

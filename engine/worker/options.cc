@@ -74,8 +74,9 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
       ->check(CLI::NonNegativeNumber);
   app.add_option(
          "--ring-from", o->ring_from,
-         "Where auto is exact: ring_kv for documents from this length on, full for shorter "
-         "ones; -1: what the calibrated cost model takes to be fastest. As many tokens behind a "
+         "Where auto is exact: documents from this length on are computed by all ranks, shorter "
+         "ones by one; -1: what the calibrated cost model takes to be fastest. As many tokens "
+         "behind a "
          "cached prefix are a prefill of all ranks too (-1: 512)")
       ->check(CLI::Range(int64_t{-1}, std::numeric_limits<int64_t>::max()));
   app.add_option(

@@ -29,7 +29,7 @@ struct WorkerOptions {
   int64_t max_queued_tokens = 4 << 20;
   int64_t full_below = 8192;  // `auto` computes shorter documents exactly
   bool prefix_cache = true;   // KV of ended requests serves prompts that begin like them
-  int64_t ring_from = -1;     // where it is exact, longer ones with ring_kv; -1: by the cost model
+  int64_t ring_from = -1;     // where it is exact, longer ones on all ranks; -1: by the cost model
   bool calibrate = true;      // measure speeds at start-up, else take those of MachineSpeed
   bool balanced = true;       // APB blocks that take equally long, for requests that do not say
   bool overlap = false;       // attend while passing blocks travel

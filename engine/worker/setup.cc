@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "engine/context_parallel/strategies.h"
 #include "engine/worker/calibration.h"
 #include "kernels/cuda/cuda_backend.h"
 
@@ -127,7 +128,10 @@ int64_t BlocksPerRank(const WorkerOptions& options, const model::ModelConfig& co
 absl::StatusOr<float> SecondsOfStep(executor::StepExecutor& executor) {
   const schedule::SequenceId id{};
   schedule::StepPlan plan;
-  plan.admissions.push_back({.id = id, .tokens = {0}, .strategy = "full"});
+  // Rows only: the strategy has no document.
+  const context_parallel::StrategyInfo& strategy =
+      context_parallel::FirstExact(context_parallel::HostsRule::kOne);
+  plan.admissions.push_back({.id = id, .tokens = {0}, .strategy = std::string(strategy.name)});
   constexpr int kSteps = 5;
   double best = 0;
   for (int step = 0; step < kSteps; ++step) {

@@ -5,7 +5,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/comm/mpi_runtime.h"
-#include "engine/context_parallel/cost_model.h"
+#include "engine/context_parallel/model_shape.h"
 #include "engine/executor/step_executor.h"
 #include "engine/worker/device.h"
 #include "engine/worker/options.h"

@@ -197,6 +197,20 @@ std::vector<GroupInfo> GroupRegistry::Describe() const {
   return infos;
 }
 
+std::vector<std::string> GroupRegistry::Strategies() const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<std::string> names;
+  for (const auto& group : groups_) {
+    if (group->lost() || group->leaving()) continue;
+    if (names.empty()) names.push_back("auto");
+    for (const cluster::v1::StrategyInfo& strategy : group->hello().strategies()) {
+      if (std::ranges::find(names, strategy.name()) == names.end())
+        names.push_back(strategy.name());
+    }
+  }
+  return names;
+}
+
 void GroupRegistry::DrainAll() {
   absl::MutexLock lock(&mutex_);
   for (const auto& group : groups_) group->Drain();

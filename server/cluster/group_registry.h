@@ -62,6 +62,9 @@ class GroupRegistry {
   // The most tokens that a connected group can hold; 0 when there is none.
   int64_t max_model_len() const;
   std::vector<GroupInfo> Describe() const;
+  // What a request may name: `auto`, and the strategies of the groups that are ready, in the order
+  // in which they tell them. Empty while none is ready.
+  std::vector<std::string> Strategies() const;
   void DrainAll();
 
  private:

@@ -324,9 +324,11 @@ grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerCon
     response->set_vocab_size(frontend_.prompts().vocab_size());
     response->set_dtype(frontend_.prompts().dtype());
     response->set_created(frontend_.start_seconds());
-    // The names are in the order of the enumeration; the first is "unset".
-    for (size_t i = 1; i < request::kStrategyNames.size(); ++i) {
-      response->add_strategies(static_cast<pb::Strategy>(i));
+    for (const std::string& name : frontend_.groups().Strategies()) {
+      // The names are in the order of the enumeration. One that this API does not have is left out.
+      const auto found = std::ranges::find(request::kStrategyNames, name);
+      if (found == request::kStrategyNames.end()) continue;
+      response->add_strategies(static_cast<pb::Strategy>(found - request::kStrategyNames.begin()));
     }
     for (const cluster::GroupInfo& group : frontend_.groups().Describe()) {
       response->set_has_retaining_heads(group.has_retaining_heads);

@@ -16,7 +16,6 @@ using nlohmann::json;
 
 json ModelCard(const frontend::Frontend& frontend) {
   const std::string& model = frontend.options().model;
-  const auto& strategies = request::kStrategyNames;
   return {{"id", model},
           {"object", "model"},
           {"created", frontend.start_seconds()},
@@ -24,8 +23,7 @@ json ModelCard(const frontend::Frontend& frontend) {
           {"root", model},
           {"parent", nullptr},
           {"max_model_len", frontend.max_model_len()},
-          {"apb",
-           {{"strategies", std::vector<std::string>(strategies.begin() + 1, strategies.end())}}}};
+          {"apb", {{"strategies", frontend.groups().Strategies()}}}};
 }
 
 json ContextCard(const request::ContextInfo& context, const std::string& model) {

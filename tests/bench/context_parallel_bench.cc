@@ -1,7 +1,7 @@
 // What each rank of a document prefill computes and sends, one rank at a time: seconds of compute
 // alone, imbalance (slowest / mean), bytes, and how long the prefill would take with one rank on each
 // device. That last number is a model (one_device_communicator.h), not a measurement; beside it is
-// what the engine's cost model (engine/context_parallel/cost_model.h) says for the same links.
+// what the engine's cost model (engine/context_parallel/cost.h) says for the same links.
 //   context_parallel_bench --ranks 8 --virtual-hosts 1 --layers 2 --lengths 32768
 //   --strategies ring_kv,apb,apb+balanced
 // Ranks are threads with one core each. tests/bench/context_parallel.sh makes whole tables.
@@ -15,7 +15,8 @@
 #include "absl/strings/str_split.h"
 #include "engine/base/status_macros.h"
 #include "engine/comm/local_communicator.h"
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/cost.h"
+#include "engine/context_parallel/strategies.h"
 #include "engine/executor/document_prefill.h"
 #include "engine/model/decoder.h"
 #include "engine/worker/calibration.h"
@@ -65,10 +66,12 @@ struct Setup {
 
 absl::StatusOr<context_parallel::ShardPlan> PlanOf(const Setup& setup, const Case& c) {
   const Options& o = setup.options;
-  const bool one_each = context_parallel::IsOneHostPerRank(c.strategy);
+  const context_parallel::StrategyInfo* strategy = context_parallel::FindStrategy(c.strategy);
+  if (strategy == nullptr) return context_parallel::UnknownStrategy(c.strategy);
+  const bool one_each = strategy->hosts == context_parallel::HostsRule::kOneOnEachRank;
   const int64_t query = std::min(o.query_length, c.length - 1);
   return context_parallel::MakeShardPlan(
-      c.strategy,
+      *strategy,
       {.document_length = c.length - query, .query_length = query, .embedded_query_length = query},
       {.hosts = o.ranks * (one_each ? 1 : o.virtual_hosts),
        .anchor_length = o.anchor_length,
@@ -269,11 +272,13 @@ absl::Status Run(const Options& options) {
   PrintHeader(setup);
   json results = json::array();
   for (const std::string& strategy : options.strategies) {
-    if (strategy == "ulysses" &&
-        !context_parallel::UlyssesFits(setup.shape.query_heads, setup.shape.kv_heads,
-                                       options.ranks)) {
-      std::printf("%-22s heads do not divide among %d ranks\n", "ulysses", options.ranks);
-      continue;
+    const context_parallel::StrategyInfo* info = context_parallel::FindStrategy(strategy);
+    if (info != nullptr) {  // null: with "+", which ParseCase takes apart
+      const absl::Status supported = info->supports(setup.shape, options.ranks);
+      if (!supported.ok()) {
+        std::printf("%s\n", std::string(supported.message()).c_str());
+        continue;
+      }
     }
     for (const int64_t length : options.lengths) {
       APB_ASSIGN_OR_RETURN(const Case c, ParseCase(strategy, length));

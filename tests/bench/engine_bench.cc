@@ -15,7 +15,8 @@
 #include "absl/time/clock.h"
 #include "engine/base/status_macros.h"
 #include "engine/comm/mpi_runtime.h"
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/cost.h"
+#include "engine/context_parallel/strategies.h"
 #include "engine/executor/document_prefill.h"
 #include "engine/executor/token_batch.h"
 #include "engine/model/decoder.h"
@@ -86,13 +87,22 @@ json Difference(const Snapshot& a, const Snapshot& b) {
 }
 
 int HostsOf(std::string_view strategy, const Options& options, int ranks) {
-  if (strategy == "full") return 1;
-  return context_parallel::IsOneHostPerRank(strategy) ? ranks : ranks * options.virtual_hosts;
+  const context_parallel::StrategyInfo* info = context_parallel::FindStrategy(strategy);
+  if (info == nullptr) return 1;  // MakeShardPlan refuses it
+  switch (info->hosts) {
+    case context_parallel::HostsRule::kOne:
+      return 1;
+    case context_parallel::HostsRule::kOneOnEachRank:
+      return ranks;
+    case context_parallel::HostsRule::kSameOnEachRank:
+      break;
+  }
+  return ranks * options.virtual_hosts;
 }
 
 // Query-key pairs of one layer that all hosts (and each rank's anchor) look at.
 double AttendedPairs(const context_parallel::ShardPlan& plan, int ranks) {
-  if (plan.exchange != context_parallel::Exchange::kAnchor) {
+  if (plan.strategy->exact) {
     const double document = static_cast<double>(plan.document_length());
     return document * document / 2;
   }

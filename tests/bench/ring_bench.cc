@@ -14,7 +14,7 @@
 #include "absl/time/clock.h"
 #include "engine/base/status_macros.h"
 #include "engine/comm/mpi_runtime.h"
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/strategies.h"
 #include "engine/executor/document_prefill.h"
 #include "tests/bench/bench_shapes.h"
 #include "tests/bench/mpi_bench.h"

@@ -10,7 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/comm/local_communicator.h"
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/strategies.h"
 #include "engine/executor/document_prefill.h"
 #include "engine/executor/token_batch.h"
 #include "kernels/cuda/cuda_backend.h"

@@ -5,7 +5,7 @@
 
 #include <gtest/gtest.h>
 
-#include "engine/context_parallel/cost_model.h"
+#include "engine/context_parallel/cost.h"
 #include "tests/engine/context_parallel/tiny_engine.h"
 
 namespace apb::bench {

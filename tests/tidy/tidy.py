@@ -1,6 +1,6 @@
 """Goal: the walls of the house stand. Method: read every source file and CMakeLists.txt and fail on include
-arrows that point the wrong way, vendor headers outside their room, source files that no target builds, and
-things at the top level that do not belong there. Long files are printed, not failed: they are a question."""
+arrows that point the wrong way, vendor headers outside their room, names of strategies outside their folders,
+source files that no target builds, and things at the top level that do not belong there. Long files are printed, not failed: they are a question."""
 
 import os
 import re
@@ -20,9 +20,9 @@ ARROWS = {
     "engine/model": ["kernels", "engine/base", "engine/core", "engine/comm/communicator.h"],
     "engine/context_parallel": ["kernels", "engine/base", "engine/core", "engine/cache", "engine/comm", "engine/model"],
     "engine/schedule": ["engine/base", "engine/sampling/sampling_params.h",
-                        "engine/context_parallel/cost_model.h", "engine/context_parallel/prefill_memory.h",
-                        "engine/context_parallel/shard_plan.h",
-                        "engine/context_parallel/strategy_plan.h"],
+                        "engine/context_parallel/cost.h", "engine/context_parallel/model_shape.h",
+                        "engine/context_parallel/prefill_memory.h", "engine/context_parallel/shard_plan.h",
+                        "engine/context_parallel/strategies.h", "engine/context_parallel/strategy_info.h"],
     "engine/executor": ["kernels", "engine/base", "engine/core", "engine/cache", "engine/comm", "engine/model",
                         "engine/context_parallel", "engine/sampling", "engine/schedule"],
     "engine/worker": ["kernels", "engine", "apb/cluster"],
@@ -51,6 +51,8 @@ VENDORS = {
 TOP_LEVEL = {"CMakeLists.txt", "CMakePresets.json", "LICENSE", "README.md", "CHANGELOG.md", "server", "proto", "engine",
              "kernels", "deploy", "docker", "tests", "docs"}
 SOURCE = (".cc", ".h", ".cu", ".cuh")
+# Its rows say what the strategies are called; their folders may too, and nothing else in engine/.
+STRATEGIES = "engine/context_parallel/strategies.cc"
 OURS = ("kernels/", "engine/", "server/", "apb/", "tests/")
 
 
@@ -94,8 +96,26 @@ def check_includes(path, text, errors):
                 errors.append(f"{path}: {target} belongs to {', '.join(places)} only")
 
 
+def folders_of_strategies(files):
+    """Name of a strategy -> the folder whose header declares its row's plan."""
+    headers = {f: read(f) for f in files if f.startswith(os.path.dirname(STRATEGIES) + "/") and f.endswith(".h")}
+    rows = re.findall(r'\.name = "(\w+)".*?\.plan = (\w+)', read(STRATEGIES), re.S)
+    return {name: next(os.path.dirname(f) + "/" for f, text in headers.items() if re.search(rf"\b{plan}\(", text))
+            for name, plan in rows}
+
+
+def check_strategy_names(path, text, folders, errors):
+    for name, folder in folders.items():
+        quoted = re.search(rf"""["']{name}["']""", text)
+        if quoted and path.startswith("engine/") and path != STRATEGIES and not path.startswith(folder):
+            line = text.count("\n", 0, quoted.start()) + 1
+            errors.append(f"{path}:{line}: the name of strategy {name} belongs to {folder} and {STRATEGIES};"
+                          " ask its StrategyInfo")
+
+
 def main():
     errors, files = [], tracked_files()
+    strategies = folders_of_strategies(files)
     cmake = "\n".join(read(f) for f in files if f.endswith("CMakeLists.txt"))
     for path in files:
         top = path.split("/")[0]
@@ -105,6 +125,7 @@ def main():
             continue
         text = read(path)
         check_includes(path, text, errors)
+        check_strategy_names(path, text, strategies, errors)
         name = os.path.basename(path)
         if path.endswith((".cc", ".cu")) and not re.search(r"(?<![\w.])" + re.escape(name), cmake) \
                 and not re.search(re.escape(os.path.splitext(name)[0]) + r"\b", cmake):

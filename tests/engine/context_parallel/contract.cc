@@ -4,7 +4,8 @@
 
 #include "absl/time/clock.h"
 #include "engine/comm/local_communicator.h"
-#include "engine/context_parallel/cost_model.h"
+#include "engine/context_parallel/cost.h"
+#include "engine/context_parallel/strategies.h"
 #include "tests/engine/context_parallel/tiny_engine.h"
 
 namespace apb::context_parallel {
@@ -30,6 +31,16 @@ PrefillCase ExactCase(const char* compressor, int hosts, int64_t document_length
           .compressor = compressor,
           .options = {.hosts = hosts, .anchor_length = 0, .passing_length = kEverything},
           .document_length = document_length};
+}
+
+// Of the tiny model.
+ModelShape Shape() {
+  const model::ModelConfig& config = TinyModel::Get().config;
+  return {.layers = config.layers,
+          .query_heads = config.query_heads,
+          .kv_heads = config.kv_heads,
+          .head_dim = config.head_dim,
+          .element_bytes = 4};
 }
 
 TinyEngine::PrefillResult OnOneRank(const PrefillCase& c) {
@@ -60,13 +71,13 @@ void CheckPassingEverythingIsFull(const TestRank& rank) {
 
 void CheckExactStrategiesAreFull(const TestRank& rank) {
   TinyEngine engine(rank);
-  const model::ModelConfig& config = TinyModel::Get().config;
-  for (const char* strategy : {"ring_kv", "ring_q", "token_ring", "ulysses"}) {
-    const bool fits = std::string_view(strategy) != "ulysses" ||
-                      UlyssesFits(config.query_heads, config.kv_heads, engine.ranks());
+  for (const StrategyInfo* strategy : Strategies()) {
+    if (!strategy->exact) continue;
+    const bool fits = strategy->supports(Shape(), engine.ranks()).ok();
     for (const int64_t n : {0, 1, 2, 5, 8, 61, 90, 131}) {
-      const PrefillCase c{
-          .strategy = strategy, .options = {.hosts = engine.ranks()}, .document_length = n};
+      const PrefillCase c{.strategy = std::string(strategy->name),
+                          .options = {.hosts = HostsOf(*strategy, engine.ranks(), 1)},
+                          .document_length = n};
       if (!fits) {
         EXPECT_EQ(engine.TryPrefill(c).code(), absl::StatusCode::kInvalidArgument) << c.Name();
         continue;
@@ -127,12 +138,6 @@ void CheckOverlapDoesNotMatter(const TestRank& rank) {
 
 void CheckCostModelCountsWhatIsSent(const TestRank& rank) {
   TinyEngine engine(rank);
-  const model::ModelConfig& config = TinyModel::Get().config;
-  const ModelShape shape{.layers = config.layers,
-                         .query_heads = config.query_heads,
-                         .kv_heads = config.kv_heads,
-                         .head_dim = config.head_dim,
-                         .element_bytes = 4};
   const auto sent = [&] {
     // A device counts what is done a moment behind it.
     if (rank.backend->place() == kernels::Place::kDevice) absl::SleepFor(absl::Milliseconds(200));
@@ -143,21 +148,18 @@ void CheckCostModelCountsWhatIsSent(const TestRank& rank) {
     }
     return bytes;
   };
-  for (const char* strategy :
-       {"full", "star", "apb", "ring_kv", "ring_q", "token_ring", "ulysses"}) {
-    if (std::string_view(strategy) == "ulysses" &&
-        !UlyssesFits(config.query_heads, config.kv_heads, engine.ranks())) {
-      continue;
-    }
+  for (const StrategyInfo* strategy : Strategies()) {
+    if (!strategy->supports(Shape(), engine.ranks()).ok()) continue;
     PrefillCase c = TypicalCase("random", 2 * engine.ranks(), 96);
-    c.strategy = strategy;
-    if (IsOneHostPerRank(strategy)) c.options.hosts = engine.ranks();
+    c.strategy = strategy->name;
+    c.options.hosts = HostsOf(*strategy, engine.ranks(), c.options.hosts);
     const float before = sent();
     auto result = engine.Prefill(c, /*with_last_output=*/false);
     const float all = engine.Reduced({sent() - before}, comm::ReduceOp::kSum)[0];
-    EXPECT_EQ(static_cast<float>(
-                  PredictPrefill(result.plan, engine.ranks(), 0, shape, MachineSpeed()).bytes_sent),
-              all)
+    EXPECT_EQ(
+        static_cast<float>(
+            PredictPrefill(result.plan, engine.ranks(), 0, Shape(), MachineSpeed()).bytes_sent),
+        all)
         << c.Name();
     engine.cache().Release(result.kv);
   }
@@ -201,10 +203,12 @@ void CheckStarIsApbWithoutPassing(const TestRank& rank) {
 
 void CheckKvIsWholeAndReleased(const TestRank& rank) {
   TinyEngine engine(rank);
-  for (const char* strategy : {"full", "star", "apb"}) {
+  for (const StrategyInfo* strategy : Strategies()) {
+    if (!strategy->supports(Shape(), engine.ranks()).ok()) continue;
     for (const int64_t n : {0, 2, 70}) {
       PrefillCase c = TypicalCase("random", 2 * engine.ranks(), n);
-      c.strategy = strategy;
+      c.strategy = strategy->name;
+      c.options.hosts = HostsOf(*strategy, engine.ranks(), c.options.hosts);
       auto result = engine.Prefill(c, /*with_last_output=*/false);
       EXPECT_EQ(result.kv.slot_count(),
                 DocumentTokensOfRank(result.plan, engine.ranks(), engine.rank()));

@@ -8,7 +8,7 @@ namespace apb::context_parallel {
 
 // Failures are gtest failures of the calling thread.
 void CheckPassingEverythingIsFull(const TestRank& rank);
-// ring_kv, ring_q, token_ring, and ulysses where the heads divide among the ranks.
+// All rows of the table that are exact; they refuse a model that they do not support.
 void CheckExactStrategiesAreFull(const TestRank& rank);
 // Batches of documents with cached prefixes of any length, layout and origin.
 void CheckBatchesOverPrefixesAreFull(const TestRank& rank);

@@ -5,7 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/strategies.h"
 #include "engine/executor/document_prefill.h"
 #include "tests/engine/context_parallel/tiny_engine.h"
 #include "tests/engine/device/guarded_backend.h"
@@ -24,7 +24,7 @@ struct Case {
 ShardPlan PlanOf(const Case& c) {
   return *MakeShardPlan(
       c.strategy, {.document_length = c.tokens, .query_length = 1, .embedded_query_length = 6},
-      {.hosts = c.strategy == "full" ? 1 : c.hosts, .row_cost_pairs = 50});
+      {.hosts = c.hosts, .row_cost_pairs = 50});
 }
 
 // What `rank` takes at most, beside what it had before.
@@ -78,15 +78,18 @@ TEST(PrefillMemory, IsWhatADeviceIsAskedFor) {
   std::vector<Case> cases;
   // Of more rows on every rank than the decoder always has memory for.
   for (const int64_t tokens : {1200, 6000}) {
-    cases.push_back({"full", "", tokens});
     for (const int ranks : {1, 2, 4}) {
       cases.push_back({"star", "", tokens, ranks, ranks});
       for (const char* compressor : {"retaining_heads", "query_aware", "random"}) {
         cases.push_back({"apb", compressor, tokens, ranks, 2 * ranks});
         cases.push_back({"apb", compressor, tokens, ranks, ranks, /*overlap=*/true});
       }
-      for (const char* strategy : {"ring_kv", "ring_q", "token_ring", "ulysses"})
-        cases.push_back({strategy, "", tokens, ranks, ranks});
+      for (const StrategyInfo* strategy : Strategies()) {
+        if (strategy->exact) {
+          cases.push_back(
+              {std::string(strategy->name), "", tokens, ranks, HostsOf(*strategy, ranks, ranks)});
+        }
+      }
     }
   }
   for (const Case& c : cases) {

@@ -6,7 +6,7 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
-#include "engine/context_parallel/strategy_registry.h"
+#include "engine/context_parallel/strategies.h"
 #include "tests/engine/context_parallel/contract.h"
 #include "tests/engine/context_parallel/tiny_engine.h"
 #include "tests/reference/naive_ops.h"
@@ -18,10 +18,14 @@ using kernels::DType;
 using kernels::TensorView;
 using reference::HostTensor;
 
-// What can start from a prefix on so many ranks.
+// What can start from a prefix on so many ranks, each of which keeps a part of it.
 std::vector<std::string> Strategies(int ranks) {
-  if (ranks == 1) return {"full", "ring_kv", "ring_q", "token_ring"};
-  return {"ring_kv", "ring_q", "token_ring"};
+  std::vector<std::string> names;
+  for (const StrategyInfo* strategy : context_parallel::Strategies()) {
+    if (strategy->starts_from_prefix && HostsOf(*strategy, ranks, ranks) == ranks)
+      names.emplace_back(strategy->name);
+  }
+  return names;
 }
 
 Hidden Part(const Hidden& all, int64_t begin, int64_t end) {
@@ -193,13 +197,13 @@ class LayerUnderTest {
     }
     const core::Tensor placed_q = Placed(q.view), placed_k = Placed(k.view),
                        placed_v = Placed(v.view), placed_out = Placed(out.view);
-    auto ring = CreateStrategy(seen,
-                               {.query_heads = kQueryHeads,
-                                .kv_heads = kKvHeads,
-                                .cache = *cache_,
-                                .backend = *backend_,
-                                .communicator = communicator_},
-                               nullptr, *stream_);
+    auto ring = seen[0].plan->strategy->create(seen,
+                                               {.query_heads = kQueryHeads,
+                                                .kv_heads = kKvHeads,
+                                                .cache = *cache_,
+                                                .backend = *backend_,
+                                                .communicator = communicator_},
+                                               *stream_);
     EXPECT_TRUE(ring.ok()) << ring.status();
     const absl::Status status = (*ring)->Attend({.layer = layer,
                                                  .scale = 0.25f,

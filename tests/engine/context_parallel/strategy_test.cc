@@ -10,7 +10,7 @@
 #include <thread>
 
 #include "engine/comm/local_communicator.h"
-#include "engine/context_parallel/compressor.h"
+#include "engine/context_parallel/apb/compressor.h"
 #include "tests/engine/context_parallel/contract.h"
 #include "tests/engine/context_parallel/tiny_engine.h"
 #include "tests/reference/naive_ops.h"

@@ -87,6 +87,18 @@ std::string PrefillCase::Name() const {
                       " row_cost=", options.row_cost_pairs, overlap ? " overlap" : "");
 }
 
+int HostsOf(const StrategyInfo& strategy, int ranks, int asked) {
+  switch (strategy.hosts) {
+    case HostsRule::kOne:
+      return 1;
+    case HostsRule::kOneOnEachRank:
+      return ranks;
+    case HostsRule::kSameOnEachRank:
+      break;
+  }
+  return asked;
+}
+
 double Difference(const Hidden& a, const Hidden& b, int64_t begin, int64_t end) {
   if (a.rows < end || b.rows < end) throw std::runtime_error("rows are missing");
   if (begin == end) return 0;

@@ -9,7 +9,7 @@
 
 #include "engine/cache/paged_kv_cache.h"
 #include "engine/comm/communicator.h"
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/strategies.h"
 #include "engine/executor/document_prefill.h"
 #include "engine/executor/token_batch.h"
 #include "engine/model/decoder.h"
@@ -59,6 +59,9 @@ struct Hidden {
 // Largest |a - b| over rows [begin, end); the two must have as many rows.
 double Difference(const Hidden& a, const Hidden& b, int64_t begin, int64_t end);
 double Difference(const Hidden& a, const Hidden& b);
+
+// Hosts of a strategy on so many ranks, where `asked` are asked for.
+int HostsOf(const StrategyInfo& strategy, int ranks, int asked);
 
 // Checks throw std::runtime_error on a failed status: tests catch nothing, gtest reports.
 class TinyEngine {

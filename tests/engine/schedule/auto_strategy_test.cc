@@ -9,7 +9,8 @@
 #include <string>
 #include <tuple>
 
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/cost.h"
+#include "engine/context_parallel/strategies.h"
 #include "tests/engine/schedule/fake_executor.h"
 
 namespace apb::schedule {
@@ -119,7 +120,7 @@ TEST(Scheduler, AutoIsExactWhereNothingCanSelect) {
   r = MakeRequest(1, 100, 3, 1);
   r.spec.embedded_query.clear();
   ASSERT_TRUE(ResolveRequest(options, r).ok());
-  EXPECT_TRUE(context_parallel::IsExact(r.spec.strategy)) << r.spec.strategy;
+  EXPECT_TRUE(context_parallel::FindStrategy(r.spec.strategy)->exact) << r.spec.strategy;
 }
 
 }  // namespace

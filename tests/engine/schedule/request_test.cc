@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "engine/context_parallel/cost.h"
 #include "tests/engine/schedule/fake_executor.h"
 
 namespace apb::schedule {

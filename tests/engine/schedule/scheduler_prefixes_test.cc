@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/strategies.h"
 #include "engine/schedule/scheduler.h"
 #include "tests/engine/schedule/fake_executor.h"
 

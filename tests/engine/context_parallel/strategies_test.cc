@@ -1,6 +1,7 @@
 // Goal: who computes what, for every strategy. Method: the authors' lengths, edge cases by hand,
-// and the promises of shard_plan.h over random prompts and options.
-#include "engine/context_parallel/strategy_plan.h"
+// and the promises of shard_plan.h over random prompts and options; what must hold of every row of
+// the table.
+#include "engine/context_parallel/strategies.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -8,8 +9,10 @@
 #include <algorithm>
 #include <numeric>
 #include <random>
+#include <set>
+#include <string>
 
-#include "engine/context_parallel/balanced_shards.h"
+#include "engine/context_parallel/apb/balanced_shards.h"
 
 namespace apb::context_parallel {
 namespace {
@@ -21,6 +24,63 @@ ShardPlan Plan(std::string_view strategy, const PromptLayout& layout,
   auto plan = MakeShardPlan(strategy, layout, options);
   EXPECT_TRUE(plan.ok()) << plan.status();
   return plan.ok() ? *plan : ShardPlan();
+}
+
+// Token of the document, and of the embedded query, in an anchor.
+AnchorSource D(int32_t index) { return {.index = index}; }
+AnchorSource Q(int32_t index) { return {.in_query = true, .index = index}; }
+
+TEST(Strategies, RowsAreWhole) {
+  std::set<std::string_view> names;
+  for (const StrategyInfo* strategy : Strategies()) {
+    EXPECT_TRUE(names.insert(strategy->name).second) << strategy->name;
+    EXPECT_EQ(FindStrategy(strategy->name), strategy);
+    EXPECT_TRUE(strategy->supports && strategy->plan && strategy->needs_anchor && strategy->work &&
+                strategy->traffic && strategy->prefill_bytes && strategy->create)
+        << strategy->name;
+    // Who starts from a prefix has no anchor: `cached_slots` are all that is told of it.
+    EXPECT_FALSE(strategy->starts_from_prefix && !strategy->exact) << strategy->name;
+  }
+  EXPECT_EQ(FindStrategy("magic"), nullptr);
+  const absl::Status unknown = UnknownStrategy("magic");
+  EXPECT_EQ(unknown.code(), absl::StatusCode::kInvalidArgument);
+  for (const std::string_view name : names)
+    EXPECT_THAT(std::string(unknown.message()), testing::HasSubstr(std::string(name)));
+}
+
+// Each step of `auto` must save time over the one before it, so the order matters.
+TEST(Strategies, AutoTriesThemInOrder) {
+  const auto names = [](bool exact) {
+    std::vector<std::string> list;
+    for (const StrategyInfo* strategy : AutoCandidates(exact)) list.emplace_back(strategy->name);
+    return list;
+  };
+  EXPECT_THAT(names(true), ElementsAre("full", "ring_kv", "ulysses", "token_ring", "ring_q"));
+  EXPECT_THAT(names(false), ElementsAre("apb"));
+  EXPECT_EQ(FirstExact(HostsRule::kOne).name, "full");
+  EXPECT_EQ(FirstExact(HostsRule::kOneOnEachRank).name, "ring_kv");
+}
+
+TEST(Strategies, UlyssesNeedsHeadsThatDivide) {
+  const auto supports = [](int64_t query_heads, int64_t kv_heads, int ranks) {
+    return FindStrategy("ulysses")
+        ->supports({.query_heads = query_heads, .kv_heads = kv_heads}, ranks)
+        .ok();
+  };
+  EXPECT_TRUE(supports(8, 2, 2));
+  EXPECT_TRUE(supports(8, 2, 4));  // two ranks have the same KV head
+  EXPECT_FALSE(supports(8, 2, 3));
+  EXPECT_FALSE(supports(12, 3, 2));  // a share of 6 query heads is one and a half KV heads
+}
+
+TEST(StrategyPlan, HostsFitTheRanks) {
+  const PromptLayout layout{.document_length = 60, .query_length = 1};
+  EXPECT_TRUE(CheckRanks(Plan("full", layout, {}), 3).ok());
+  EXPECT_TRUE(CheckRanks(Plan("apb", layout, {.hosts = 6}), 3).ok());
+  EXPECT_FALSE(CheckRanks(Plan("apb", layout, {.hosts = 4}), 3).ok());
+  EXPECT_TRUE(CheckRanks(Plan("ring_kv", layout, {.hosts = 3}), 3).ok());
+  EXPECT_FALSE(CheckRanks(Plan("ring_kv", layout, {.hosts = 6}), 3).ok());
+  EXPECT_FALSE(CheckRanks(Plan("ulysses", layout, {.hosts = 1}), 3).ok());
 }
 
 TEST(StrategyPlan, DefaultLengthsAreTheAuthors) {
@@ -63,11 +123,11 @@ TEST(StrategyPlan, AnchorHasTheQueryBehindTheHead) {
                             .query_insert_position = 2,
                             .embedded_query_length = 3};
   EXPECT_THAT(Plan("apb", layout, {.hosts = 2, .anchor_length = 8}).anchor,
-              ElementsAre(0, 1, -1, -2, -3, 2, 3, 4));
+              ElementsAre(D(0), D(1), Q(0), Q(1), Q(2), D(2), D(3), D(4)));
   // Too short for the query: its end stays.
   EXPECT_THAT(Plan("apb", layout, {.hosts = 2, .anchor_length = 4}).anchor,
-              ElementsAre(0, 1, -2, -3));
-  EXPECT_THAT(Plan("apb", layout, {.hosts = 2, .anchor_length = 1}).anchor, ElementsAre(0));
+              ElementsAre(D(0), D(1), Q(1), Q(2)));
+  EXPECT_THAT(Plan("apb", layout, {.hosts = 2, .anchor_length = 1}).anchor, ElementsAre(D(0)));
   EXPECT_THAT(Plan("apb", layout, {.hosts = 2, .anchor_length = 0}).anchor, ElementsAre());
   // Host 0 passes on what is not in the anchor, all of that and nothing else.
   const ShardPlan plan =
@@ -151,7 +211,7 @@ TEST(StrategyPlan, RingsAreBalanced) {
 
 TEST(StrategyPlan, ExactStrategiesCoverEachTokenOnce) {
   for (const char* strategy : {"full", "ring_kv", "ring_q", "token_ring", "ulysses"}) {
-    EXPECT_TRUE(IsExact(strategy));
+    EXPECT_TRUE(FindStrategy(strategy)->exact);
     for (const int hosts : {1, 2, 3, 8}) {
       for (int64_t n = 0; n < 60; ++n) {
         const ShardPlan plan =
@@ -165,8 +225,8 @@ TEST(StrategyPlan, ExactStrategiesCoverEachTokenOnce) {
       }
     }
   }
-  EXPECT_FALSE(IsExact("apb"));
-  EXPECT_FALSE(IsExact("star"));
+  EXPECT_FALSE(FindStrategy("apb")->exact);
+  EXPECT_FALSE(FindStrategy("star")->exact);
 }
 
 TEST(StrategyPlan, FewerTokensThanHosts) {
@@ -215,10 +275,10 @@ void CheckPromises(const ShardPlan& plan, int64_t n) {
   // Document tokens of the anchor are 0, 1, 2, ...: all of host 0 or less, query rows in one run.
   int64_t document = 0, runs = 0;
   for (size_t i = 0; i < plan.anchor.size(); ++i) {
-    if (plan.anchor[i] >= 0) {
-      EXPECT_EQ(plan.anchor[i], document++);
+    if (!plan.anchor[i].in_query) {
+      EXPECT_EQ(plan.anchor[i].index, document++);
     } else {
-      runs += i == 0 || plan.anchor[i - 1] >= 0;
+      runs += i == 0 || !plan.anchor[i - 1].in_query;
     }
   }
   EXPECT_LE(runs, 1);

@@ -1,11 +1,11 @@
-#include "engine/context_parallel/anchor_strategy.h"
+#include "engine/context_parallel/apb/attend.h"
 
 #include <algorithm>
+#include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/context_parallel/apb/apb.h"
 #include "engine/context_parallel/partial_results.h"
-#include "engine/context_parallel/strategy_plan.h"
 
 namespace apb::context_parallel {
 
@@ -15,8 +15,24 @@ using kernels::TensorView;
 using kernels::Visibility;
 
 namespace {
+
 constexpr int kPoolWindow = 5;
-constexpr int kPoolReach = kPoolWindow / 2;
+constexpr int64_t kPoolReach = kPoolWindow / 2;
+
+// Rows of the embedded query within the plan's anchor: [begin, begin + length).
+TokenSpan EmbeddedQueryRows(const ShardPlan& plan) {
+  const auto is_query = [](const AnchorSource& source) { return source.in_query; };
+  const auto begin = std::find_if(plan.anchor.begin(), plan.anchor.end(), is_query);
+  const auto end = std::find_if_not(begin, plan.anchor.end(), is_query);
+  return {begin - plan.anchor.begin(), end - plan.anchor.begin()};
+}
+
+// Rows of a host whose scores are taken: its own, and those of the anchor that its pool reaches.
+int64_t ScoredRows(const ShardPlan& plan, const HostShard& host) {
+  return host.local_length() +
+         (host.sees_anchor ? std::min<int64_t>(kPoolReach, std::ssize(plan.anchor)) : 0);
+}
+
 }  // namespace
 
 AnchorStrategy::AnchorStrategy(const ShardPlan& plan, int64_t kv_heads,
@@ -37,17 +53,6 @@ AnchorStrategy::AnchorStrategy(const ShardPlan& plan, int64_t kv_heads,
     longest_passing_ = std::max(longest_passing_, host.passing_length);
 }
 
-bool AnchorStrategy::NeedsAnchor(const ShardPlan& plan, int ranks, int rank,
-                                 const Compressor* compressor) {
-  const HostRange range = HostsOfRank(static_cast<int>(plan.hosts.size()), ranks, rank);
-  for (int h = range.first; h < range.last; ++h) {
-    if (plan.hosts[h].sees_anchor) return true;
-    if (plan.hosts[h].passing_length > 0 && compressor != nullptr && compressor->UsesQuery())
-      return !plan.anchor.empty();
-  }
-  return false;
-}
-
 bool AnchorStrategy::WantsPreRope(int) const {
   return longest_passing_ > 0 && compressor_->UsesPreRope();
 }
@@ -58,7 +63,7 @@ absl::StatusOr<TensorView> AnchorStrategy::PooledScores(const LayerCall& call, c
                                                         kernels::Stream& stream) {
   // The pool's window crosses the border between anchor and block.
   const int64_t tail = compressor_->Pools() && plan_.hosts[rows.host].sees_anchor
-                           ? std::min<int64_t>(kPoolReach, call.anchor_rows)
+                           ? std::min(kPoolReach, call.anchor_rows)
                            : 0;
   const int64_t local = rows.end - rows.begin;
   APB_ASSIGN_OR_RETURN(const TensorView raw, raw_.Get(DType::kF32, {tail + local, kv_heads_}));
@@ -267,6 +272,54 @@ absl::Status AnchorStrategy::AttendOverlapped(const LayerCall& call, comm::Pendi
   if (end > begin)
     backend_.MergePartials(parts.Outs(), parts.Lses(), call.out.Rows(begin, end), {}, stream);
   return absl::OkStatus();
+}
+
+bool NeedsAnchor(const ShardPlan& plan, int ranks, int rank, std::string_view compressor) {
+  const HostRange range = HostsOfRank(static_cast<int>(plan.hosts.size()), ranks, rank);
+  for (int h = range.first; h < range.last; ++h) {
+    if (plan.hosts[h].sees_anchor) return true;
+    if (plan.hosts[h].passing_length > 0 && UsesQuery(compressor)) return !plan.anchor.empty();
+  }
+  return false;
+}
+
+int64_t AnchorPrefillBytes(const MemoryCall& call) {
+  const ShardPlan& plan = call.plan;
+  const ModelShape& m = call.model;
+  const HostRange hosts = HostsOfRank(static_cast<int>(plan.hosts.size()), call.ranks, call.rank);
+  int64_t longest = 0, scored = 0, scores = 0, indices = 0, behind_passing = 0;
+  bool passed = false;
+  for (int h = 0; h < hosts.last; ++h) {
+    const HostShard& host = plan.hosts[h];
+    if (h >= hosts.first && host.passing_length > 0) {
+      const int64_t rows = ScoredRows(plan, host);
+      scored = std::max(scored, rows);
+      scores += rows;
+      indices = std::max(indices, host.passing_length);
+    }
+    if (h >= hosts.first && passed) behind_passing += host.local_length();
+    passed |= host.passing_length > 0;
+  }
+  for (const HostShard& host : plan.hosts) longest = std::max(longest, host.passing_length);
+  if (longest == 0) return 0;
+  const int64_t sent = static_cast<int64_t>(plan.hosts.size()) / call.ranks * longest *
+                       m.kv_width() * m.element_bytes;
+  int64_t bytes = (scored + scores + indices) * m.kv_heads * 4 + sent +
+                  CompressorBytes(call.compressor, scored, m);
+  if (call.ranks > 1) bytes += call.ranks * sent;
+  if (call.ranks > 1 && call.overlap_passing) bytes += 2 * m.partial_bytes(behind_passing);
+  return bytes;
+}
+
+absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> CreateAnchorStrategy(
+    std::span<const StrategyDocument> documents, const StrategyDeps& deps, kernels::Stream&) {
+  std::unique_ptr<Compressor> compressor;
+  if (!deps.compressor.empty()) {
+    APB_ASSIGN_OR_RETURN(
+        compressor, CreateCompressor(deps.compressor, *deps.weights, deps.backend, deps.tensor));
+  }
+  return std::make_unique<AnchorStrategy>(*documents[0].plan, deps.kv_heads, std::move(compressor),
+                                          deps.backend, deps.communicator, deps.overlap_passing);
 }
 
 }  // namespace apb::context_parallel

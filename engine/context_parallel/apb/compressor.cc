@@ -1,4 +1,4 @@
-#include "engine/context_parallel/compressor.h"
+#include "engine/context_parallel/apb/compressor.h"
 
 #include <algorithm>
 #include <cmath>
@@ -13,20 +13,23 @@ namespace {
 using kernels::DType;
 using kernels::TensorView;
 
+constexpr std::string_view kRetainingHeads = "retaining_heads", kQueryAware = "query_aware",
+                           kRandom = "random";
+// Rows that the retaining heads take at a time; keeps the hidden layer in cache.
+constexpr int64_t kScoreChunk = 1024;
+
 class RetainingHeadCompressor : public Compressor {
  public:
   RetainingHeadCompressor(const model::Weights& weights, kernels::Backend& backend,
                           comm::Communicator* tensor)
       : weights_(weights), backend_(backend), tensor_(tensor), hidden_(backend), sums_(backend) {}
-  std::string_view name() const override { return "retaining_heads"; }
+  std::string_view name() const override { return kRetainingHeads; }
   bool UsesPreRope() const override { return true; }
-  bool UsesQuery() const override { return false; }
 
   absl::Status Score(const ScoreCall& call, kernels::Stream& stream) override {
-    constexpr int64_t kChunk = 1024;  // rows; keeps the hidden layer in cache
     const model::LayerWeights& layer = weights_.layer(call.layer);
-    for (int64_t begin = 0; begin < call.qkv.rows(); begin += kChunk) {
-      const int64_t end = std::min(begin + kChunk, call.qkv.rows());
+    for (int64_t begin = 0; begin < call.qkv.rows(); begin += kScoreChunk) {
+      const int64_t end = std::min(begin + kScoreChunk, call.qkv.rows());
       const TensorView qkv = call.qkv.Rows(begin, end);
       const int64_t width = layer.retaining_fc1.shape[0];
       APB_ASSIGN_OR_RETURN(const TensorView hidden,
@@ -60,9 +63,8 @@ class QueryAwareCompressor : public Compressor {
   QueryAwareCompressor(const model::Weights& weights, kernels::Backend& backend)
       : scale_(1.0f / std::sqrt(static_cast<float>(weights.config().head_dim))),
         backend_(backend) {}
-  std::string_view name() const override { return "query_aware"; }
+  std::string_view name() const override { return kQueryAware; }
   bool UsesPreRope() const override { return false; }
-  bool UsesQuery() const override { return true; }
 
   // Without an embedded query all scores are equal and the first tokens win.
   absl::Status Score(const ScoreCall& call, kernels::Stream& stream) override {
@@ -79,9 +81,8 @@ class QueryAwareCompressor : public Compressor {
 class RandomCompressor : public Compressor {
  public:
   explicit RandomCompressor(kernels::Backend& backend) : backend_(backend) {}
-  std::string_view name() const override { return "random"; }
+  std::string_view name() const override { return kRandom; }
   bool UsesPreRope() const override { return false; }
-  bool UsesQuery() const override { return false; }
   bool Pools() const override { return false; }
 
   absl::Status Score(const ScoreCall& call, kernels::Stream& stream) override {
@@ -111,18 +112,25 @@ absl::StatusOr<std::unique_ptr<Compressor>> CreateCompressor(std::string_view na
                                                              const model::Weights& weights,
                                                              kernels::Backend& backend,
                                                              comm::Communicator* tensor) {
-  if (name == "retaining_heads") {
+  if (name == kRetainingHeads) {
     if (!weights.has_retaining_heads()) {
       return absl::FailedPreconditionError(
           "compressor 'retaining_heads': the checkpoint has no retaining_heads.safetensors");
     }
     return std::make_unique<RetainingHeadCompressor>(weights, backend, tensor);
   }
-  if (name == "query_aware") return std::make_unique<QueryAwareCompressor>(weights, backend);
-  if (name == "random") return std::make_unique<RandomCompressor>(backend);
+  if (name == kQueryAware) return std::make_unique<QueryAwareCompressor>(weights, backend);
+  if (name == kRandom) return std::make_unique<RandomCompressor>(backend);
   return absl::InvalidArgumentError(
       absl::StrCat("compressor '", std::string(name),
                    "' is unknown (retaining_heads, query_aware and random are known)"));
+}
+
+bool UsesQuery(std::string_view name) { return name == kQueryAware; }
+
+int64_t CompressorBytes(std::string_view name, int64_t rows, const ModelShape& model) {
+  if (name != kRetainingHeads) return 0;
+  return std::min(rows, kScoreChunk) * model.retaining_width * model.element_bytes;
 }
 
 }  // namespace apb::context_parallel

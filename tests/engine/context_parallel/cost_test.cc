@@ -1,13 +1,14 @@
 // Goal: the cost model counts what is computed and sent, and has the properties that docs/algorithms.md
 // promises. Method: values by hand, thresholds and monotony over lengths and speeds. That bytes are
 // what really is sent: strategy_test, CostModelCountsWhatIsSent.
-#include "engine/context_parallel/cost_model.h"
+#include "engine/context_parallel/cost.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/ring/ring.h"
+#include "engine/context_parallel/strategies.h"
 
 namespace apb::context_parallel {
 namespace {
@@ -135,8 +136,8 @@ TEST(CostModel, QueriesAreSmallerBelowTheThreshold) {
     for (const int ranks : {2, 4, 8}) {
       for (const double share : {0.01, 0.3, 0.49, 0.51, 0.9, 1.0}) {
         const auto fresh = static_cast<int64_t>(share * all);
-        const bool smaller = RingStepBytes(Exchange::kRingQ, ranks, all - fresh, fresh, model) <
-                             RingStepBytes(Exchange::kRingKv, ranks, all - fresh, fresh, model);
+        const bool smaller =
+            QueryStepBytes(ranks, fresh, model) < KeyStepBytes(ranks, all - fresh, fresh, model);
         EXPECT_EQ(smaller, share < threshold) << share << " " << threshold;
       }
     }

@@ -1,12 +1,12 @@
-// The tensor half of star and apb: local attention with an anchor block, and with passing blocks.
-// Which of them a prefill has is said by its plan alone.
+// The tensor half of apb and star: local attention with an anchor block, and with passing blocks.
+// The plan alone says which of them a prefill has.
 #pragma once
 
 #include <memory>
 #include <span>
 #include <vector>
 
-#include "engine/context_parallel/compressor.h"
+#include "engine/context_parallel/apb/compressor.h"
 #include "engine/context_parallel/strategy.h"
 #include "engine/core/tensor.h"
 
@@ -26,10 +26,6 @@ class AnchorStrategy : public ContextParallelStrategy {
                           kernels::Stream& stream) override;
   absl::Status Attend(const LayerCall& call, kernels::Stream& stream) override;
   double compress_seconds() const override { return compress_seconds_; }
-
-  // Whether this rank must compute the anchor rows: one of its hosts sees them or scores its tokens
-  // by them.
-  static bool NeedsAnchor(const ShardPlan& plan, int ranks, int rank, const Compressor* compressor);
 
  private:
   // Scores of one host's local rows, pooled: [local rows, n_kv] f32.

@@ -7,7 +7,7 @@
 //   token_ring  Q travels; a partial result returns while the next one is computed.
 //   full        nothing travels: rank 0 has all rows and all keys.
 // A transfer is under way while a rank computes. All give the same numbers but for the order of the
-// sums. Which of them it is says the plan (ShardPlan::exchange).
+// sums.
 //
 // A document may begin with a cached prefix, spread over the ranks in any way: all its rows see all
 // of it, so a rank's share of keys is (cached ++ new). One message carries the rows or keys of all
@@ -19,21 +19,23 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
-#include "engine/cache/paged_kv_cache.h"
 #include "engine/context_parallel/partial_results.h"
-#include "engine/context_parallel/ring_shards.h"
+#include "engine/context_parallel/ring/ring_shards.h"
 #include "engine/context_parallel/strategy.h"
 #include "engine/core/tensor.h"
 
 namespace apb::context_parallel {
 
-// One object serves one prefill; plans (all with the same exchange) and cache must outlive it.
+// One object serves one prefill; plans and cache must outlive it.
 class RingStrategy : public ContextParallelStrategy {
  public:
+  enum class Travels { kNothing, kKeys, kQueries, kQueriesAndResults };
   // The ranks tell each other what they keep of cached prefixes: all create it together.
   static absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> Create(
-      std::span<const StrategyDocument> documents, const cache::PagedKvCache& cache,
-      kernels::Backend& backend, comm::Communicator& communicator, kernels::Stream& stream);
+      std::span<const StrategyDocument> documents, const StrategyDeps& deps, Travels travels,
+      kernels::Stream& stream);
+  // Bytes of the positions of all rows, which every rank has.
+  static int64_t PositionBytes(const ShardPlan& plan) { return plan.document_length() * 4; }
 
   bool WantsPreRope(int) const override { return false; }
   absl::Status BeforeRope(const LayerCall& call, const kernels::TensorView& qkv,
@@ -47,9 +49,8 @@ class RingStrategy : public ContextParallelStrategy {
   struct Result {
     kernels::TensorView out, lse;  // [rows of a host, n_q, d], [.., n_q]; lse may be absent
   };
-  RingStrategy(std::span<const StrategyDocument> documents, RingShards shards,
-               const cache::PagedKvCache& cache, kernels::Backend& backend,
-               comm::Communicator& communicator);
+  RingStrategy(std::span<const StrategyDocument> documents, const StrategyDeps& deps,
+               Travels travels, RingShards shards);
   absl::Status CopyToDevice(std::span<const StrategyDocument> documents);
 
   absl::Status PassKv(const LayerCall& call, kernels::Stream& stream);
@@ -78,6 +79,7 @@ class RingStrategy : public ContextParallelStrategy {
   kernels::TensorView PositionsOf(int host) const;
 
   const std::vector<const ShardPlan*> plans_;
+  const Travels travels_;
   const RingShards shards_;
   const cache::PagedKvCache& cache_;
   kernels::Backend& backend_;

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/comm/communicator.h"
+#include "engine/context_parallel/model_shape.h"
 #include "engine/core/tensor.h"
 #include "engine/model/weights.h"
 #include "kernels/backend.h"
@@ -32,8 +33,6 @@ class Compressor {
   // Scores come from the packed projections before RoPE (retaining heads), not from the keys after
   // it.
   virtual bool UsesPreRope() const = 0;
-  // Scores need the anchor's query rows, also on a rank whose hosts do not see the anchor.
-  virtual bool UsesQuery() const = 0;
   // Scores are smoothed by a max-pool of 5 tokens.
   virtual bool Pools() const { return true; }
   virtual absl::Status Score(const ScoreCall& call, kernels::Stream& stream) = 0;
@@ -48,5 +47,11 @@ absl::StatusOr<std::unique_ptr<Compressor>> CreateCompressor(std::string_view na
                                                              const model::Weights& weights,
                                                              kernels::Backend& backend,
                                                              comm::Communicator* tensor = nullptr);
+
+// Scores need the anchor's query rows, also on a rank whose hosts do not see the anchor.
+bool UsesQuery(std::string_view name);
+
+// Bytes that a compressor takes on a device to score so many rows.
+int64_t CompressorBytes(std::string_view name, int64_t rows, const ModelShape& model);
 
 }  // namespace apb::context_parallel

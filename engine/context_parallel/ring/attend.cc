@@ -1,10 +1,11 @@
-#include "engine/context_parallel/ring_strategy.h"
+#include "engine/context_parallel/ring/attend.h"
 
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/context_parallel/ring/ring.h"
 
 namespace apb::context_parallel {
 
@@ -75,27 +76,28 @@ absl::StatusOr<std::vector<std::vector<int64_t>>> CachedCounts(
 
 }  // namespace
 
-RingStrategy::RingStrategy(std::span<const StrategyDocument> documents, RingShards shards,
-                           const cache::PagedKvCache& cache, kernels::Backend& backend,
-                           comm::Communicator& communicator)
+RingStrategy::RingStrategy(std::span<const StrategyDocument> documents, const StrategyDeps& deps,
+                           Travels travels, RingShards shards)
     : plans_(PlansOf(documents)),
+      travels_(travels),
       shards_(std::move(shards)),
-      cache_(cache),
-      backend_(backend),
-      communicator_(communicator),
-      rank_(communicator.rank()),
+      cache_(deps.cache),
+      backend_(deps.backend),
+      communicator_(deps.communicator),
+      rank_(deps.communicator.rank()),
       ranks_(shards_.hosts()),
-      travelling_{core::Workspace(backend), core::Workspace(backend)},
-      home_(backend),
-      partials_(backend),
-      visitors_(backend) {}
+      travelling_{core::Workspace(deps.backend), core::Workspace(deps.backend)},
+      home_(deps.backend),
+      partials_(deps.backend),
+      visitors_(deps.backend) {}
 
 absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> RingStrategy::Create(
-    std::span<const StrategyDocument> documents, const cache::PagedKvCache& cache,
-    kernels::Backend& backend, comm::Communicator& communicator, kernels::Stream& stream) {
-  APB_ASSIGN_OR_RETURN(const auto cached, CachedCounts(documents, backend, communicator, stream));
-  std::unique_ptr<RingStrategy> strategy(new RingStrategy(
-      documents, RingShards(PlansOf(documents), cached), cache, backend, communicator));
+    std::span<const StrategyDocument> documents, const StrategyDeps& deps, Travels travels,
+    kernels::Stream& stream) {
+  APB_ASSIGN_OR_RETURN(const auto cached,
+                       CachedCounts(documents, deps.backend, deps.communicator, stream));
+  std::unique_ptr<RingStrategy> strategy(
+      new RingStrategy(documents, deps, travels, RingShards(PlansOf(documents), cached)));
   APB_RETURN_IF_ERROR(strategy->CopyToDevice(documents));
   return std::unique_ptr<ContextParallelStrategy>(std::move(strategy));
 }
@@ -136,20 +138,23 @@ absl::Status RingStrategy::BeforeRope(const LayerCall&, const TensorView&, kerne
 }
 
 absl::Status RingStrategy::Attend(const LayerCall& call, kernels::Stream& stream) {
-  if (rank_ >= ranks_) return absl::OkStatus();  // full: this rank has no rows
+  if (rank_ >= ranks_) return absl::OkStatus();  // the plan's one host is on rank 0
   if (ranks_ == 1) {
     APB_ASSIGN_OR_RETURN(const Keys keys, HomeKeys(call, stream));
     AttendPart(call, 0, call.q, 0, keys, {.out = call.out}, stream);
     return absl::OkStatus();
   }
-  switch (plans_[0]->exchange) {
-    case Exchange::kRingKv:
+  switch (travels_) {
+    case Travels::kKeys:
       return PassKv(call, stream);
-    case Exchange::kRingQ:
+    case Travels::kQueries:
       return PassQ(call, stream);
-    default:
+    case Travels::kQueriesAndResults:
       return PassTokens(call, stream);
+    case Travels::kNothing:
+      break;
   }
+  return absl::InternalError("a ring of several ranks in which nothing travels");
 }
 
 absl::StatusOr<TensorView> RingStrategy::KeyMessage(const LayerCall& call, core::Workspace& memory,
@@ -344,6 +349,67 @@ absl::Status RingStrategy::PassTokens(const LayerCall& call, kernels::Stream& st
   if (returning != nullptr) APB_RETURN_IF_ERROR(returning->Wait(stream));
   backend_.MergePartials(mine.Outs(), mine.Lses(), call.out, {}, stream);
   return absl::OkStatus();
+}
+
+// ring.h, what the rows of the table name.
+namespace {
+
+// Rows of the fullest rank, of `rank`, and of all others.
+struct RowCounts {
+  explicit RowCounts(const MemoryCall& call) {
+    for (int h = 0; h < static_cast<int>(call.plan.hosts.size()); ++h) {
+      const int64_t rows = call.plan.hosts[h].local_length();
+      most = std::max(most, rows);
+      (h == call.rank ? own : others) += rows;
+    }
+  }
+  int64_t most = 0, own = 0, others = 0;
+};
+
+// Two messages: what a rank holds, and what comes next.
+int64_t MessageBytes(const MemoryCall& call, int64_t rows, int64_t width) {
+  return RingStrategy::PositionBytes(call.plan) + 2 * rows * width * call.model.element_bytes;
+}
+
+}  // namespace
+
+int64_t RingKvPrefillBytes(const MemoryCall& call) {
+  if (call.ranks == 1) return RingStrategy::PositionBytes(call.plan);
+  const RowCounts rows(call);
+  return MessageBytes(call, rows.most, call.model.kv_width()) +
+         2 * call.model.partial_bytes(rows.own);
+}
+
+int64_t RingQPrefillBytes(const MemoryCall& call) {
+  if (call.ranks == 1) return RingStrategy::PositionBytes(call.plan);
+  const RowCounts rows(call);
+  return MessageBytes(call, rows.most, call.model.query_width()) +
+         call.ranks * call.model.partial_bytes(rows.own) + call.model.partial_bytes(rows.others);
+}
+
+int64_t TokenRingPrefillBytes(const MemoryCall& call) {
+  if (call.ranks == 1) return RingStrategy::PositionBytes(call.plan);
+  const RowCounts rows(call);
+  return MessageBytes(call, rows.most, call.model.query_width()) +
+         2 * call.model.partial_bytes(rows.own) + 2 * call.model.partial_bytes(rows.most);
+}
+
+absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> CreateRingKv(
+    std::span<const StrategyDocument> documents, const StrategyDeps& deps,
+    kernels::Stream& stream) {
+  return RingStrategy::Create(documents, deps, RingStrategy::Travels::kKeys, stream);
+}
+
+absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> CreateRingQ(
+    std::span<const StrategyDocument> documents, const StrategyDeps& deps,
+    kernels::Stream& stream) {
+  return RingStrategy::Create(documents, deps, RingStrategy::Travels::kQueries, stream);
+}
+
+absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> CreateTokenRing(
+    std::span<const StrategyDocument> documents, const StrategyDeps& deps,
+    kernels::Stream& stream) {
+  return RingStrategy::Create(documents, deps, RingStrategy::Travels::kQueriesAndResults, stream);
 }
 
 }  // namespace apb::context_parallel

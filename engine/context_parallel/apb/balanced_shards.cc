@@ -1,4 +1,4 @@
-#include "engine/context_parallel/balanced_shards.h"
+#include "engine/context_parallel/apb/balanced_shards.h"
 
 #include <cmath>
 #include <numeric>

@@ -1,12 +1,13 @@
-#include "engine/context_parallel/ulysses_strategy.h"
-
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <utility>
+#include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
-#include "engine/context_parallel/strategy_plan.h"
+#include "engine/context_parallel/strategy.h"
+#include "engine/context_parallel/ulysses/ulysses.h"
+#include "engine/core/tensor.h"
 
 namespace apb::context_parallel {
 
@@ -24,34 +25,60 @@ TensorView HeadRange(const TensorView& x, int64_t first, int64_t count) {
   return view;
 }
 
-}  // namespace
+// One object serves one prefill, by a plan of one block for each rank.
+class UlyssesStrategy : public ContextParallelStrategy {
+ public:
+  static absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> Create(const ShardPlan& plan,
+                                                                         const StrategyDeps& deps);
 
-UlyssesStrategy::UlyssesStrategy(int64_t query_heads, int64_t kv_heads, kernels::Backend& backend,
-                                 comm::Communicator& communicator)
-    : backend_(backend),
-      communicator_(communicator),
-      rank_(communicator.rank()),
-      ranks_(communicator.size()),
-      group_(query_heads / kv_heads),
-      query_share_(query_heads / ranks_),
-      kv_share_(std::max<int64_t>(1, kv_heads / ranks_)),
-      packed_(backend),
-      q_(backend),
-      k_(backend),
-      v_(backend),
-      out_(backend) {}
+  bool WantsPreRope(int) const override { return false; }
+  absl::Status BeforeRope(const LayerCall& call, const kernels::TensorView& qkv,
+                          kernels::Stream& stream) override;
+  absl::Status Attend(const LayerCall& call, kernels::Stream& stream) override;
+
+ private:
+  explicit UlyssesStrategy(const StrategyDeps& deps);
+  // Heads of rank `rank`: [first, first + count).
+  struct Heads {
+    int64_t first, count;
+  };
+  Heads QueryHeadsOf(int rank) const { return {rank * query_share_, query_share_}; }
+  Heads KvHeadsOf(int rank) const { return {rank * query_share_ / group_, kv_share_}; }
+  // `mine` [T, heads, d] of all heads to `all` [n, share, d] of this rank's share, by tokens.
+  absl::Status ToHeads(const kernels::TensorView& mine,
+                       Heads (UlyssesStrategy::*heads_of)(int) const,
+                       const kernels::TensorView& all, kernels::Stream& stream);
+  // And back: `all` [n, share, d] to `mine` [T, heads, d].
+  absl::Status ToTokens(const kernels::TensorView& all, const kernels::TensorView& mine,
+                        kernels::Stream& stream);
+
+  kernels::Backend& backend_;
+  comm::Communicator& communicator_;
+  const int rank_, ranks_;
+  const int64_t group_;                   // query heads of a KV head
+  const int64_t query_share_, kv_share_;  // heads of a rank
+  core::Tensor positions_;                // 0, 1, 2, ... n - 1
+  std::vector<int64_t> row_begin_;        // first token of each rank
+  core::Workspace packed_, q_, k_, v_, out_;
+};
+
+UlyssesStrategy::UlyssesStrategy(const StrategyDeps& deps)
+    : backend_(deps.backend),
+      communicator_(deps.communicator),
+      rank_(communicator_.rank()),
+      ranks_(communicator_.size()),
+      group_(deps.query_heads / deps.kv_heads),
+      query_share_(deps.query_heads / ranks_),
+      kv_share_(std::max<int64_t>(1, deps.kv_heads / ranks_)),
+      packed_(backend_),
+      q_(backend_),
+      k_(backend_),
+      v_(backend_),
+      out_(backend_) {}
 
 absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> UlyssesStrategy::Create(
-    const ShardPlan& plan, int64_t query_heads, int64_t kv_heads, kernels::Backend& backend,
-    comm::Communicator& communicator) {
-  const int64_t ranks = communicator.size();
-  if (!UlyssesFits(query_heads, kv_heads, ranks)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("strategy 'ulysses': ", query_heads, " query and ", kv_heads,
-                     " KV heads do not divide among ", ranks, " ranks"));
-  }
-  std::unique_ptr<UlyssesStrategy> strategy(
-      new UlyssesStrategy(query_heads, kv_heads, backend, communicator));
+    const ShardPlan& plan, const StrategyDeps& deps) {
+  std::unique_ptr<UlyssesStrategy> strategy(new UlyssesStrategy(deps));
   int64_t count = 0;
   for (const HostShard& host : plan.hosts) {
     strategy->row_begin_.push_back(count);
@@ -60,9 +87,10 @@ absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> UlyssesStrategy::Create
   strategy->row_begin_.push_back(count);
   std::vector<int32_t> positions(count);
   std::iota(positions.begin(), positions.end(), 0);
-  APB_ASSIGN_OR_RETURN(strategy->positions_,
-                       core::Tensor::CopyOf(backend, TensorView::Contiguous(positions.data(),
-                                                                            DType::kI32, {count})));
+  APB_ASSIGN_OR_RETURN(
+      strategy->positions_,
+      core::Tensor::CopyOf(deps.backend,
+                           TensorView::Contiguous(positions.data(), DType::kI32, {count})));
   return std::unique_ptr<ContextParallelStrategy>(std::move(strategy));
 }
 
@@ -122,6 +150,26 @@ absl::Status UlyssesStrategy::Attend(const LayerCall& call, kernels::Stream& str
                       .out = out},
                      stream);
   return ToTokens(out, call.out, stream);
+}
+
+}  // namespace
+
+int64_t UlyssesPrefillBytes(const MemoryCall& call) {
+  const ModelShape& m = call.model;
+  const int64_t tokens = call.plan.document_length(),
+                rows = call.plan.hosts[call.rank].local_length(),
+                query_share = m.query_heads / call.ranks,
+                kv_share = std::max<int64_t>(1, m.kv_heads / call.ranks);
+  const int64_t packed = call.ranks > 1 ? rows * std::max(query_share, kv_share) : 0;
+  return tokens * 4 +
+         (tokens * 2 * (query_share + kv_share) + packed) * m.head_dim * m.element_bytes;
+}
+
+absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> CreateUlysses(
+    std::span<const StrategyDocument> documents, const StrategyDeps& deps, kernels::Stream&) {
+  APB_RETURN_IF_ERROR(UlyssesSupports({.query_heads = deps.query_heads, .kv_heads = deps.kv_heads},
+                                      deps.communicator.size()));
+  return UlyssesStrategy::Create(*documents[0].plan, deps);
 }
 
 }  // namespace apb::context_parallel

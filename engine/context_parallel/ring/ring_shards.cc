@@ -1,4 +1,4 @@
-#include "engine/context_parallel/ring_shards.h"
+#include "engine/context_parallel/ring/ring_shards.h"
 
 namespace apb::context_parallel {
 
