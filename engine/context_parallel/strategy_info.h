@@ -7,8 +7,11 @@
 //   plan.cc     who computes which tokens
 //   cost.cc     what that takes: work of a rank, traffic of a layer
 //   attend.cc   the attention of one layer (strategy.h), and the memory that it takes
-// and one row in strategies.cc. A folder may take parts of another one: star has apb's attention.
-// What no field below can say is not a reason to test a name elsewhere: it is a new field.
+// one row in strategies.cc, and the sources in CMakeLists.txt. A folder may take parts of another
+// one: star has apb's attention. tests/engine/context_parallel/toy is an example. `auto` may choose
+// it then; clients name it when the API has the name, too (inference.v1.Strategy and the server's
+// kStrategyNames). What no field below can say is not a reason to test a name elsewhere: it is a
+// new field.
 #pragma once
 
 #include <cstdint>
