@@ -56,9 +56,6 @@ class Communicator {
                                   std::span<const int64_t> counts, kernels::Stream& stream) = 0;
   virtual absl::Status AllReduce(const kernels::TensorView& data, ReduceOp op,
                                  kernels::Stream& stream) = 0;  // in place, f32
-  // data has size() equal parts; recv gets the sum of everyone's part `rank()`. f32.
-  virtual absl::Status ReduceScatter(const kernels::TensorView& send,
-                                     const kernels::TensorView& recv, kernels::Stream& stream) = 0;
   // Part r of send goes to rank r; part r of recv comes from rank r. Equal parts.
   virtual absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
                                 kernels::Stream& stream) = 0;

@@ -200,18 +200,6 @@ class LocalCommunicator : public Communicator {
                    stream);
   }
 
-  absl::Status ReduceScatter(const TensorView& send, const TensorView& recv,
-                             Stream& stream) override {
-    if (Bytes(send) != Bytes(recv) * size())
-      return absl::InvalidArgumentError("reduce_scatter: send must be size() times recv");
-    return WaitFor(Start("reduce_scatter", send, -1, Bytes(send) - Bytes(recv), stream,
-                         [recv, rank = rank_](const std::vector<Posting>& postings) {
-                           return Reduce("reduce_scatter", postings, rank * recv.numel(), recv,
-                                         ReduceOp::kSum);
-                         }),
-                   stream);
-  }
-
   absl::Status AllToAll(const TensorView& send, const TensorView& recv, Stream& stream) override {
     if (Bytes(send) != Bytes(recv) || Bytes(send) % size() != 0)
       return absl::InvalidArgumentError("all_to_all: size() equal parts wanted");

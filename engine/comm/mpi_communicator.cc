@@ -184,20 +184,6 @@ absl::Status MpiCommunicator::AllReduce(const TensorView& data, ReduceOp op,
   return Finish("all_reduce", Bytes(data), &request, 1);
 }
 
-absl::Status MpiCommunicator::ReduceScatter(const TensorView& send, const TensorView& recv,
-                                            kernels::Stream& stream) {
-  APB_RETURN_IF_ERROR(Begin(&stream, "reduce_scatter"));
-  if (send.numel() != recv.numel() * size_)
-    return absl::InvalidArgumentError("reduce_scatter: send must be size() times recv");
-  APB_RETURN_IF_ERROR(CheckCount("reduce_scatter", recv.numel()));
-  MPI_Request request = MPI_REQUEST_NULL;
-  APB_RETURN_IF_ERROR(
-      Started("reduce_scatter",
-              MPI_Ireduce_scatter_block(send.data, recv.data, static_cast<int>(recv.numel()),
-                                        MPI_FLOAT, MPI_SUM, comm_, &request)));
-  return Finish("reduce_scatter", Bytes(send) - Bytes(recv), &request, 1);
-}
-
 absl::Status MpiCommunicator::AllToAll(const TensorView& send, const TensorView& recv,
                                        kernels::Stream& stream) {
   APB_RETURN_IF_ERROR(Begin(&stream, "all_to_all"));

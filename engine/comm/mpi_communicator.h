@@ -32,8 +32,6 @@ class MpiCommunicator : public Communicator {
                           std::span<const int64_t> counts, kernels::Stream& stream) override;
   absl::Status AllReduce(const kernels::TensorView& data, ReduceOp op,
                          kernels::Stream& stream) override;
-  absl::Status ReduceScatter(const kernels::TensorView& send, const kernels::TensorView& recv,
-                             kernels::Stream& stream) override;
   absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
                         kernels::Stream& stream) override;
   absl::Status SendRecv(const kernels::TensorView& send, int target,

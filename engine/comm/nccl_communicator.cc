@@ -39,8 +39,6 @@ class NcclCommunicator : public Communicator {
   absl::Status AllGatherV(const TensorView& send, const TensorView& recv,
                           std::span<const int64_t> counts, kernels::Stream& stream) override;
   absl::Status AllReduce(const TensorView& data, ReduceOp op, kernels::Stream& stream) override;
-  absl::Status ReduceScatter(const TensorView& send, const TensorView& recv,
-                             kernels::Stream& stream) override;
   absl::Status AllToAll(const TensorView& send, const TensorView& recv,
                         kernels::Stream& stream) override;
   absl::Status SendRecv(const TensorView& send, int target, const TensorView& recv, int source,
@@ -126,18 +124,6 @@ absl::Status NcclCommunicator::AllReduce(const TensorView& data, ReduceOp op,
                                 return ncclAllReduce(data.data, data.data, data.numel(), ncclFloat,
                                                      op == ReduceOp::kSum ? ncclSum : ncclMax, c,
                                                      s);
-                              }),
-                 stream);
-}
-
-absl::Status NcclCommunicator::ReduceScatter(const TensorView& send, const TensorView& recv,
-                                             kernels::Stream& stream) {
-  if (send.numel() != recv.numel() * size_)
-    return absl::InvalidArgumentError("reduce_scatter: send must be size() times recv");
-  return WaitFor(group_.Start("reduce_scatter", Bytes(send) - Bytes(recv), stream,
-                              [&](ncclComm_t c, cudaStream_t s) {
-                                return ncclReduceScatter(send.data, recv.data, recv.numel(),
-                                                         ncclFloat, ncclSum, c, s);
                               }),
                  stream);
 }

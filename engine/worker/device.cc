@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "engine/comm/agreement.h"
 #include "engine/comm/nccl_communicator.h"
 #include "kernels/cuda/cuda_backend.h"
 
@@ -15,12 +16,6 @@ namespace {
 
 using kernels::DType;
 using kernels::TensorView;
-
-// Of host memory, on which nothing is ever pending.
-class HostStream : public kernels::Stream {
- public:
-  absl::Status Synchronize() override { return status_; }
-};
 
 int64_t AvailableMemoryBytes() {
   std::ifstream in("/proc/meminfo");
@@ -40,7 +35,7 @@ absl::StatusOr<std::unique_ptr<comm::Communicator>> NcclBetween(comm::Communicat
   if (host.rank() == 0) {
     APB_ASSIGN_OR_RETURN(id, comm::NewNcclId());
   }
-  HostStream stream;
+  comm::HostStream stream;
   APB_RETURN_IF_ERROR(
       host.Broadcast(TensorView::Contiguous(id.data(), DType::kI32, {kIdWords}), 0, stream));
   return comm::CreateNcclCommunicator(
@@ -69,25 +64,18 @@ absl::StatusOr<int> UsableGpus(const WorkerOptions& options, int ranks) {
 
 }  // namespace
 
-absl::StatusOr<float> LargestOverRanks(comm::Communicator& control, float value) {
-  HostStream stream;
-  APB_RETURN_IF_ERROR(control.AllReduce(TensorView::Contiguous(&value, DType::kF32, {1}),
-                                        comm::ReduceOp::kMax, stream));
-  return value;
-}
-
 absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
                                     comm::MpiRuntime& mpi, comm::Communicator& control) {
   const absl::Duration deadline = absl::Seconds(options.collective_timeout_seconds);
   const absl::StatusOr<int> gpus = UsableGpus(options, mpi.local_size());
-  APB_ASSIGN_OR_RETURN(const float lacking, LargestOverRanks(control, gpus.ok() ? 0 : 1));
+  APB_ASSIGN_OR_RETURN(const bool all_have_gpus, comm::AllAgree(control, gpus.ok()));
   if (options.device == "cuda") {
     APB_RETURN_IF_ERROR(gpus.status());
-    if (lacking != 0) return absl::UnavailableError("--device cuda: another rank has no GPU");
+    if (!all_have_gpus) return absl::UnavailableError("--device cuda: another rank has no GPU");
   }
   Device device;
   APB_ASSIGN_OR_RETURN(comm::Mesh mesh, mpi.NewMesh(options.tensor_parallel, deadline));
-  if (lacking == 0) {
+  if (all_have_gpus) {
     APB_ASSIGN_OR_RETURN(device.backend, kernels::CreateCudaBackend(mpi.local_rank() % *gpus));
     device.ranks_on_it = (mpi.local_size() + *gpus - 1) / *gpus;
     APB_ASSIGN_OR_RETURN(mesh, NcclMesh(mesh, deadline));

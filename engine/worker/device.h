@@ -22,9 +22,6 @@ struct Device {
 absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
                                     comm::MpiRuntime& mpi, comm::Communicator& control);
 
-// The largest value over the ranks (an f32 is exact for the small numbers that are agreed on).
-absl::StatusOr<float> LargestOverRanks(comm::Communicator& control, float value);
-
 // Bytes for the KV cache of one rank: half of the machine's free memory, or the share
 // options.gpu_memory_utilization of the GPU's, divided among the ranks there.
 absl::StatusOr<int64_t> KvCacheBytes(const WorkerOptions& options, const Device& device);

@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "engine/comm/agreement.h"
 #include "engine/context_parallel/strategies.h"
 #include "engine/worker/calibration.h"
 #include "kernels/cuda/cuda_backend.h"
@@ -167,7 +168,7 @@ absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine,
   for (const bool sliced : {false, true}) {
     executor.SetSliced(sliced);
     APB_ASSIGN_OR_RETURN(const float mine, SecondsOfStep(executor));
-    APB_ASSIGN_OR_RETURN(seconds[sliced], LargestOverRanks(control, mine));
+    APB_ASSIGN_OR_RETURN(seconds[sliced], comm::MaxOverRanks(control, mine));
   }
   // Clearly faster, so that the next start decides alike: the two round differently.
   executor.SetSliced(seconds[1] < 0.9f * seconds[0]);
@@ -181,10 +182,9 @@ absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine,
 absl::StatusOr<int64_t> PrefillBytes(const Device& device, comm::Communicator& control) {
   if (device.backend->place() == kernels::Place::kHost) return 0;
   APB_ASSIGN_OR_RETURN(const int64_t free, kernels::FreeCudaBytes());
-  const int64_t mebibytes = (free / 10 * 9 / device.ranks_on_it) >> 20;  // exact as a float
-  APB_ASSIGN_OR_RETURN(const float least,
-                       LargestOverRanks(control, -static_cast<float>(mebibytes)));
-  return std::max<int64_t>(1, static_cast<int64_t>(-least)) << 20;
+  APB_ASSIGN_OR_RETURN(const int64_t least,
+                       comm::MinOverRanks(control, free / 10 * 9 / device.ranks_on_it));
+  return std::max<int64_t>(least, 1 << 20);
 }
 
 absl::Status MeasureSpeed(const WorkerOptions& options, Engine& engine) {
@@ -213,9 +213,9 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, comm::MpiRuntime& mpi
                        mpi.NewCommunicator(absl::Seconds(options.collective_timeout_seconds)));
   APB_ASSIGN_OR_RETURN(engine.device, ChooseDevice(options, threads, mpi, *control));
   const absl::Status loaded = LoadOnThisRank(options, threads, mpi.rank() == 0, engine);
-  APB_ASSIGN_OR_RETURN(const float failed, LargestOverRanks(*control, loaded.ok() ? 0 : 1));
+  APB_ASSIGN_OR_RETURN(const bool all_loaded, comm::AllAgree(*control, loaded.ok()));
   APB_RETURN_IF_ERROR(loaded);
-  if (failed != 0) return absl::FailedPreconditionError("another rank could not load the model");
+  if (!all_loaded) return absl::FailedPreconditionError("another rank could not load the model");
 
   const model::ModelConfig& config = engine.weights->config();
   engine.shape = {.layers = config.layers,
@@ -227,10 +227,7 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, comm::MpiRuntime& mpi
   const int context_ranks = engine.device.mesh->context().size();
   APB_ASSIGN_OR_RETURN(const int64_t memory, KvCacheBytes(options, engine.device));
   const int64_t mine = BlocksPerRank(options, config, engine.shape, memory, context_ranks);
-  APB_ASSIGN_OR_RETURN(
-      const float least,
-      LargestOverRanks(*control, -static_cast<float>(std::min<int64_t>(mine, 1 << 24))));
-  engine.shape.block_count = static_cast<int64_t>(-least);
+  APB_ASSIGN_OR_RETURN(engine.shape.block_count, comm::MinOverRanks(*control, mine));
   APB_ASSIGN_OR_RETURN(engine.executor,
                        executor::StepExecutor::Create(*engine.weights, engine.shape,
                                                       *engine.device.backend, *engine.device.mesh));

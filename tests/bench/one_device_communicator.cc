@@ -147,11 +147,6 @@ absl::Status OneDeviceCommunicator::AllReduce(const TensorView& data, comm::Redu
                     [&] { return inner_.AllReduce(data, op, stream); });
 }
 
-absl::Status OneDeviceCommunicator::ReduceScatter(const TensorView& send, const TensorView& recv,
-                                                  Stream& stream) {
-  return Collective(ToAll(Bytes(recv)), [&] { return inner_.ReduceScatter(send, recv, stream); });
-}
-
 absl::Status OneDeviceCommunicator::AllToAll(const TensorView& send, const TensorView& recv,
                                              Stream& stream) {
   return Collective(ToAll(Bytes(send) / size()),

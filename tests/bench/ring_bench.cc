@@ -89,10 +89,6 @@ class WatchedCommunicator : public comm::Communicator {
                          kernels::Stream& stream) override {
     return real_.AllReduce(data, op, stream);
   }
-  absl::Status ReduceScatter(const TensorView& send, const TensorView& recv,
-                             kernels::Stream& stream) override {
-    return real_.ReduceScatter(send, recv, stream);
-  }
   absl::Status AllToAll(const TensorView& send, const TensorView& recv,
                         kernels::Stream& stream) override {
     return real_.AllToAll(send, recv, stream);

@@ -52,12 +52,6 @@ class HostViews : public Communicator {
       return device_.AllReduce(d, op, *stream_);
     });
   }
-  absl::Status ReduceScatter(const TensorView& send, const TensorView& recv,
-                             kernels::Stream&) override {
-    return Run(send, recv, [&](const TensorView& s, const TensorView& r) {
-      return device_.ReduceScatter(s, r, *stream_);
-    });
-  }
   absl::Status AllToAll(const TensorView& send, const TensorView& recv, kernels::Stream&) override {
     return Run(send, recv, [&](const TensorView& s, const TensorView& r) {
       return device_.AllToAll(s, r, *stream_);

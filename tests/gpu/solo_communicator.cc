@@ -79,13 +79,6 @@ absl::Status SoloCommunicator::AllReduce(const TensorView& data, comm::ReduceOp,
   return absl::OkStatus();
 }
 
-absl::Status SoloCommunicator::ReduceScatter(const TensorView& send, const TensorView& recv,
-                                             Stream& stream) {
-  Count("reduce_scatter", size_ - 1, Bytes(recv) * (size_ - 1));
-  Fill(send, recv, stream);
-  return absl::OkStatus();
-}
-
 absl::Status SoloCommunicator::AllToAll(const TensorView& send, const TensorView& recv,
                                         Stream& stream) {
   Count("all_to_all", size_ - 1, Bytes(send) / size_ * (size_ - 1));

@@ -33,8 +33,6 @@ class SoloCommunicator : public comm::Communicator {
                           std::span<const int64_t> counts, kernels::Stream& stream) override;
   absl::Status AllReduce(const kernels::TensorView& data, comm::ReduceOp op,
                          kernels::Stream& stream) override;
-  absl::Status ReduceScatter(const kernels::TensorView& send, const kernels::TensorView& recv,
-                             kernels::Stream& stream) override;
   absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
                         kernels::Stream& stream) override;
   absl::Status SendRecv(const kernels::TensorView& send, int target,

@@ -68,9 +68,16 @@ void CheckReductions(Communicator& c, int round, int64_t n, ReadyStream& stream)
     ASSERT_EQ(data.data[i], sum(i));
     ASSERT_EQ(top.data[i], Value(round, ranks - 1, i));
   }
-  Floats send = Floats::Of(round, me, n * ranks), part(n);
-  ASSERT_TRUE(c.ReduceScatter(send.view(), part.view(), stream).ok());
-  for (int64_t i = 0; i < n; ++i) ASSERT_EQ(part.data[i], sum(me * n + i));
+}
+
+void CheckAgreement(Communicator& c) {
+  const int ranks = c.size(), me = c.rank();
+  // Beyond what a float holds exactly.
+  constexpr int64_t kBig = (int64_t{1} << 40) + 1;
+  ASSERT_EQ(*MinOverRanks(c, kBig - me), kBig - (ranks - 1));
+  ASSERT_EQ(*MaxOverRanks(c, -0.5 - me), -0.5);
+  ASSERT_TRUE(*AllAgree(c, true));
+  ASSERT_EQ(*AllAgree(c, me != ranks / 2), false);
 }
 
 void CheckExchanges(Communicator& c, int round, int64_t n, ReadyStream& stream) {
@@ -113,6 +120,7 @@ void CheckCollectives(Communicator& communicator) {
   Floats two(2);
   EXPECT_FALSE(communicator.AllGather(two.view(), two.view().Rows(0, 1), stream).ok());
   EXPECT_EQ(Sent(communicator) - sent_before, 2 * 4 * 101'004 * (communicator.size() - 1));
+  CheckAgreement(communicator);
   for (const auto& operation : communicator.stats().operations) {
     EXPECT_GE(operation.calls, round) << operation.name;
     EXPECT_GE(operation.seconds, 0) << operation.name;

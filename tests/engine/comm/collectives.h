@@ -2,16 +2,13 @@
 // threads and with ranks as MPI processes.
 #pragma once
 
+#include "engine/comm/agreement.h"
 #include "engine/comm/communicator.h"
 #include "kernels/backend.h"
 
 namespace apb::comm {
 
-// A host stream on which nothing is ever pending.
-class ReadyStream : public kernels::Stream {
- public:
-  absl::Status Synchronize() override { return status_; }
-};
+using ReadyStream = HostStream;
 
 // All ranks call it; failures are gtest failures of the calling thread.
 void CheckCollectives(Communicator& communicator);

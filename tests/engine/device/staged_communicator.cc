@@ -100,13 +100,6 @@ class StagedCommunicator : public Communicator {
       return twin.Store(stream);
     });
   }
-  absl::Status ReduceScatter(const TensorView& send, const TensorView& recv,
-                             kernels::Stream& stream) override {
-    return Run(send, recv, stream,
-               [=, this, &stream](const TensorView& from, const TensorView& to) {
-                 return inner_->ReduceScatter(from, to, stream);
-               });
-  }
   absl::Status AllToAll(const TensorView& send, const TensorView& recv,
                         kernels::Stream& stream) override {
     return Run(send, recv, stream,
