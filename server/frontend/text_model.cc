@@ -6,31 +6,13 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "engine/base/fingerprint.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/string_view.h"
 #include "server/frontend/status_map.h"
-#include "server/text/file_contents.h"
 
 namespace apb::frontend {
 namespace {
-
-absl::StatusOr<nlohmann::json> ParseObject(const std::string& path, const std::string& text) {
-  nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, ": no JSON object"));
-  return json;
-}
-
-// "eos_token_id": a number, a list of numbers, or null.
-void AddTokenIds(const nlohmann::json& object, std::vector<int32_t>* ids) {
-  const auto found = object.find("eos_token_id");
-  if (found == object.end()) return;
-  const nlohmann::json list = found->is_array() ? *found : nlohmann::json::array({*found});
-  for (const auto& id : list) {
-    if (id.is_number_integer()) ids->push_back(id.get<int32_t>());
-  }
-}
 
 // The splitter knows no statuses with fields; what it says of the query begins with the query's name.
 absl::Status WithQueryField(const absl::Status& status) {
@@ -58,40 +40,9 @@ ChatInput Join(const ChatInput& context, const ChatInput& more) {
 
 }  // namespace
 
-absl::Status TextModel::ReadConfig(const std::string& folder) {
-  const std::string path = folder + "/config.json";
-  APB_ASSIGN_OR_RETURN(const std::string text, text::ReadFile(path));
-  APB_ASSIGN_OR_RETURN(const nlohmann::json config, ParseObject(path, text));
-  fingerprint_ = base::Fingerprint(text);
-  auto integer = [&](const char* name) -> int64_t {
-    const auto found = config.find(name);
-    return found != config.end() && found->is_number_integer() ? found->get<int64_t>() : 0;
-  };
-  max_position_embeddings_ = integer("max_position_embeddings");
-  const int64_t vocab_size = integer("vocab_size");
-  if (vocab_size <= 0 || vocab_size > (1 << 24)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": vocab_size is missing or out of range"));
-  }
-  vocab_size_ = static_cast<int32_t>(vocab_size);
-  for (const char* name : {"dtype", "torch_dtype"}) {
-    if (auto found = config.find(name); found != config.end() && found->is_string()) {
-      dtype_ = found->get<std::string>();
-    }
-  }
-  AddTokenIds(config, &stop_tokens_);
-  const std::string generation_path = folder + "/generation_config.json";
-  if (auto generation_text = text::ReadFile(generation_path); generation_text.ok()) {
-    APB_ASSIGN_OR_RETURN(const nlohmann::json generation,
-                         ParseObject(generation_path, *generation_text));
-    AddTokenIds(generation, &stop_tokens_);
-  }
-  return absl::OkStatus();
-}
-
 absl::StatusOr<std::unique_ptr<TextModel>> TextModel::Load(const std::string& folder) {
   std::unique_ptr<TextModel> model(new TextModel);
-  APB_RETURN_IF_ERROR(model->ReadConfig(folder));
+  APB_ASSIGN_OR_RETURN(model->config_, base::LoadCheckpointConfig(folder));
   APB_ASSIGN_OR_RETURN(model->tokenizer_, text::Tokenizer::Load(folder + "/tokenizer.json"));
   auto chat_template = text::ChatTemplate::Load(folder);
   if (chat_template.ok()) {
@@ -100,10 +51,11 @@ absl::StatusOr<std::unique_ptr<TextModel>> TextModel::Load(const std::string& fo
     return chat_template.status();
   }
   std::vector<int32_t>& stops = model->stop_tokens_;
+  stops = model->config_.eos_token_ids;
   if (auto eos = model->tokenizer_->eos_id()) stops.push_back(*eos);
   std::sort(stops.begin(), stops.end());
   stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
-  std::erase_if(stops, [&](int32_t id) { return id < 0 || id >= model->vocab_size_; });
+  std::erase_if(stops, [&](int32_t id) { return id < 0 || id >= model->vocab_size(); });
   if (stops.empty())
     APB_LOG(Warning, "the checkpoint names no eos token: completions end by length");
   return model;
