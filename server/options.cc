@@ -76,7 +76,7 @@ void AddModel(CLI::App& app, Options& o) {
       ->capture_default_str()
       ->group("Model");
   app.add_option("--default-strategy", o.default_strategy, "Strategy of requests that name none")
-      ->check(CLI::IsMember(std::vector<std::string>(frontend::kStrategyNames.begin() + 1,
+      ->check(CLI::IsMember(std::vector<std::string>(frontend::kStrategyNames.begin(),
                                                      frontend::kStrategyNames.end())))
       ->capture_default_str()
       ->group("Model");

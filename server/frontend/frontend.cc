@@ -55,14 +55,16 @@ Limits Frontend::limits() const {
           .max_token_bytes = text_model_.tokenizer().max_token_bytes(),
           .max_input_bytes = options_.max_input_bytes,
           .vocab_size = text_model_.vocab_size(),
-          .max_context_ttl_seconds = options_.contexts.max_ttl_seconds};
+          .max_context_ttl_seconds = options_.contexts.max_ttl_seconds,
+          .default_strategy = options_.default_strategy,
+          .eos_token_ids = text_model_.stop_tokens()};
 }
 
-absl::Status Frontend::Admit(const CanonicalRequest& request, int64_t* waiting_ahead) {
+absl::Status Frontend::Admit(CanonicalRequest& request, int64_t* waiting_ahead) {
   if (draining()) {
     return WithRetryAfter(absl::UnavailableError("the server is shutting down"), 5);
   }
-  APB_RETURN_IF_ERROR(CheckRequest(request, limits()));
+  APB_RETURN_IF_ERROR(Resolve(limits(), request));
   if (!groups_.ready()) {
     return WithRetryAfter(absl::UnavailableError(groups_.absence()), 2);
   }
@@ -72,12 +74,11 @@ absl::Status Frontend::Admit(const CanonicalRequest& request, int64_t* waiting_a
   return place;
 }
 
-absl::StatusOr<std::shared_ptr<const Context>> Frontend::UseContext(
-    const CanonicalRequest& request) {
+absl::StatusOr<std::shared_ptr<const Context>> Frontend::UseContext(CanonicalRequest& request) {
   if (!request.context.has_value()) return nullptr;
   APB_ASSIGN_OR_RETURN(std::shared_ptr<const Context> context,
                        contexts_.Use(request.owner, *request.context));
-  APB_RETURN_IF_ERROR(CheckContextOptions(request.apb, context->apb, context->strategy));
+  APB_RETURN_IF_ERROR(TakeContextOptions(context->apb, context->strategy, request.apb));
   return context;
 }
 

@@ -79,9 +79,9 @@ class Frontend {
 
  private:
   friend class ActiveRequest;
-  absl::Status Admit(const CanonicalRequest& request, int64_t* waiting_ahead);
-  // The context that the request goes on from; null: none.
-  absl::StatusOr<std::shared_ptr<const Context>> UseContext(const CanonicalRequest& request);
+  absl::Status Admit(CanonicalRequest& request, int64_t* waiting_ahead);
+  // The context that the request goes on from, whose options it takes; null: none.
+  absl::StatusOr<std::shared_ptr<const Context>> UseContext(CanonicalRequest& request);
   void Forget(const ActiveRequest* request);
 
   const FrontendOptions options_;

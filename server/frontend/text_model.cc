@@ -14,6 +14,11 @@
 namespace apb::frontend {
 namespace {
 
+std::optional<std::string> QueryOf(const CanonicalRequest& request) {
+  if (!request.apb.has_query()) return std::nullopt;
+  return request.apb.query();
+}
+
 // The splitter knows no statuses with fields; what it says of the query begins with the query's name.
 absl::Status WithQueryField(const absl::Status& status) {
   absl::string_view problem = status.message();
@@ -101,7 +106,7 @@ absl::Status TextModel::PrepareContext(const CanonicalRequest& request, Context&
 absl::StatusOr<text::PromptSplit> TextModel::Split(const CanonicalRequest& request) const {
   if (const auto* chat = std::get_if<ChatInput>(&request.input)) {
     APB_ASSIGN_OR_RETURN(const text::RenderedPrompt rendered, Render(*chat));
-    return text::SplitChatPrompt(*tokenizer_, rendered, request.apb.query);
+    return text::SplitChatPrompt(*tokenizer_, rendered, QueryOf(request));
   }
   const text::PlainPromptOptions options = PlainOptions(request);
   if (const auto* tokens = std::get_if<TokenInput>(&request.input)) {
@@ -113,13 +118,13 @@ absl::StatusOr<text::PromptSplit> TextModel::Split(const CanonicalRequest& reque
 text::PlainPromptOptions TextModel::PlainOptions(const CanonicalRequest& request) const {
   const auto* plain = std::get_if<TextInput>(&request.input);
   return {.add_special_tokens = plain != nullptr && plain->add_special_tokens,
-          .query = request.apb.query,
+          .query = QueryOf(request),
           .end_of_turn_ids = stop_tokens_};
 }
 
 absl::StatusOr<text::PromptSplit> TextModel::SplitContext(const CanonicalRequest& request,
                                                           Context& context) const {
-  const std::optional<std::string>& query = request.apb.query;
+  const std::optional<std::string> query = QueryOf(request);
   if (const auto* tokens = std::get_if<TokenInput>(&request.input)) {
     return text::SplitTokenContext(*tokenizer_, tokens->ids, query);
   }

@@ -324,10 +324,8 @@ grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerCon
     response->set_vocab_size(frontend_.text_model().vocab_size());
     response->set_dtype(frontend_.text_model().dtype());
     response->set_created(frontend_.start_seconds());
-    // The names are in the order of the enumeration; the first is "unset".
-    for (size_t i = 1; i < frontend::kStrategyNames.size(); ++i) {
-      response->add_strategies(static_cast<pb::Strategy>(i));
-    }
+    for (const std::string_view name : frontend::kStrategyNames)
+      response->add_strategies(std::string(name));
     for (const frontend::GroupInfo& group : frontend_.groups().Describe()) {
       response->set_has_retaining_heads(group.has_retaining_heads);
       if (!group.dtype.empty()) response->set_dtype(group.dtype);

@@ -17,15 +17,15 @@ using nlohmann::json;
 json ModelCard(const frontend::Frontend& frontend) {
   const std::string& model = frontend.options().model;
   const auto& strategies = frontend::kStrategyNames;
-  return {{"id", model},
-          {"object", "model"},
-          {"created", frontend.start_seconds()},
-          {"owned_by", "apb"},
-          {"root", model},
-          {"parent", nullptr},
-          {"max_model_len", frontend.max_model_len()},
-          {"apb",
-           {{"strategies", std::vector<std::string>(strategies.begin() + 1, strategies.end())}}}};
+  return {
+      {"id", model},
+      {"object", "model"},
+      {"created", frontend.start_seconds()},
+      {"owned_by", "apb"},
+      {"root", model},
+      {"parent", nullptr},
+      {"max_model_len", frontend.max_model_len()},
+      {"apb", {{"strategies", std::vector<std::string>(strategies.begin(), strategies.end())}}}};
 }
 
 json ContextCard(const frontend::ContextInfo& context, const std::string& model) {
