@@ -8,13 +8,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
-#include "server/frontend/admission.h"
 #include "server/frontend/frontend.h"
-#include "server/frontend/process_tree.h"
-#include "server/frontend/worker_launcher.h"
 #include "server/grpc/grpc_server.h"
 #include "server/http/http_server.h"
+#include "server/launcher/process_tree.h"
+#include "server/launcher/worker_launcher.h"
 #include "server/options.h"
+#include "server/request/admission.h"
 
 namespace apb::server {
 namespace {
@@ -62,10 +62,10 @@ http_api::HttpOptions HttpOptionsOf(const Options& o) {
           .sse_keepalive = absl::Seconds(o.sse_keepalive_seconds)};
 }
 
-frontend::LauncherOptions LauncherOptionsOf(const Options& o, const std::string& token,
+launcher::LauncherOptions LauncherOptionsOf(const Options& o, const std::string& token,
                                             int cluster_port,
-                                            const frontend::GroupRegistry& groups) {
-  frontend::LauncherOptions launcher = {
+                                            const cluster::GroupRegistry& groups) {
+  launcher::LauncherOptions launcher = {
       .mpirun = o.mpirun,
       .preload = o.loopback_library,
       .worker_binary = o.worker_binary,
@@ -93,15 +93,15 @@ frontend::LauncherOptions LauncherOptionsOf(const Options& o, const std::string&
 // All that runs. Members are destroyed from the last to the first: listeners before what they use.
 class Server {
  public:
-  Server(const Options& options, std::unique_ptr<frontend::TextModel> text_model)
+  Server(const Options& options, std::unique_ptr<frontend::PromptProcessor> prompts)
       : options_(options),
         token_(!options.group_token.empty() ? options.group_token
-               : options.local_ranks > 0    ? frontend::NewRequestId()
+               : options.local_ranks > 0    ? request::NewRequestId()
                                             : ""),
-        text_model_(std::move(text_model)),
+        prompts_(std::move(prompts)),
         metrics_(options.served_model_name, kVersion),
-        groups_({.fingerprint = text_model_->fingerprint(), .token = token_}, metrics_),
-        frontend_(FrontendOptionsOf(options), *text_model_, groups_, metrics_) {}
+        groups_({.fingerprint = prompts_->fingerprint(), .token = token_}, metrics_),
+        frontend_(FrontendOptionsOf(options), *prompts_, groups_, metrics_) {}
 
   absl::Status Start();
   // Blocks until a signal or a fatal end of the workers; returns the exit code.
@@ -109,19 +109,19 @@ class Server {
 
  private:
   void OnReadiness(bool ready);
-  bool OnWorkersEnded(const frontend::GroupExit& exit);
+  bool OnWorkersEnded(const launcher::GroupExit& exit);
   void PrintSummary() const;
   int Stop();
 
   const Options& options_;
   const std::string token_;
-  const std::unique_ptr<frontend::TextModel> text_model_;
+  const std::unique_ptr<frontend::PromptProcessor> prompts_;
   observability::Metrics metrics_;
-  frontend::GroupRegistry groups_;
+  cluster::GroupRegistry groups_;
   frontend::Frontend frontend_;
   std::unique_ptr<http_api::HttpServer> http_;
   std::unique_ptr<grpc_api::GrpcServer> grpc_;
-  std::unique_ptr<frontend::WorkerLauncher> launcher_;
+  std::unique_ptr<launcher::WorkerLauncher> launcher_;
   std::atomic<bool> draining_{false};
   std::atomic<bool> was_ready_{false};
   std::atomic<int> fatal_exit_{kExitOk};
@@ -140,18 +140,18 @@ absl::Status Server::Start() {
     if (options_.loopback_library.empty()) {
       APB_LOG(Warning, "apb-loopback.so is not beside apb-server: mpirun listens on all addresses");
     }
-    launcher_ = std::make_unique<frontend::WorkerLauncher>(
+    launcher_ = std::make_unique<launcher::WorkerLauncher>(
         LauncherOptionsOf(options_, token_, grpc_->cluster_port(), groups_),
-        [this](const frontend::GroupExit& exit) { return OnWorkersEnded(exit); }, metrics_);
+        [this](const launcher::GroupExit& exit) { return OnWorkersEnded(exit); }, metrics_);
   }
   return absl::OkStatus();
 }
 
 void Server::PrintSummary() const {
   APB_LOG(Info, "apb-server ", kVersion, " model=", options_.served_model_name,
-          " directory=", options_.model, " dtype=", text_model_->dtype(),
-          " vocab=", text_model_->vocab_size(),
-          " chat_template=", text_model_->has_chat_template() ? "yes" : "no",
+          " directory=", options_.model, " dtype=", prompts_->dtype(),
+          " vocab=", prompts_->vocab_size(),
+          " chat_template=", prompts_->has_chat_template() ? "yes" : "no",
           " max_model_len=", frontend_.max_model_len());
   APB_LOG(Info, "http=", options_.host, ":", http_->port(), " grpc=", options_.host, ":",
           grpc_->port(), " workers dial ", options_.cluster_host, ":", grpc_->cluster_port(),
@@ -174,7 +174,7 @@ void Server::OnReadiness(bool ready) {
   }
 }
 
-bool Server::OnWorkersEnded(const frontend::GroupExit& exit) {
+bool Server::OnWorkersEnded(const launcher::GroupExit& exit) {
   // Whoever may not use the server is not told what is on its disks either.
   const bool tell = options_.api_keys.empty() && !exit.reason.empty();
   groups_.SetAbsenceReason(
@@ -224,7 +224,7 @@ int Server::Stop() {
     launcher_->Stop();
   }
   grpc_->Shutdown(absl::Now() + flush);
-  if (!frontend::KillDescendants(absl::Now() + absl::Seconds(5))) {
+  if (!launcher::KillDescendants(absl::Now() + absl::Seconds(5))) {
     APB_LOG(Error, "a process of the workers is still there");
     return kExitFailure;
   }
@@ -243,14 +243,14 @@ int Main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);
   const sigset_t signals = StopSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // every thread inherits this; Run takes them
-  frontend::AdoptOrphans();
+  launcher::AdoptOrphans();
 
-  auto text_model = frontend::TextModel::Load(parsed.options.model);
-  if (!text_model.ok()) {
-    APB_LOG(Error, "model ", parsed.options.model, ": ", text_model.status().message());
+  auto prompts = frontend::PromptProcessor::Load(parsed.options.model);
+  if (!prompts.ok()) {
+    APB_LOG(Error, "model ", parsed.options.model, ": ", prompts.status().message());
     return kExitModel;
   }
-  Server server(parsed.options, *std::move(text_model));
+  Server server(parsed.options, *std::move(prompts));
   if (absl::Status status = server.Start(); !status.ok()) {
     APB_LOG(Error, status.message());
     return kExitUsage;

@@ -10,7 +10,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_split.h"
-#include "server/frontend/canonical_request.h"
+#include "server/request/canonical_request.h"
 
 namespace apb::server {
 namespace {
@@ -76,8 +76,8 @@ void AddModel(CLI::App& app, Options& o) {
       ->capture_default_str()
       ->group("Model");
   app.add_option("--default-strategy", o.default_strategy, "Strategy of requests that name none")
-      ->check(CLI::IsMember(std::vector<std::string>(frontend::kStrategyNames.begin(),
-                                                     frontend::kStrategyNames.end())))
+      ->check(CLI::IsMember(
+          std::vector<std::string>(request::kStrategyNames.begin(), request::kStrategyNames.end())))
       ->capture_default_str()
       ->group("Model");
 }

@@ -8,7 +8,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/base/string_view.h"
 #include "server/frontend/frontend.h"
-#include "server/frontend/status_map.h"
+#include "server/request/status_map.h"
 
 namespace apb::frontend {
 namespace {
@@ -25,17 +25,17 @@ absl::Status StatusOfEnd(const cluster::v1::SequenceEnd& end) {
   if (message.empty()) message = "the worker gave no reason";
   absl::Status status(code, message);
   if (code == absl::StatusCode::kNotFound)
-    status = WithErrorCode(std::move(status), "context_not_found");
+    status = request::WithErrorCode(std::move(status), "context_not_found");
   const bool later =
       code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kResourceExhausted;
-  return later ? WithRetryAfter(std::move(status), 2) : status;
+  return later ? request::WithRetryAfter(std::move(status), 2) : status;
 }
 
 }  // namespace
 
-ActiveRequest::ActiveRequest(Frontend& frontend, CanonicalRequest request,
-                             std::shared_ptr<const Context> context,
-                             std::shared_ptr<EventSink> sink, int64_t waiting_ahead)
+ActiveRequest::ActiveRequest(Frontend& frontend, request::CanonicalRequest request,
+                             std::shared_ptr<const contexts::Context> context,
+                             std::shared_ptr<request::EventSink> sink, int64_t waiting_ahead)
     : frontend_(frontend),
       request_(std::move(request)),
       context_(std::move(context)),
@@ -60,7 +60,7 @@ void ActiveRequest::Prepare() {
     if (state_ == State::kDone) return;  // cancelled while it waited for the pool
   }
   const absl::Time begin = absl::Now();
-  Context created;
+  contexts::Context created;
   const absl::StatusOr<text::PromptSplit> prompt = PrepareText(created);
   frontend_.metrics().TextWork(absl::ToDoubleSeconds(absl::Now() - begin));
   absl::MutexLock lock(&mutex_);
@@ -70,12 +70,12 @@ void ActiveRequest::Prepare() {
   if (!status.ok()) FailLocked(status);
 }
 
-absl::StatusOr<text::PromptSplit> ActiveRequest::PrepareText(Context& created) const {
-  const TextModel& model = frontend_.text_model();
+absl::StatusOr<text::PromptSplit> ActiveRequest::PrepareText(contexts::Context& created) const {
+  const PromptProcessor& model = frontend_.prompts();
   if (!request_.create_context) return model.Prepare(request_, context_.get());
-  const int64_t ttl =
-      std::min(ContextStore::kDefaultTtlSeconds, frontend_.contexts().options().max_ttl_seconds);
-  created.id = absl::StrCat("ctx-", NewRequestId());
+  const int64_t ttl = std::min(contexts::ContextStore::kDefaultTtlSeconds,
+                               frontend_.contexts().options().max_ttl_seconds);
+  created.id = absl::StrCat("ctx-", request::NewRequestId());
   created.owner = request_.owner;
   created.created = absl::Now();
   created.ttl = absl::Seconds(request_.ttl_seconds.value_or(ttl));
@@ -107,22 +107,22 @@ cluster::v1::Submit ActiveRequest::MakeSubmit(const text::PromptSplit& prompt,
 
 absl::Status ActiveRequest::Submit(const text::PromptSplit& prompt) {
   prompt_tokens_ = static_cast<int64_t>(prompt.tokens.size());
-  if (prompt_tokens_ == 0) return InvalidField("prompt", "has no tokens");
-  APB_ASSIGN_OR_RETURN(const int64_t budget,
-                       CompletionBudget(request_, prompt_tokens_, frontend_.max_model_len()));
+  if (prompt_tokens_ == 0) return request::InvalidField("prompt", "has no tokens");
+  APB_ASSIGN_OR_RETURN(const int64_t budget, request::CompletionBudget(request_, prompt_tokens_,
+                                                                       frontend_.max_model_len()));
   APB_RETURN_IF_ERROR(frontend_.load_.AddTokens(prompt_tokens_));
   waiting_tokens_ = prompt_tokens_;
-  APB_ASSIGN_OR_RETURN(auto stream,
-                       TokenStream::Create(frontend_.text_model().tokenizer(), request_.sampling));
+  APB_ASSIGN_OR_RETURN(auto stream, request::TokenStream::Create(frontend_.prompts().tokenizer(),
+                                                                 request_.sampling));
   stream_.emplace(std::move(stream));
 
   group_ = context_ != nullptr ? context_->group : frontend_.groups_.Pick(prompt_tokens_ + budget);
   if (group_ == nullptr) {
-    return WithRetryAfter(absl::UnavailableError("no worker group is ready"), 2);
+    return request::WithRetryAfter(absl::UnavailableError("no worker group is ready"), 2);
   }
   state_ = State::kWaiting;
   submitted_ = absl::Now();
-  sink_->OnEvent(Queued{.position = waiting_ahead_, .prompt_tokens = prompt_tokens_});
+  sink_->OnEvent(request::Queued{.position = waiting_ahead_, .prompt_tokens = prompt_tokens_});
   created_.group = group_;
   APB_ASSIGN_OR_RETURN(sequence_, group_->Submit(MakeSubmit(prompt, budget), shared_from_this()));
   return absl::OkStatus();
@@ -135,7 +135,7 @@ void ActiveRequest::StartRunning() {
   waiting_tokens_ = 0;
 }
 
-void ActiveRequest::Emit(Event event) {
+void ActiveRequest::Emit(request::Event event) {
   if (sink_->OnEvent(std::move(event))) return;
   frontend_.metrics().SlowReader();
   Finish("cancelled", {}, "slow reader");
@@ -149,11 +149,11 @@ void ActiveRequest::OnProgress(const cluster::v1::SequenceProgress& progress) {
   strategy_ = progress.strategy();
   queue_seconds_ = progress.queue_seconds();
   if (!request_.report_progress) return;
-  Emit(Progress{.processed_tokens = progress.processed_tokens(),
-                .total_tokens = progress.total_tokens(),
-                .cached_tokens = progress.cached_tokens(),
-                .elapsed_seconds = progress.elapsed_seconds(),
-                .eta_seconds = progress.eta_seconds()});
+  Emit(request::Progress{.processed_tokens = progress.processed_tokens(),
+                         .total_tokens = progress.total_tokens(),
+                         .cached_tokens = progress.cached_tokens(),
+                         .elapsed_seconds = progress.elapsed_seconds(),
+                         .eta_seconds = progress.eta_seconds()});
 }
 
 void ActiveRequest::OnToken(const cluster::v1::TokenEvent& token) {
@@ -168,12 +168,12 @@ void ActiveRequest::OnToken(const cluster::v1::TokenEvent& token) {
     frontend_.metrics().InterToken(absl::ToDoubleSeconds(now - last_token_));
   }
   last_token_ = now;
-  TokenChunk chunk = stream_->Push(token);
+  request::TokenChunk chunk = stream_->Push(token);
   const bool stopped = stream_->stopped();
   if (!chunk.ids.empty()) Emit(std::move(chunk));
   if (!stopped || state_ == State::kDone) return;
   // The worker does not know of stop strings; Finish cancels the sequence there.
-  Complete({.reason = FinishReason::kStop,
+  Complete({.reason = request::FinishReason::kStop,
             .stop_string = stream_->stop_string(),
             .queue_seconds = queue_seconds_,
             .prefill_seconds = absl::ToDoubleSeconds(first_token_ - submitted_) - queue_seconds_,
@@ -196,12 +196,12 @@ void ActiveRequest::OnEnd(const cluster::v1::SequenceEnd& end) {
   }
   if (request_.create_context) return KeepContext(end);
   if (std::string rest = stream_->Flush(); !rest.empty()) {
-    TokenChunk chunk;
+    request::TokenChunk chunk;
     chunk.text = std::move(rest);
     Emit(std::move(chunk));
     if (state_ == State::kDone) return;
   }
-  Complete({.reason = by_stop ? FinishReason::kStop : FinishReason::kLength,
+  Complete({.reason = by_stop ? request::FinishReason::kStop : request::FinishReason::kLength,
             .stop_token = stream_->stop_token(),
             .strategy = end.strategy(),
             .queue_seconds = end.queue_seconds(),
@@ -233,26 +233,26 @@ void ActiveRequest::OnLost(const std::string& why) {
   const bool before_first_token = first_token_ == absl::InfinitePast();
   const std::string message =
       absl::StrCat("the worker group was lost (", why, "); try the request again");
-  FailLocked(WithRetryAfter(
+  FailLocked(request::WithRetryAfter(
       before_first_token ? absl::UnavailableError(message) : absl::AbortedError(message), 2));
 }
 
-void ActiveRequest::Complete(Completed completed) {
+void ActiveRequest::Complete(request::Completed completed) {
   completed.prompt_tokens = prompt_tokens_;
   completed.cached_tokens = cached_tokens_;
   completed.completion_tokens = stream_->token_count();
   if (completed.strategy.empty()) completed.strategy = strategy_;
   if (!sink_->OnEvent(completed)) frontend_.metrics().SlowReader();
-  Finish("ok", completed, completed.reason == FinishReason::kStop ? "stop" : "length");
+  Finish("ok", completed, completed.reason == request::FinishReason::kStop ? "stop" : "length");
 }
 
 void ActiveRequest::FailLocked(const absl::Status& status) {
-  sink_->OnEvent(Failed{status});
+  sink_->OnEvent(request::Failed{status});
   const bool refused = state_ == State::kText;
   Finish(refused ? "rejected" : "error", {}, base::StdView(status.message()));
 }
 
-void ActiveRequest::Finish(std::string_view outcome, const Completed& completed,
+void ActiveRequest::Finish(std::string_view outcome, const request::Completed& completed,
                            std::string_view detail) {
   if (group_ != nullptr && sequence_ != 0) group_->Cancel(sequence_);
   group_ = nullptr;

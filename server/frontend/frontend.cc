@@ -7,13 +7,13 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/string_view.h"
-#include "server/frontend/status_map.h"
+#include "server/request/status_map.h"
 
 namespace apb::frontend {
 namespace {
 
 std::string_view RejectionReason(const absl::Status& status) {
-  if (ErrorCodeOf(status) == "context_length_exceeded") return "too_long";
+  if (request::ErrorCodeOf(status) == "context_length_exceeded") return "too_long";
   switch (status.code()) {
     case absl::StatusCode::kResourceExhausted:
       return "queue_full";
@@ -26,10 +26,10 @@ std::string_view RejectionReason(const absl::Status& status) {
 
 }  // namespace
 
-Frontend::Frontend(FrontendOptions options, const TextModel& text_model, GroupRegistry& groups,
-                   observability::Metrics& metrics)
+Frontend::Frontend(FrontendOptions options, const PromptProcessor& prompts,
+                   cluster::GroupRegistry& groups, observability::Metrics& metrics)
     : options_(std::move(options)),
-      text_model_(text_model),
+      prompts_(prompts),
       groups_(groups),
       metrics_(metrics),
       load_(options_.queue, metrics),
@@ -42,31 +42,31 @@ Frontend::~Frontend() {
 }
 
 int64_t Frontend::max_model_len() const {
-  int64_t length = text_model_.max_position_embeddings();
+  int64_t length = prompts_.max_position_embeddings();
   for (int64_t limit : {options_.max_model_len, groups_.max_model_len()}) {
     if (limit > 0) length = length > 0 ? std::min(length, limit) : limit;
   }
   return length;
 }
 
-Limits Frontend::limits() const {
+request::Limits Frontend::limits() const {
   return {.model = options_.model,
           .max_model_len = max_model_len(),
-          .max_token_bytes = text_model_.tokenizer().max_token_bytes(),
+          .max_token_bytes = prompts_.tokenizer().max_token_bytes(),
           .max_input_bytes = options_.max_input_bytes,
-          .vocab_size = text_model_.vocab_size(),
+          .vocab_size = prompts_.vocab_size(),
           .max_context_ttl_seconds = options_.contexts.max_ttl_seconds,
           .default_strategy = options_.default_strategy,
-          .eos_token_ids = text_model_.stop_tokens()};
+          .eos_token_ids = prompts_.stop_tokens()};
 }
 
-absl::Status Frontend::Admit(CanonicalRequest& request, int64_t* waiting_ahead) {
+absl::Status Frontend::Admit(request::CanonicalRequest& request, int64_t* waiting_ahead) {
   if (draining()) {
-    return WithRetryAfter(absl::UnavailableError("the server is shutting down"), 5);
+    return request::WithRetryAfter(absl::UnavailableError("the server is shutting down"), 5);
   }
-  APB_RETURN_IF_ERROR(Resolve(limits(), request));
+  APB_RETURN_IF_ERROR(request::Resolve(limits(), request));
   if (!groups_.ready()) {
-    return WithRetryAfter(absl::UnavailableError(groups_.absence()), 2);
+    return request::WithRetryAfter(absl::UnavailableError(groups_.absence()), 2);
   }
   APB_RETURN_IF_ERROR(load_.Arrive(waiting_ahead));
   absl::Status place = request.create_context ? contexts_.Reserve() : absl::OkStatus();
@@ -74,18 +74,19 @@ absl::Status Frontend::Admit(CanonicalRequest& request, int64_t* waiting_ahead) 
   return place;
 }
 
-absl::StatusOr<std::shared_ptr<const Context>> Frontend::UseContext(CanonicalRequest& request) {
+absl::StatusOr<std::shared_ptr<const contexts::Context>> Frontend::UseContext(
+    request::CanonicalRequest& request) {
   if (!request.context.has_value()) return nullptr;
-  APB_ASSIGN_OR_RETURN(std::shared_ptr<const Context> context,
+  APB_ASSIGN_OR_RETURN(std::shared_ptr<const contexts::Context> context,
                        contexts_.Use(request.owner, *request.context));
-  APB_RETURN_IF_ERROR(TakeContextOptions(context->apb, context->strategy, request.apb));
+  APB_RETURN_IF_ERROR(request::TakeContextOptions(context->apb, context->strategy, request.apb));
   return context;
 }
 
-absl::StatusOr<std::shared_ptr<ActiveRequest>> Frontend::Start(CanonicalRequest request,
-                                                               std::shared_ptr<EventSink> sink) {
+absl::StatusOr<std::shared_ptr<ActiveRequest>> Frontend::Start(
+    request::CanonicalRequest request, std::shared_ptr<request::EventSink> sink) {
   int64_t waiting_ahead = 0;
-  absl::StatusOr<std::shared_ptr<const Context>> context = UseContext(request);
+  absl::StatusOr<std::shared_ptr<const contexts::Context>> context = UseContext(request);
   const absl::Status status = context.ok() ? Admit(request, &waiting_ahead) : context.status();
   if (!status.ok()) {
     metrics_.RequestRejected(RejectionReason(status));
@@ -101,20 +102,21 @@ absl::StatusOr<std::shared_ptr<ActiveRequest>> Frontend::Start(CanonicalRequest 
   if (!pool_.Schedule([active] { active->Prepare(); })) {
     active->Cancel();
     metrics_.RequestRejected("queue_full");
-    return WithRetryAfter(absl::ResourceExhaustedError("too many prompts wait for tokenization"),
-                          1);
+    return request::WithRetryAfter(
+        absl::ResourceExhaustedError("too many prompts wait for tokenization"), 1);
   }
   return active;
 }
 
-absl::StatusOr<std::vector<int32_t>> Frontend::Tokenize(const CanonicalRequest& request) const {
-  APB_RETURN_IF_ERROR(CheckRequest(request, limits()));
-  return text_model_.Encode(request);
+absl::StatusOr<std::vector<int32_t>> Frontend::Tokenize(
+    const request::CanonicalRequest& request) const {
+  APB_RETURN_IF_ERROR(request::CheckRequest(request, limits()));
+  return prompts_.Encode(request);
 }
 
 absl::StatusOr<std::string> Frontend::Detokenize(const std::vector<int32_t>& ids) const {
-  auto text = text_model_.tokenizer().Decode(ids, /*skip_special=*/false);
-  if (!text.ok()) return InvalidField("tokens", base::StdView(text.status().message()));
+  auto text = prompts_.tokenizer().Decode(ids, /*skip_special=*/false);
+  if (!text.ok()) return request::InvalidField("tokens", base::StdView(text.status().message()));
   return text;
 }
 

@@ -11,16 +11,16 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "server/cluster/group_registry.h"
+#include "server/contexts/context_store.h"
 #include "server/frontend/active_request.h"
-#include "server/frontend/admission.h"
-#include "server/frontend/canonical_request.h"
-#include "server/frontend/context_store.h"
-#include "server/frontend/events.h"
-#include "server/frontend/group_registry.h"
-#include "server/frontend/load_account.h"
-#include "server/frontend/text_model.h"
+#include "server/frontend/prompt_processor.h"
 #include "server/frontend/text_pool.h"
 #include "server/observability/metrics.h"
+#include "server/request/admission.h"
+#include "server/request/canonical_request.h"
+#include "server/request/events.h"
+#include "server/request/in_flight_limiter.h"
 
 namespace apb::frontend {
 
@@ -28,8 +28,8 @@ struct FrontendOptions {
   std::string model;          // the served name
   int64_t max_model_len = 0;  // 0: what the model and the groups allow
   int64_t max_input_bytes = 64 << 20;
-  LoadAccount::Limits queue;
-  ContextStore::Options contexts;
+  request::InFlightLimiter::Limits queue;
+  contexts::ContextStore::Options contexts;
   std::string default_strategy = "auto";
   int text_threads = 2;
   size_t max_text_tasks = 512;
@@ -38,18 +38,18 @@ struct FrontendOptions {
 class Frontend {
  public:
   // Everything but the options must outlive the frontend.
-  Frontend(FrontendOptions options, const TextModel& text_model, GroupRegistry& groups,
+  Frontend(FrontendOptions options, const PromptProcessor& prompts, cluster::GroupRegistry& groups,
            observability::Metrics& metrics);
   // Fails what is still in flight.
   ~Frontend();
 
   // An error: the request is refused and the sink hears nothing. Else its events go to the sink
   // (shared: the request and the client's connection may each be the last to let go of it).
-  absl::StatusOr<std::shared_ptr<ActiveRequest>> Start(CanonicalRequest request,
-                                                       std::shared_ptr<EventSink> sink);
+  absl::StatusOr<std::shared_ptr<ActiveRequest>> Start(request::CanonicalRequest request,
+                                                       std::shared_ptr<request::EventSink> sink);
 
   // Checks and tokenizes. Slow: call it on the pool.
-  absl::StatusOr<std::vector<int32_t>> Tokenize(const CanonicalRequest& request) const;
+  absl::StatusOr<std::vector<int32_t>> Tokenize(const request::CanonicalRequest& request) const;
   absl::StatusOr<std::string> Detokenize(const std::vector<int32_t>& ids) const;
   // Runs a task on the text pool; false when it is full.
   bool Schedule(std::function<void()> task) { return pool_.Schedule(std::move(task)); }
@@ -67,30 +67,31 @@ class Frontend {
 
   // Tokens of prompt + completion that a request may have now.
   int64_t max_model_len() const;
-  Limits limits() const;
+  request::Limits limits() const;
   const FrontendOptions& options() const { return options_; }
   // When this server began, in seconds since the epoch: the `created` of its model.
   int64_t start_seconds() const { return start_seconds_; }
-  const TextModel& text_model() const { return text_model_; }
-  const GroupRegistry& groups() const { return groups_; }
-  ContextStore& contexts() { return contexts_; }
-  const LoadAccount& load() const { return load_; }
+  const PromptProcessor& prompts() const { return prompts_; }
+  const cluster::GroupRegistry& groups() const { return groups_; }
+  contexts::ContextStore& contexts() { return contexts_; }
+  const request::InFlightLimiter& load() const { return load_; }
   observability::Metrics& metrics() const { return metrics_; }
 
  private:
   friend class ActiveRequest;
-  absl::Status Admit(CanonicalRequest& request, int64_t* waiting_ahead);
+  absl::Status Admit(request::CanonicalRequest& request, int64_t* waiting_ahead);
   // The context that the request goes on from, whose options it takes; null: none.
-  absl::StatusOr<std::shared_ptr<const Context>> UseContext(CanonicalRequest& request);
+  absl::StatusOr<std::shared_ptr<const contexts::Context>> UseContext(
+      request::CanonicalRequest& request);
   void Forget(const ActiveRequest* request);
 
   const FrontendOptions options_;
   const int64_t start_seconds_ = absl::ToUnixSeconds(absl::Now());
-  const TextModel& text_model_;
-  GroupRegistry& groups_;
+  const PromptProcessor& prompts_;
+  cluster::GroupRegistry& groups_;
   observability::Metrics& metrics_;
-  LoadAccount load_;
-  ContextStore contexts_;
+  request::InFlightLimiter load_;
+  contexts::ContextStore contexts_;
   mutable absl::Mutex mutex_;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   absl::flat_hash_map<const ActiveRequest*, std::weak_ptr<ActiveRequest>> requests_

@@ -5,9 +5,9 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "server/frontend/status_map.h"
-#include "server/grpc/grpc_status.h"
 #include "server/grpc/request_codec.h"
+#include "server/request/grpc_status.h"
+#include "server/request/status_map.h"
 
 namespace apb::grpc_api {
 namespace {
@@ -15,16 +15,16 @@ namespace {
 namespace pb = inference::v1;
 
 // Finishes the call once. Outlives it while the request still holds the sink.
-class ContextSink final : public frontend::EventSink {
+class ContextSink final : public request::EventSink {
  public:
   ContextSink(frontend::Frontend& frontend, grpc::ServerUnaryReactor* reactor,
               pb::Context* response)
       : frontend_(frontend), reactor_(reactor), response_(response) {}
 
-  bool OnEvent(frontend::Event event) override {
+  bool OnEvent(request::Event event) override {
     absl::MutexLock lock(&mutex_);
-    if (const auto* failed = std::get_if<frontend::Failed>(&event)) FinishLocked(failed->status);
-    if (const auto* context = std::get_if<frontend::ContextInfo>(&event)) {
+    if (const auto* failed = std::get_if<request::Failed>(&event)) FinishLocked(failed->status);
+    if (const auto* context = std::get_if<request::ContextInfo>(&event)) {
       if (reactor_ != nullptr) *response_ = ToMessage(*context, frontend_.options().model);
       FinishLocked(absl::OkStatus());
     }
@@ -39,8 +39,8 @@ class ContextSink final : public frontend::EventSink {
  private:
   void FinishLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (reactor_ == nullptr) return;
-    frontend_.metrics().GrpcRequest("CreateContext", frontend::CodeName(status.code()));
-    reactor_->Finish(ToGrpc(status));
+    frontend_.metrics().GrpcRequest("CreateContext", request::CodeName(status.code()));
+    reactor_->Finish(request::ToGrpc(status));
     reactor_ = nullptr;
   }
 
@@ -55,7 +55,7 @@ class CreateContextReactor final : public grpc::ServerUnaryReactor {
   CreateContextReactor(frontend::Frontend& frontend, pb::Context* response)
       : sink_(std::make_shared<ContextSink>(frontend, this, response)) {}
 
-  void Start(frontend::Frontend& frontend, absl::StatusOr<frontend::CanonicalRequest> request) {
+  void Start(frontend::Frontend& frontend, absl::StatusOr<request::CanonicalRequest> request) {
     absl::Status status = request.status();
     absl::MutexLock lock(&mutex_);
     if (status.ok()) {
@@ -89,7 +89,7 @@ class CreateContextReactor final : public grpc::ServerUnaryReactor {
 }  // namespace
 
 grpc::ServerUnaryReactor* StartCreateContext(frontend::Frontend& frontend,
-                                             absl::StatusOr<frontend::CanonicalRequest> request,
+                                             absl::StatusOr<request::CanonicalRequest> request,
                                              pb::Context* response) {
   auto* reactor = new CreateContextReactor(frontend, response);
   reactor->Start(frontend, std::move(request));

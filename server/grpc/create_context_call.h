@@ -11,7 +11,7 @@ namespace apb::grpc_api {
 // `request` may be an error, which is then the status of the call. Frontend and response must outlive
 // the call; what is returned owns itself.
 grpc::ServerUnaryReactor* StartCreateContext(frontend::Frontend& frontend,
-                                             absl::StatusOr<frontend::CanonicalRequest> request,
+                                             absl::StatusOr<request::CanonicalRequest> request,
                                              inference::v1::Context* response);
 
 }  // namespace apb::grpc_api

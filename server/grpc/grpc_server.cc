@@ -34,12 +34,12 @@ std::unique_ptr<grpc::Server> Listen(grpc::ServerBuilder* builder, const std::st
 }  // namespace
 
 GrpcServer::GrpcServer(InferenceService::Options options, frontend::Frontend& frontend,
-                       frontend::GroupRegistry& registry)
+                       cluster::GroupRegistry& registry)
     : inference_service_(std::move(options), frontend), cluster_service_(registry) {}
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const Options& options,
                                                               frontend::Frontend& frontend,
-                                                              frontend::GroupRegistry& registry) {
+                                                              cluster::GroupRegistry& registry) {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   std::unique_ptr<GrpcServer> server(new GrpcServer(options.service, frontend, registry));

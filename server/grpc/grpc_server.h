@@ -8,7 +8,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "grpcpp/server.h"
-#include "server/grpc/cluster_service.h"
+#include "server/cluster/cluster_service.h"
 #include "server/grpc/inference_service.h"
 
 namespace apb::grpc_api {
@@ -26,7 +26,7 @@ class GrpcServer {
   // Both ports are bound when this returns; kUnavailable names one that is taken.
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const Options& options,
                                                            frontend::Frontend& frontend,
-                                                           frontend::GroupRegistry& registry);
+                                                           cluster::GroupRegistry& registry);
   ~GrpcServer();
 
   // What the standard health service says for "" and for the inference service.
@@ -39,10 +39,10 @@ class GrpcServer {
 
  private:
   GrpcServer(InferenceService::Options options, frontend::Frontend& frontend,
-             frontend::GroupRegistry& registry);
+             cluster::GroupRegistry& registry);
 
   InferenceService inference_service_;
-  ClusterService cluster_service_;
+  cluster::ClusterService cluster_service_;
   std::unique_ptr<grpc::Server> public_server_;
   std::unique_ptr<grpc::Server> cluster_server_;
   int port_ = 0;

@@ -12,11 +12,11 @@
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/string_view.h"
-#include "server/frontend/api_keys.h"
-#include "server/frontend/status_map.h"
 #include "server/grpc/create_context_call.h"
-#include "server/grpc/grpc_status.h"
 #include "server/grpc/request_codec.h"
+#include "server/request/api_keys.h"
+#include "server/request/grpc_status.h"
+#include "server/request/status_map.h"
 
 namespace apb::grpc_api {
 namespace {
@@ -27,12 +27,12 @@ class GenerateReactor;
 
 // The events of one call. Outlives the call while the request still holds it; events are then
 // dropped.
-class Sink final : public frontend::EventSink {
+class Sink final : public request::EventSink {
  public:
   Sink(GenerateReactor* reactor, std::string request_id, size_t max_bytes)
       : reactor_(reactor), request_id_(std::move(request_id)), max_bytes_(max_bytes) {}
 
-  bool OnEvent(frontend::Event event) override;
+  bool OnEvent(request::Event event) override;
   void OnWriteDone(bool ok);
   void Finish(const absl::Status& status);
   void Abandon(const absl::Status& status);
@@ -64,7 +64,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<pb::GenerateRespon
         context_(context),
         sink_(std::make_shared<Sink>(this, std::move(request_id), max_bytes)) {}
 
-  void Start(absl::StatusOr<frontend::CanonicalRequest> request) {
+  void Start(absl::StatusOr<request::CanonicalRequest> request) {
     absl::Status status = request.status();
     if (status.ok()) {
       auto active = frontend_.Start(*std::move(request), sink_);
@@ -97,7 +97,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<pb::GenerateRespon
   void BreakOff() { context_->TryCancel(); }
 
   void CountStatus(const absl::Status& status) {
-    frontend_.metrics().GrpcRequest("Generate", frontend::CodeName(status.code()));
+    frontend_.metrics().GrpcRequest("Generate", request::CodeName(status.code()));
   }
 
  private:
@@ -109,10 +109,10 @@ class GenerateReactor final : public grpc::ServerWriteReactor<pb::GenerateRespon
   std::shared_ptr<frontend::ActiveRequest> active_ ABSL_GUARDED_BY(mutex_);
 };
 
-bool Sink::OnEvent(frontend::Event event) {
+bool Sink::OnEvent(request::Event event) {
   absl::MutexLock lock(&mutex_);
   if (reactor_ == nullptr || over_) return true;
-  if (const auto* failed = std::get_if<frontend::Failed>(&event)) {
+  if (const auto* failed = std::get_if<request::Failed>(&event)) {
     FinishLocked(failed->status);
     return true;
   }
@@ -125,7 +125,7 @@ bool Sink::OnEvent(frontend::Event event) {
   queued_bytes_ += bytes;
   queue_.push_back(std::move(response));
   if (queue_.size() == 1) reactor_->StartWrite(&queue_.front());
-  if (std::holds_alternative<frontend::Completed>(event)) FinishLocked(absl::OkStatus());
+  if (std::holds_alternative<request::Completed>(event)) FinishLocked(absl::OkStatus());
   return true;
 }
 
@@ -168,7 +168,7 @@ void Sink::Advance() {
   } else if (over_) {
     finished_ = true;
     reactor_->CountStatus(status_);
-    reactor_->Finish(ToGrpc(status_));
+    reactor_->Finish(request::ToGrpc(status_));
   }
 }
 
@@ -191,13 +191,13 @@ InferenceService::InferenceService(Options options, frontend::Frontend& frontend
     : options_(std::move(options)), frontend_(frontend) {}
 
 absl::Status InferenceService::Authorize(const grpc::CallbackServerContext& context) const {
-  if (frontend::IsAllowed(options_.api_keys, BearerToken(context))) return absl::OkStatus();
+  if (request::IsAllowed(options_.api_keys, BearerToken(context))) return absl::OkStatus();
   return absl::UnauthenticatedError(
       "metadata `authorization: Bearer KEY` with a valid key is needed");
 }
 
 std::string InferenceService::OwnerOf(const grpc::CallbackServerContext& context) const {
-  return frontend::OwnerOf(options_.api_keys, BearerToken(context));
+  return request::OwnerOf(options_.api_keys, BearerToken(context));
 }
 
 absl::Status InferenceService::CheckModel(const std::string& model) const {
@@ -208,9 +208,9 @@ absl::Status InferenceService::CheckModel(const std::string& model) const {
 grpc::ServerWriteReactor<pb::GenerateResponse>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const pb::GenerateRequest* message) {
   const absl::Status authorized = Authorize(*context);
-  absl::StatusOr<frontend::CanonicalRequest> request =
+  absl::StatusOr<request::CanonicalRequest> request =
       authorized.ok() ? FromMessage(*message)
-                      : absl::StatusOr<frontend::CanonicalRequest>(authorized);
+                      : absl::StatusOr<request::CanonicalRequest>(authorized);
   if (request.ok()) request->owner = OwnerOf(*context);
   const std::string id = request.ok() ? request->id : std::string();
   if (!id.empty()) context->AddInitialMetadata("x-request-id", id);
@@ -223,9 +223,9 @@ grpc::ServerUnaryReactor* InferenceService::CreateContext(grpc::CallbackServerCo
                                                           const pb::CreateContextRequest* message,
                                                           pb::Context* response) {
   const absl::Status authorized = Authorize(*context);
-  absl::StatusOr<frontend::CanonicalRequest> request =
+  absl::StatusOr<request::CanonicalRequest> request =
       authorized.ok() ? FromMessage(*message)
-                      : absl::StatusOr<frontend::CanonicalRequest>(authorized);
+                      : absl::StatusOr<request::CanonicalRequest>(authorized);
   if (request.ok()) {
     request->owner = OwnerOf(*context);
     context->AddInitialMetadata("x-request-id", request->id);
@@ -237,7 +237,7 @@ grpc::ServerUnaryReactor* InferenceService::GetContext(grpc::CallbackServerConte
                                                        const pb::GetContextRequest* message,
                                                        pb::Context* response) {
   return RunNow(context, "GetContext", [&]() -> absl::Status {
-    APB_ASSIGN_OR_RETURN(const frontend::ContextInfo info,
+    APB_ASSIGN_OR_RETURN(const request::ContextInfo info,
                          frontend_.contexts().Describe(OwnerOf(*context), message->id()));
     *response = ToMessage(info, frontend_.options().model);
     return absl::OkStatus();
@@ -248,7 +248,7 @@ grpc::ServerUnaryReactor* InferenceService::ListContexts(grpc::CallbackServerCon
                                                          const pb::ListContextsRequest*,
                                                          pb::ListContextsResponse* response) {
   return RunNow(context, "ListContexts", [&] {
-    for (const frontend::ContextInfo& info : frontend_.contexts().List(OwnerOf(*context)))
+    for (const request::ContextInfo& info : frontend_.contexts().List(OwnerOf(*context)))
       *response->add_contexts() = ToMessage(info, frontend_.options().model);
     return absl::OkStatus();
   });
@@ -267,8 +267,8 @@ grpc::ServerUnaryReactor* InferenceService::RunNow(grpc::CallbackServerContext* 
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   absl::Status status = Authorize(*context);
   if (status.ok()) status = work();
-  frontend_.metrics().GrpcRequest(method, frontend::CodeName(status.code()));
-  reactor->Finish(ToGrpc(status));
+  frontend_.metrics().GrpcRequest(method, request::CodeName(status.code()));
+  reactor->Finish(request::ToGrpc(status));
   return reactor;
 }
 
@@ -280,14 +280,14 @@ grpc::ServerUnaryReactor* InferenceService::RunOnPool(grpc::CallbackServerContex
   if (status.ok()) {
     const bool scheduled = frontend_.Schedule([this, reactor, method, work = std::move(work)] {
       const absl::Status result = work();
-      frontend_.metrics().GrpcRequest(method, frontend::CodeName(result.code()));
-      reactor->Finish(ToGrpc(result));
+      frontend_.metrics().GrpcRequest(method, request::CodeName(result.code()));
+      reactor->Finish(request::ToGrpc(result));
     });
     if (scheduled) return reactor;
     status = absl::ResourceExhaustedError("too many prompts wait for tokenization");
   }
-  frontend_.metrics().GrpcRequest(method, frontend::CodeName(status.code()));
-  reactor->Finish(ToGrpc(status));
+  frontend_.metrics().GrpcRequest(method, request::CodeName(status.code()));
+  reactor->Finish(request::ToGrpc(status));
   return reactor;
 }
 
@@ -295,7 +295,7 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
                                                      const pb::TokenizeRequest* message,
                                                      pb::TokenizeResponse* response) {
   return RunOnPool(context, "Tokenize", [this, message, response]() -> absl::Status {
-    APB_ASSIGN_OR_RETURN(const frontend::CanonicalRequest request, FromMessage(*message));
+    APB_ASSIGN_OR_RETURN(const request::CanonicalRequest request, FromMessage(*message));
     APB_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, frontend_.Tokenize(request));
     response->mutable_ids()->Add(ids.begin(), ids.end());
     response->set_max_model_len(frontend_.max_model_len());
@@ -321,12 +321,12 @@ grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerCon
     APB_RETURN_IF_ERROR(CheckModel(message->model()));
     response->set_id(frontend_.options().model);
     response->set_max_model_len(frontend_.max_model_len());
-    response->set_vocab_size(frontend_.text_model().vocab_size());
-    response->set_dtype(frontend_.text_model().dtype());
+    response->set_vocab_size(frontend_.prompts().vocab_size());
+    response->set_dtype(frontend_.prompts().dtype());
     response->set_created(frontend_.start_seconds());
-    for (const std::string_view name : frontend::kStrategyNames)
+    for (const std::string_view name : request::kStrategyNames)
       response->add_strategies(std::string(name));
-    for (const frontend::GroupInfo& group : frontend_.groups().Describe()) {
+    for (const cluster::GroupInfo& group : frontend_.groups().Describe()) {
       response->set_has_retaining_heads(group.has_retaining_heads);
       if (!group.dtype.empty()) response->set_dtype(group.dtype);
     }
@@ -339,7 +339,7 @@ grpc::ServerUnaryReactor* InferenceService::GetServerInfo(grpc::CallbackServerCo
                                                           pb::GetServerInfoResponse* response) {
   return RunNow(context, "GetServerInfo", [&]() -> absl::Status {
     response->set_version(options_.version);
-    for (const frontend::GroupInfo& group : frontend_.groups().Describe()) {
+    for (const cluster::GroupInfo& group : frontend_.groups().Describe()) {
       pb::WorkerGroupInfo* info = response->add_groups();
       info->set_id(group.id);
       info->set_ranks(group.ranks);

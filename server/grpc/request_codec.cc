@@ -5,24 +5,24 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
-#include "server/frontend/admission.h"
-#include "server/frontend/status_map.h"
+#include "server/request/admission.h"
+#include "server/request/status_map.h"
 
 namespace apb::grpc_api {
 namespace {
 
 namespace pb = inference::v1;
-using frontend::CanonicalRequest;
+using request::CanonicalRequest;
 
-frontend::ChatInput ToChat(const pb::ChatInput& chat) {
-  frontend::ChatInput input;
+request::ChatInput ToChat(const pb::ChatInput& chat) {
+  request::ChatInput input;
   for (const pb::ChatMessage& message : chat.messages()) {
     input.messages.push_back({message.role(), message.content()});
   }
   return input;
 }
 
-void FillAlternative(const frontend::TokenAlternative& from, pb::TokenLogprob* to) {
+void FillAlternative(const request::TokenAlternative& from, pb::TokenLogprob* to) {
   to->set_id(from.id);
   to->set_token(from.bytes);
   to->set_logprob(from.logprob);
@@ -32,14 +32,14 @@ struct EventWriter {
   const std::string& request_id;
   pb::GenerateResponse& to;
 
-  void operator()(const frontend::Queued& from) {
+  void operator()(const request::Queued& from) {
     pb::Queued* queued = to.mutable_queued();
     queued->set_request_id(request_id);
     queued->set_position(static_cast<int32_t>(from.position));
     queued->set_prompt_tokens(from.prompt_tokens);
   }
 
-  void operator()(const frontend::Progress& from) {
+  void operator()(const request::Progress& from) {
     pb::PrefillProgress* progress = to.mutable_progress();
     progress->set_processed_tokens(from.processed_tokens);
     progress->set_total_tokens(from.total_tokens);
@@ -48,20 +48,20 @@ struct EventWriter {
     progress->set_eta_seconds(from.eta_seconds);
   }
 
-  void operator()(const frontend::TokenChunk& from) {
+  void operator()(const request::TokenChunk& from) {
     pb::TokenChunk* chunk = to.mutable_token();
     chunk->mutable_ids()->Add(from.ids.begin(), from.ids.end());
     chunk->set_text(from.text);
-    for (const frontend::TokenLogprob& logprob : from.logprobs) {
+    for (const request::TokenLogprob& logprob : from.logprobs) {
       pb::LogprobEntry* entry = chunk->add_logprobs();
       FillAlternative(logprob.chosen, entry->mutable_chosen());
       for (const auto& top : logprob.top) FillAlternative(top, entry->add_top());
     }
   }
 
-  void operator()(const frontend::Completed& from) {
+  void operator()(const request::Completed& from) {
     pb::Completed* completed = to.mutable_completed();
-    completed->set_finish_reason(from.reason == frontend::FinishReason::kStop
+    completed->set_finish_reason(from.reason == request::FinishReason::kStop
                                      ? pb::FINISH_REASON_STOP
                                      : pb::FINISH_REASON_LENGTH);
     if (!from.stop_string.empty()) {
@@ -78,8 +78,8 @@ struct EventWriter {
     completed->set_decode_seconds(from.decode_seconds);
   }
 
-  void operator()(const frontend::ContextInfo&) {}
-  void operator()(const frontend::Failed&) {}
+  void operator()(const request::ContextInfo&) {}
+  void operator()(const request::Failed&) {}
 };
 
 // What GenerateRequest and CreateContextRequest have in common.
@@ -87,24 +87,24 @@ template <typename Message>
 absl::Status ReadPrompt(const Message& message, CanonicalRequest& request) {
   request.model = message.model();
   request.id = message.request_id();
-  if (request.id.empty()) request.id = frontend::NewRequestId();
-  if (!frontend::IsValidRequestId(request.id)) {
-    return frontend::InvalidField("request_id", "must be at most 128 of [A-Za-z0-9._-]");
+  if (request.id.empty()) request.id = request::NewRequestId();
+  if (!request::IsValidRequestId(request.id)) {
+    return request::InvalidField("request_id", "must be at most 128 of [A-Za-z0-9._-]");
   }
   switch (message.input_case()) {
     case Message::kText:
-      request.input = frontend::TextInput{message.text()};
+      request.input = request::TextInput{message.text()};
       break;
     case Message::kTokens:
       request.input =
-          frontend::TokenInput{{message.tokens().ids().begin(), message.tokens().ids().end()}};
+          request::TokenInput{{message.tokens().ids().begin(), message.tokens().ids().end()}};
       break;
     case Message::kChat:
-      request.api = frontend::Api::kChat;
+      request.api = request::Api::kChat;
       request.input = ToChat(message.chat());
       break;
     case Message::INPUT_NOT_SET:
-      return frontend::InvalidField("input", "one of text, tokens and chat is needed");
+      return request::InvalidField("input", "one of text, tokens and chat is needed");
   }
   request.apb = message.apb();
   return absl::OkStatus();
@@ -133,18 +133,18 @@ absl::StatusOr<CanonicalRequest> FromMessage(const pb::TokenizeRequest& message)
   CanonicalRequest request;
   request.model = message.model();
   if (message.has_chat()) {
-    request.api = frontend::Api::kChat;
+    request.api = request::Api::kChat;
     request.input = ToChat(message.chat());
   } else if (message.input_case() == pb::TokenizeRequest::kText) {
     const bool special = !message.has_add_special_tokens() || message.add_special_tokens();
-    request.input = frontend::TextInput{message.text(), special};
+    request.input = request::TextInput{message.text(), special};
   } else {
-    return frontend::InvalidField("input", "one of text and chat is needed");
+    return request::InvalidField("input", "one of text and chat is needed");
   }
   return request;
 }
 
-pb::Context ToMessage(const frontend::ContextInfo& context, const std::string& model) {
+pb::Context ToMessage(const request::ContextInfo& context, const std::string& model) {
   pb::Context message;
   message.set_id(context.id);
   message.set_model(model);
@@ -159,7 +159,7 @@ pb::Context ToMessage(const frontend::ContextInfo& context, const std::string& m
   return message;
 }
 
-pb::GenerateResponse ToMessage(const frontend::Event& event, const std::string& request_id) {
+pb::GenerateResponse ToMessage(const request::Event& event, const std::string& request_id) {
   pb::GenerateResponse response;
   std::visit(EventWriter{request_id, response}, event);
   return response;

@@ -6,8 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/string_view.h"
 #include "nlohmann/json.hpp"
-#include "server/frontend/status_map.h"
 #include "server/http/openai_response.h"
+#include "server/request/status_map.h"
 
 namespace apb::http_api {
 namespace {
@@ -16,7 +16,7 @@ using nlohmann::json;
 
 json ModelCard(const frontend::Frontend& frontend) {
   const std::string& model = frontend.options().model;
-  const auto& strategies = frontend::kStrategyNames;
+  const auto& strategies = request::kStrategyNames;
   return {
       {"id", model},
       {"object", "model"},
@@ -28,7 +28,7 @@ json ModelCard(const frontend::Frontend& frontend) {
       {"apb", {{"strategies", std::vector<std::string>(strategies.begin(), strategies.end())}}}};
 }
 
-json ContextCard(const frontend::ContextInfo& context, const std::string& model) {
+json ContextCard(const request::ContextInfo& context, const std::string& model) {
   return {{"id", context.id},
           {"object", "context"},
           {"created", absl::ToUnixSeconds(context.created)},
@@ -47,7 +47,7 @@ json ContextCard(const frontend::ContextInfo& context, const std::string& model)
 
 Response Health(const frontend::Frontend& frontend) {
   if (frontend.ready()) return {.body = R"({"status":"ok"})"};
-  return ErrorResponse(frontend::WithRetryAfter(
+  return ErrorResponse(request::WithRetryAfter(
       absl::UnavailableError(frontend.draining() ? "the server is shutting down"
                                                  : frontend.groups().absence()),
       2));
@@ -72,9 +72,9 @@ Response List(json data) {
 }  // namespace
 
 Response ErrorResponse(const absl::Status& status) {
-  Response response{.status = frontend::HttpErrorOf(status.code()).status,
+  Response response{.status = request::HttpErrorOf(status.code()).status,
                     .body = ErrorBody(status)};
-  if (const int seconds = frontend::RetryAfterOf(status); seconds > 0) {
+  if (const int seconds = request::RetryAfterOf(status); seconds > 0) {
     response.headers.emplace_back("Retry-After", absl::StrCat(seconds));
   }
   return response;
@@ -84,7 +84,7 @@ Response HttpErrorResponse(int status, std::string_view message, std::string_vie
   return {.status = status, .body = ErrorBody(message, "invalid_request_error", code)};
 }
 
-Response ContextResponse(const frontend::ContextInfo& context, const std::string& model) {
+Response ContextResponse(const request::ContextInfo& context, const std::string& model) {
   return {.body = ContextCard(context, model).dump()};
 }
 

@@ -14,7 +14,7 @@ namespace apb::http_api {
 Response ErrorResponse(const absl::Status& status);
 // With a status of HTTP's own.
 Response HttpErrorResponse(int status, std::string_view message, std::string_view code = "");
-Response ContextResponse(const frontend::ContextInfo& context, const std::string& model);
+Response ContextResponse(const request::ContextInfo& context, const std::string& model);
 
 struct NowRequest {
   Route route = Route::kUnknown;

@@ -6,17 +6,17 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/json_reader.h"
 #include "engine/base/status_macros.h"
-#include "server/frontend/status_map.h"
 #include "server/http/json_message.h"
+#include "server/request/status_map.h"
 
 namespace apb::http_api {
 namespace {
 
 using base::JsonReader;
-using frontend::Api;
-using frontend::CanonicalRequest;
-using frontend::InvalidField;
 using nlohmann::json;
+using request::Api;
+using request::CanonicalRequest;
+using request::InvalidField;
 
 // Fields that would change the answer, with the one value (besides null, false, "", [], {}) that
 // asks for nothing.
@@ -70,7 +70,7 @@ absl::Status CheckUnsupported(const json& body) {
     if (found == body.end() || AsksForNothing(*found) || *found == field.harmless) continue;
     if (std::string_view(field.name) == "tool_choice" && *found == "auto") continue;
     const bool number = found->is_number();
-    return frontend::WithErrorCode(
+    return request::WithErrorCode(
         InvalidField(field.name, absl::StrCat("is not supported", number ? " with the value " : "",
                                               number ? found->dump() : "")),
         "unsupported_parameter");
@@ -110,8 +110,8 @@ absl::StatusOr<std::string> ReadContent(const json& message, const std::string& 
   return text;
 }
 
-absl::StatusOr<frontend::ChatInput> ReadChat(const json& body) {
-  frontend::ChatInput chat;
+absl::StatusOr<request::ChatInput> ReadChat(const json& body) {
+  request::ChatInput chat;
   const auto messages = body.find("messages");
   if (messages == body.end() || !messages->is_array()) {
     return InvalidField("messages", "must be a list of messages");
@@ -122,12 +122,12 @@ absl::StatusOr<frontend::ChatInput> ReadChat(const json& body) {
     if (!message.is_object()) return InvalidField(name, "must be an object");
     for (const char* field : {"tool_calls", "function_call"}) {
       if (auto found = message.find(field); found != message.end() && !AsksForNothing(*found)) {
-        return frontend::WithErrorCode(
+        return request::WithErrorCode(
             InvalidField(absl::StrCat(name, ".", field), "is not supported"),
             "unsupported_parameter");
       }
     }
-    frontend::ChatMessage& to = chat.messages.emplace_back();
+    request::ChatMessage& to = chat.messages.emplace_back();
     JsonReader reader(message, name + ".");
     to.role = reader.String("role", "");
     APB_RETURN_IF_ERROR(reader.status());
@@ -155,11 +155,11 @@ absl::Status ReadPrompt(const json& body, CanonicalRequest* request) {
   }
   if (prompt->is_string()) {
     request->input =
-        frontend::TextInput{prompt->get<std::string>(), reader.Boolean("add_special_tokens", true)};
+        request::TextInput{prompt->get<std::string>(), reader.Boolean("add_special_tokens", true)};
     return reader.status();
   }
   if (!prompt->is_array()) return InvalidField("prompt", "must be a string or a list of token ids");
-  request->input = frontend::TokenInput{reader.IntegersOf("prompt", *prompt)};
+  request->input = request::TokenInput{reader.IntegersOf("prompt", *prompt)};
   return reader.status();
 }
 

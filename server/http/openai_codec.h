@@ -9,12 +9,12 @@
 
 #include "absl/status/statusor.h"
 #include "nlohmann/json.hpp"
-#include "server/frontend/canonical_request.h"
+#include "server/request/canonical_request.h"
 
 namespace apb::http_api {
 
 struct Generation {
-  frontend::CanonicalRequest request;
+  request::CanonicalRequest request;
   bool stream = false;
   bool include_usage = false;
 };
@@ -23,7 +23,7 @@ absl::StatusOr<Generation> ParseCompletion(const nlohmann::json& body);
 absl::StatusOr<Generation> ParseChat(const nlohmann::json& body);
 // Has no OpenAI counterpart: `messages` or `prompt`, `apb`, `ttl_seconds`.
 absl::StatusOr<Generation> ParseNewContext(const nlohmann::json& body);
-absl::StatusOr<frontend::CanonicalRequest> ParseTokenize(const nlohmann::json& body);
+absl::StatusOr<request::CanonicalRequest> ParseTokenize(const nlohmann::json& body);
 absl::StatusOr<std::vector<int32_t>> ParseDetokenize(const nlohmann::json& body);
 
 }  // namespace apb::http_api

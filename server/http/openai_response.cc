@@ -4,20 +4,20 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "server/frontend/status_map.h"
+#include "server/request/status_map.h"
 
 namespace apb::http_api {
 namespace {
 
-using frontend::Api;
 using nlohmann::json;
+using request::Api;
 
 // Tokens may be part of a character; such bytes become U+FFFD.
 std::string Dump(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
-json UsageOf(const frontend::Completed& completed) {
+json UsageOf(const request::Completed& completed) {
   return {{"prompt_tokens", completed.prompt_tokens},
           {"completion_tokens", completed.completion_tokens},
           {"total_tokens", completed.prompt_tokens + completed.completion_tokens},
@@ -25,7 +25,7 @@ json UsageOf(const frontend::Completed& completed) {
 }
 
 // As llama.cpp has it, with our queue time and the strategy that was used.
-json TimingsOf(const frontend::Completed& c) {
+json TimingsOf(const request::Completed& c) {
   const double prompt = static_cast<double>(c.prompt_tokens - c.cached_tokens);
   const double predicted = static_cast<double>(c.completion_tokens);
   auto rate = [](double count, double seconds) { return seconds > 0 ? count / seconds : 0; };
@@ -42,11 +42,11 @@ json TimingsOf(const frontend::Completed& c) {
           {"strategy", c.strategy}};
 }
 
-std::string_view NameOf(frontend::FinishReason reason) {
-  return reason == frontend::FinishReason::kStop ? "stop" : "length";
+std::string_view NameOf(request::FinishReason reason) {
+  return reason == request::FinishReason::kStop ? "stop" : "length";
 }
 
-json StopReasonOf(const frontend::Completed& completed) {
+json StopReasonOf(const request::Completed& completed) {
   if (!completed.stop_string.empty()) return completed.stop_string;
   if (completed.stop_token >= 0) return completed.stop_token;
   return nullptr;
@@ -58,13 +58,13 @@ json BytesOf(const std::string& bytes) {
   return list;
 }
 
-json ChatAlternative(const frontend::TokenAlternative& token) {
+json ChatAlternative(const request::TokenAlternative& token) {
   return {{"token", token.bytes}, {"logprob", token.logprob}, {"bytes", BytesOf(token.bytes)}};
 }
 
-json ChatLogprobs(const std::vector<frontend::TokenLogprob>& logprobs) {
+json ChatLogprobs(const std::vector<request::TokenLogprob>& logprobs) {
   json content = json::array();
-  for (const frontend::TokenLogprob& entry : logprobs) {
+  for (const request::TokenLogprob& entry : logprobs) {
     json token = ChatAlternative(entry.chosen);
     json& top = token["top_logprobs"] = json::array();
     for (const auto& alternative : entry.top) top.push_back(ChatAlternative(alternative));
@@ -73,9 +73,9 @@ json ChatLogprobs(const std::vector<frontend::TokenLogprob>& logprobs) {
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
-json CompletionLogprobs(const std::vector<frontend::TokenLogprob>& logprobs, int64_t* offset) {
+json CompletionLogprobs(const std::vector<request::TokenLogprob>& logprobs, int64_t* offset) {
   json tokens = json::array(), chosen = json::array(), top = json::array(), offsets = json::array();
-  for (const frontend::TokenLogprob& entry : logprobs) {
+  for (const request::TokenLogprob& entry : logprobs) {
     tokens.push_back(entry.chosen.bytes);
     chosen.push_back(entry.chosen.logprob);
     json alternatives = json::object();
@@ -94,11 +94,11 @@ json CompletionLogprobs(const std::vector<frontend::TokenLogprob>& logprobs, int
 }  // namespace
 
 std::string ErrorBody(const absl::Status& status) {
-  const std::string field = frontend::FieldOf(status);
-  const std::string code = frontend::ErrorCodeOf(status);
+  const std::string field = request::FieldOf(status);
+  const std::string code = request::ErrorCodeOf(status);
   return Dump({{"error",
                 {{"message", std::string(status.message())},
-                 {"type", frontend::HttpErrorOf(status.code()).type},
+                 {"type", request::HttpErrorOf(status.code()).type},
                  {"param", field.empty() ? json(nullptr) : json(field)},
                  {"code", code.empty() ? json(nullptr) : json(code)}}}});
 }
@@ -124,7 +124,7 @@ json OpenAiResponse::Envelope(bool chunk) const {
           {"system_fingerprint", header_.fingerprint}};
 }
 
-json OpenAiResponse::Logprobs(const std::vector<frontend::TokenLogprob>& logprobs) {
+json OpenAiResponse::Logprobs(const std::vector<request::TokenLogprob>& logprobs) {
   if (!header_.logprobs) return nullptr;
   return header_.api == Api::kChat ? ChatLogprobs(logprobs)
                                    : CompletionLogprobs(logprobs, &text_offset_);
@@ -138,7 +138,7 @@ std::string OpenAiResponse::Frame(const json& body) const {
   return absl::StrCat("data: ", Dump(body), "\n\n");
 }
 
-std::string OpenAiResponse::TokenFrame(const frontend::TokenChunk& chunk) {
+std::string OpenAiResponse::TokenFrame(const request::TokenChunk& chunk) {
   json body = Envelope(/*chunk=*/true);
   json choice = Choice(Logprobs(chunk.logprobs));
   if (header_.api == Api::kChat) {
@@ -154,7 +154,7 @@ std::string OpenAiResponse::TokenFrame(const frontend::TokenChunk& chunk) {
   return Frame(body);
 }
 
-std::string OpenAiResponse::ProgressFrame(const frontend::Progress& progress) const {
+std::string OpenAiResponse::ProgressFrame(const request::Progress& progress) const {
   json body = Envelope(/*chunk=*/true);
   body["choices"] = json::array();
   body["apb_progress"] = {{"phase", "prefill"},
@@ -171,7 +171,7 @@ std::string OpenAiResponse::ProgressFrame(const frontend::Progress& progress) co
   return Frame(body);
 }
 
-std::string OpenAiResponse::EndFrames(const frontend::Completed& completed) {
+std::string OpenAiResponse::EndFrames(const request::Completed& completed) {
   json body = Envelope(/*chunk=*/true);
   json choice = Choice(nullptr);
   choice["finish_reason"] = NameOf(completed.reason);
@@ -200,12 +200,12 @@ std::string OpenAiResponse::ErrorFrames(const absl::Status& status) {
   return absl::StrCat("data: ", ErrorBody(status), "\n\ndata: [DONE]\n\n");
 }
 
-void OpenAiResponse::Add(const frontend::TokenChunk& chunk) {
+void OpenAiResponse::Add(const request::TokenChunk& chunk) {
   text_ += chunk.text;
   logprobs_.insert(logprobs_.end(), chunk.logprobs.begin(), chunk.logprobs.end());
 }
 
-std::string OpenAiResponse::Whole(const frontend::Completed& completed) const {
+std::string OpenAiResponse::Whole(const request::Completed& completed) const {
   json body = Envelope(/*chunk=*/false);
   int64_t offset = 0;
   json logprobs;

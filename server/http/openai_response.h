@@ -8,8 +8,8 @@
 
 #include "absl/status/status.h"
 #include "nlohmann/json.hpp"
-#include "server/frontend/canonical_request.h"
-#include "server/frontend/events.h"
+#include "server/request/canonical_request.h"
+#include "server/request/events.h"
 
 namespace apb::http_api {
 
@@ -23,7 +23,7 @@ struct ResponseHeader {
   std::string model;
   std::string fingerprint;
   int64_t created = 0;
-  frontend::Api api = frontend::Api::kCompletion;
+  request::Api api = request::Api::kCompletion;
   bool include_usage = false;
   bool logprobs = false;
 };
@@ -33,27 +33,27 @@ class OpenAiResponse {
   explicit OpenAiResponse(ResponseHeader header);
 
   // Frames of a stream, each "data: ...\n\n".
-  std::string TokenFrame(const frontend::TokenChunk& chunk);
-  std::string ProgressFrame(const frontend::Progress& progress) const;
+  std::string TokenFrame(const request::TokenChunk& chunk);
+  std::string ProgressFrame(const request::Progress& progress) const;
   // The last chunk, usage if it was asked for, [DONE].
-  std::string EndFrames(const frontend::Completed& completed);
+  std::string EndFrames(const request::Completed& completed);
   static std::string ErrorFrames(const absl::Status& status);
 
   // The parts of a response that is not streamed.
-  void Add(const frontend::TokenChunk& chunk);
-  std::string Whole(const frontend::Completed& completed) const;
+  void Add(const request::TokenChunk& chunk);
+  std::string Whole(const request::Completed& completed) const;
 
  private:
   nlohmann::json Envelope(bool chunk) const;
   nlohmann::json Choice(const nlohmann::json& logprobs) const;
-  nlohmann::json Logprobs(const std::vector<frontend::TokenLogprob>& logprobs);
+  nlohmann::json Logprobs(const std::vector<request::TokenLogprob>& logprobs);
   std::string Frame(const nlohmann::json& body) const;
 
   const ResponseHeader header_;
   bool role_sent_ = false;
   int64_t text_offset_ = 0;  // characters before the next token, for completions' logprobs
   std::string text_;
-  std::vector<frontend::TokenLogprob> logprobs_;
+  std::vector<request::TokenLogprob> logprobs_;
 };
 
 }  // namespace apb::http_api

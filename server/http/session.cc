@@ -22,14 +22,14 @@
 #include "engine/base/json_reader.h"
 #include "engine/base/log.h"
 #include "engine/base/string_view.h"
-#include "server/frontend/api_keys.h"
-#include "server/frontend/status_map.h"
 #include "server/http/answers.h"
 #include "server/http/openai_codec.h"
 #include "server/http/openai_response.h"
 #include "server/http/response.h"
 #include "server/http/route.h"
 #include "server/http/stream_sink.h"
+#include "server/request/api_keys.h"
+#include "server/request/status_map.h"
 
 namespace apb::http_api {
 namespace {
@@ -235,9 +235,9 @@ Response Session::CheckKey(const Parser& parser) {
   const std::string_view header = View(parser.get()[http::field::authorization]);
   const bool bearer = absl::StartsWithIgnoreCase(base::AbslView(header), "bearer ");
   const std::string_view key = bearer ? header.substr(7) : "";
-  owner_ = frontend::OwnerOf(options().api_keys, key);
-  if (frontend::IsAllowed(options().api_keys, key)) return {};
-  Response response = ErrorResponse(frontend::WithErrorCode(
+  owner_ = request::OwnerOf(options().api_keys, key);
+  if (request::IsAllowed(options().api_keys, key)) return {};
+  Response response = ErrorResponse(request::WithErrorCode(
       absl::UnauthenticatedError("a valid API key is needed: Authorization: Bearer KEY"),
       "invalid_api_key"));
   response.headers.emplace_back("WWW-Authenticate", "Bearer");
@@ -252,8 +252,8 @@ asio::awaitable<bool> Session::Serve(Parser& parser) {
   framing_ = {.keep_alive = request.keep_alive() && !frontend().draining(),
               .http_1_0 = request.version() < 11,
               .head = request.method() == http::verb::head,
-              .request_id = frontend::IsValidRequestId(given_id) ? std::string(given_id)
-                                                                 : frontend::NewRequestId()};
+              .request_id = request::IsValidRequestId(given_id) ? std::string(given_id)
+                                                                : request::NewRequestId()};
   const std::string_view target = View(request.target());
   const RouteEntry& route = FindRoute(target.substr(0, target.find('?')));
   if (!route.is_open) {
@@ -333,9 +333,9 @@ asio::awaitable<bool> Session::Generate(Parse parse, const RouteEntry& route,
   if (!generation.ok()) co_return co_await Send(route, ErrorResponse(generation.status()));
   generation->request.id = framing_.request_id;
   generation->request.owner = owner_;
-  const frontend::Api api = generation->request.api;
+  const request::Api api = generation->request.api;
   OpenAiResponse response(
-      {.id = absl::StrCat(api == frontend::Api::kChat ? "chatcmpl-" : "cmpl-", framing_.request_id),
+      {.id = absl::StrCat(api == request::Api::kChat ? "chatcmpl-" : "cmpl-", framing_.request_id),
        .model = frontend().options().model,
        .fingerprint = absl::StrCat("apb-", options().version),
        .created = absl::ToUnixSeconds(absl::Now()),
@@ -366,13 +366,13 @@ asio::awaitable<bool> Session::Relay(StreamSink& sink, frontend::ActiveRequest& 
     bool over = false;
     bool wrote = false;  // meanwhile more may have come, whose wake-up found nobody waiting
     std::optional<Response> whole;
-    for (const frontend::Event& event : sink.Take()) {
-      if (const auto* chunk = std::get_if<frontend::TokenChunk>(&event)) {
+    for (const request::Event& event : sink.Take()) {
+      if (const auto* chunk = std::get_if<request::TokenChunk>(&event)) {
         if (generation.stream) frames += response.TokenFrame(*chunk);
         if (!generation.stream) response.Add(*chunk);
-      } else if (const auto* progress = std::get_if<frontend::Progress>(&event)) {
+      } else if (const auto* progress = std::get_if<request::Progress>(&event)) {
         if (generation.stream) frames += response.ProgressFrame(*progress);
-      } else if (const auto* completed = std::get_if<frontend::Completed>(&event)) {
+      } else if (const auto* completed = std::get_if<request::Completed>(&event)) {
         over = true;
         if (generation.stream) {
           frames += response.EndFrames(*completed);
@@ -384,9 +384,9 @@ asio::awaitable<bool> Session::Relay(StreamSink& sink, frontend::ActiveRequest& 
                               1e3 * completed->queue_seconds, 1e3 * completed->prefill_seconds,
                               1e3 * completed->decode_seconds));
         }
-      } else if (const auto* context = std::get_if<frontend::ContextInfo>(&event)) {
+      } else if (const auto* context = std::get_if<request::ContextInfo>(&event)) {
         whole = ContextResponse(*context, frontend().options().model);
-      } else if (const auto* failed = std::get_if<frontend::Failed>(&event)) {
+      } else if (const auto* failed = std::get_if<request::Failed>(&event)) {
         over = true;
         if (generation.stream && head_sent) frames += OpenAiResponse::ErrorFrames(failed->status);
         if (!generation.stream || !head_sent) whole = ErrorResponse(failed->status);

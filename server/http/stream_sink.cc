@@ -5,9 +5,9 @@ namespace apb::http_api {
 namespace {
 
 // About what an event becomes on the wire.
-size_t BytesOf(const frontend::Event& event) {
+size_t BytesOf(const request::Event& event) {
   constexpr size_t kEnvelope = 256;
-  const auto* chunk = std::get_if<frontend::TokenChunk>(&event);
+  const auto* chunk = std::get_if<request::TokenChunk>(&event);
   if (chunk == nullptr) return kEnvelope;
   size_t bytes = kEnvelope + chunk->text.size();
   for (const auto& logprob : chunk->logprobs) bytes += 100 * (1 + logprob.top.size());
@@ -19,7 +19,7 @@ size_t BytesOf(const frontend::Event& event) {
 StreamSink::StreamSink(size_t max_bytes, std::function<void()> wake)
     : max_bytes_(max_bytes), wake_(std::move(wake)) {}
 
-bool StreamSink::OnEvent(frontend::Event event) {
+bool StreamSink::OnEvent(request::Event event) {
   bool first = false;
   bool too_slow = false;
   {
@@ -28,14 +28,14 @@ bool StreamSink::OnEvent(frontend::Event event) {
     bytes_ += BytesOf(event);
     too_slow = bytes_ > max_bytes_;
     if (too_slow)
-      event = frontend::Failed{absl::ResourceExhaustedError("the client reads too slowly")};
+      event = request::Failed{absl::ResourceExhaustedError("the client reads too slowly")};
     events_.push_back(std::move(event));
   }
   if (first) wake_();
   return !too_slow;
 }
 
-std::vector<frontend::Event> StreamSink::Take() {
+std::vector<request::Event> StreamSink::Take() {
   absl::MutexLock lock(&mutex_);
   bytes_ = 0;
   return std::exchange(events_, {});

@@ -7,24 +7,24 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "server/frontend/events.h"
+#include "server/request/events.h"
 
 namespace apb::http_api {
 
-class StreamSink final : public frontend::EventSink {
+class StreamSink final : public request::EventSink {
  public:
   // `wake` is called when there is something to take after there was nothing; from any thread.
   StreamSink(size_t max_bytes, std::function<void()> wake);
 
   // False when more than `max_bytes` would wait for the client.
-  bool OnEvent(frontend::Event event) override;
-  std::vector<frontend::Event> Take();
+  bool OnEvent(request::Event event) override;
+  std::vector<request::Event> Take();
 
  private:
   const size_t max_bytes_;
   const std::function<void()> wake_;
   absl::Mutex mutex_;
-  std::vector<frontend::Event> events_ ABSL_GUARDED_BY(mutex_);
+  std::vector<request::Event> events_ ABSL_GUARDED_BY(mutex_);
   size_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 

@@ -8,21 +8,21 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/json_reader.h"
 #include "google/protobuf/text_format.h"
-#include "server/frontend/admission.h"
-#include "server/frontend/status_map.h"
 #include "server/grpc/request_codec.h"
 #include "server/http/openai_codec.h"
+#include "server/request/admission.h"
+#include "server/request/status_map.h"
 
 namespace apb {
 namespace {
 
-using frontend::CanonicalRequest;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
+using request::CanonicalRequest;
 
 constexpr uint64_t kSeed = 1;
 
-frontend::Limits TestLimits() {
+request::Limits TestLimits() {
   return {.model = "demo",
           .max_model_len = 1000,
           .vocab_size = 100,
@@ -49,10 +49,10 @@ absl::StatusOr<CanonicalRequest> OfGrpc(const std::string& text) {
 // All that a codec fills in but the ids, as text.
 std::string Describe(const CanonicalRequest& request) {
   std::string input;
-  if (const auto* text = std::get_if<frontend::TextInput>(&request.input)) input = text->text;
-  if (const auto* tokens = std::get_if<frontend::TokenInput>(&request.input))
+  if (const auto* text = std::get_if<request::TextInput>(&request.input)) input = text->text;
+  if (const auto* tokens = std::get_if<request::TokenInput>(&request.input))
     for (const int32_t id : tokens->ids) absl::StrAppend(&input, id, ",");
-  if (const auto* chat = std::get_if<frontend::ChatInput>(&request.input))
+  if (const auto* chat = std::get_if<request::ChatInput>(&request.input))
     for (const auto& message : chat->messages)
       absl::StrAppend(&input, message.role, ":", message.content, ";");
   return absl::StrCat(request.model, "|", static_cast<int>(request.api), "|", input, "|",
@@ -65,11 +65,11 @@ std::string Outcome(absl::StatusOr<CanonicalRequest> request) {
   absl::Status status = request.status();
   if (status.ok()) {
     const bool has_seed = request->sampling.has_seed();
-    status = frontend::Resolve(TestLimits(), *request);
+    status = request::Resolve(TestLimits(), *request);
     if (status.ok() && !has_seed) request->sampling.set_seed(kSeed);  // else a random one
   }
   if (status.ok()) return Describe(*request);
-  return absl::StrCat(status.ToString(), " field=", frontend::FieldOf(status));
+  return absl::StrCat(status.ToString(), " field=", request::FieldOf(status));
 }
 
 struct Row {
@@ -214,8 +214,8 @@ TEST(BothApis, SameCompletionBudget) {
       {OfHttp(R"({"messages": [{"role": "user", "content": "y"}]})", true), 990},
       {OfGrpc("chat {messages {role: 'user' content: 'y'}}"), 990}};
   for (auto [request, budget] : cases) {
-    ASSERT_TRUE(frontend::Resolve(TestLimits(), *request).ok());
-    EXPECT_EQ(*frontend::CompletionBudget(*request, 10, 1000), budget);
+    ASSERT_TRUE(request::Resolve(TestLimits(), *request).ok());
+    EXPECT_EQ(*request::CompletionBudget(*request, 10, 1000), budget);
   }
 }
 
@@ -235,13 +235,13 @@ TEST(BothApis, WrongTypesAreNamed) {
   for (const auto& [json, field] : cases) {
     const auto request = OfHttp(absl::StrCat(R"({"prompt": "x", )", json, "}"));
     EXPECT_EQ(request.status().code(), absl::StatusCode::kInvalidArgument) << json;
-    EXPECT_EQ(frontend::FieldOf(request.status()), field);
+    EXPECT_EQ(request::FieldOf(request.status()), field);
   }
 }
 
 TEST(Resolve, FillsInDefaults) {
   CanonicalRequest request = *OfGrpc("text: 'x' sampling {stop_token_ids: 9 top_k: -1}");
-  ASSERT_TRUE(frontend::Resolve(TestLimits(), request).ok());
+  ASSERT_TRUE(request::Resolve(TestLimits(), request).ok());
   request.sampling.set_seed(kSeed);
   common::v1::SamplingParams expected;
   ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(
@@ -268,8 +268,8 @@ TEST(Resolve, EveryNumberHasARange) {
         Message* to = of_apb ? static_cast<Message*>(&request.apb) : &request.sampling;
         whole ? to->GetReflection()->SetInt32(to, field, number)
               : to->GetReflection()->SetDouble(to, field, number);
-        const absl::Status status = frontend::Resolve(TestLimits(), request);
-        EXPECT_EQ(frontend::FieldOf(status), absl::StrCat(of_apb ? "apb." : "", field->name()));
+        const absl::Status status = request::Resolve(TestLimits(), request);
+        EXPECT_EQ(request::FieldOf(status), absl::StrCat(of_apb ? "apb." : "", field->name()));
       }
     }
   }
@@ -285,7 +285,7 @@ TEST(TakeContextOptions, RepeatedOnesAreFineOthersAreNot) {
   for (const char* fine :
        {"", "strategy: 'apb'", "strategy: 'auto' hosts: 8", "anchor_length: 0", "exact: false"}) {
     common::v1::ApbOptions asked = apb(fine);
-    EXPECT_TRUE(frontend::TakeContextOptions(context, "apb", asked).ok()) << fine;
+    EXPECT_TRUE(request::TakeContextOptions(context, "apb", asked).ok()) << fine;
     EXPECT_EQ(asked.DebugString(), context.DebugString());
   }
   const std::pair<const char*, const char*> cases[] = {{"strategy: 'full'", "apb.strategy"},
@@ -298,7 +298,7 @@ TEST(TakeContextOptions, RepeatedOnesAreFineOthersAreNot) {
                                                        {"query: 'why?'", "apb.query"}};
   for (const auto& [text, field] : cases) {
     common::v1::ApbOptions asked = apb(text);
-    EXPECT_EQ(frontend::FieldOf(frontend::TakeContextOptions(context, "apb", asked)), field);
+    EXPECT_EQ(request::FieldOf(request::TakeContextOptions(context, "apb", asked)), field);
   }
 }
 

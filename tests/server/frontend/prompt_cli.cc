@@ -17,31 +17,31 @@
 #include "absl/time/clock.h"
 #include "engine/base/status_macros.h"
 #include "nlohmann/json.hpp"
-#include "server/frontend/text_model.h"
+#include "server/frontend/prompt_processor.h"
 
 namespace apb::frontend {
 namespace {
 
 using Json = nlohmann::json;
 
-CanonicalRequest RequestOf(const Json& json) {
-  CanonicalRequest request;
+request::CanonicalRequest RequestOf(const Json& json) {
+  request::CanonicalRequest request;
   if (json.contains("messages")) {
-    ChatInput chat;
+    request::ChatInput chat;
     for (const Json& message : json["messages"])
       chat.messages.push_back({message["role"], message["content"]});
     request.input = std::move(chat);
   } else if (json.contains("ids")) {
-    request.input = TokenInput{json["ids"].get<std::vector<int32_t>>()};
+    request.input = request::TokenInput{json["ids"].get<std::vector<int32_t>>()};
   } else {
-    request.input = TextInput{json["prompt"], json.value("add_special_tokens", true)};
+    request.input = request::TextInput{json["prompt"], json.value("add_special_tokens", true)};
   }
   if (json.contains("query")) request.apb.set_query(json["query"].get<std::string>());
   return request;
 }
 
-absl::StatusOr<Json> Prepare(const TextModel& model, const Json& json) {
-  Context context;
+absl::StatusOr<Json> Prepare(const PromptProcessor& model, const Json& json) {
+  contexts::Context context;
   const bool goes_on = json.contains("context");
   if (goes_on) {
     context.created = absl::Now();
@@ -56,9 +56,9 @@ absl::StatusOr<Json> Prepare(const TextModel& model, const Json& json) {
               {"context", context.prompt.tokens}};
 }
 
-absl::StatusOr<Json> Answer(const Json& json, std::unique_ptr<TextModel>& model) {
+absl::StatusOr<Json> Answer(const Json& json, std::unique_ptr<PromptProcessor>& model) {
   if (json.contains("checkpoint")) {
-    APB_ASSIGN_OR_RETURN(model, TextModel::Load(json["checkpoint"]));
+    APB_ASSIGN_OR_RETURN(model, PromptProcessor::Load(json["checkpoint"]));
     return Json::object();
   }
   if (model == nullptr) return absl::FailedPreconditionError("no checkpoint");
@@ -66,7 +66,7 @@ absl::StatusOr<Json> Answer(const Json& json, std::unique_ptr<TextModel>& model)
 }
 
 int Main() {
-  std::unique_ptr<TextModel> model;
+  std::unique_ptr<PromptProcessor> model;
   for (std::string line; std::getline(std::cin, line);) {
     const absl::StatusOr<Json> answer = Answer(Json::parse(line), model);
     std::cout << (answer.ok() ? *answer : Json{{"error", answer.status().ToString()}}) << "\n";

@@ -1,0 +1,78 @@
+// The contexts: prompts that were computed once and whose KV a worker group keeps, so that requests
+// can go on from them. A context ends when nobody has used it for its time to live, when it is
+// deleted, or with its group. Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "server/contexts/context.h"
+#include "server/observability/metrics.h"
+#include "server/request/events.h"
+
+namespace apb::contexts {
+
+class ContextStore {
+ public:
+  struct Options {
+    int64_t max_contexts = 64;
+    int64_t max_ttl_seconds = 86'400;  // a day
+  };
+  static constexpr int64_t kDefaultTtlSeconds = 3600;
+
+  // `metrics` must outlive the store.
+  ContextStore(Options options, observability::Metrics& metrics);
+  ~ContextStore();
+
+  // A place for one more context, until Add or Unreserve; kResourceExhausted when there is none.
+  absl::Status Reserve();
+  void Unreserve();
+  // Fills a reserved place.
+  request::ContextInfo Add(Context context);
+
+  // The context, whose time to live begins anew. kNotFound, code context_not_found or context_lost.
+  absl::StatusOr<std::shared_ptr<const Context>> Use(std::string_view owner, std::string_view id);
+  // As Use, but changes nothing; a lost context is no error here.
+  absl::StatusOr<request::ContextInfo> Describe(std::string_view owner, std::string_view id) const;
+  // Those of the owner, in the order of their creation.
+  std::vector<request::ContextInfo> List(std::string_view owner) const;
+  // Its KV is free when the requests that use it have ended.
+  absl::Status Delete(std::string_view owner, std::string_view id);
+
+  const Options& options() const { return options_; }
+
+ private:
+  struct Entry {
+    std::shared_ptr<const Context> context;  // shared with the requests that use it
+    absl::Time expires_at;
+  };
+  using Entries = std::map<std::string, Entry, std::less<>>;
+
+  static request::ContextInfo InfoOf(const Entry& entry);
+  absl::StatusOr<Entries::const_iterator> Find(std::string_view owner, std::string_view id) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void Erase(Entries::const_iterator entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Publish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ExpireLoop();
+
+  const Options options_;
+  observability::Metrics& metrics_;
+  mutable absl::Mutex mutex_;
+  Entries entries_ ABSL_GUARDED_BY(mutex_);
+  int64_t reserved_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::CondVar changed_;  // an expiry may be nearer than the thread knows, or it shall end
+  std::thread expiry_;
+};
+
+}  // namespace apb::contexts

@@ -1,0 +1,66 @@
+// The one request type behind both APIs. Translators fill in what the client sent and nothing else:
+// every default, range and limit is in admission.h.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "apb/common/v1/context_parallel.pb.h"
+#include "apb/common/v1/sampling.pb.h"
+#include "nlohmann/json.hpp"
+
+namespace apb::request {
+
+enum class Api { kCompletion, kChat };
+
+struct ChatMessage {
+  std::string role;
+  std::string content;
+};
+
+struct ChatInput {
+  std::vector<ChatMessage> messages;
+  bool add_generation_prompt = true;
+  nlohmann::json template_arguments = nlohmann::json::object();
+};
+
+struct TextInput {
+  std::string text;
+  bool add_special_tokens = true;
+};
+
+struct TokenInput {
+  std::vector<int32_t> ids;
+};
+
+// What `strategy` and `compressor` of ApbOptions may be.
+inline constexpr std::array<std::string_view, 8> kStrategyNames = {
+    "auto", "full", "apb", "star", "ring_kv", "ring_q", "token_ring", "ulysses"};
+inline constexpr std::array<std::string_view, 3> kCompressorNames = {"retaining_heads",
+                                                                     "query_aware", "random"};
+
+struct CanonicalRequest {
+  std::string id;
+  std::string model;
+  Api api = Api::kCompletion;
+  std::variant<TextInput, TokenInput, ChatInput> input;
+  // As the client gave them, presence included; Resolve of admission.h fills in the defaults.
+  common::v1::SamplingParams sampling;
+  common::v1::ApbOptions apb;
+  // The context that the prompt goes on from.
+  std::optional<std::string> context;
+  std::string owner;  // of the contexts that it may use and create
+  // Keep the prompt's KV as a context instead of generating; `apb.query` is a guess then.
+  bool create_context = false;
+  std::optional<int64_t> ttl_seconds;  // of the context
+  bool report_progress = false;
+  absl::Time arrival = absl::Now();
+};
+
+}  // namespace apb::request
