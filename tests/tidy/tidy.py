@@ -94,6 +94,17 @@ def check_includes(path, text, errors):
                 errors.append(f"{path}: {target} belongs to {', '.join(places)} only")
 
 
+def check_sampling_field(files, errors):
+    """docs/architecture.md lists the files to touch for a new sampling field: those that name its example."""
+    section = re.search(r"^## Add a sampling field\n(.*?)^## ", read("docs/architecture.md"), re.M | re.S).group(1)
+    listed = set(re.findall(r"^\d+\. `([^`]+)`", section, re.M))
+    named = {f for f in files if f.startswith(("proto/", "engine/", "server/", "kernels/"))
+             and re.search(r"\bmin_p\b", read(f))}
+    for path in sorted(listed ^ named):
+        errors.append(f"{path}: {'names' if path in named else 'does not name'} min_p, unlike the list of "
+                      "docs/architecture.md, \"Add a sampling field\"")
+
+
 def main():
     errors, files = [], tracked_files()
     cmake = "\n".join(read(f) for f in files if f.endswith("CMakeLists.txt"))
@@ -112,6 +123,7 @@ def main():
         lines = text.count("\n")
         if lines > (700 if path.startswith("tests/") else 600 if path.startswith("kernels/") else 500):
             print(f"long file: {path} {lines} lines")
+    check_sampling_field(files, errors)
     for error in errors:
         print("error:", error)
     print(f"{len(files)} files, {len(errors)} errors")
