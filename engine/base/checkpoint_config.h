@@ -1,5 +1,5 @@
-// What server and workers both need of a checkpoint's config.json and generation_config.json. Read in one
-// place, so that both take the same files for valid and find the same numbers in them.
+// What server and workers both need of a checkpoint's config.json and generation_config.json. Read
+// in one place, so that both take the same files for valid and find the same numbers in them.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,9 @@ struct CheckpointConfig {
   std::vector<int32_t> eos_token_ids;  // end a completion; of both files, ascending, each once
 };
 
-// Reads `<directory>/config.json` and, where there is one, generation_config.json. kNotFound without the
-// former; kInvalidArgument names the file and the field that is missing, wrong or out of range.
+// Reads `<directory>/config.json` and, where there is one, generation_config.json. kNotFound
+// without the former; kInvalidArgument names the file and the field that is missing, wrong or out
+// of range.
 absl::StatusOr<CheckpointConfig> LoadCheckpointConfig(const std::string& directory);
 // The same of texts.
 absl::StatusOr<CheckpointConfig> ParseCheckpointConfig(

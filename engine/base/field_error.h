@@ -1,5 +1,5 @@
-// An error that names the field of a request or a file that is wrong. Translators show the name by itself too
-// (OpenAI's `param`).
+// An error that names the field of a request or a file that is wrong. Translators show the name by
+// itself too (OpenAI's `param`).
 #pragma once
 
 #include <string>

@@ -1,5 +1,5 @@
-// JSON from outside (files of a checkpoint, bodies of requests): limits on size and nesting before it is
-// parsed, then typed access to the fields of an object with the first error kept.
+// JSON from outside (files of a checkpoint, bodies of requests): limits on size and nesting before
+// it is parsed, then typed access to the fields of an object with the first error kept.
 //
 //   APB_ASSIGN_OR_RETURN(const nlohmann::json root, ParseJsonObject(text, "config.json"));
 //   JsonReader reader(root, "config.json: ");
@@ -23,20 +23,21 @@ namespace apb::base {
 
 inline constexpr int kMaxJsonDepth = 64;
 
-// The bytes of a regular file. kNotFound if there is none or it cannot be opened, kInvalidArgument if it has
-// more than max_bytes; each names the path.
+// The bytes of a regular file. kNotFound if there is none or it cannot be opened, kInvalidArgument
+// if it has more than max_bytes; each names the path.
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes);
 
-// kInvalidArgument for anything but one object of valid UTF-8 JSON, nested at most kMaxJsonDepth deep. `name`
-// is what the errors call the text.
+// kInvalidArgument for anything but one object of valid UTF-8 JSON, nested at most kMaxJsonDepth
+// deep. `name` is what the errors call the text.
 absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text, std::string_view name);
 
-// A field that is null counts as absent. Without a fallback a field must be there. A field that is wrong gives
-// the fallback (or zero, or empty) and makes status() an InvalidField, unless there was an error before.
+// A field that is null counts as absent. Without a fallback a field must be there. A field that is
+// wrong gives the fallback (or zero, or empty) and makes status() an InvalidField, unless there was
+// an error before.
 class JsonReader {
  public:
-  // `object` must outlive the reader; that it is no object is an error too. Names in errors begin with `prefix`,
-  // e.g. "apb." or "config.json: ".
+  // `object` must outlive the reader; that it is no object is an error too. Names in errors begin
+  // with `prefix`, e.g. "apb." or "config.json: ".
   explicit JsonReader(const nlohmann::json& object, std::string prefix = "");
 
   // The field, or null where it is absent.

@@ -1,5 +1,5 @@
-// What flags mean that apb-server has only to hand them on to its workers unchanged. Both programs' --help prints
-// these words, so that they cannot say different things.
+// The help texts of flags that apb-server only hands on to its workers. Both programs print them, so
+// that their --help cannot say two different things.
 #pragma once
 
 namespace apb::base {

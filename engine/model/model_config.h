@@ -54,8 +54,9 @@ struct ModelConfig {
 // A model's type as config.json names it: "bfloat16", "float16" or "float32".
 std::string_view TorchName(kernels::DType dtype);
 
-// Reads what base::LoadCheckpointConfig reads and the rest of config.json. kInvalidArgument tells which field is
-// missing, out of range or of an unsupported kind (e.g. sliding windows that would be in use, MoE).
+// Reads what base::LoadCheckpointConfig reads and the rest of config.json. kInvalidArgument tells
+// which field is missing, out of range or of an unsupported kind (e.g. sliding windows that would
+// be in use, MoE).
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& directory);
 absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text);
 

@@ -1,5 +1,5 @@
-// How the next token is drawn, as the engine takes it: every value is resolved (defaults of clients are the
-// server's). Pure data: the scheduler and the step plan use it too.
+// How the next token is drawn, as the engine takes it: every value is resolved (defaults of clients
+// are the server's). Pure data: the scheduler and the step plan use it too.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ struct SamplingParams {
   int32_t min_tokens = 0;            // stop tokens are barred before
 };
 
-// Calls visit(name, field) for every field, where the name is that of common.v1.SamplingParams. The codec of
-// Submit, the step plan's bytes and the checks of a request go by this list.
+// Calls visit(name, field) for every field, where the name is that of common.v1.SamplingParams. The
+// codec of Submit, the step plan's bytes and the checks of a request go by this list.
 template <typename Params, typename Visit>
 void ForEachField(Params& p, Visit&& visit) {
   visit("max_tokens", p.max_tokens);

@@ -30,8 +30,8 @@ void Get(const Reflection& from, const Message& message, const FieldDescriptor* 
 
 }  // namespace
 
-// By name, so that a new field is named in the message and in ForEachField only; submit_codec_test looks for
-// names that one of them lacks.
+// By name, so that a new field is named in the message and in ForEachField only; submit_codec_test
+// looks for names that one of them lacks.
 sampling::SamplingParams FromProto(const common::v1::SamplingParams& message) {
   sampling::SamplingParams params;
   const Reflection& reflection = *message.GetReflection();

@@ -26,8 +26,8 @@ class Frontend;
 class ActiveRequest : public cluster::SequenceListener,
                       public std::enable_shared_from_this<ActiveRequest> {
  public:
-  // `request` is resolved (admission.h). `context`: what it goes on from, or null (shared with the store, which may
-  // drop it).
+  // `request` is resolved (admission.h). `context`: what it goes on from, or null (shared with the
+  // store, which may drop it).
   ActiveRequest(Frontend& frontend, request::CanonicalRequest request,
                 std::shared_ptr<const contexts::Context> context,
                 std::shared_ptr<request::EventSink> sink, int64_t waiting_ahead);

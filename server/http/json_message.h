@@ -9,9 +9,9 @@
 
 namespace apb::http_api {
 
-// Reads every field of the message but `except`; an absent one stays absent. A list of strings may be one string.
-// What does not fit the field's type is the reader's error. The message may have fields of type bool, int32, uint64,
-// double and string, and lists of int32 and of string.
+// Reads every field of the message but `except`; an absent one stays absent. A list of strings may
+// be one string. What does not fit the field's type is the reader's error. The message may have
+// fields of type bool, int32, uint64, double and string, and lists of int32 and of string.
 void ReadMessage(base::JsonReader& reader, google::protobuf::Message& message,
                  std::initializer_list<std::string_view> except = {});
 

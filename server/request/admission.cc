@@ -21,8 +21,8 @@ using google::protobuf::Message;
 
 constexpr double kMaxInt = 1 << 30;
 
-// A number of a message: what it may be, and what stands for it where it is absent. A field without such a
-// default stays absent.
+// A number of a message: what it may be, and what stands for it where it is absent. A field without
+// such a default stays absent.
 struct NumberRule {
   const char* field;
   double low, high;

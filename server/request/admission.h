@@ -1,4 +1,5 @@
-// Every limit and default of a request, for both APIs. Pure functions, but for the seeds and ids that they make.
+// Every limit and default of a request, for both APIs. Pure functions, but for the seeds and ids
+// that they make.
 #pragma once
 
 #include <cstdint>
@@ -34,19 +35,20 @@ struct Limits {
 // Checks all that can be checked before tokenization. Errors name the field.
 absl::Status CheckRequest(const CanonicalRequest& request, const Limits& limits);
 
-// Checks a request and fills in every default that does not depend on the prompt's length (that of max_tokens
-// does: CompletionBudget). `sampling` and `apb` are then what the worker computes by. Errors name the field; the
-// request is then as it was, or partly resolved.
+// Checks a request and fills in every default that does not depend on the prompt's length (that of
+// max_tokens does: CompletionBudget). `sampling` and `apb` are then what the worker computes by.
+// Errors name the field; the request is then as it was, or partly resolved.
 absl::Status Resolve(const Limits& limits, CanonicalRequest& request);
 
-// The options of the context replace those of a request that goes on from it. What the request may say of
-// context parallelism is nothing, or what the context was made with, where `strategy` is what was used.
-// Errors name the field.
+// The options of the context replace those of a request that goes on from it. What the request may
+// say of context parallelism is nothing, or what the context was made with, where `strategy` is
+// what was used. Errors name the field.
 absl::Status TakeContextOptions(const common::v1::ApbOptions& context, const std::string& strategy,
                                 common::v1::ApbOptions& asked);
 
-// The number of tokens that may be generated for a prompt of that length (none by a request that creates a
-// context); kInvalidArgument with code context_length_exceeded when prompt and completion do not fit.
+// The number of tokens that may be generated for a prompt of that length (none by a request that
+// creates a context); kInvalidArgument with code context_length_exceeded when prompt and completion
+// do not fit.
 absl::StatusOr<int64_t> CompletionBudget(const CanonicalRequest& request, int64_t prompt_tokens,
                                          int64_t max_model_len);
 

@@ -1,6 +1,7 @@
-// Goal: HTTP and gRPC take the same fields, with the same defaults and limits, and a field that one of them lacks
-// is noticed. Method: a table of JSON beside the message that means the same, read by both codecs and resolved;
-// what no row of the table sets is looked for in the messages' descriptors.
+// Goal: HTTP and gRPC take the same fields, with the same defaults and limits, and a field that one
+// of them lacks is noticed. Method: a table of JSON beside the message that means the same, read by
+// both codecs and resolved; what no row of the table sets is looked for in the messages'
+// descriptors.
 #include <gtest/gtest.h>
 
 #include <set>

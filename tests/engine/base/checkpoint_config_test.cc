@@ -1,5 +1,6 @@
-// Goal: what server and workers read of a checkpoint's configuration is right or refused by name; a damaged
-// generation_config.json is not passed over. Method: texts and files with one thing changed at a time.
+// Goal: what server and workers read of a checkpoint's configuration is right or refused by name; a
+// damaged generation_config.json is not passed over. Method: texts and files with one thing changed
+// at a time.
 #include "engine/base/checkpoint_config.h"
 
 #include <gmock/gmock.h>
@@ -15,7 +16,8 @@ using testing::HasSubstr;
 
 TEST(CheckpointConfig, FieldsAndDefaults) {
   auto config = ParseCheckpointConfig(
-      R"({"vocab_size": 100, "max_position_embeddings": 512, "torch_dtype": "float16", "eos_token_id": [2, 1]})",
+      R"({"vocab_size": 100, "max_position_embeddings": 512, "torch_dtype": "float16",
+          "eos_token_id": [2, 1]})",
       R"({"eos_token_id": 7})");
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->vocab_size, 100);

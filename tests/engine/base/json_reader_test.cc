@@ -1,5 +1,5 @@
-// Goal: JSON from outside is refused with the place where it is wrong, and limits hold before anything is
-// built. Method: tables of texts and of fields of every type, good and bad.
+// Goal: JSON from outside is refused with the place where it is wrong, and limits hold before
+// anything is built. Method: tables of texts and of fields of every type, good and bad.
 #include "engine/base/json_reader.h"
 
 #include <gmock/gmock.h>
@@ -48,7 +48,8 @@ TEST(ReadFile, LimitsAndAbsence) {
 TEST(JsonReader, ReadsEveryType) {
   const json object =
       json::parse(R"({"yes": true, "seven": 7, "float": 7.0, "all": 18446744073709551615,
-      "minus": -1, "half": 0.5, "text": "t", "texts": ["a", "b"], "ids": [1, 2.0, -3], "null": null})");
+      "minus": -1, "half": 0.5, "text": "t", "texts": ["a", "b"], "ids": [1, 2.0, -3],
+      "null": null})");
   JsonReader reader(object);
   EXPECT_TRUE(reader.Boolean("yes"));
   EXPECT_EQ(reader.Integer("seven", 7, 7), 7);

@@ -1,5 +1,6 @@
-// Goal: what a server submits reaches the scheduler whole, and the engine's list of sampling fields has the
-// names of the message. Method: messages with every field set and with none, read back field by field.
+// Goal: what a server submits reaches the scheduler whole, and the engine's list of sampling fields
+// has the names of the message. Method: messages with every field set and with none, read back
+// field by field.
 #include "engine/worker/submit_codec.h"
 
 #include <gtest/gtest.h>
