@@ -10,6 +10,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_split.h"
+#include "engine/base/shared_flags.h"
 #include "server/request/canonical_request.h"
 
 namespace apb::server {
@@ -76,8 +77,8 @@ void AddModel(CLI::App& app, Options& o) {
       ->capture_default_str()
       ->group("Model");
   app.add_option("--default-strategy", o.default_strategy, "Strategy of requests that name none")
-      ->check(CLI::IsMember(std::vector<std::string>(request::kStrategyNames.begin() + 1,
-                                                     request::kStrategyNames.end())))
+      ->check(CLI::IsMember(
+          std::vector<std::string>(request::kStrategyNames.begin(), request::kStrategyNames.end())))
       ->capture_default_str()
       ->group("Model");
 }
@@ -98,13 +99,11 @@ void AddWorkers(CLI::App& app, Options& o) {
       ->check(CLI::Range(0, 4096))
       ->capture_default_str()
       ->group("Workers");
-  app.add_option("--kv-cache-tokens", o.kv_cache_tokens,
-                 "KV cache of the whole group, in tokens; 0: from free memory")
+  app.add_option("--kv-cache-tokens", o.kv_cache_tokens, base::kKvCacheTokensHelp)
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
       ->group("Workers");
-  app.add_option("--device", o.device, "Device of the ranks, as apb-worker --device")
-      ->group("Workers");
+  app.add_option("--device", o.device, base::kDeviceHelp)->group("Workers");
   app.add_option("--worker-binary", o.worker_binary,
                  "Default: apb-worker beside this program or in PATH")
       ->group("Workers");

@@ -5,8 +5,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/base/json_reader.h"
 #include "engine/base/status_macros.h"
-#include "engine/model/json_file.h"
 
 namespace apb::model {
 namespace {
@@ -22,8 +22,8 @@ std::string ShapeText(const std::vector<int64_t>& shape) {
 
 // The shard of each tensor, as the index says. Names stay inside the checkpoint's directory.
 absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& path) {
-  APB_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kMaxIndexBytes));
-  APB_ASSIGN_OR_RETURN(const nlohmann::json index, ParseJsonObject(text, path));
+  APB_ASSIGN_OR_RETURN(const std::string text, base::ReadFile(path, kMaxIndexBytes));
+  APB_ASSIGN_OR_RETURN(const nlohmann::json index, base::ParseJsonObject(text, path));
   if (!index.contains("weight_map") || !index["weight_map"].is_object())
     return absl::InvalidArgumentError(absl::StrCat(path, ": has no weight_map"));
   std::map<std::string, std::string> shards;

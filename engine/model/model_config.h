@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/model/quantization_config.h"
@@ -45,11 +44,9 @@ struct ModelConfig {
   bool output_bias = false;  // attention_bias of Llama: o_proj too
   bool qk_norm = false;      // Qwen 3
   RopeConfig rope;
-  std::vector<int32_t> eos_token_ids;
-  int32_t bos_token_id = -1;
   kernels::DType dtype = kernels::DType::kBF16;  // of the weights and activations
   QuantizationConfig quantization;               // of the checkpoint's weights
-  std::string fingerprint;  // hash of the config's bytes: server and workers compare it
+  std::string fingerprint;                       // of base::CheckpointConfig
 
   int64_t qkv_width() const { return (query_heads + 2 * kv_heads) * head_dim; }
 };
@@ -57,7 +54,7 @@ struct ModelConfig {
 // A model's type as config.json names it: "bfloat16", "float16" or "float32".
 std::string_view TorchName(kernels::DType dtype);
 
-// Reads `<directory>/config.json` (and eos ids of generation_config.json). kInvalidArgument tells
+// Reads what base::LoadCheckpointConfig reads and the rest of config.json. kInvalidArgument tells
 // which field is missing, out of range or of an unsupported kind (e.g. sliding windows that would
 // be in use, MoE).
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& directory);

@@ -1,4 +1,5 @@
-// How the next token is drawn. Pure data: the scheduler and the server's wire format use it too.
+// How the next token is drawn, as the engine takes it: every value is resolved (defaults of clients
+// are the server's). Pure data: the scheduler and the step plan use it too.
 #pragma once
 
 #include <cstdint>
@@ -20,5 +21,23 @@ struct SamplingParams {
   int32_t logprobs = -1;             // alternatives to report; -1 = off
   int32_t min_tokens = 0;            // stop tokens are barred before
 };
+
+// Calls visit(name, field) for every field, where the name is that of common.v1.SamplingParams. The
+// codec of Submit, the step plan's bytes and the checks of a request go by this list.
+template <typename Params, typename Visit>
+void ForEachField(Params& p, Visit&& visit) {
+  visit("max_tokens", p.max_tokens);
+  visit("temperature", p.temperature);
+  visit("top_p", p.top_p);
+  visit("top_k", p.top_k);
+  visit("min_p", p.min_p);
+  visit("seed", p.seed);
+  visit("presence_penalty", p.presence_penalty);
+  visit("frequency_penalty", p.frequency_penalty);
+  visit("repetition_penalty", p.repetition_penalty);
+  visit("stop_token_ids", p.stop_tokens);
+  visit("logprobs", p.logprobs);
+  visit("min_tokens", p.min_tokens);
+}
 
 }  // namespace apb::sampling

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -35,11 +36,14 @@ absl::Status CheckTokens(const SequenceSpec& spec, int64_t vocab_size) {
 }
 
 absl::Status CheckSampling(const sampling::SamplingParams& p) {
-  for (const float number : {p.temperature, p.top_p, p.min_p, p.presence_penalty,
-                             p.frequency_penalty, p.repetition_penalty}) {
-    if (!std::isfinite(number))
-      return absl::InvalidArgumentError("sampling: every number must be finite");
-  }
+  absl::Status status;
+  sampling::ForEachField(p, [&status](const char* name, const auto& value) {
+    if constexpr (std::is_same_v<decltype(value), const float&>) {
+      if (status.ok() && !std::isfinite(value))
+        status = absl::InvalidArgumentError(absl::StrCat("sampling: ", name, " must be finite"));
+    }
+  });
+  APB_RETURN_IF_ERROR(status);
   if (p.repetition_penalty <= 0)
     return absl::InvalidArgumentError("sampling: repetition_penalty must be above 0");
   if (p.max_tokens < 0) return absl::InvalidArgumentError("sampling: max_tokens is negative");

@@ -79,9 +79,7 @@ struct Reader {
 
 template <typename A>
 void Visit(A& a, sampling::SamplingParams& p) {
-  a(p.max_tokens), a(p.temperature), a(p.top_p), a(p.top_k), a(p.min_p), a(p.seed),
-      a(p.presence_penalty), a(p.frequency_penalty), a(p.repetition_penalty), a(p.stop_tokens),
-      a(p.logprobs), a(p.min_tokens);
+  sampling::ForEachField(p, [&a](const char*, auto& field) { a(field); });
 }
 template <typename A>
 void Visit(A& a, SequenceSpec& s) {

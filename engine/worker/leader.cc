@@ -10,6 +10,7 @@
 #include "engine/worker/calibration.h"
 #include "engine/worker/control_channel.h"
 #include "engine/worker/follower.h"
+#include "engine/worker/submit_codec.h"
 
 namespace apb::worker {
 namespace {
@@ -19,40 +20,6 @@ using schedule::Event;
 using schedule::SequenceId;
 
 constexpr absl::Duration kStatsWhileBusy = absl::Seconds(1);
-
-schedule::Request ToRequest(const cluster::v1::Submit& submit) {
-  schedule::Request request;
-  schedule::SequenceSpec& spec = request.spec;
-  spec.id = SequenceId{submit.sequence()};
-  spec.tokens.assign(submit.tokens().begin(), submit.tokens().end());
-  spec.query_begin = submit.query_begin();
-  spec.query_insert_position = submit.query_insert_position();
-  spec.embedded_query.assign(submit.embedded_query().begin(), submit.embedded_query().end());
-  spec.strategy = submit.strategy();
-  spec.compressor = submit.compressor();
-  spec.hosts = submit.hosts();
-  spec.anchor_length = submit.anchor_length();
-  spec.passing_length = submit.passing_length();
-  const cluster::v1::SamplingSpec& s = submit.sampling();
-  spec.sampling = {.max_tokens = s.max_tokens(),
-                   .temperature = static_cast<float>(s.temperature()),
-                   .top_p = static_cast<float>(s.top_p()),
-                   .top_k = s.top_k(),
-                   .min_p = static_cast<float>(s.min_p()),
-                   .seed = s.seed(),
-                   .presence_penalty = static_cast<float>(s.presence_penalty()),
-                   .frequency_penalty = static_cast<float>(s.frequency_penalty()),
-                   .repetition_penalty = static_cast<float>(s.repetition_penalty()),
-                   .stop_tokens = {s.stop_tokens().begin(), s.stop_tokens().end()},
-                   .logprobs = s.logprobs(),
-                   .min_tokens = s.min_tokens()};
-  request.exact = submit.exact();
-  if (submit.has_balanced()) request.balanced = submit.balanced();
-  request.report_progress = submit.report_progress();
-  request.keep = submit.keep();
-  if (submit.context() != 0) request.context = SequenceId{submit.context()};
-  return request;
-}
 
 cluster::v1::EndReason ToProto(EndReason reason) {
   switch (reason) {
@@ -193,7 +160,7 @@ class Leader {
   void Apply(const cluster::v1::ToWorker& command) {
     const absl::Time now = absl::Now();
     if (command.has_submit()) {
-      scheduler_.Submit(ToRequest(command.submit()), now);
+      scheduler_.Submit(FromProto(command.submit()), now);
     } else if (command.has_cancel()) {
       scheduler_.Cancel(SequenceId{command.cancel().sequence()}, now);
     } else if (command.has_drain()) {

@@ -4,6 +4,8 @@
 #include <limits>
 #include <map>
 
+#include "engine/base/shared_flags.h"
+
 namespace apb::worker {
 
 bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
@@ -16,8 +18,7 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
       "--group-id", o->group_id,
       "Name of this group, in logs and metrics; a second group of that name replaces the first");
   app.add_option("--token", o->token, "Secret that apb-server expects")->envname("APB_GROUP_TOKEN");
-  app.add_option("--device", o->device,
-                 "cuda, cpu, or auto: GPUs where every rank has one of its own, else CPUs")
+  app.add_option("--device", o->device, base::kDeviceHelp)
       ->check(CLI::IsMember({"auto", "cuda", "cpu"}));
   app.add_option(
          "--cpu-isa", o->cpu_isa,
@@ -53,8 +54,7 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
       ->check(CLI::IsMember({"auto", "replicated", "sliced"}));
   app.add_option("--virtual-hosts", o->virtual_hosts, "APB hosts that a rank plays by default")
       ->check(CLI::Range(1, 1024));
-  app.add_option("--kv-cache-tokens", o->kv_cache_tokens,
-                 "KV cache of the whole group, in tokens; 0: from free memory")
+  app.add_option("--kv-cache-tokens", o->kv_cache_tokens, base::kKvCacheTokensHelp)
       ->check(CLI::NonNegativeNumber);
   app.add_option("--kv-block-size", o->kv_block_size, "Tokens of a KV block")
       ->check(CLI::Range(1, 1024));

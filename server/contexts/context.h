@@ -20,8 +20,8 @@ struct Context {
   std::string owner;  // others are told that there is no such context
   absl::Time created;
   absl::Duration ttl;
-  request::ApbOptions apb;  // as the client gave them
-  std::string strategy;     // what was used
+  common::v1::ApbOptions apb;  // resolved
+  std::string strategy;        // what was used
   text::PromptSplit prompt;
   std::optional<request::ChatInput> chat;  // of a conversation
   std::optional<text::ContextText> text;   // absent: it was made of token ids

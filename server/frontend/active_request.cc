@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
@@ -30,11 +29,6 @@ absl::Status StatusOfEnd(const cluster::v1::SequenceEnd& end) {
   const bool later =
       code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kResourceExhausted;
   return later ? request::WithRetryAfter(std::move(status), 2) : status;
-}
-
-uint64_t RandomSeed() {
-  thread_local absl::BitGen generator;
-  return absl::Uniform<uint64_t>(generator);
 }
 
 }  // namespace
@@ -90,57 +84,20 @@ absl::StatusOr<text::PromptSplit> ActiveRequest::PrepareText(contexts::Context& 
   return created.prompt;
 }
 
-cluster::v1::SamplingSpec ActiveRequest::MakeSampling(int64_t max_tokens) const {
-  const request::Sampling& s = request_.sampling;
-  cluster::v1::SamplingSpec spec;
-  spec.set_max_tokens(static_cast<int32_t>(std::min<int64_t>(max_tokens, INT32_MAX)));
-  spec.set_temperature(s.temperature.value_or(1));
-  spec.set_top_p(s.top_p.value_or(1));
-  spec.set_top_k(static_cast<int32_t>(std::max<int64_t>(s.top_k.value_or(0), 0)));
-  spec.set_min_p(s.min_p.value_or(0));
-  spec.set_seed(s.seed.has_value() ? *s.seed : RandomSeed());
-  spec.set_presence_penalty(s.presence_penalty.value_or(0));
-  spec.set_frequency_penalty(s.frequency_penalty.value_or(0));
-  spec.set_repetition_penalty(s.repetition_penalty.value_or(1));
-  spec.set_logprobs(static_cast<int32_t>(s.logprobs.value_or(-1)));
-  spec.set_min_tokens(static_cast<int32_t>(s.min_tokens.value_or(0)));
-  if (!s.ignore_eos) {
-    for (int32_t id : frontend_.prompts().stop_tokens()) spec.add_stop_tokens(id);
-  }
-  for (int64_t id : s.stop_token_ids) spec.add_stop_tokens(static_cast<int32_t>(id));
-  return spec;
-}
-
-absl::Status ActiveRequest::StartTokenStream(const cluster::v1::SamplingSpec& sampling) {
-  request::TokenStreamOptions options;
-  options.stop_strings = request_.sampling.stop;
-  options.stop_tokens.assign(sampling.stop_tokens().begin(), sampling.stop_tokens().end());
-  options.include_stop_string = request_.sampling.include_stop_string;
-  options.skip_special_tokens = request_.sampling.skip_special_tokens;
-  options.logprobs = request_.sampling.logprobs.has_value();
-  APB_ASSIGN_OR_RETURN(auto stream, request::TokenStream::Create(frontend_.prompts().tokenizer(),
-                                                                 std::move(options)));
-  stream_.emplace(std::move(stream));
-  return absl::OkStatus();
-}
-
 cluster::v1::Submit ActiveRequest::MakeSubmit(const text::PromptSplit& prompt,
                                               int64_t budget) const {
   cluster::v1::Submit submit;
   const int64_t length = static_cast<int64_t>(prompt.tokens.size());
-  *submit.mutable_sampling() = MakeSampling(budget);
+  // Strings end with the server: workers see token ids only.
+  *submit.mutable_sampling() = request_.sampling;
+  submit.mutable_sampling()->set_max_tokens(static_cast<int32_t>(budget));
+  submit.mutable_sampling()->clear_stop();
+  *submit.mutable_apb() = request_.apb;
+  submit.mutable_apb()->clear_query();
   submit.mutable_tokens()->Add(prompt.tokens.begin(), prompt.tokens.end());
   submit.set_query_begin(std::clamp<int64_t>(prompt.query_begin, 0, length - 1));
   submit.set_query_insert_position(prompt.query_insert_position);
   submit.mutable_embedded_query()->Add(prompt.embedded_query.begin(), prompt.embedded_query.end());
-  const request::ApbOptions& apb = context_ != nullptr ? context_->apb : request_.apb;
-  submit.set_strategy(apb.strategy.empty() ? frontend_.options().default_strategy : apb.strategy);
-  submit.set_compressor(apb.compressor);
-  submit.set_anchor_length(static_cast<int32_t>(apb.anchor_length.value_or(-1)));
-  submit.set_passing_length(static_cast<int32_t>(apb.passing_length.value_or(-1)));
-  submit.set_hosts(static_cast<int32_t>(apb.hosts.value_or(0)));
-  submit.set_exact(apb.exact);
-  if (apb.balanced.has_value()) submit.set_balanced(*apb.balanced);
   submit.set_report_progress(
       true);  // the first report ends the waiting, also where the client wants none
   submit.set_keep(request_.create_context);
@@ -155,8 +112,9 @@ absl::Status ActiveRequest::Submit(const text::PromptSplit& prompt) {
                                                                        frontend_.max_model_len()));
   APB_RETURN_IF_ERROR(frontend_.load_.AddTokens(prompt_tokens_));
   waiting_tokens_ = prompt_tokens_;
-  cluster::v1::Submit submit = MakeSubmit(prompt, budget);
-  APB_RETURN_IF_ERROR(StartTokenStream(submit.sampling()));
+  APB_ASSIGN_OR_RETURN(auto stream, request::TokenStream::Create(frontend_.prompts().tokenizer(),
+                                                                 request_.sampling));
+  stream_.emplace(std::move(stream));
 
   group_ = context_ != nullptr ? context_->group : frontend_.groups_.Pick(prompt_tokens_ + budget);
   if (group_ == nullptr) {
@@ -166,7 +124,7 @@ absl::Status ActiveRequest::Submit(const text::PromptSplit& prompt) {
   submitted_ = absl::Now();
   sink_->OnEvent(request::Queued{.position = waiting_ahead_, .prompt_tokens = prompt_tokens_});
   created_.group = group_;
-  APB_ASSIGN_OR_RETURN(sequence_, group_->Submit(std::move(submit), shared_from_this()));
+  APB_ASSIGN_OR_RETURN(sequence_, group_->Submit(MakeSubmit(prompt, budget), shared_from_this()));
   return absl::OkStatus();
 }
 

@@ -26,7 +26,8 @@ class Frontend;
 class ActiveRequest : public cluster::SequenceListener,
                       public std::enable_shared_from_this<ActiveRequest> {
  public:
-  // `context`: what the request goes on from, or null (shared with the store, which may drop it).
+  // `request` is resolved (admission.h). `context`: what it goes on from, or null (shared with the
+  // store, which may drop it).
   ActiveRequest(Frontend& frontend, request::CanonicalRequest request,
                 std::shared_ptr<const contexts::Context> context,
                 std::shared_ptr<request::EventSink> sink, int64_t waiting_ahead);
@@ -53,10 +54,7 @@ class ActiveRequest : public cluster::SequenceListener,
   absl::StatusOr<text::PromptSplit> PrepareText(contexts::Context& created) const;
   absl::Status Submit(const text::PromptSplit& prompt) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   cluster::v1::Submit MakeSubmit(const text::PromptSplit& prompt, int64_t budget) const;
-  absl::Status StartTokenStream(const cluster::v1::SamplingSpec& sampling)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void KeepContext(const cluster::v1::SequenceEnd& end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  cluster::v1::SamplingSpec MakeSampling(int64_t max_tokens) const;
   void StartRunning() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Emit(request::Event event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Complete(request::Completed completed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -55,14 +55,16 @@ request::Limits Frontend::limits() const {
           .max_token_bytes = prompts_.tokenizer().max_token_bytes(),
           .max_input_bytes = options_.max_input_bytes,
           .vocab_size = prompts_.vocab_size(),
-          .max_context_ttl_seconds = options_.contexts.max_ttl_seconds};
+          .max_context_ttl_seconds = options_.contexts.max_ttl_seconds,
+          .default_strategy = options_.default_strategy,
+          .eos_token_ids = prompts_.stop_tokens()};
 }
 
-absl::Status Frontend::Admit(const request::CanonicalRequest& request, int64_t* waiting_ahead) {
+absl::Status Frontend::Admit(request::CanonicalRequest& request, int64_t* waiting_ahead) {
   if (draining()) {
     return request::WithRetryAfter(absl::UnavailableError("the server is shutting down"), 5);
   }
-  APB_RETURN_IF_ERROR(request::CheckRequest(request, limits()));
+  APB_RETURN_IF_ERROR(request::Resolve(limits(), request));
   if (!groups_.ready()) {
     return request::WithRetryAfter(absl::UnavailableError(groups_.absence()), 2);
   }
@@ -73,11 +75,11 @@ absl::Status Frontend::Admit(const request::CanonicalRequest& request, int64_t* 
 }
 
 absl::StatusOr<std::shared_ptr<const contexts::Context>> Frontend::UseContext(
-    const request::CanonicalRequest& request) {
+    request::CanonicalRequest& request) {
   if (!request.context.has_value()) return nullptr;
   APB_ASSIGN_OR_RETURN(std::shared_ptr<const contexts::Context> context,
                        contexts_.Use(request.owner, *request.context));
-  APB_RETURN_IF_ERROR(request::CheckContextOptions(request.apb, context->apb, context->strategy));
+  APB_RETURN_IF_ERROR(request::TakeContextOptions(context->apb, context->strategy, request.apb));
   return context;
 }
 

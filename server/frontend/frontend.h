@@ -79,10 +79,10 @@ class Frontend {
 
  private:
   friend class ActiveRequest;
-  absl::Status Admit(const request::CanonicalRequest& request, int64_t* waiting_ahead);
-  // The context that the request goes on from; null: none.
+  absl::Status Admit(request::CanonicalRequest& request, int64_t* waiting_ahead);
+  // The context that the request goes on from, whose options it takes; null: none.
   absl::StatusOr<std::shared_ptr<const contexts::Context>> UseContext(
-      const request::CanonicalRequest& request);
+      request::CanonicalRequest& request);
   void Forget(const ActiveRequest* request);
 
   const FrontendOptions options_;

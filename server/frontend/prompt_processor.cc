@@ -6,30 +6,17 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "engine/base/fingerprint.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/string_view.h"
 #include "server/request/status_map.h"
-#include "server/text/file_contents.h"
 
 namespace apb::frontend {
 namespace {
 
-absl::StatusOr<nlohmann::json> ParseObject(const std::string& path, const std::string& text) {
-  nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, ": no JSON object"));
-  return json;
-}
-
-// "eos_token_id": a number, a list of numbers, or null.
-void AddTokenIds(const nlohmann::json& object, std::vector<int32_t>* ids) {
-  const auto found = object.find("eos_token_id");
-  if (found == object.end()) return;
-  const nlohmann::json list = found->is_array() ? *found : nlohmann::json::array({*found});
-  for (const auto& id : list) {
-    if (id.is_number_integer()) ids->push_back(id.get<int32_t>());
-  }
+std::optional<std::string> QueryOf(const request::CanonicalRequest& request) {
+  if (!request.apb.has_query()) return std::nullopt;
+  return request.apb.query();
 }
 
 // The splitter knows no statuses with fields; what it says of the query begins with the query's name.
@@ -58,40 +45,9 @@ request::ChatInput Join(const request::ChatInput& context, const request::ChatIn
 
 }  // namespace
 
-absl::Status PromptProcessor::ReadConfig(const std::string& folder) {
-  const std::string path = folder + "/config.json";
-  APB_ASSIGN_OR_RETURN(const std::string text, text::ReadFile(path));
-  APB_ASSIGN_OR_RETURN(const nlohmann::json config, ParseObject(path, text));
-  fingerprint_ = base::Fingerprint(text);
-  auto integer = [&](const char* name) -> int64_t {
-    const auto found = config.find(name);
-    return found != config.end() && found->is_number_integer() ? found->get<int64_t>() : 0;
-  };
-  max_position_embeddings_ = integer("max_position_embeddings");
-  const int64_t vocab_size = integer("vocab_size");
-  if (vocab_size <= 0 || vocab_size > (1 << 24)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": vocab_size is missing or out of range"));
-  }
-  vocab_size_ = static_cast<int32_t>(vocab_size);
-  for (const char* name : {"dtype", "torch_dtype"}) {
-    if (auto found = config.find(name); found != config.end() && found->is_string()) {
-      dtype_ = found->get<std::string>();
-    }
-  }
-  AddTokenIds(config, &stop_tokens_);
-  const std::string generation_path = folder + "/generation_config.json";
-  if (auto generation_text = text::ReadFile(generation_path); generation_text.ok()) {
-    APB_ASSIGN_OR_RETURN(const nlohmann::json generation,
-                         ParseObject(generation_path, *generation_text));
-    AddTokenIds(generation, &stop_tokens_);
-  }
-  return absl::OkStatus();
-}
-
 absl::StatusOr<std::unique_ptr<PromptProcessor>> PromptProcessor::Load(const std::string& folder) {
   std::unique_ptr<PromptProcessor> model(new PromptProcessor);
-  APB_RETURN_IF_ERROR(model->ReadConfig(folder));
+  APB_ASSIGN_OR_RETURN(model->config_, base::LoadCheckpointConfig(folder));
   APB_ASSIGN_OR_RETURN(model->tokenizer_, text::Tokenizer::Load(folder + "/tokenizer.json"));
   auto chat_template = text::ChatTemplate::Load(folder);
   if (chat_template.ok()) {
@@ -100,10 +56,11 @@ absl::StatusOr<std::unique_ptr<PromptProcessor>> PromptProcessor::Load(const std
     return chat_template.status();
   }
   std::vector<int32_t>& stops = model->stop_tokens_;
+  stops = model->config_.eos_token_ids;
   if (auto eos = model->tokenizer_->eos_id()) stops.push_back(*eos);
   std::sort(stops.begin(), stops.end());
   stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
-  std::erase_if(stops, [&](int32_t id) { return id < 0 || id >= model->vocab_size_; });
+  std::erase_if(stops, [&](int32_t id) { return id < 0 || id >= model->vocab_size(); });
   if (stops.empty())
     APB_LOG(Warning, "the checkpoint names no eos token: completions end by length");
   return model;
@@ -152,7 +109,7 @@ absl::StatusOr<text::PromptSplit> PromptProcessor::Split(
     const request::CanonicalRequest& request) const {
   if (const auto* chat = std::get_if<request::ChatInput>(&request.input)) {
     APB_ASSIGN_OR_RETURN(const text::RenderedPrompt rendered, Render(*chat));
-    return text::SplitChatPrompt(*tokenizer_, rendered, request.apb.query);
+    return text::SplitChatPrompt(*tokenizer_, rendered, QueryOf(request));
   }
   const text::PlainPromptOptions options = PlainOptions(request);
   if (const auto* tokens = std::get_if<request::TokenInput>(&request.input)) {
@@ -166,13 +123,13 @@ text::PlainPromptOptions PromptProcessor::PlainOptions(
     const request::CanonicalRequest& request) const {
   const auto* plain = std::get_if<request::TextInput>(&request.input);
   return {.add_special_tokens = plain != nullptr && plain->add_special_tokens,
-          .query = request.apb.query,
+          .query = QueryOf(request),
           .end_of_turn_ids = stop_tokens_};
 }
 
 absl::StatusOr<text::PromptSplit> PromptProcessor::SplitContext(
     const request::CanonicalRequest& request, contexts::Context& context) const {
-  const std::optional<std::string>& query = request.apb.query;
+  const std::optional<std::string> query = QueryOf(request);
   if (const auto* tokens = std::get_if<request::TokenInput>(&request.input)) {
     return text::SplitTokenContext(*tokenizer_, tokens->ids, query);
   }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/base/checkpoint_config.h"
 #include "server/contexts/context.h"
 #include "server/request/canonical_request.h"
 #include "server/text/chat_template.h"
@@ -35,15 +36,14 @@ class PromptProcessor {
   const text::Tokenizer& tokenizer() const { return *tokenizer_; }
   // Tokens that end a completion: eos of all the configuration files.
   const std::vector<int32_t>& stop_tokens() const { return stop_tokens_; }
-  const std::string& fingerprint() const { return fingerprint_; }
-  const std::string& dtype() const { return dtype_; }
-  int64_t max_position_embeddings() const { return max_position_embeddings_; }
-  int32_t vocab_size() const { return vocab_size_; }
+  const std::string& fingerprint() const { return config_.fingerprint; }
+  const std::string& dtype() const { return config_.dtype; }
+  int64_t max_position_embeddings() const { return config_.max_positions; }
+  int32_t vocab_size() const { return static_cast<int32_t>(config_.vocab_size); }
   bool has_chat_template() const { return chat_template_ != nullptr; }
 
  private:
   PromptProcessor() = default;
-  absl::Status ReadConfig(const std::string& folder);
   // `now`: what a template that prints the date takes for it.
   absl::StatusOr<text::RenderedPrompt> Render(const request::ChatInput& input,
                                               std::optional<absl::Time> now = std::nullopt) const;
@@ -60,10 +60,7 @@ class PromptProcessor {
   std::unique_ptr<text::Tokenizer> tokenizer_;
   std::unique_ptr<text::ChatTemplate> chat_template_;  // null: the checkpoint has none
   std::vector<int32_t> stop_tokens_;
-  std::string fingerprint_;
-  std::string dtype_;
-  int64_t max_position_embeddings_ = 0;
-  int32_t vocab_size_ = 0;
+  base::CheckpointConfig config_;
 };
 
 }  // namespace apb::frontend

@@ -324,12 +324,7 @@ grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerCon
     response->set_vocab_size(frontend_.prompts().vocab_size());
     response->set_dtype(frontend_.prompts().dtype());
     response->set_created(frontend_.start_seconds());
-    for (const std::string& name : frontend_.groups().Strategies()) {
-      // The names are in the order of the enumeration. One that this API does not have is left out.
-      const auto found = std::ranges::find(request::kStrategyNames, name);
-      if (found == request::kStrategyNames.end()) continue;
-      response->add_strategies(static_cast<pb::Strategy>(found - request::kStrategyNames.begin()));
-    }
+    for (const std::string& name : frontend_.groups().Strategies()) response->add_strategies(name);
     for (const cluster::GroupInfo& group : frontend_.groups().Describe()) {
       response->set_has_retaining_heads(group.has_retaining_heads);
       if (!group.dtype.empty()) response->set_dtype(group.dtype);

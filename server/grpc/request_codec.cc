@@ -22,51 +22,6 @@ request::ChatInput ToChat(const pb::ChatInput& chat) {
   return input;
 }
 
-absl::Status ReadApb(const pb::ApbOptions& from, request::ApbOptions* to) {
-  if (!pb::Strategy_IsValid(from.strategy())) {
-    return request::InvalidField("apb.strategy", absl::StrCat("unknown value ", from.strategy()));
-  }
-  if (!pb::Compressor_IsValid(from.compressor())) {
-    return request::InvalidField("apb.compressor",
-                                 absl::StrCat("unknown value ", from.compressor()));
-  }
-  to->strategy = request::kStrategyNames[from.strategy()];
-  to->compressor = request::kCompressorNames[from.compressor()];
-  if (from.has_anchor_length()) to->anchor_length = from.anchor_length();
-  if (from.has_passing_length()) to->passing_length = from.passing_length();
-  if (from.has_hosts()) to->hosts = from.hosts();
-  if (from.has_query()) to->query = from.query();
-  to->exact = from.exact();
-  if (from.has_balanced()) to->balanced = from.balanced();
-  return absl::OkStatus();
-}
-
-void ReadSampling(const pb::SamplingParams& from, request::Sampling* to) {
-  if (from.has_max_tokens()) to->max_tokens = from.max_tokens();
-  if (from.has_temperature()) to->temperature = from.temperature();
-  if (from.has_top_p()) to->top_p = from.top_p();
-  if (from.has_top_k()) to->top_k = from.top_k();
-  if (from.has_min_p()) to->min_p = from.min_p();
-  if (from.has_seed()) to->seed = from.seed();
-  if (from.has_presence_penalty()) to->presence_penalty = from.presence_penalty();
-  if (from.has_frequency_penalty()) to->frequency_penalty = from.frequency_penalty();
-  if (from.has_repetition_penalty()) to->repetition_penalty = from.repetition_penalty();
-  if (from.has_logprobs()) to->logprobs = from.logprobs();
-  if (from.has_min_tokens()) to->min_tokens = from.min_tokens();
-  to->stop.assign(from.stop().begin(), from.stop().end());
-  to->stop_token_ids.assign(from.stop_token_ids().begin(), from.stop_token_ids().end());
-  to->include_stop_string = from.include_stop_str_in_output();
-  if (from.has_skip_special_tokens()) to->skip_special_tokens = from.skip_special_tokens();
-  to->ignore_eos = from.ignore_eos();
-}
-
-pb::Strategy StrategyOf(std::string_view name) {
-  const auto& names = request::kStrategyNames;
-  const auto found = std::find(names.begin(), names.end(), name);
-  return found == names.end() ? pb::STRATEGY_UNSPECIFIED
-                              : static_cast<pb::Strategy>(found - names.begin());
-}
-
 void FillAlternative(const request::TokenAlternative& from, pb::TokenLogprob* to) {
   to->set_id(from.id);
   to->set_token(from.bytes);
@@ -117,7 +72,7 @@ struct EventWriter {
     completed->mutable_usage()->set_prompt_tokens(from.prompt_tokens);
     completed->mutable_usage()->set_completion_tokens(from.completion_tokens);
     completed->mutable_usage()->set_cached_tokens(from.cached_tokens);
-    completed->set_strategy(StrategyOf(from.strategy));
+    completed->set_strategy(from.strategy);
     completed->set_queue_seconds(from.queue_seconds);
     completed->set_prefill_seconds(from.prefill_seconds);
     completed->set_decode_seconds(from.decode_seconds);
@@ -151,7 +106,8 @@ absl::Status ReadPrompt(const Message& message, CanonicalRequest& request) {
     case Message::INPUT_NOT_SET:
       return request::InvalidField("input", "one of text, tokens and chat is needed");
   }
-  return ReadApb(message.apb(), &request.apb);
+  request.apb = message.apb();
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -159,7 +115,7 @@ absl::Status ReadPrompt(const Message& message, CanonicalRequest& request) {
 absl::StatusOr<CanonicalRequest> FromMessage(const pb::GenerateRequest& message) {
   CanonicalRequest request;
   APB_RETURN_IF_ERROR(ReadPrompt(message, request));
-  ReadSampling(message.sampling(), &request.sampling);
+  request.sampling = message.sampling();
   if (message.has_context()) request.context = message.context();
   request.report_progress = message.include_progress();
   return request;
@@ -198,7 +154,7 @@ pb::Context ToMessage(const request::ContextInfo& context, const std::string& mo
   message.set_lost(context.is_lost);
   message.mutable_usage()->set_prompt_tokens(context.prompt_tokens);
   message.mutable_usage()->set_cached_tokens(context.cached_tokens);
-  message.set_strategy(StrategyOf(context.strategy));
+  message.set_strategy(context.strategy);
   message.set_prefill_seconds(context.prefill_seconds);
   return message;
 }

@@ -1,17 +1,18 @@
 // Reading OpenAI's request fields.
 #include "server/http/openai_codec.h"
 
-#include <algorithm>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
-#include "engine/base/log.h"
+#include "engine/base/json_reader.h"
 #include "engine/base/status_macros.h"
-#include "server/http/json_body.h"
+#include "server/http/json_message.h"
 #include "server/request/status_map.h"
 
 namespace apb::http_api {
 namespace {
 
+using base::JsonReader;
 using nlohmann::json;
 using request::Api;
 using request::CanonicalRequest;
@@ -77,37 +78,11 @@ absl::Status CheckUnsupported(const json& body) {
   return absl::OkStatus();
 }
 
-void ReadSampling(FieldReader& reader, request::Sampling* s) {
-  reader.Read("max_tokens", &s->max_tokens);
-  reader.Read("temperature", &s->temperature);
-  reader.Read("top_p", &s->top_p);
-  reader.Read("top_k", &s->top_k);
-  reader.Read("min_p", &s->min_p);
-  reader.Read("seed", &s->seed);
-  reader.Read("presence_penalty", &s->presence_penalty);
-  reader.Read("frequency_penalty", &s->frequency_penalty);
-  reader.Read("repetition_penalty", &s->repetition_penalty);
-  reader.Read("min_tokens", &s->min_tokens);
-  reader.ReadStrings("stop", &s->stop);
-  reader.Read("stop_token_ids", &s->stop_token_ids);
-  reader.Read("ignore_eos", &s->ignore_eos);
-  reader.Read("include_stop_str_in_output", &s->include_stop_string);
-  reader.Read("skip_special_tokens", &s->skip_special_tokens);
-}
-
-absl::Status ReadApb(const json& body, request::ApbOptions* apb) {
+absl::Status ReadApb(const json& body, common::v1::ApbOptions& apb) {
   const auto found = body.find("apb");
   if (found == body.end() || found->is_null()) return absl::OkStatus();
-  if (!found->is_object()) return InvalidField("apb", "must be an object");
-  FieldReader reader(*found, "apb.");
-  reader.Read("strategy", &apb->strategy);
-  reader.Read("compressor", &apb->compressor);
-  reader.Read("query", &apb->query);
-  reader.Read("anchor_length", &apb->anchor_length);
-  reader.Read("passing_length", &apb->passing_length);
-  reader.Read("hosts", &apb->hosts);
-  reader.Read("exact", &apb->exact);
-  reader.Read("balanced", &apb->balanced);
+  JsonReader reader(*found, "apb.");
+  ReadMessage(reader, apb);
   return reader.status();
 }
 
@@ -125,15 +100,12 @@ absl::StatusOr<std::string> ReadContent(const json& message, const std::string& 
   for (size_t i = 0; i < content->size(); ++i) {
     const json& part = (*content)[i];
     const std::string part_name = absl::StrCat(name, ".content[", i, "]");
-    if (!part.is_object()) return InvalidField(part_name, "must be an object");
-    FieldReader reader(part, part_name + ".");
-    std::string type = "text", piece;
-    reader.Read("type", &type);
+    JsonReader reader(part, part_name + ".");
+    const std::string type = reader.String("type", "text");
     if (type != "text")
       reader.Fail("type", absl::StrCat("only text is supported, not ", type.substr(0, 50)));
-    reader.Read("text", &piece);
+    text += reader.String("text", "");
     APB_RETURN_IF_ERROR(reader.status());
-    text += piece;
   }
   return text;
 }
@@ -156,13 +128,13 @@ absl::StatusOr<request::ChatInput> ReadChat(const json& body) {
       }
     }
     request::ChatMessage& to = chat.messages.emplace_back();
-    FieldReader reader(message, name + ".");
-    reader.Read("role", &to.role);
+    JsonReader reader(message, name + ".");
+    to.role = reader.String("role", "");
     APB_RETURN_IF_ERROR(reader.status());
     APB_ASSIGN_OR_RETURN(to.content, ReadContent(message, name));
   }
-  FieldReader reader(body);
-  reader.Read("add_generation_prompt", &chat.add_generation_prompt);
+  JsonReader reader(body);
+  chat.add_generation_prompt = reader.Boolean("add_generation_prompt", true);
   if (const json* arguments = reader.Find("chat_template_kwargs")) {
     if (!arguments->is_object()) return InvalidField("chat_template_kwargs", "must be an object");
     chat.template_arguments = *arguments;
@@ -173,7 +145,7 @@ absl::StatusOr<request::ChatInput> ReadChat(const json& body) {
 
 // "prompt": a string, a list of token ids, or a list with one of these.
 absl::Status ReadPrompt(const json& body, CanonicalRequest* request) {
-  FieldReader reader(body);
+  JsonReader reader(body);
   const json* prompt = reader.Find("prompt");
   if (prompt == nullptr) return InvalidField("prompt", "is missing");
   if (prompt->is_array() && !prompt->empty() && !(*prompt)[0].is_number()) {
@@ -182,59 +154,53 @@ absl::Status ReadPrompt(const json& body, CanonicalRequest* request) {
     prompt = &(*prompt)[0];
   }
   if (prompt->is_string()) {
-    request::TextInput input{prompt->get<std::string>()};
-    reader.Read("add_special_tokens", &input.add_special_tokens);
-    request->input = std::move(input);
+    request->input =
+        request::TextInput{prompt->get<std::string>(), reader.Boolean("add_special_tokens", true)};
     return reader.status();
   }
   if (!prompt->is_array()) return InvalidField("prompt", "must be a string or a list of token ids");
-  const json wrapped = {{"prompt", *prompt}};
-  FieldReader ids(wrapped);
-  request::TokenInput input;
-  ids.Read("prompt", &input.ids);
-  request->input = std::move(input);
-  return ids.status();
+  request->input = request::TokenInput{reader.IntegersOf("prompt", *prompt)};
+  return reader.status();
+}
+
+int32_t Int32(JsonReader& reader, const char* name) {
+  return static_cast<int32_t>(reader.Integer(name, std::numeric_limits<int32_t>::min(),
+                                             std::numeric_limits<int32_t>::max()));
 }
 
 // Completions: a number of alternatives. Chat: a switch, and "top_logprobs" alternatives.
-void ReadLogprobs(Api api, FieldReader& reader, request::Sampling* s) {
+void ReadLogprobs(Api api, JsonReader& reader, common::v1::SamplingParams& s) {
   if (api == Api::kCompletion) {
     const json* value = reader.Find("logprobs");
-    if (value != nullptr && value->is_boolean()) {
-      if (value->get<bool>()) s->logprobs = 0;
-    } else {
-      reader.Read("logprobs", &s->logprobs);
-    }
+    if (value == nullptr || *value == false) return;
+    s.set_logprobs(*value == true ? 0 : Int32(reader, "logprobs"));
     return;
   }
-  bool wanted = false;
-  reader.Read("logprobs", &wanted);
-  std::optional<int64_t> top;
-  reader.Read("top_logprobs", &top);
-  if (top.value_or(0) > 0 && !wanted) reader.Fail("top_logprobs", "needs logprobs: true");
-  if (wanted) s->logprobs = top.value_or(0);
+  const bool wanted = reader.Boolean("logprobs", false);
+  const int32_t top = reader.Has("top_logprobs") ? Int32(reader, "top_logprobs") : 0;
+  if (top > 0 && !wanted) reader.Fail("top_logprobs", "needs logprobs: true");
+  if (wanted) s.set_logprobs(top);
 }
 
-void ReadMaxCompletionTokens(FieldReader& reader, request::Sampling* s) {
-  std::optional<int64_t> completion_tokens;
-  reader.Read("max_completion_tokens", &completion_tokens);
-  if (!completion_tokens.has_value()) return;
-  if (s->max_tokens.has_value() && s->max_tokens != completion_tokens) {
+void ReadMaxCompletionTokens(JsonReader& reader, common::v1::SamplingParams& s) {
+  if (!reader.Has("max_completion_tokens")) return;
+  const int32_t tokens = Int32(reader, "max_completion_tokens");
+  if (s.has_max_tokens() && s.max_tokens() != tokens) {
     reader.Fail("max_completion_tokens", "differs from max_tokens; give one of them");
   }
-  s->max_tokens = completion_tokens;
+  s.set_max_tokens(tokens);
 }
 
 absl::Status ReadStreamOptions(const json& body, Generation* generation) {
-  FieldReader reader(body);
-  reader.Read("stream", &generation->stream);
-  reader.Read("return_progress", &generation->request.report_progress);
+  JsonReader reader(body);
+  generation->stream = reader.Boolean("stream", false);
+  generation->request.report_progress = reader.Boolean("return_progress", false);
   if (const json* options = reader.Find("stream_options")) {
-    if (!options->is_object()) return InvalidField("stream_options", "must be an object");
     if (!generation->stream) reader.Fail("stream_options", "needs stream: true");
-    FieldReader nested(*options, "stream_options.");
-    nested.Read("include_usage", &generation->include_usage);
-    nested.Read("include_progress", &generation->request.report_progress);
+    JsonReader nested(*options, "stream_options.");
+    generation->include_usage = nested.Boolean("include_usage", false);
+    generation->request.report_progress =
+        nested.Boolean("include_progress", generation->request.report_progress);
     APB_RETURN_IF_ERROR(nested.status());
   }
   return reader.status();
@@ -253,15 +219,15 @@ absl::StatusOr<Generation> ParseGeneration(Api api, const json& body) {
   Generation generation;
   CanonicalRequest& request = generation.request;
   request.api = api;
-  FieldReader reader(body);
-  reader.Read("model", &request.model);
-  reader.Read("context", &request.context);
-  ReadSampling(reader, &request.sampling);
-  ReadLogprobs(api, reader, &request.sampling);
-  if (api == Api::kChat) ReadMaxCompletionTokens(reader, &request.sampling);
+  JsonReader reader(body);
+  request.model = reader.String("model", "");
+  if (reader.Has("context")) request.context = reader.String("context");
+  ReadMessage(reader, request.sampling, {"logprobs"});
+  ReadLogprobs(api, reader, request.sampling);
+  if (api == Api::kChat) ReadMaxCompletionTokens(reader, request.sampling);
   APB_RETURN_IF_ERROR(reader.status());
   APB_RETURN_IF_ERROR(ReadStreamOptions(body, &generation));
-  APB_RETURN_IF_ERROR(ReadApb(body, &request.apb));
+  APB_RETURN_IF_ERROR(ReadApb(body, request.apb));
   if (api == Api::kChat) {
     APB_ASSIGN_OR_RETURN(request.input, ReadChat(body));
   } else {
@@ -283,9 +249,12 @@ absl::StatusOr<Generation> ParseNewContext(const json& body) {
   Generation generation;
   CanonicalRequest& request = generation.request;
   request.create_context = true;
-  FieldReader reader(body);
-  reader.Read("model", &request.model);
-  reader.Read("ttl_seconds", &request.ttl_seconds);
+  JsonReader reader(body);
+  request.model = reader.String("model", "");
+  if (reader.Has("ttl_seconds")) {
+    request.ttl_seconds = reader.Integer("ttl_seconds", std::numeric_limits<int64_t>::min(),
+                                         std::numeric_limits<int64_t>::max());
+  }
   for (const char* field : {"stream", "context"}) {
     if (const json* value = reader.Find(field); value != nullptr && !AsksForNothing(*value))
       reader.Fail(field, "is not supported here");
@@ -293,25 +262,24 @@ absl::StatusOr<Generation> ParseNewContext(const json& body) {
   if (body.contains("messages") && body.contains("prompt"))
     reader.Fail("prompt", "give either messages or prompt");
   APB_RETURN_IF_ERROR(reader.status());
-  APB_RETURN_IF_ERROR(ReadApb(body, &request.apb));
+  APB_RETURN_IF_ERROR(ReadApb(body, request.apb));
   APB_RETURN_IF_ERROR(ReadInput(body, &request));
   return generation;
 }
 
 absl::StatusOr<CanonicalRequest> ParseTokenize(const json& body) {
   CanonicalRequest request;
-  FieldReader reader(body);
-  reader.Read("model", &request.model);
+  JsonReader reader(body);
+  request.model = reader.String("model", "");
   APB_RETURN_IF_ERROR(reader.status());
   APB_RETURN_IF_ERROR(ReadInput(body, &request));
   return request;
 }
 
 absl::StatusOr<std::vector<int32_t>> ParseDetokenize(const json& body) {
-  FieldReader reader(body);
-  if (reader.Find("tokens") == nullptr) return InvalidField("tokens", "is missing");
-  std::vector<int32_t> ids;
-  reader.Read("tokens", &ids);
+  JsonReader reader(body);
+  reader.Array("tokens");
+  std::vector<int32_t> ids = reader.Integers("tokens");
   APB_RETURN_IF_ERROR(reader.status());
   return ids;
 }

@@ -19,10 +19,10 @@
 #include "boost/beast/http/parser.hpp"
 #include "boost/beast/http/read.hpp"
 #include "boost/beast/http/string_body.hpp"
+#include "engine/base/json_reader.h"
 #include "engine/base/log.h"
 #include "engine/base/string_view.h"
 #include "server/http/answers.h"
-#include "server/http/json_body.h"
 #include "server/http/openai_codec.h"
 #include "server/http/openai_response.h"
 #include "server/http/response.h"
@@ -295,7 +295,7 @@ asio::awaitable<Response> Session::Tokenize(const std::string& body) {
   using Ids = std::vector<int32_t>;
   const absl::StatusOr<Ids> ids =
       co_await OnPool<Ids>(body.size(), [this, &body]() -> absl::StatusOr<Ids> {
-        const auto json = ParseJsonObject(body);
+        const auto json = base::ParseJsonObject(body, "the body");
         if (!json.ok()) return json.status();
         const auto request = ParseTokenize(*json);
         if (!request.ok()) return request.status();
@@ -312,7 +312,7 @@ asio::awaitable<Response> Session::Tokenize(const std::string& body) {
 asio::awaitable<Response> Session::Detokenize(const std::string& body) {
   const absl::StatusOr<std::string> text =
       co_await OnPool<std::string>(body.size(), [this, &body]() -> absl::StatusOr<std::string> {
-        const auto json = ParseJsonObject(body);
+        const auto json = base::ParseJsonObject(body, "the body");
         if (!json.ok()) return json.status();
         const auto ids = ParseDetokenize(*json);
         if (!ids.ok()) return ids.status();
@@ -327,7 +327,7 @@ asio::awaitable<bool> Session::Generate(Parse parse, const RouteEntry& route,
                                         const std::string& body) {
   absl::StatusOr<Generation> generation =
       co_await OnPool<Generation>(body.size(), [parse, &body]() -> absl::StatusOr<Generation> {
-        const auto json = ParseJsonObject(body);
+        const auto json = base::ParseJsonObject(body, "the body");
         return json.ok() ? parse(*json) : json.status();
       });
   if (!generation.ok()) co_return co_await Send(route, ErrorResponse(generation.status()));
@@ -341,7 +341,7 @@ asio::awaitable<bool> Session::Generate(Parse parse, const RouteEntry& route,
        .created = absl::ToUnixSeconds(absl::Now()),
        .api = api,
        .include_usage = generation->include_usage,
-       .logprobs = generation->request.sampling.logprobs.has_value()});
+       .logprobs = generation->request.sampling.has_logprobs()});
   auto sink = std::make_shared<StreamSink>(
       options().max_stream_bytes, [self = weak_from_this(), executor = socket_.get_executor()] {
         asio::post(executor, [self] {

@@ -1,14 +1,14 @@
-// Checks of a canonical request.
+// Checks of a canonical request, and its defaults.
 #include "server/request/admission.h"
 
-#include <cmath>
+#include <optional>
 #include <span>
 
 #include "absl/random/random.h"
-#include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/string_view.h"
 #include "server/request/status_map.h"
@@ -16,16 +16,78 @@
 namespace apb::request {
 namespace {
 
-absl::Status CheckRange(std::string_view field, const std::optional<double>& value, double low,
-                        double high) {
-  if (!value.has_value() || (*value >= low && *value <= high)) return absl::OkStatus();
-  return InvalidField(field, absl::StrCat("must be in [", low, ", ", high, "], got ", *value));
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+
+constexpr double kMaxInt = 1 << 30;
+
+// A number of a message: what it may be, and what stands for it where it is absent. A field without
+// such a default stays absent.
+struct NumberRule {
+  const char* field;
+  double low, high;
+  std::optional<double> fallback;
+  bool above_low = false;  // `low` itself is refused
+};
+
+// Of common.v1.SamplingParams; `seed` may be anything.
+constexpr NumberRule kSamplingRules[] = {
+    {"max_tokens", 1, kMaxInt, std::nullopt},  // see CompletionBudget
+    {"temperature", 0, 2, 1},
+    {"top_p", 0, 1, 1, true},
+    {"top_k", -1, kMaxInt, 0},
+    {"min_p", 0, 1, 0},
+    {"presence_penalty", -2, 2, 0},
+    {"frequency_penalty", -2, 2, 0},
+    {"repetition_penalty", 0.01, 100, 1},
+    {"logprobs", 0, kMaxLogprobs, std::nullopt},  // absent: off
+    {"min_tokens", 0, kMaxInt, 0},
+};
+// Of common.v1.ApbOptions; the workers know the defaults.
+constexpr NumberRule kApbRules[] = {
+    {"anchor_length", 0, 1 << 24, std::nullopt},
+    {"passing_length", 0, 1 << 24, std::nullopt},
+    {"hosts", 1, 4096, std::nullopt},
+};
+
+const FieldDescriptor* FieldOfRule(const Message& message, const NumberRule& rule) {
+  const FieldDescriptor* field = message.GetDescriptor()->FindFieldByName(rule.field);
+  APB_CHECK(field != nullptr);
+  return field;
 }
 
-absl::Status CheckRange(std::string_view field, const std::optional<int64_t>& value, int64_t low,
-                        int64_t high) {
-  if (!value.has_value() || (*value >= low && *value <= high)) return absl::OkStatus();
-  return InvalidField(field, absl::StrCat("must be in [", low, ", ", high, "], got ", *value));
+// Errors name the field behind `prefix`, e.g. "apb.".
+absl::Status CheckNumbers(const Message& message, std::span<const NumberRule> rules,
+                          const char* prefix) {
+  for (const NumberRule& rule : rules) {
+    const FieldDescriptor* field = FieldOfRule(message, rule);
+    const google::protobuf::Reflection& reflection = *message.GetReflection();
+    if (!reflection.HasField(message, field)) continue;
+    const bool whole = field->cpp_type() == FieldDescriptor::CPPTYPE_INT32;
+    const double value =
+        whole ? reflection.GetInt32(message, field) : reflection.GetDouble(message, field);
+    if (value >= rule.low && value <= rule.high && !(rule.above_low && value == rule.low)) continue;
+    const auto shown = [whole](double number) {
+      return whole ? absl::StrCat(static_cast<int64_t>(number)) : absl::StrCat(number);
+    };
+    return InvalidField(absl::StrCat(prefix, rule.field),
+                        absl::StrCat("must be in ", rule.above_low ? "(" : "[", shown(rule.low),
+                                     ", ", shown(rule.high), "], got ", shown(value)));
+  }
+  return absl::OkStatus();
+}
+
+void FillDefaults(std::span<const NumberRule> rules, Message& message) {
+  const google::protobuf::Reflection& reflection = *message.GetReflection();
+  for (const NumberRule& rule : rules) {
+    const FieldDescriptor* field = FieldOfRule(message, rule);
+    if (reflection.HasField(message, field) || !rule.fallback.has_value()) continue;
+    if (field->cpp_type() == FieldDescriptor::CPPTYPE_INT32) {
+      reflection.SetInt32(&message, field, static_cast<int32_t>(*rule.fallback));
+    } else {
+      reflection.SetDouble(&message, field, *rule.fallback);
+    }
+  }
 }
 
 absl::Status CheckOneOf(std::string_view field, const std::string& value,
@@ -39,40 +101,22 @@ absl::Status CheckOneOf(std::string_view field, const std::string& value,
   return InvalidField(field, absl::StrCat("must be one of ", all));
 }
 
-absl::Status CheckSampling(const Sampling& s, const Limits& limits) {
-  constexpr int64_t kMaxInt = 1 << 30;
-  APB_RETURN_IF_ERROR(CheckRange("max_tokens", s.max_tokens, 1, kMaxInt));
-  APB_RETURN_IF_ERROR(CheckRange("temperature", s.temperature, 0, 2));
-  APB_RETURN_IF_ERROR(CheckRange("top_p", s.top_p, 0, 1));
-  if (s.top_p.has_value() && *s.top_p <= 0) {
-    return InvalidField("top_p", "must be in (0, 1], got 0");
-  }
-  APB_RETURN_IF_ERROR(CheckRange("top_k", s.top_k, -1, kMaxInt));
-  APB_RETURN_IF_ERROR(CheckRange("min_p", s.min_p, 0, 1));
-  APB_RETURN_IF_ERROR(CheckRange("presence_penalty", s.presence_penalty, -2, 2));
-  APB_RETURN_IF_ERROR(CheckRange("frequency_penalty", s.frequency_penalty, -2, 2));
-  APB_RETURN_IF_ERROR(CheckRange("repetition_penalty", s.repetition_penalty, 0.01, 100));
-  APB_RETURN_IF_ERROR(CheckRange("logprobs", s.logprobs, 0, kMaxLogprobs));
-  APB_RETURN_IF_ERROR(CheckRange("min_tokens", s.min_tokens, 0, kMaxInt));
-  if (s.min_tokens && s.max_tokens && *s.min_tokens > *s.max_tokens) {
-    return InvalidField("min_tokens", absl::StrCat("must not exceed max_tokens, ", *s.min_tokens,
-                                                   " > ", *s.max_tokens));
-  }
-  if (s.stop.size() > kMaxStopStrings) {
+absl::Status CheckStops(const common::v1::SamplingParams& s, const Limits& limits) {
+  if (s.stop_size() > kMaxStopStrings) {
     return InvalidField("stop",
-                        absl::StrCat("at most ", kMaxStopStrings, " strings, got ", s.stop.size()));
+                        absl::StrCat("at most ", kMaxStopStrings, " strings, got ", s.stop_size()));
   }
-  for (const std::string& stop : s.stop) {
+  for (const std::string& stop : s.stop()) {
     if (stop.empty()) return InvalidField("stop", "a stop string must not be empty");
     if (stop.size() > kMaxStopStringBytes) {
       return InvalidField("stop", absl::StrCat("a stop string has at most ", kMaxStopStringBytes,
                                                " bytes, got ", stop.size()));
     }
   }
-  if (s.stop_token_ids.size() > kMaxStopTokens) {
+  if (s.stop_token_ids_size() > kMaxStopTokens) {
     return InvalidField("stop_token_ids", absl::StrCat("at most ", kMaxStopTokens, " ids"));
   }
-  for (int64_t id : s.stop_token_ids) {
+  for (const int32_t id : s.stop_token_ids()) {
     if (id < 0 || id >= limits.vocab_size) {
       return InvalidField("stop_token_ids",
                           absl::StrCat(id, " is outside the vocabulary of ", limits.vocab_size));
@@ -81,27 +125,36 @@ absl::Status CheckSampling(const Sampling& s, const Limits& limits) {
   return absl::OkStatus();
 }
 
-absl::Status CheckApb(const ApbOptions& apb) {
-  APB_RETURN_IF_ERROR(
-      CheckOneOf("apb.strategy", apb.strategy, std::span(kStrategyNames).subspan(1)));
-  APB_RETURN_IF_ERROR(
-      CheckOneOf("apb.compressor", apb.compressor, std::span(kCompressorNames).subspan(1)));
-  if (apb.exact && (apb.strategy == "apb" || apb.strategy == "star")) {
-    return InvalidField("apb.exact", absl::StrCat("strategy ", apb.strategy,
+absl::Status CheckSampling(const common::v1::SamplingParams& s, const Limits& limits) {
+  APB_RETURN_IF_ERROR(CheckNumbers(s, kSamplingRules, ""));
+  if (s.has_max_tokens() && s.min_tokens() > s.max_tokens()) {
+    return InvalidField("min_tokens", absl::StrCat("must not exceed max_tokens, ", s.min_tokens(),
+                                                   " > ", s.max_tokens()));
+  }
+  return CheckStops(s, limits);
+}
+
+absl::Status CheckApb(const common::v1::ApbOptions& apb) {
+  const std::string& strategy = apb.strategy();
+  APB_RETURN_IF_ERROR(CheckOneOf("apb.strategy", strategy, kStrategyNames));
+  APB_RETURN_IF_ERROR(CheckOneOf("apb.compressor", apb.compressor(), kCompressorNames));
+  if (apb.exact() && (strategy == "apb" || strategy == "star")) {
+    return InvalidField("apb.exact", absl::StrCat("strategy ", strategy,
                                                   " is approximate; use an exact one or auto"));
   }
-  if (apb.balanced.value_or(false) && !apb.strategy.empty() && apb.strategy != "auto" &&
-      apb.strategy != "apb") {
+  if (apb.balanced() && !strategy.empty() && strategy != "auto" && strategy != "apb") {
     return InvalidField("apb.balanced",
-                        absl::StrCat("strategy ", apb.strategy, " has no blocks to balance"));
+                        absl::StrCat("strategy ", strategy, " has no shards to balance"));
   }
-  APB_RETURN_IF_ERROR(CheckRange("apb.anchor_length", apb.anchor_length, 0, 1 << 24));
-  APB_RETURN_IF_ERROR(CheckRange("apb.passing_length", apb.passing_length, 0, 1 << 24));
-  APB_RETURN_IF_ERROR(CheckRange("apb.hosts", apb.hosts, 1, 4096));
-  if (apb.query.has_value() && apb.query->empty()) {
+  if (apb.has_query() && apb.query().empty()) {
     return InvalidField("apb.query", "must not be empty");
   }
-  return absl::OkStatus();
+  return CheckNumbers(apb, kApbRules, "apb.");
+}
+
+uint64_t RandomSeed() {
+  thread_local absl::BitGen generator;
+  return absl::Uniform<uint64_t>(generator);
 }
 
 // A text of n bytes has at least n / (bytes of the longest token) tokens: turned away before any
@@ -180,31 +233,55 @@ absl::Status CheckRequest(const CanonicalRequest& request, const Limits& limits)
   }
   APB_RETURN_IF_ERROR(CheckSampling(request.sampling, limits));
   APB_RETURN_IF_ERROR(CheckApb(request.apb));
-  APB_RETURN_IF_ERROR(
-      CheckRange("ttl_seconds", request.ttl_seconds, 1, limits.max_context_ttl_seconds));
+  if (const int64_t ttl = request.ttl_seconds.value_or(1);
+      ttl < 1 || ttl > limits.max_context_ttl_seconds) {
+    return InvalidField(
+        "ttl_seconds",
+        absl::StrCat("must be in [1, ", limits.max_context_ttl_seconds, "], got ", ttl));
+  }
   return std::visit(InputCheck{limits}, request.input);
 }
 
-absl::Status CheckContextOptions(const ApbOptions& asked, const ApbOptions& context,
-                                 const std::string& strategy) {
+absl::Status Resolve(const Limits& limits, CanonicalRequest& request) {
+  APB_RETURN_IF_ERROR(CheckRequest(request, limits));
+  common::v1::SamplingParams& s = request.sampling;
+  FillDefaults(kSamplingRules, s);
+  if (s.top_k() < 0) s.set_top_k(0);
+  if (!s.has_seed()) s.set_seed(RandomSeed());
+  if (!s.has_skip_special_tokens()) s.set_skip_special_tokens(true);
+  if (!s.ignore_eos()) {
+    s.mutable_stop_token_ids()->Add(limits.eos_token_ids.begin(), limits.eos_token_ids.end());
+  }
+  if (request.apb.strategy().empty()) request.apb.set_strategy(limits.default_strategy);
+  return absl::OkStatus();
+}
+
+absl::Status TakeContextOptions(const common::v1::ApbOptions& context, const std::string& strategy,
+                                common::v1::ApbOptions& asked) {
   const auto differs = [](std::string_view field) {
     return InvalidField(field, "contradicts the context, whose options apply; leave it out");
   };
-  const bool same = asked.strategy == context.strategy || asked.strategy == strategy;
-  if (!asked.strategy.empty() && asked.strategy != "auto" && !same) return differs("apb.strategy");
-  if (!asked.compressor.empty() && asked.compressor != context.compressor)
+  const std::string& wanted = asked.strategy();
+  if (!wanted.empty() && wanted != "auto" && wanted != context.strategy() && wanted != strategy)
+    return differs("apb.strategy");
+  if (!asked.compressor().empty() && asked.compressor() != context.compressor())
     return differs("apb.compressor");
-  if (asked.anchor_length && asked.anchor_length != context.anchor_length)
-    return differs("apb.anchor_length");
-  if (asked.passing_length && asked.passing_length != context.passing_length)
-    return differs("apb.passing_length");
-  if (asked.hosts && asked.hosts != context.hosts) return differs("apb.hosts");
-  if (asked.balanced && asked.balanced != context.balanced) return differs("apb.balanced");
-  if (asked.exact && (strategy == "apb" || strategy == "star")) return differs("apb.exact");
-  if (asked.query) {
+  for (const NumberRule& rule : kApbRules) {
+    const FieldDescriptor* field = FieldOfRule(asked, rule);
+    const google::protobuf::Reflection& reflection = *asked.GetReflection();
+    if (!reflection.HasField(asked, field)) continue;
+    if (!reflection.HasField(context, field) ||
+        reflection.GetInt32(asked, field) != reflection.GetInt32(context, field))
+      return differs(absl::StrCat("apb.", rule.field));
+  }
+  if (asked.has_balanced() && (!context.has_balanced() || asked.balanced() != context.balanced()))
+    return differs("apb.balanced");
+  if (asked.exact() && (strategy == "apb" || strategy == "star")) return differs("apb.exact");
+  if (asked.has_query()) {
     return InvalidField("apb.query",
                         "the document is computed already; give it when creating the context");
   }
+  asked = context;
   return absl::OkStatus();
 }
 
@@ -214,16 +291,16 @@ absl::StatusOr<int64_t> CompletionBudget(const CanonicalRequest& request, int64_
   const int64_t left = max_model_len - prompt_tokens;
   if (left < 1) return ContextExceeded(input_field, prompt_tokens, 1, max_model_len);
   if (request.create_context) return 0;
-  if (request.sampling.max_tokens.has_value()) {
-    if (*request.sampling.max_tokens > left) {
-      return ContextExceeded("max_tokens", prompt_tokens, *request.sampling.max_tokens,
-                             max_model_len);
+  const common::v1::SamplingParams& sampling = request.sampling;
+  if (sampling.has_max_tokens()) {
+    if (sampling.max_tokens() > left) {
+      return ContextExceeded("max_tokens", prompt_tokens, sampling.max_tokens(), max_model_len);
     }
-    return *request.sampling.max_tokens;
+    return sampling.max_tokens();
   }
   const int64_t budget =
       request.api == Api::kChat ? left : std::min(left, kDefaultCompletionTokens);
-  if (request.sampling.min_tokens.value_or(0) > budget) {
+  if (sampling.min_tokens() > budget) {
     return InvalidField("min_tokens",
                         absl::StrCat("only ", budget, " tokens can be generated; set max_tokens"));
   }

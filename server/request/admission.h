@@ -1,4 +1,5 @@
-// Every limit and default of a request, for both APIs. Pure functions.
+// Every limit and default of a request, for both APIs. Pure functions, but for the seeds and ids
+// that they make.
 #pragma once
 
 #include <cstdint>
@@ -27,19 +28,27 @@ struct Limits {
   int64_t max_input_bytes = 64 << 20;
   int32_t vocab_size = 0;
   int64_t max_context_ttl_seconds = 0;
+  std::string default_strategy = "auto";
+  std::vector<int32_t> eos_token_ids;  // end a completion unless it ignores them
 };
 
 // Checks all that can be checked before tokenization. Errors name the field.
 absl::Status CheckRequest(const CanonicalRequest& request, const Limits& limits);
 
-// What a request that goes on from a context may say of context parallelism: nothing, or what the
-// context was made with, where `strategy` is what was used. Errors name the field.
-absl::Status CheckContextOptions(const ApbOptions& asked, const ApbOptions& context,
-                                 const std::string& strategy);
+// Checks a request and fills in every default that does not depend on the prompt's length (that of
+// max_tokens does: CompletionBudget). `sampling` and `apb` are then what the worker computes by.
+// Errors name the field; the request is then as it was, or partly resolved.
+absl::Status Resolve(const Limits& limits, CanonicalRequest& request);
+
+// The options of the context replace those of a request that goes on from it. What the request may
+// say of context parallelism is nothing, or what the context was made with, where `strategy` is
+// what was used. Errors name the field.
+absl::Status TakeContextOptions(const common::v1::ApbOptions& context, const std::string& strategy,
+                                common::v1::ApbOptions& asked);
 
 // The number of tokens that may be generated for a prompt of that length (none by a request that
-// creates a context); kInvalidArgument with
-// code context_length_exceeded when prompt and completion do not fit.
+// creates a context); kInvalidArgument with code context_length_exceeded when prompt and completion
+// do not fit.
 absl::StatusOr<int64_t> CompletionBudget(const CanonicalRequest& request, int64_t prompt_tokens,
                                          int64_t max_model_len);
 

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "apb/common/v1/context_parallel.pb.h"
+#include "apb/common/v1/sampling.pb.h"
 #include "nlohmann/json.hpp"
 
 namespace apb::request {
@@ -37,52 +39,20 @@ struct TokenInput {
   std::vector<int32_t> ids;
 };
 
-// Absent fields mean the default of admission.h.
-struct Sampling {
-  std::optional<int64_t> max_tokens;
-  std::optional<double> temperature;
-  std::optional<double> top_p;
-  std::optional<int64_t> top_k;
-  std::optional<double> min_p;
-  std::optional<uint64_t> seed;
-  std::optional<double> presence_penalty;
-  std::optional<double> frequency_penalty;
-  std::optional<double> repetition_penalty;
-  std::optional<int64_t> logprobs;  // number of alternatives
-  std::optional<int64_t> min_tokens;
-  std::vector<std::string> stop;
-  std::vector<int64_t> stop_token_ids;
-  bool ignore_eos = false;
-  bool include_stop_string = false;
-  bool skip_special_tokens = true;
-};
-
-// What `strategy` and `compressor` may be, in the order of inference.v1.Strategy and Compressor;
-// the first is "unset".
-inline constexpr std::array<std::string_view, 9> kStrategyNames = {
-    "", "auto", "full", "apb", "star", "ring_kv", "ring_q", "token_ring", "ulysses"};
-inline constexpr std::array<std::string_view, 4> kCompressorNames = {"", "retaining_heads",
+// What `strategy` and `compressor` of ApbOptions may be.
+inline constexpr std::array<std::string_view, 8> kStrategyNames = {
+    "auto", "full", "apb", "star", "ring_kv", "ring_q", "token_ring", "ulysses"};
+inline constexpr std::array<std::string_view, 3> kCompressorNames = {"retaining_heads",
                                                                      "query_aware", "random"};
-
-// Context parallelism; empty strings and absent numbers mean the default.
-struct ApbOptions {
-  std::string strategy;
-  std::string compressor;
-  std::optional<std::string> query;
-  std::optional<int64_t> anchor_length;
-  std::optional<int64_t> passing_length;
-  std::optional<int64_t> hosts;
-  bool exact = false;
-  std::optional<bool> balanced;
-};
 
 struct CanonicalRequest {
   std::string id;
   std::string model;
   Api api = Api::kCompletion;
   std::variant<TextInput, TokenInput, ChatInput> input;
-  Sampling sampling;
-  ApbOptions apb;
+  // As the client gave them, presence included; Resolve of admission.h fills in the defaults.
+  common::v1::SamplingParams sampling;
+  common::v1::ApbOptions apb;
   // The context that the prompt goes on from.
   std::optional<std::string> context;
   std::string owner;  // of the contexts that it may use and create

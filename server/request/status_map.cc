@@ -9,7 +9,6 @@
 namespace apb::request {
 namespace {
 
-constexpr char kField[] = "apb/field";
 constexpr char kErrorCode[] = "apb/error_code";
 constexpr char kRetryAfter[] = "apb/retry_after";
 
@@ -61,13 +60,6 @@ HttpError HttpErrorOf(absl::StatusCode code) {
 
 std::string_view CodeName(absl::StatusCode code) { return RowOf(code).name; }
 
-absl::Status InvalidField(std::string_view field, std::string_view message) {
-  absl::Status status = absl::InvalidArgumentError(
-      absl::StrCat(base::AbslView(field), ": ", base::AbslView(message)));
-  status.SetPayload(kField, absl::Cord(base::AbslView(field)));
-  return status;
-}
-
 absl::Status WithErrorCode(absl::Status status, std::string_view code) {
   status.SetPayload(kErrorCode, absl::Cord(base::AbslView(code)));
   return status;
@@ -78,7 +70,6 @@ absl::Status WithRetryAfter(absl::Status status, int seconds) {
   return status;
 }
 
-std::string FieldOf(const absl::Status& status) { return Payload(status, kField); }
 std::string ErrorCodeOf(const absl::Status& status) { return Payload(status, kErrorCode); }
 
 int RetryAfterOf(const absl::Status& status) {

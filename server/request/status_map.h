@@ -6,8 +6,13 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "engine/base/field_error.h"
 
 namespace apb::request {
+
+// kInvalidArgument that names the field, e.g. "temperature".
+using base::FieldOf;
+using base::InvalidField;
 
 struct HttpError {
   int status = 500;
@@ -18,13 +23,10 @@ HttpError HttpErrorOf(absl::StatusCode code);
 // "INVALID_ARGUMENT": the name that gRPC uses; its numbers are those of absl.
 std::string_view CodeName(absl::StatusCode code);
 
-// kInvalidArgument that names the field, e.g. "temperature".
-absl::Status InvalidField(std::string_view field, std::string_view message);
 absl::Status WithErrorCode(absl::Status status, std::string_view code);
 absl::Status WithRetryAfter(absl::Status status, int seconds);
 
 // Empty, or 0, when the status does not tell.
-std::string FieldOf(const absl::Status& status);
 std::string ErrorCodeOf(const absl::Status& status);
 int RetryAfterOf(const absl::Status& status);
 

@@ -8,18 +8,18 @@
 namespace apb::request {
 
 TokenStream::TokenStream(const text::Tokenizer& tokenizer, text::StopMatcher matcher,
-                         TokenStreamOptions options)
+                         const common::v1::SamplingParams& sampling)
     : tokenizer_(&tokenizer),
-      options_(std::move(options)),
-      detokenizer_(tokenizer, options_.skip_special_tokens),
+      sampling_(sampling),
+      detokenizer_(tokenizer, sampling.skip_special_tokens()),
       matcher_(std::move(matcher)) {}
 
 absl::StatusOr<TokenStream> TokenStream::Create(const text::Tokenizer& tokenizer,
-                                                TokenStreamOptions options) {
-  APB_ASSIGN_OR_RETURN(
-      text::StopMatcher matcher,
-      text::StopMatcher::Create(options.stop_strings, options.include_stop_string));
-  return TokenStream(tokenizer, std::move(matcher), std::move(options));
+                                                const common::v1::SamplingParams& sampling) {
+  APB_ASSIGN_OR_RETURN(text::StopMatcher matcher,
+                       text::StopMatcher::Create({sampling.stop().begin(), sampling.stop().end()},
+                                                 sampling.include_stop_str_in_output()));
+  return TokenStream(tokenizer, std::move(matcher), sampling);
 }
 
 TokenAlternative TokenStream::Alternative(int32_t id, double logprob) const {
@@ -29,8 +29,8 @@ TokenAlternative TokenStream::Alternative(int32_t id, double logprob) const {
 TokenChunk TokenStream::Push(const cluster::v1::TokenEvent& event) {
   TokenChunk chunk;
   ++token_count_;
-  if (std::find(options_.stop_tokens.begin(), options_.stop_tokens.end(), event.token()) !=
-      options_.stop_tokens.end()) {
+  const auto& stops = sampling_.stop_token_ids();
+  if (std::find(stops.begin(), stops.end(), event.token()) != stops.end()) {
     stop_token_ = event.token();
     return chunk;
   }
@@ -41,7 +41,7 @@ TokenChunk TokenStream::Push(const cluster::v1::TokenEvent& event) {
   chunk.ids.push_back(event.token());
   chunk.text = std::move(shown.text);
   if (shown.matched.has_value()) matched_ = static_cast<int>(*shown.matched);
-  if (options_.logprobs) {
+  if (sampling_.has_logprobs()) {
     TokenLogprob& logprob = chunk.logprobs.emplace_back();
     logprob.chosen = Alternative(event.token(), event.logprob());
     for (const auto& top : event.top()) logprob.top.push_back(Alternative(top.id(), top.logprob()));
@@ -55,7 +55,7 @@ std::string TokenStream::Flush() {
 }
 
 std::string TokenStream::stop_string() const {
-  return matched_ < 0 ? std::string() : options_.stop_strings[matched_];
+  return matched_ < 0 ? std::string() : sampling_.stop(matched_);
 }
 
 }  // namespace apb::request

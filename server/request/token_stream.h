@@ -4,10 +4,10 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "apb/cluster/v1/worker_group_service.pb.h"
+#include "apb/common/v1/sampling.pb.h"
 #include "server/request/events.h"
 #include "server/text/incremental_detokenizer.h"
 #include "server/text/stop_matcher.h"
@@ -15,19 +15,11 @@
 
 namespace apb::request {
 
-struct TokenStreamOptions {
-  std::vector<std::string> stop_strings;
-  std::vector<int32_t> stop_tokens;  // never shown
-  bool include_stop_string = false;
-  bool skip_special_tokens = true;
-  bool logprobs = false;
-};
-
 class TokenStream {
  public:
-  // The tokenizer must outlive the stream.
+  // `sampling` is resolved (admission.h). The tokenizer must outlive the stream.
   static absl::StatusOr<TokenStream> Create(const text::Tokenizer& tokenizer,
-                                            TokenStreamOptions options);
+                                            const common::v1::SamplingParams& sampling);
 
   // What this token lets the client see. Nothing may be pushed after a stop string has matched.
   TokenChunk Push(const cluster::v1::TokenEvent& event);
@@ -43,11 +35,11 @@ class TokenStream {
 
  private:
   TokenStream(const text::Tokenizer& tokenizer, text::StopMatcher matcher,
-              TokenStreamOptions options);
+              const common::v1::SamplingParams& sampling);
   TokenAlternative Alternative(int32_t id, double logprob) const;
 
   const text::Tokenizer* tokenizer_;
-  TokenStreamOptions options_;
+  common::v1::SamplingParams sampling_;
   text::IncrementalDetokenizer detokenizer_;
   text::StopMatcher matcher_;
   int64_t token_count_ = 0;

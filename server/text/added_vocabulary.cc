@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/json_reader.h"
 #include "engine/base/status_macros.h"
-#include "server/text/json_fields.h"
 #include "server/text/utf8.h"
 
 namespace apb::text {
@@ -16,20 +16,18 @@ constexpr size_t kMaxAddedTokenBytes = 4096;
 
 absl::StatusOr<AddedToken> ReadToken(const nlohmann::json& json, const std::string& where) {
   AddedToken token;
-  APB_ASSIGN_OR_RETURN(token.content, StringField(json, "content", where));
+  base::JsonReader reader(json, where + ".");
+  token.content = reader.String("content");
+  token.id = static_cast<int32_t>(reader.Integer("id", 0, kMaxTokenId));
+  token.special = reader.Boolean("special", false);
+  token.single_word = reader.Boolean("single_word", false);
+  token.lstrip = reader.Boolean("lstrip", false);
+  token.rstrip = reader.Boolean("rstrip", false);
+  token.normalized = reader.Boolean("normalized", !token.special);
+  APB_RETURN_IF_ERROR(reader.status());
   if (token.content.size() > kMaxAddedTokenBytes)
     return absl::InvalidArgumentError(absl::StrCat(where, ": ", token.content.size(),
                                                    " bytes, the limit is ", kMaxAddedTokenBytes));
-  APB_ASSIGN_OR_RETURN(const int64_t id, OptionalInt(json, "id", -1, where));
-  if (id < 0 || id > kMaxTokenId)
-    return absl::InvalidArgumentError(
-        absl::StrCat(where, ": id must be an integer from 0 to ", kMaxTokenId));
-  token.id = static_cast<int32_t>(id);
-  APB_ASSIGN_OR_RETURN(token.special, OptionalBool(json, "special", false, where));
-  APB_ASSIGN_OR_RETURN(token.single_word, OptionalBool(json, "single_word", false, where));
-  APB_ASSIGN_OR_RETURN(token.lstrip, OptionalBool(json, "lstrip", false, where));
-  APB_ASSIGN_OR_RETURN(token.rstrip, OptionalBool(json, "rstrip", false, where));
-  APB_ASSIGN_OR_RETURN(token.normalized, OptionalBool(json, "normalized", !token.special, where));
   return token;
 }
 

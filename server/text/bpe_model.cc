@@ -10,8 +10,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "engine/base/json_reader.h"
 #include "engine/base/status_macros.h"
-#include "server/text/json_fields.h"
 #include "server/text/utf8.h"
 
 namespace apb::text {
@@ -61,26 +61,26 @@ std::string ByteLevelBytes(std::string_view token) {
 }
 
 absl::StatusOr<BpeModel> BpeModel::FromJson(const nlohmann::json& json, bool maps_bytes) {
-  const std::string where = "model";
   BpeModel model;
   model.maps_bytes_ = maps_bytes;
-  APB_ASSIGN_OR_RETURN(const std::string type, OptionalString(json, "type", "BPE", where));
+  base::JsonReader reader(json, "model.");
+  const std::string type = reader.String("type", "BPE");
   if (type != "BPE")
     return absl::UnimplementedError(absl::StrCat("model type \"", type, "\" is not supported"));
   for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
-    APB_ASSIGN_OR_RETURN(const std::string affix, OptionalString(json, name, "", where));
-    if (!affix.empty())
+    if (!reader.String(name, "").empty())
       return absl::UnimplementedError(absl::StrCat("model: ", name, " is not supported"));
   }
   if (auto dropout = json.find("dropout");
       dropout != json.end() && !dropout->is_null() && *dropout != 0)
     return absl::UnimplementedError("model: dropout is not supported");
-  APB_ASSIGN_OR_RETURN(model.byte_fallback_, OptionalBool(json, "byte_fallback", false, where));
-  APB_ASSIGN_OR_RETURN(model.fuse_unk_, OptionalBool(json, "fuse_unk", false, where));
-  APB_ASSIGN_OR_RETURN(model.ignore_merges_, OptionalBool(json, "ignore_merges", false, where));
+  model.byte_fallback_ = reader.Boolean("byte_fallback", false);
+  model.fuse_unk_ = reader.Boolean("fuse_unk", false);
+  model.ignore_merges_ = reader.Boolean("ignore_merges", false);
+  const std::string unk = reader.String("unk_token", "");
+  APB_RETURN_IF_ERROR(reader.status());
   APB_RETURN_IF_ERROR(model.ReadVocabulary(json));
   APB_RETURN_IF_ERROR(model.ReadMerges(json));
-  APB_ASSIGN_OR_RETURN(const std::string unk, OptionalString(json, "unk_token", "", where));
   if (!unk.empty()) {
     const auto id = model.TokenId(unk);
     if (!id)
@@ -112,7 +112,9 @@ absl::Status BpeModel::ReadVocabulary(const nlohmann::json& json) {
 }
 
 absl::Status BpeModel::ReadMerges(const nlohmann::json& json) {
-  APB_ASSIGN_OR_RETURN(const nlohmann::json* list, ArrayField(json, "merges", "model"));
+  base::JsonReader reader(json, "model.");
+  const nlohmann::json* list = reader.Array("merges");
+  APB_RETURN_IF_ERROR(reader.status());
   merges_.reserve(list->size());
   int32_t rank = 0;
   for (const nlohmann::json& merge : *list) {

@@ -6,8 +6,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "engine/base/json_reader.h"
 #include "engine/base/status_macros.h"
-#include "server/text/file_contents.h"
 #include "server/text/jinja/error.h"
 #include "server/text/jinja/parser.h"
 #include "server/text/jinja/renderer.h"
@@ -15,6 +15,8 @@
 
 namespace apb::text {
 namespace {
+
+constexpr uint64_t kMaxFileBytes = 16 << 20;
 
 using jinja::Dict;
 using jinja::Origin;
@@ -66,21 +68,19 @@ Value MessagesValue(const Json& messages, std::vector<std::string>& roles) {
 // The template's text from chat_template.jinja, or from tokenizer_config.json: a string, or a list
 // of named ones.
 absl::StatusOr<std::string> FindSource(const std::string& folder) {
-  auto own = ReadFile(folder + "/chat_template.jinja");
+  auto own = base::ReadFile(folder + "/chat_template.jinja", kMaxFileBytes);
   if (own.ok() || !absl::IsNotFound(own.status())) return own;
   const std::string path = folder + "/tokenizer_config.json";
-  APB_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  const Json config = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!config.is_object())
-    return absl::InvalidArgumentError(absl::StrCat(path, ": no JSON object"));
+  APB_ASSIGN_OR_RETURN(const std::string text, base::ReadFile(path, kMaxFileBytes));
+  APB_ASSIGN_OR_RETURN(const nlohmann::json config, base::ParseJsonObject(text, path));
   const auto found = config.find("chat_template");
   if (found == config.end() || found->is_null()) {
     return absl::NotFoundError(absl::StrCat(folder, ": has no chat template"));
   }
   if (found->is_string()) return found->get<std::string>();
   if (found->is_array()) {
-    for (const Json& entry : *found) {
-      if (entry.is_object() && entry.value("name", Json()) == "default" &&
+    for (const nlohmann::json& entry : *found) {
+      if (entry.is_object() && entry.value("name", nlohmann::json()) == "default" &&
           entry.contains("template") && entry["template"].is_string()) {
         return entry["template"].get<std::string>();
       }

@@ -7,8 +7,9 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/json_reader.h"
 #include "engine/base/status_macros.h"
-#include "server/text/json_fields.h"
+#include "server/text/component.h"
 #include "server/text/utf8.h"
 
 namespace apb::text {
@@ -218,9 +219,12 @@ absl::Status Normalizer::Read(const nlohmann::json& json, const std::string& whe
                               std::vector<Step>& steps) {
   if (depth > kMaxComponentDepth)
     return absl::InvalidArgumentError(absl::StrCat(where, ": nested too deep"));
-  APB_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, where));
+  base::JsonReader reader(json, where + ".");
+  const std::string type = reader.String("type");
+  APB_RETURN_IF_ERROR(reader.status());
   if (type == "Sequence") {
-    APB_ASSIGN_OR_RETURN(const nlohmann::json* list, ArrayField(json, "normalizers", where));
+    const nlohmann::json* list = reader.Array("normalizers");
+    APB_RETURN_IF_ERROR(reader.status());
     for (const nlohmann::json& item : *list)
       APB_RETURN_IF_ERROR(Read(item, where + ".normalizers", depth + 1, steps));
     return absl::OkStatus();
@@ -238,15 +242,16 @@ absl::Status Normalizer::Read(const nlohmann::json& json, const std::string& whe
     step.kind = Kind::kLowercase;
   } else if (type == "Strip") {
     step.kind = Kind::kStrip;
-    APB_ASSIGN_OR_RETURN(step.strip_left, OptionalBool(json, "strip_left", true, where));
-    APB_ASSIGN_OR_RETURN(step.strip_right, OptionalBool(json, "strip_right", true, where));
+    step.strip_left = reader.Boolean("strip_left", true);
+    step.strip_right = reader.Boolean("strip_right", true);
   } else if (type == "Prepend") {
     step.kind = Kind::kPrepend;
-    APB_ASSIGN_OR_RETURN(step.content, StringField(json, "prepend", where));
+    step.content = reader.String("prepend");
   } else if (type == "Replace") {
     step.kind = Kind::kReplace;
-    APB_ASSIGN_OR_RETURN(Pattern pattern, PatternField(json, where));
-    APB_ASSIGN_OR_RETURN(step.content, StringField(json, "content", where));
+    const Pattern pattern = ReadPattern(reader);
+    step.content = reader.String("content");
+    APB_RETURN_IF_ERROR(reader.status());
     step.pattern = pattern.text;
     if (pattern.is_regex) {
       APB_ASSIGN_OR_RETURN(Regex regex, Regex::Compile(pattern.text));
@@ -257,7 +262,7 @@ absl::Status Normalizer::Read(const nlohmann::json& json, const std::string& whe
         absl::StrCat(where, ": normalizer type \"", type, "\" is not supported"));
   }
   steps.push_back(std::move(step));
-  return absl::OkStatus();
+  return reader.status();
 }
 
 }  // namespace apb::text

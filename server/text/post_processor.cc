@@ -2,9 +2,10 @@
 #include "server/text/post_processor.h"
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/json_reader.h"
 #include "engine/base/status_macros.h"
 #include "server/text/bpe_model.h"
-#include "server/text/json_fields.h"
+#include "server/text/component.h"
 
 namespace apb::text {
 namespace {
@@ -15,8 +16,9 @@ absl::Status AppendSpecial(const nlohmann::json& json, const std::string& name,
   if (table == json.end() || !table->is_object() || !table->contains(name))
     return absl::InvalidArgumentError(
         absl::StrCat(where, ": special_tokens has no \"", name, "\""));
-  APB_ASSIGN_OR_RETURN(const nlohmann::json* list,
-                       ArrayField((*table)[name], "ids", where + ".special_tokens"));
+  base::JsonReader reader((*table)[name], where + ".special_tokens.");
+  const nlohmann::json* list = reader.Array("ids");
+  APB_RETURN_IF_ERROR(reader.status());
   for (const nlohmann::json& id : *list) {
     if (!id.is_number_unsigned() || id.get<uint64_t>() > static_cast<uint64_t>(kMaxTokenId))
       return absl::InvalidArgumentError(
@@ -28,7 +30,9 @@ absl::Status AppendSpecial(const nlohmann::json& json, const std::string& name,
 
 absl::Status ReadTemplate(const nlohmann::json& json, const std::string& where,
                           TokensAround& around) {
-  APB_ASSIGN_OR_RETURN(const nlohmann::json* single, ArrayField(json, "single", where));
+  base::JsonReader reader(json, where + ".");
+  const nlohmann::json* single = reader.Array("single");
+  APB_RETURN_IF_ERROR(reader.status());
   TokensAround here;
   bool seen_text = false;
   for (const nlohmann::json& item : *single) {
@@ -36,8 +40,9 @@ absl::Status ReadTemplate(const nlohmann::json& json, const std::string& where,
       if (seen_text) return absl::UnimplementedError(absl::StrCat(where, ": the text twice"));
       seen_text = true;
     } else if (item.is_object() && item.contains("SpecialToken")) {
-      APB_ASSIGN_OR_RETURN(const std::string name,
-                           StringField(item["SpecialToken"], "id", where + ".single"));
+      base::JsonReader special(item["SpecialToken"], where + ".single.");
+      const std::string name = special.String("id");
+      APB_RETURN_IF_ERROR(special.status());
       APB_RETURN_IF_ERROR(AppendSpecial(json, name, where, seen_text ? here.suffix : here.prefix));
     } else {
       return absl::InvalidArgumentError(
@@ -55,13 +60,16 @@ absl::Status Read(const nlohmann::json& json, const std::string& where, int dept
                   TokensAround& around) {
   if (depth > kMaxComponentDepth)
     return absl::InvalidArgumentError(absl::StrCat(where, ": nested too deep"));
-  APB_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, where));
+  base::JsonReader reader(json, where + ".");
+  const std::string type = reader.String("type");
+  APB_RETURN_IF_ERROR(reader.status());
   if (type == "ByteLevel") return absl::OkStatus();
   if (type == "TemplateProcessing") return ReadTemplate(json, where, around);
   if (type != "Sequence")
     return absl::UnimplementedError(
         absl::StrCat(where, ": post-processor type \"", type, "\" is not supported"));
-  APB_ASSIGN_OR_RETURN(const nlohmann::json* list, ArrayField(json, "processors", where));
+  const nlohmann::json* list = reader.Array("processors");
+  APB_RETURN_IF_ERROR(reader.status());
   for (const nlohmann::json& item : *list)
     APB_RETURN_IF_ERROR(Read(item, where + ".processors", depth + 1, around));
   return absl::OkStatus();

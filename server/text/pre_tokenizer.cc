@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
-#include "server/text/json_fields.h"
+#include "server/text/component.h"
 #include "server/text/utf8.h"
 
 namespace apb::text {
@@ -45,46 +45,49 @@ absl::StatusOr<PreTokenizer> PreTokenizer::FromJson(const nlohmann::json& json) 
 absl::Status PreTokenizer::Read(const nlohmann::json& json, const std::string& where, int depth) {
   if (depth > kMaxComponentDepth)
     return absl::InvalidArgumentError(absl::StrCat(where, ": nested too deep"));
-  auto type = ComponentType(json, where);
-  if (!type.ok()) return type.status();
-  if (*type == "Sequence") {
-    APB_ASSIGN_OR_RETURN(const nlohmann::json* list, ArrayField(json, "pretokenizers", where));
+  base::JsonReader reader(json, where + ".");
+  const std::string type = reader.String("type");
+  APB_RETURN_IF_ERROR(reader.status());
+  if (type == "Sequence") {
+    const nlohmann::json* list = reader.Array("pretokenizers");
+    APB_RETURN_IF_ERROR(reader.status());
     for (const nlohmann::json& item : *list)
       APB_RETURN_IF_ERROR(Read(item, where + ".pretokenizers", depth + 1));
     return absl::OkStatus();
   }
   if (maps_bytes_)
     return absl::UnimplementedError(
-        absl::StrCat(where, ": ", *type, " after ByteLevel is not supported"));
-  if (*type == "Split") return ReadSplit(json, where);
-  if (*type == "ByteLevel") return ReadByteLevel(json, where);
-  if (*type == "Metaspace") return ReadMetaspace(json, where);
-  if (*type == "Digits") {
-    APB_ASSIGN_OR_RETURN(const bool individual,
-                         OptionalBool(json, "individual_digits", false, where));
+        absl::StrCat(where, ": ", type, " after ByteLevel is not supported"));
+  if (type == "Split") return ReadSplit(reader, where);
+  if (type == "ByteLevel") return ReadByteLevel(reader);
+  if (type == "Metaspace") return ReadMetaspace(reader, where);
+  if (type == "Digits") {
+    const bool individual = reader.Boolean("individual_digits", false);
     stages_.push_back({.kind = Kind::kDigits,
                        .behavior = individual ? Behavior::kIsolated : Behavior::kContiguous});
-    return absl::OkStatus();
+    return reader.status();
   }
-  if (*type == "WhitespaceSplit") {
+  if (type == "WhitespaceSplit") {
     stages_.push_back({.kind = Kind::kWhitespaceSplit, .behavior = Behavior::kRemoved});
     return absl::OkStatus();
   }
   return absl::UnimplementedError(
-      absl::StrCat(where, ": pre-tokenizer type \"", *type, "\" is not supported"));
+      absl::StrCat(where, ": pre-tokenizer type \"", type, "\" is not supported"));
 }
 
-absl::Status PreTokenizer::ReadSplit(const nlohmann::json& json, const std::string& where) {
+absl::Status PreTokenizer::ReadSplit(base::JsonReader& reader, const std::string& where) {
   Stage stage{};
   stage.kind = Kind::kPattern;
-  APB_ASSIGN_OR_RETURN(Pattern pattern, PatternField(json, where));
+  const Pattern pattern = ReadPattern(reader);
+  const std::string behavior = reader.String("behavior");
+  stage.invert = reader.Boolean("invert", false);
+  APB_RETURN_IF_ERROR(reader.status());
   if (pattern.is_regex) {
     APB_ASSIGN_OR_RETURN(Regex regex, Regex::Compile(pattern.text));
     stage.regex = std::make_shared<const Regex>(std::move(regex));
   } else {
     stage.literal = pattern.text;
   }
-  APB_ASSIGN_OR_RETURN(const std::string behavior, StringField(json, "behavior", where));
   if (behavior == "Removed") {
     stage.behavior = Behavior::kRemoved;
   } else if (behavior == "Isolated") {
@@ -99,15 +102,14 @@ absl::Status PreTokenizer::ReadSplit(const nlohmann::json& json, const std::stri
     return absl::InvalidArgumentError(
         absl::StrCat(where, ": behavior \"", behavior, "\" is not known"));
   }
-  APB_ASSIGN_OR_RETURN(stage.invert, OptionalBool(json, "invert", false, where));
   stages_.push_back(std::move(stage));
   return absl::OkStatus();
 }
 
-absl::Status PreTokenizer::ReadByteLevel(const nlohmann::json& json, const std::string& where) {
-  APB_ASSIGN_OR_RETURN(const bool add_prefix_space,
-                       OptionalBool(json, "add_prefix_space", true, where));
-  APB_ASSIGN_OR_RETURN(const bool use_regex, OptionalBool(json, "use_regex", true, where));
+absl::Status PreTokenizer::ReadByteLevel(base::JsonReader& reader) {
+  const bool add_prefix_space = reader.Boolean("add_prefix_space", true);
+  const bool use_regex = reader.Boolean("use_regex", true);
+  APB_RETURN_IF_ERROR(reader.status());
   if (add_prefix_space) {
     Stage blank{};
     blank.kind = Kind::kBlankBefore;
@@ -124,18 +126,17 @@ absl::Status PreTokenizer::ReadByteLevel(const nlohmann::json& json, const std::
   return absl::OkStatus();
 }
 
-absl::Status PreTokenizer::ReadMetaspace(const nlohmann::json& json, const std::string& where) {
+absl::Status PreTokenizer::ReadMetaspace(base::JsonReader& reader, const std::string& where) {
   Stage stage{};
   stage.kind = Kind::kMetaspace;
-  APB_ASSIGN_OR_RETURN(stage.literal, OptionalString(json, "replacement", "\u2581", where));
+  stage.literal = reader.String("replacement", "\u2581");
   if (stage.literal.empty())
     return absl::InvalidArgumentError(absl::StrCat(where, ": replacement is empty"));
   // Files of before prepend_scheme have add_prefix_space.
-  APB_ASSIGN_OR_RETURN(const bool add_prefix_space,
-                       OptionalBool(json, "add_prefix_space", true, where));
-  APB_ASSIGN_OR_RETURN(
-      const std::string scheme,
-      OptionalString(json, "prepend_scheme", add_prefix_space ? "always" : "never", where));
+  const bool add_prefix_space = reader.Boolean("add_prefix_space", true);
+  const std::string scheme = reader.String("prepend_scheme", add_prefix_space ? "always" : "never");
+  stage.split = reader.Boolean("split", true);
+  APB_RETURN_IF_ERROR(reader.status());
   if (scheme == "always") {
     stage.prepend = Prepend::kAlways;
   } else if (scheme == "first") {
@@ -146,7 +147,6 @@ absl::Status PreTokenizer::ReadMetaspace(const nlohmann::json& json, const std::
     return absl::InvalidArgumentError(
         absl::StrCat(where, ": prepend_scheme \"", scheme, "\" is not known"));
   }
-  APB_ASSIGN_OR_RETURN(stage.split, OptionalBool(json, "split", true, where));
   stages_.push_back(std::move(stage));
   return absl::OkStatus();
 }

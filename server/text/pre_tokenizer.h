@@ -9,6 +9,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "engine/base/json_reader.h"
 #include "nlohmann/json.hpp"
 #include "server/text/byte_range.h"
 #include "server/text/regex.h"
@@ -48,9 +49,9 @@ class PreTokenizer {
   };
 
   absl::Status Read(const nlohmann::json& json, const std::string& where, int depth);
-  absl::Status ReadSplit(const nlohmann::json& json, const std::string& where);
-  absl::Status ReadByteLevel(const nlohmann::json& json, const std::string& where);
-  absl::Status ReadMetaspace(const nlohmann::json& json, const std::string& where);
+  absl::Status ReadSplit(base::JsonReader& reader, const std::string& where);
+  absl::Status ReadByteLevel(base::JsonReader& reader);
+  absl::Status ReadMetaspace(base::JsonReader& reader, const std::string& where);
   absl::Status Run(size_t stage_index, const TracedView& text, TextStart start,
                    absl::FunctionRef<void(const TracedView&)> word) const;
   absl::Status RunPieces(size_t stage_index, const TracedView& text, TextStart start,

@@ -5,12 +5,15 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "engine/base/json_reader.h"
 #include "engine/base/status_macros.h"
 #include "server/text/bpe_model.h"
-#include "server/text/json_fields.h"
+#include "server/text/component.h"
 
 namespace apb::text {
 namespace {
+
+constexpr int64_t kMaxStrip = 1 << 20;
 
 // "<0x0A>" -> 10; -1 for other tokens.
 int FallbackByte(std::string_view token) {
@@ -29,12 +32,15 @@ absl::StatusOr<TokenDecoder> TokenDecoder::FromJson(const nlohmann::json& json) 
   TokenDecoder decoder;
   if (json.is_null()) return decoder;
   decoder.join_with_blanks_ = false;
-  APB_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, "decoder"));
+  base::JsonReader reader(json, "decoder.");
+  const std::string type = reader.String("type");
+  APB_RETURN_IF_ERROR(reader.status());
   if (type != "Sequence") {
     APB_RETURN_IF_ERROR(decoder.ReadStep(json, "decoder"));
     return decoder;
   }
-  APB_ASSIGN_OR_RETURN(const nlohmann::json* list, ArrayField(json, "decoders", "decoder"));
+  const nlohmann::json* list = reader.Array("decoders");
+  APB_RETURN_IF_ERROR(reader.status());
   for (const nlohmann::json& step : *list) {
     if (decoder.byte_level_ || !decoder.metaspace_.empty())
       return absl::UnimplementedError(
@@ -45,7 +51,9 @@ absl::StatusOr<TokenDecoder> TokenDecoder::FromJson(const nlohmann::json& json) 
 }
 
 absl::Status TokenDecoder::ReadStep(const nlohmann::json& json, const std::string& where) {
-  APB_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, where));
+  base::JsonReader reader(json, where + ".");
+  const std::string type = reader.String("type");
+  APB_RETURN_IF_ERROR(reader.status());
   if (type == "ByteLevel") {
     byte_level_ = true;
   } else if (type == "ByteFallback") {
@@ -53,24 +61,23 @@ absl::Status TokenDecoder::ReadStep(const nlohmann::json& json, const std::strin
   } else if (type == "Fuse") {
     fused_ = true;
   } else if (type == "Metaspace") {
-    APB_ASSIGN_OR_RETURN(metaspace_, OptionalString(json, "replacement", "\u2581", where));
-    APB_ASSIGN_OR_RETURN(const bool add_prefix_space,
-                         OptionalBool(json, "add_prefix_space", true, where));
-    APB_ASSIGN_OR_RETURN(
-        const std::string scheme,
-        OptionalString(json, "prepend_scheme", add_prefix_space ? "always" : "never", where));
-    metaspace_drops_first_ = scheme != "never";
+    metaspace_ = reader.String("replacement", "\u2581");
+    const bool add_prefix_space = reader.Boolean("add_prefix_space", true);
+    metaspace_drops_first_ =
+        reader.String("prepend_scheme", add_prefix_space ? "always" : "never") != "never";
   } else if (type == "Replace") {
-    APB_ASSIGN_OR_RETURN(Pattern pattern, PatternField(json, where));
+    Pattern pattern = ReadPattern(reader);
+    std::string content = reader.String("content");
+    APB_RETURN_IF_ERROR(reader.status());
     if (pattern.is_regex || byte_fallback_ || fused_)
       return absl::UnimplementedError(absl::StrCat(where, ": this Replace is not supported"));
-    APB_ASSIGN_OR_RETURN(std::string content, StringField(json, "content", where));
     replacements_.emplace_back(std::move(pattern.text), std::move(content));
   } else if (type == "Strip") {
-    APB_ASSIGN_OR_RETURN(strip_content_, StringField(json, "content", where));
-    APB_ASSIGN_OR_RETURN(strip_count_, OptionalInt(json, "start", 0, where));
-    APB_ASSIGN_OR_RETURN(const int64_t stop, OptionalInt(json, "stop", 0, where));
-    if (stop != 0 || strip_count_ < 0 || strip_content_.empty())
+    strip_content_ = reader.String("content");
+    strip_count_ = reader.Integer("start", 0, kMaxStrip, 0);
+    const int64_t stop = reader.Integer("stop", 0, kMaxStrip, 0);
+    APB_RETURN_IF_ERROR(reader.status());
+    if (stop != 0 || strip_content_.empty())
       return absl::UnimplementedError(
           absl::StrCat(where, ": Strip is supported at the beginning only"));
     strip_text_ = fused_;

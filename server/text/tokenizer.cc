@@ -8,14 +8,15 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/json_reader.h"
 #include "engine/base/status_macros.h"
-#include "server/text/file_contents.h"
-#include "server/text/json_fields.h"
 #include "server/text/post_processor.h"
 #include "server/text/utf8.h"
 
 namespace apb::text {
 namespace {
+
+constexpr uint64_t kMaxFileBytes = 1 << 30;
 
 // Null where the field is absent.
 const nlohmann::json& FieldOrNull(const nlohmann::json& object, const char* name) {
@@ -33,10 +34,10 @@ bool Overlaps(std::span<const ByteRange> ascending, const ByteRange& range) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& tokenizer_json_path) {
-  APB_ASSIGN_OR_RETURN(const std::string json, ReadFile(tokenizer_json_path));
+  APB_ASSIGN_OR_RETURN(const std::string json, base::ReadFile(tokenizer_json_path, kMaxFileBytes));
   const auto config_path =
       std::filesystem::path(tokenizer_json_path).parent_path() / "tokenizer_config.json";
-  auto config = ReadFile(config_path.string());
+  auto config = base::ReadFile(config_path.string(), kMaxFileBytes);
   if (!config.ok() && !absl::IsNotFound(config.status())) return config.status();
   auto made = FromJson(json, config.ok() ? *config : "");
   if (!made.ok())
@@ -54,9 +55,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(
 }
 
 absl::Status Tokenizer::ReadTokenizer(std::string_view text) {
-  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object())
-    return absl::InvalidArgumentError("the tokenizer file is not a JSON object");
+  APB_ASSIGN_OR_RETURN(const nlohmann::json json, base::ParseJsonObject(text, "tokenizer.json"));
   APB_ASSIGN_OR_RETURN(normalizer_, Normalizer::FromJson(FieldOrNull(json, "normalizer")));
   APB_ASSIGN_OR_RETURN(pre_tokenizer_, PreTokenizer::FromJson(FieldOrNull(json, "pre_tokenizer")));
   const nlohmann::json& model = FieldOrNull(json, "model");
@@ -99,9 +98,8 @@ absl::Status Tokenizer::ReadTokenizer(std::string_view text) {
 }
 
 absl::Status Tokenizer::ReadConfig(std::string_view text) {
-  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object())
-    return absl::InvalidArgumentError("tokenizer_config.json is not a JSON object");
+  APB_ASSIGN_OR_RETURN(const nlohmann::json json,
+                       base::ParseJsonObject(text, "tokenizer_config.json"));
   for (const char* name : {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
                            "cls_token", "mask_token"}) {
     const nlohmann::json& field = FieldOrNull(json, name);
@@ -109,9 +107,9 @@ absl::Status Tokenizer::ReadConfig(std::string_view text) {
     if (field.is_string()) {
       special_tokens_[name] = field.get<std::string>();
     } else {
-      APB_ASSIGN_OR_RETURN(
-          special_tokens_[name],
-          StringField(field, "content", absl::StrCat("tokenizer_config.json: ", name)));
+      base::JsonReader token(field, absl::StrCat("tokenizer_config.json: ", name, "."));
+      special_tokens_[name] = token.String("content");
+      APB_RETURN_IF_ERROR(token.status());
     }
   }
   return absl::OkStatus();

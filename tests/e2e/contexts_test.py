@@ -9,24 +9,16 @@ import http.client
 import json
 import os
 import signal
-import sys
-import tempfile
 import time
 import unittest
 
 import grpc
-from grpc_tools import protoc
 
 import fixture
 
 import generator  # noqa: E402  (beside make_prompt, which the fixture has found)
 
-STUBS = tempfile.TemporaryDirectory(prefix="apb-stubs-")
-PROTO = fixture.ROOT / "proto"
-if protoc.main(["protoc", f"-I{PROTO}", f"--python_out={STUBS.name}", f"--grpc_python_out={STUBS.name}",
-                str(PROTO / "apb/inference/v1/inference_service.proto")]):
-    sys.exit("protoc failed")
-sys.path.insert(0, STUBS.name)
+STUBS = fixture.make_stubs()
 from apb.inference.v1 import inference_service_pb2 as pb  # noqa: E402
 from apb.inference.v1 import inference_service_pb2_grpc as pb_grpc  # noqa: E402
 
@@ -385,14 +377,14 @@ class GrpcTest(Case):
         text, asked = document(8000, 31)
         chat_input = pb.ChatInput(messages=[pb.ChatMessage(role="user", content=text)])
         made = self.stub.CreateContext(pb.CreateContextRequest(
-            chat=chat_input, apb=pb.ApbOptions(strategy=pb.STRATEGY_APB, query=asked[0][0]), ttl_seconds=100))
-        self.assertEqual((made.model, made.strategy, made.ttl_seconds, made.lost), ("demo", pb.STRATEGY_APB, 100, False))
+            chat=chat_input, apb=pb.ApbOptions(strategy="apb", query=asked[0][0]), ttl_seconds=100))
+        self.assertEqual((made.model, made.strategy, made.ttl_seconds, made.lost), ("demo", "apb", 100, False))
         self.assertGreater(made.usage.prompt_tokens, 7800)
         for question, answer in asked:
             question = pb.ChatInput(messages=[pb.ChatMessage(role="user", content=question)])
             found, completed = self.generate(chat=question, context=made.id)
             self.assertEqual(found, answer)
-            self.assertEqual(completed.strategy, pb.STRATEGY_APB)
+            self.assertEqual(completed.strategy, "apb")
             self.assertGreaterEqual(completed.usage.cached_tokens, made.usage.prompt_tokens)
         got = self.stub.GetContext(pb.GetContextRequest(id=made.id))
         self.assertGreaterEqual(got.expires_at, made.expires_at)
@@ -417,12 +409,12 @@ class GrpcTest(Case):
     def test_cancel(self):
         chat_input = pb.ChatInput(messages=[pb.ChatMessage(role="user", content=document(30000, 32)[0])])
         call = self.stub.CreateContext.future(pb.CreateContextRequest(
-            chat=chat_input, apb=pb.ApbOptions(strategy=pb.STRATEGY_FULL)))
+            chat=chat_input, apb=pb.ApbOptions(strategy="full")))
         fixture.wait_until(lambda: SERVER.metrics()["apb_num_requests_running"] == 1, "a prefill under way")
         call.cancel()
         SERVER.await_idle()
         self.refuse(grpc.StatusCode.DEADLINE_EXCEEDED, "", lambda r: self.stub.CreateContext(r, timeout=0.5),
-                    pb.CreateContextRequest(chat=chat_input, apb=pb.ApbOptions(strategy=pb.STRATEGY_FULL)))
+                    pb.CreateContextRequest(chat=chat_input, apb=pb.ApbOptions(strategy="full")))
         SERVER.await_idle()
         self.assertEqual(len(self.stub.ListContexts(pb.ListContextsRequest()).contexts), 0)
 

@@ -37,6 +37,18 @@ def make_prompt(tokens, depth=0.5, seed=1, **options):
     return prompts.make_prompt(tokens, depth, seed, model=MODEL_NAME, count=COUNT_TOKENS, **options)
 
 
+def make_stubs():
+    """Python modules of proto/ for gRPC, on sys.path; they go when the folder object that is returned goes."""
+    from grpc_tools import protoc
+    folder, source = tempfile.TemporaryDirectory(prefix="apb-stubs-"), ROOT / "proto"
+    files = [*source.glob("apb/common/v1/*.proto"), source / "apb/inference/v1/inference_service.proto"]
+    if protoc.main(["protoc", f"-I{source}", f"--python_out={folder.name}", f"--grpc_python_out={folder.name}",
+                    *map(str, files)]):
+        sys.exit("protoc failed")
+    sys.path.insert(0, folder.name)
+    return folder
+
+
 def wait_until(condition, what, timeout=PATIENCE, pause=0.05):
     """The first true value of condition(); fails after `timeout` seconds."""
     end = time.monotonic() + timeout

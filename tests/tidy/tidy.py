@@ -25,10 +25,10 @@ ARROWS = {
                         "engine/context_parallel/strategies.h", "engine/context_parallel/strategy_info.h"],
     "engine/executor": ["kernels", "engine/base", "engine/core", "engine/cache", "engine/comm", "engine/model",
                         "engine/context_parallel", "engine/sampling", "engine/schedule"],
-    "engine/worker": ["kernels", "engine", "apb/cluster"],
+    "engine/worker": ["kernels", "engine", "apb/cluster", "apb/common"],
     "server/text": ["engine/base"],
     "server/observability": ["engine/base"],
-    "server/request": ["engine/base", "server/text", "server/observability", "apb/cluster"],
+    "server/request": ["engine/base", "server/text", "server/observability", "apb/cluster", "apb/common"],
     "server/cluster": ["engine/base", "server/request", "server/observability", "apb/cluster"],
     "server/contexts": ["engine/base", "server/text", "server/observability", "server/request", "server/cluster"],
     "server/frontend": ["engine/base", "server/text", "server/observability", "server/request", "server/cluster",
@@ -113,6 +113,17 @@ def check_strategy_names(path, text, folders, errors):
                           " ask its StrategyInfo")
 
 
+def check_sampling_field(files, errors):
+    """docs/architecture.md lists the files to touch for a new sampling field: those that name its example."""
+    section = re.search(r"^## Add a sampling field\n(.*?)^## ", read("docs/architecture.md"), re.M | re.S).group(1)
+    listed = set(re.findall(r"^\d+\. `([^`]+)`", section, re.M))
+    named = {f for f in files if f.startswith(("proto/", "engine/", "server/", "kernels/"))
+             and re.search(r"\bmin_p\b", read(f))}
+    for path in sorted(listed ^ named):
+        errors.append(f"{path}: {'names' if path in named else 'does not name'} min_p, unlike the list of "
+                      "docs/architecture.md, \"Add a sampling field\"")
+
+
 def main():
     errors, files = [], tracked_files()
     strategies = folders_of_strategies(files)
@@ -133,6 +144,7 @@ def main():
         lines = text.count("\n")
         if lines > (700 if path.startswith("tests/") else 600 if path.startswith("kernels/") else 500):
             print(f"long file: {path} {lines} lines")
+    check_sampling_field(files, errors)
     for error in errors:
         print("error:", error)
     print(f"{len(files)} files, {len(errors)} errors")

@@ -195,13 +195,9 @@ ToWorker Submit(uint64_t sequence, int document, int query, int max_tokens) {
   submit.set_sequence(sequence);
   for (int i = 0; i < document + query; ++i) submit.add_tokens(20 + i * 7919 % 1000);
   submit.set_query_begin(document);
-  submit.set_anchor_length(-1);
-  submit.set_passing_length(-1);
   submit.set_report_progress(true);
   submit.mutable_sampling()->set_max_tokens(max_tokens);
-  submit.mutable_sampling()->set_top_p(1);
-  submit.mutable_sampling()->set_repetition_penalty(1);
-  submit.mutable_sampling()->set_logprobs(-1);
+  submit.mutable_sampling()->set_temperature(0);
   return message;
 }
 

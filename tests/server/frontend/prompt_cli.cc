@@ -36,7 +36,7 @@ request::CanonicalRequest RequestOf(const Json& json) {
   } else {
     request.input = request::TextInput{json["prompt"], json.value("add_special_tokens", true)};
   }
-  if (json.contains("query")) request.apb.query = json["query"].get<std::string>();
+  if (json.contains("query")) request.apb.set_query(json["query"].get<std::string>());
   return request;
 }
 

@@ -2,14 +2,13 @@
 // theirs, and what cannot be rendered is told. Method: files made by chat_templates/make_golden.py;
 // templates and messages written here, with the demo checkpoint's tokenizer.
 #include "server/text/chat_template.h"
+#include "engine/base/json_reader.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
 #include <fstream>
-
-#include "server/text/file_contents.h"
 
 namespace apb::text {
 namespace {
@@ -19,7 +18,7 @@ using ::testing::HasSubstr;
 constexpr char kFolder[] = APB_SOURCE_DIR "/tests/server/text/chat_templates/";
 constexpr char kCheckpoint[] = APB_SOURCE_DIR "/tests/reference_model/checkpoint";
 
-Json ReadJson(const std::string& path) { return Json::parse(*ReadFile(path)); }
+Json ReadJson(const std::string& path) { return Json::parse(*base::ReadFile(path, 1 << 24)); }
 
 absl::StatusOr<RenderedPrompt> RenderText(std::string_view source, const Json& messages,
                                           const RenderOptions& options = {}) {
@@ -46,8 +45,9 @@ TEST(ChatTemplateTest, RendersAsTransformersDoes) {
     options.tools = conversation.value("tools", Json());
     options.kwargs = conversation.value("kwargs", Json());
     options.add_generation_prompt = conversation.value("add_generation_prompt", true);
-    const auto prompt = RenderText(*ReadFile(kFolder + one["template"].get<std::string>()),
-                                   conversation["messages"], options);
+    const auto prompt =
+        RenderText(*base::ReadFile(kFolder + one["template"].get<std::string>(), 1 << 20),
+                   conversation["messages"], options);
     if (one.contains("text")) {
       ASSERT_TRUE(prompt.ok()) << prompt.status();
       EXPECT_EQ(prompt->text, one["text"].get<std::string>());

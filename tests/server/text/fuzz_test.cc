@@ -5,9 +5,9 @@
 #include <filesystem>
 #include <random>
 
+#include "engine/base/json_reader.h"
 #include "server/text/chat_template.h"
 #include "server/text/document_splitter.h"
-#include "server/text/file_contents.h"
 #include "server/text/tokenizer.h"
 
 namespace apb::text {
@@ -97,7 +97,8 @@ std::vector<std::string> Templates() {
   const auto folder =
       std::filesystem::path(APB_SOURCE_DIR) / "tests" / "server" / "text" / "chat_templates";
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    if (entry.path().extension() == ".jinja") templates.push_back(*ReadFile(entry.path().string()));
+    if (entry.path().extension() == ".jinja")
+      templates.push_back(*base::ReadFile(entry.path().string(), 1 << 20));
   }
   std::sort(templates.begin(), templates.end());
   return templates;

@@ -1,0 +1,70 @@
+#include "engine/worker/submit_codec.h"
+
+#include "engine/base/check.h"
+
+namespace apb::worker {
+namespace {
+
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+using google::protobuf::Reflection;
+
+// One overload for each type that a field of the engine's struct may have.
+void Get(const Reflection& from, const Message& message, const FieldDescriptor* field,
+         int32_t& value) {
+  value = from.GetInt32(message, field);
+}
+void Get(const Reflection& from, const Message& message, const FieldDescriptor* field,
+         uint64_t& value) {
+  value = from.GetUInt64(message, field);
+}
+void Get(const Reflection& from, const Message& message, const FieldDescriptor* field,
+         float& value) {
+  value = static_cast<float>(from.GetDouble(message, field));
+}
+void Get(const Reflection& from, const Message& message, const FieldDescriptor* field,
+         std::vector<int32_t>& values) {
+  for (int i = 0; i < from.FieldSize(message, field); ++i)
+    values.push_back(from.GetRepeatedInt32(message, field, i));
+}
+
+}  // namespace
+
+// By name, so that a new field is named in the message and in ForEachField only; submit_codec_test
+// looks for names that one of them lacks.
+sampling::SamplingParams FromProto(const common::v1::SamplingParams& message) {
+  sampling::SamplingParams params;
+  const Reflection& reflection = *message.GetReflection();
+  sampling::ForEachField(params, [&](const char* name, auto& value) {
+    const FieldDescriptor* field = message.GetDescriptor()->FindFieldByName(name);
+    APB_CHECK(field != nullptr);
+    if (field->is_repeated() || reflection.HasField(message, field))
+      Get(reflection, message, field, value);
+  });
+  return params;
+}
+
+schedule::Request FromProto(const cluster::v1::Submit& submit) {
+  schedule::Request request;
+  schedule::SequenceSpec& spec = request.spec;
+  spec.id = schedule::SequenceId{submit.sequence()};
+  spec.tokens.assign(submit.tokens().begin(), submit.tokens().end());
+  spec.query_begin = submit.query_begin();
+  spec.query_insert_position = submit.query_insert_position();
+  spec.embedded_query.assign(submit.embedded_query().begin(), submit.embedded_query().end());
+  spec.sampling = FromProto(submit.sampling());
+  const common::v1::ApbOptions& apb = submit.apb();
+  spec.strategy = apb.strategy();
+  spec.compressor = apb.compressor();
+  spec.hosts = apb.hosts();  // absent is 0: the group's default
+  if (apb.has_anchor_length()) spec.anchor_length = apb.anchor_length();
+  if (apb.has_passing_length()) spec.passing_length = apb.passing_length();
+  request.exact = apb.exact();
+  if (apb.has_balanced()) request.balanced = apb.balanced();
+  request.report_progress = submit.report_progress();
+  request.keep = submit.keep();
+  if (submit.context() != 0) request.context = schedule::SequenceId{submit.context()};
+  return request;
+}
+
+}  // namespace apb::worker

@@ -1,0 +1,15 @@
+// Submit of the cluster protocol to what the scheduler takes: the one place where the engine reads
+// the messages of common.v1. Pure functions.
+#pragma once
+
+#include "apb/cluster/v1/worker_group_service.pb.h"
+#include "engine/schedule/request.h"
+
+namespace apb::worker {
+
+// Fields that a message lacks keep the defaults of the struct (`logprobs` is off then). Ranges are
+// checked by schedule::ResolveRequest.
+sampling::SamplingParams FromProto(const common::v1::SamplingParams& message);
+schedule::Request FromProto(const cluster::v1::Submit& submit);
+
+}  // namespace apb::worker
