@@ -321,7 +321,9 @@ void Scheduler::OnPrefillDone(const PrefillSlice& slice, double seconds, absl::T
   const double sample = seconds / (layers * static_cast<double>(rows));
   seconds_per_token_layer_ =
       seconds_per_token_layer_ == 0 ? sample : 0.7 * seconds_per_token_layer_ + 0.3 * sample;
-  prompt_tokens_computed_ += rows * layers / options_.layers;
+  // What is done so far less what was done before: slices of a prefill add up to all of its rows.
+  prompt_tokens_computed_ +=
+      rows * slice.layer_end / options_.layers - rows * slice.layer_begin / options_.layers;
 }
 
 void Scheduler::Progress(Sequence& s, absl::Time now) {

@@ -27,6 +27,19 @@ TEST(Scheduler, OneRequestFromStartToEnd) {
   EXPECT_GT(end.prefill_seconds, 0);
 }
 
+TEST(Scheduler, SlicesOfAPrefillCountEveryTokenOnce) {
+  SchedulerOptions options = TestOptions();
+  options.layers = 7;
+  options.slice_seconds_idle = options.slice_seconds_busy = 1e-9;  // slices of one layer
+  Scheduler scheduler(options);
+  FakeExecutor run(scheduler);
+  Request request = MakeRequest(1, 40, 5, 1);
+  request.spec.strategy = "full";
+  scheduler.Submit(request, run.now());
+  run.RunUntilIdle();
+  EXPECT_EQ(scheduler.prompt_tokens_computed(), 45);
+}
+
 TEST(Scheduler, AFailedDrawEndsItsSequenceOnly) {
   Scheduler scheduler(TestOptions());
   FakeExecutor run(scheduler);
