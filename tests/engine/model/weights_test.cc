@@ -215,7 +215,7 @@ TEST_F(WeightsTest, Shards) {
   write_index(json::array());
   ExpectRefused("weight_map");
   Write("model.safetensors.index.json", "{\"weight_map\": {");
-  ExpectRefused("not a JSON object");
+  ExpectRefused("is no valid JSON");
   Write("model.safetensors.index.json", std::string(100, '[') + std::string(100, ']'));
   ExpectRefused("nested deeper");
   // One tensor in two files.
