@@ -1,12 +1,11 @@
 // Reading requests, routing them, writing answers and event streams.
 #include "server/http/session.h"
 
-#include <deque>
 #include <optional>
+#include <variant>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "boost/asio/as_tuple.hpp"
 #include "boost/asio/async_result.hpp"
 #include "boost/asio/co_spawn.hpp"
@@ -21,10 +20,9 @@
 #include "boost/beast/http/string_body.hpp"
 #include "engine/base/log.h"
 #include "engine/base/string_view.h"
-#include "server/http/answers.h"
+#include "server/http/errors.h"
+#include "server/http/handlers/generate.h"
 #include "server/http/json_body.h"
-#include "server/http/openai_codec.h"
-#include "server/http/openai_response.h"
 #include "server/http/response.h"
 #include "server/http/route.h"
 #include "server/http/stream_sink.h"
@@ -66,15 +64,13 @@ class Session : public std::enable_shared_from_this<Session> {
   asio::awaitable<bool> ReadRequest(Parser& parser);
   asio::awaitable<void> RefuseUnreadable(const Parser& parser, error_code error);
   asio::awaitable<bool> Serve(Parser& parser);
-  asio::awaitable<Response> Answer(const RouteEntry& route, Parser& parser);
-  asio::awaitable<Response> Tokenize(const std::string& body);
-  asio::awaitable<Response> Detokenize(const std::string& body);
-  using Parse = absl::StatusOr<Generation> (*)(const nlohmann::json& body);
-  asio::awaitable<bool> Generate(Parse parse, const RouteEntry& route, const std::string& body);
+  // The three kinds of handlers.
+  asio::awaitable<bool> Handle(Answer answer, const RouteMatch& match, const Call& call);
+  asio::awaitable<bool> Handle(SlowAnswer slow, const RouteMatch& match, const Call& call);
+  asio::awaitable<bool> Handle(Parse parse, const RouteMatch& match, const Call& call);
   asio::awaitable<bool> Relay(StreamSink& sink, frontend::ActiveRequest& request,
-                              const Generation& generation, const RouteEntry& route,
-                              OpenAiResponse& response);
-  asio::awaitable<bool> Send(const RouteEntry& route, const Response& response);
+                              GenerationResponse& response, const RouteMatch& match);
+  asio::awaitable<bool> Send(const RouteMatch& match, const Response& response);
   asio::awaitable<bool> Write(std::string bytes);
 
   // Runs `work` on the text pool (here when it is small) and resumes on the strand.
@@ -130,8 +126,8 @@ asio::awaitable<bool> Session::Write(std::string bytes) {
   co_return !error;
 }
 
-asio::awaitable<bool> Session::Send(const RouteEntry& route, const Response& response) {
-  frontend().metrics().HttpRequest(route.path, method_, response.status);
+asio::awaitable<bool> Session::Send(const RouteMatch& match, const Response& response) {
+  frontend().metrics().HttpRequest(match.path, method_, response.status);
   const bool written = co_await Write(Serialize(response, framing_));
   co_return written&& framing_.keep_alive;
 }
@@ -219,7 +215,7 @@ asio::awaitable<void> Session::RefuseUnreadable(const Parser& parser, error_code
   } else {
     co_return;  // the client has gone
   }
-  co_await Send(kUnknownRoute, response);
+  co_await Send(RouteMatch(), response);
   // Bytes that were not read would turn the close into a reset, which may overtake the response.
   error_code ignored;
   socket_.shutdown(tcp::socket::shutdown_send, ignored);
@@ -255,93 +251,42 @@ asio::awaitable<bool> Session::Serve(Parser& parser) {
               .request_id = request::IsValidRequestId(given_id) ? std::string(given_id)
                                                                 : request::NewRequestId()};
   const std::string_view target = View(request.target());
-  const RouteEntry& route = FindRoute(target.substr(0, target.find('?')));
-  if (!route.is_open) {
+  const RouteMatch match = FindRoute(target.substr(0, target.find('?')), method_);
+  if (match.needs_key) {
     if (Response refused = CheckKey(parser); refused.status != 200)
-      co_return co_await Send(route, refused);
+      co_return co_await Send(match, refused);
   }
-  if (route.route != Route::kUnknown && !Takes(route, method_)) {
-    Response response =
-        HttpErrorResponse(405, absl::StrCat(base::AbslView(route.path), " takes ",
-                                            base::AbslView(route.methods), ", not ", method_));
-    response.headers.emplace_back("Allow", route.methods);
-    co_return co_await Send(route, response);
-  }
-  if (request.method() == http::verb::post) {
-    if (route.route == Route::kCompletions)
-      co_return co_await Generate(ParseCompletion, route, request.body());
-    if (route.route == Route::kChatCompletions)
-      co_return co_await Generate(ParseChat, route, request.body());
-    if (route.route == Route::kContexts)
-      co_return co_await Generate(ParseNewContext, route, request.body());
-  }
-  const Response response = co_await Answer(route, parser);
-  co_return co_await Send(route, response);
+  if (match.route == nullptr) co_return co_await Send(match, NoRouteResponse(match, method_));
+  const Call call{.frontend = frontend(),
+                  .body = request.body(),
+                  .id = match.id,
+                  .owner = owner_,
+                  .version = options().version};
+  co_return co_await std::visit([&](auto handler) { return Handle(handler, match, call); },
+                                match.route->handler);
 }
 
-asio::awaitable<Response> Session::Answer(const RouteEntry& route, Parser& parser) {
-  if (route.route == Route::kTokenize) co_return co_await Tokenize(parser.get().body());
-  if (route.route == Route::kDetokenize) co_return co_await Detokenize(parser.get().body());
-  const std::string_view target = View(parser.get().target());
-  co_return AnswerNow({.route = route.route,
-                       .is_delete = parser.get().method() == http::verb::delete_,
-                       .path = target.substr(0, target.find('?')),
-                       .owner = owner_,
-                       .version = options().version},
-                      frontend());
+asio::awaitable<bool> Session::Handle(Answer answer, const RouteMatch& match, const Call& call) {
+  co_return co_await Send(match, answer(call));
 }
 
-asio::awaitable<Response> Session::Tokenize(const std::string& body) {
-  using Ids = std::vector<int32_t>;
-  const absl::StatusOr<Ids> ids =
-      co_await OnPool<Ids>(body.size(), [this, &body]() -> absl::StatusOr<Ids> {
-        const auto json = ParseJsonObject(body);
-        if (!json.ok()) return json.status();
-        const auto request = ParseTokenize(*json);
-        if (!request.ok()) return request.status();
-        return frontend().Tokenize(*request);
-      });
-  if (!ids.ok()) co_return ErrorResponse(ids.status());
-  co_return Response{.body = nlohmann::json({{"count", ids->size()},
-                                             {"max_model_len", frontend().max_model_len()},
-                                             {"tokens", *ids},
-                                             {"token_strs", nullptr}})
-                                 .dump()};
+asio::awaitable<bool> Session::Handle(SlowAnswer slow, const RouteMatch& match, const Call& call) {
+  const absl::StatusOr<Response> response = co_await OnPool<Response>(
+      call.body.size(), [slow, &call]() -> absl::StatusOr<Response> { return slow.answer(call); });
+  co_return co_await Send(match, response.ok() ? *response : ErrorResponse(response.status()));
 }
 
-asio::awaitable<Response> Session::Detokenize(const std::string& body) {
-  const absl::StatusOr<std::string> text =
-      co_await OnPool<std::string>(body.size(), [this, &body]() -> absl::StatusOr<std::string> {
-        const auto json = ParseJsonObject(body);
-        if (!json.ok()) return json.status();
-        const auto ids = ParseDetokenize(*json);
-        if (!ids.ok()) return ids.status();
-        return frontend().Detokenize(*ids);
-      });
-  if (!text.ok()) co_return ErrorResponse(text.status());
-  co_return Response{.body = nlohmann::json({{"prompt", *text}})
-                                 .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)};
-}
-
-asio::awaitable<bool> Session::Generate(Parse parse, const RouteEntry& route,
-                                        const std::string& body) {
+asio::awaitable<bool> Session::Handle(Parse parse, const RouteMatch& match, const Call& call) {
   absl::StatusOr<Generation> generation =
-      co_await OnPool<Generation>(body.size(), [parse, &body]() -> absl::StatusOr<Generation> {
-        const auto json = ParseJsonObject(body);
+      co_await OnPool<Generation>(call.body.size(), [parse, &call]() -> absl::StatusOr<Generation> {
+        const auto json = ParseJsonObject(call.body);
         return json.ok() ? parse(*json) : json.status();
       });
-  if (!generation.ok()) co_return co_await Send(route, ErrorResponse(generation.status()));
+  if (!generation.ok()) co_return co_await Send(match, ErrorResponse(generation.status()));
+  GenerationResponse response(*generation, framing_.request_id, frontend().options().model,
+                              options().version, absl::ToUnixSeconds(absl::Now()));
   generation->request.id = framing_.request_id;
   generation->request.owner = owner_;
-  const request::Api api = generation->request.api;
-  OpenAiResponse response(
-      {.id = absl::StrCat(api == request::Api::kChat ? "chatcmpl-" : "cmpl-", framing_.request_id),
-       .model = frontend().options().model,
-       .fingerprint = absl::StrCat("apb-", options().version),
-       .created = absl::ToUnixSeconds(absl::Now()),
-       .api = api,
-       .include_usage = generation->include_usage,
-       .logprobs = generation->request.sampling.logprobs.has_value()});
   auto sink = std::make_shared<StreamSink>(
       options().max_stream_bytes, [self = weak_from_this(), executor = socket_.get_executor()] {
         asio::post(executor, [self] {
@@ -349,69 +294,38 @@ asio::awaitable<bool> Session::Generate(Parse parse, const RouteEntry& route,
         });
       });
   auto request = frontend().Start(std::move(generation->request), sink);
-  if (!request.ok()) co_return co_await Send(route, ErrorResponse(request.status()));
+  if (!request.ok()) co_return co_await Send(match, ErrorResponse(request.status()));
   StartWatching();
-  const bool keep = co_await Relay(*sink, **request, *generation, route, response);
+  const bool keep = co_await Relay(*sink, **request, response, match);
   (*request)->Cancel();  // no effect on one that is over
   co_await StopWatching();
   co_return keep && !client_gone_;
 }
 
 asio::awaitable<bool> Session::Relay(StreamSink& sink, frontend::ActiveRequest& request,
-                                     const Generation& generation, const RouteEntry& route,
-                                     OpenAiResponse& response) {
-  bool head_sent = false;
+                                     GenerationResponse& response, const RouteMatch& match) {
+  bool streams = false;
   while (!client_gone_) {
-    std::string frames;
-    bool over = false;
+    const GenerationResponse::Output out = response.Take(sink.Take());
     bool wrote = false;  // meanwhile more may have come, whose wake-up found nobody waiting
-    std::optional<Response> whole;
-    for (const request::Event& event : sink.Take()) {
-      if (const auto* chunk = std::get_if<request::TokenChunk>(&event)) {
-        if (generation.stream) frames += response.TokenFrame(*chunk);
-        if (!generation.stream) response.Add(*chunk);
-      } else if (const auto* progress = std::get_if<request::Progress>(&event)) {
-        if (generation.stream) frames += response.ProgressFrame(*progress);
-      } else if (const auto* completed = std::get_if<request::Completed>(&event)) {
-        over = true;
-        if (generation.stream) {
-          frames += response.EndFrames(*completed);
-        } else {
-          whole = Response{.body = response.Whole(*completed)};
-          whole->headers.emplace_back(
-              "Server-Timing",
-              absl::StrFormat("queue;dur=%.1f, prefill;dur=%.1f, decode;dur=%.1f",
-                              1e3 * completed->queue_seconds, 1e3 * completed->prefill_seconds,
-                              1e3 * completed->decode_seconds));
-        }
-      } else if (const auto* context = std::get_if<request::ContextInfo>(&event)) {
-        whole = ContextResponse(*context, frontend().options().model);
-      } else if (const auto* failed = std::get_if<request::Failed>(&event)) {
-        over = true;
-        if (generation.stream && head_sent) frames += OpenAiResponse::ErrorFrames(failed->status);
-        if (!generation.stream || !head_sent) whole = ErrorResponse(failed->status);
-      } else if (generation.stream && !head_sent) {
-        // Queued: the request is sound, so the head goes out before the long prefill.
-        head_sent = true;
-        if (framing_.http_1_0) framing_.keep_alive = false;
-        frontend().metrics().HttpRequest(route.path, method_, 200);
-        if (!co_await Write(EventStreamHead(framing_))) co_return false;
-        wrote = true;
-      }
+    if (out.begins_stream) {
+      streams = wrote = true;
+      if (framing_.http_1_0) framing_.keep_alive = false;
+      frontend().metrics().HttpRequest(match.path, method_, 200);
+      if (!co_await Write(EventStreamHead(framing_))) co_return false;
     }
-    if (whole.has_value()) co_return co_await Send(route, *whole);
-    if (!frames.empty()) {
-      std::string bytes = Chunk(frames, framing_);
-      if (over) bytes += LastChunk(framing_);
+    if (out.whole.has_value()) co_return co_await Send(match, *out.whole);
+    if (!out.frames.empty()) {
+      std::string bytes = Chunk(out.frames, framing_);
+      if (out.over) bytes += LastChunk(framing_);
       if (!co_await Write(std::move(bytes))) co_return false;
       wrote = true;
     }
-    if (over) co_return framing_.keep_alive;
+    if (out.over) co_return framing_.keep_alive;
     if (wrote) continue;
     wake_timer_.expires_after(absl::ToChronoMilliseconds(options().sse_keepalive));
     auto [error] = co_await wake_timer_.async_wait(kAwait);
-    if (!error && head_sent && !co_await Write(Chunk(": keep-alive\n\n", framing_)))
-      co_return false;
+    if (!error && streams && !co_await Write(Chunk(": keep-alive\n\n", framing_))) co_return false;
   }
   request.Cancel();
   co_return false;
