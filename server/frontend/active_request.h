@@ -59,6 +59,8 @@ class ActiveRequest : public cluster::SequenceListener,
   cluster::v1::SamplingSpec MakeSampling(int64_t max_tokens) const;
   void StartRunning() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Emit(request::Event event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The client is gone or too slow.
+  void CutOff() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Complete(request::Completed completed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FailLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Leaves the worker and the accounts; the last thing that happens.

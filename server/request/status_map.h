@@ -23,6 +23,9 @@ absl::Status InvalidField(std::string_view field, std::string_view message);
 absl::Status WithErrorCode(absl::Status status, std::string_view code);
 absl::Status WithRetryAfter(absl::Status status, int seconds);
 
+// Why a request was turned away, as metrics have it.
+std::string_view RejectionReason(const absl::Status& status);
+
 // Empty, or 0, when the status does not tell.
 std::string FieldOf(const absl::Status& status);
 std::string ErrorCodeOf(const absl::Status& status);
