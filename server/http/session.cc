@@ -220,7 +220,8 @@ asio::awaitable<bool> Session::Handle(Answer answer, const RouteMatch& match, co
 asio::awaitable<bool> Session::Handle(SlowAnswer slow, const RouteMatch& match, const Call& call) {
   const absl::StatusOr<Response> response = co_await OnPool<Response>(
       call.body.size(), [slow, &call]() -> absl::StatusOr<Response> { return slow.answer(call); });
-  co_return co_await Send(match, response.ok() ? *response : ErrorResponse(response.status()));
+  if (!response.ok()) co_return co_await Send(match, ErrorResponse(response.status()));
+  co_return co_await Send(match, *response);
 }
 
 asio::awaitable<bool> Session::Handle(Parse parse, const RouteMatch& match, const Call& call) {
