@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "server/request/status_map.h"
 
 namespace apb::cluster {
 
@@ -18,7 +19,10 @@ absl::StatusOr<uint64_t> WorkerGroup::Submit(cluster::v1::Submit submit,
   cluster::v1::ToWorker message;
   *message.mutable_submit() = std::move(submit);
   absl::MutexLock lock(&mutex_);
-  if (lost_) return absl::UnavailableError("the worker group was lost");
+  if (lost_) {
+    return request::WithRetryAfter(
+        absl::UnavailableError("the worker group was lost; try the request again"), 2);
+  }
   const uint64_t sequence = next_sequence_++;
   message.mutable_submit()->set_sequence(sequence);
   sequences_[sequence] = {std::move(listener), tokens};

@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/string_view.h"
@@ -18,7 +17,7 @@ bool IsLost(const Context& context) { return context.group->lost() || context.gr
 }  // namespace
 
 ContextStore::ContextStore(Options options, observability::Metrics& metrics)
-    : options_(options), metrics_(metrics), expiry_([this] { ExpireLoop(); }) {}
+    : options_(std::move(options)), metrics_(metrics), expiry_([this] { ExpireLoop(); }) {}
 
 ContextStore::~ContextStore() {
   {
@@ -57,7 +56,7 @@ void ContextStore::Unreserve() {
 request::ContextInfo ContextStore::Add(Context context) {
   absl::MutexLock lock(&mutex_);
   --reserved_;
-  Entry entry{.expires_at = absl::Now() + context.ttl};
+  Entry entry{.expires_at = options_.now() + context.ttl};
   entry.context = std::make_shared<const Context>(std::move(context));
   request::ContextInfo info = InfoOf(entry);
   entries_.emplace(entry.context->id, std::move(entry));
@@ -83,7 +82,7 @@ absl::StatusOr<ContextStore::Entries::const_iterator> ContextStore::Find(
     std::string_view owner, std::string_view id) const {
   const auto found = entries_.find(id);
   if (found != entries_.end() && found->second.context->owner == owner &&
-      absl::Now() < found->second.expires_at)
+      options_.now() < found->second.expires_at)
     return found;
   return request::WithErrorCode(
       absl::NotFoundError(absl::StrCat("there is no context `", base::AbslView(id.substr(0, 100)),
@@ -102,7 +101,7 @@ absl::StatusOr<std::shared_ptr<const Context>> ContextStore::Use(std::string_vie
                                          "` was lost or is stopping; create it again")),
         "context_lost");
   }
-  entries_.at(context->id).expires_at = absl::Now() + context->ttl;
+  entries_.at(context->id).expires_at = options_.now() + context->ttl;
   return context;
 }
 
@@ -117,7 +116,7 @@ std::vector<request::ContextInfo> ContextStore::List(std::string_view owner) con
   absl::ReaderMutexLock lock(&mutex_);
   std::vector<request::ContextInfo> infos;
   for (const auto& [id, entry] : entries_) {
-    if (entry.context->owner == owner && absl::Now() < entry.expires_at)
+    if (entry.context->owner == owner && options_.now() < entry.expires_at)
       infos.push_back(InfoOf(entry));
   }
   std::ranges::sort(infos, {}, &request::ContextInfo::created);
@@ -146,20 +145,31 @@ void ContextStore::Publish() {
   metrics_.SetContexts(static_cast<int64_t>(entries_.size()), tokens);
 }
 
+absl::Time ContextStore::Expire() {
+  absl::MutexLock lock(&mutex_);
+  return ExpireLocked();
+}
+
+absl::Time ContextStore::ExpireLocked() {
+  const absl::Time now = options_.now();
+  absl::Time next = absl::InfiniteFuture();
+  for (auto it = entries_.cbegin(); it != entries_.cend();) {
+    const auto entry = it++;
+    if (entry->second.expires_at > now) {
+      next = std::min(next, entry->second.expires_at);
+      continue;
+    }
+    APB_LOG(Info, "context expired id=", entry->first);
+    Erase(entry);
+  }
+  return next;
+}
+
 void ContextStore::ExpireLoop() {
   absl::MutexLock lock(&mutex_);
   while (!stopping_) {
-    absl::Time next = absl::InfiniteFuture();
-    for (auto it = entries_.cbegin(); it != entries_.cend();) {
-      const auto entry = it++;
-      if (entry->second.expires_at > absl::Now()) {
-        next = std::min(next, entry->second.expires_at);
-        continue;
-      }
-      APB_LOG(Info, "context expired id=", entry->first);
-      Erase(entry);
-    }
-    changed_.WaitWithDeadline(&mutex_, next);
+    const absl::Time next = ExpireLocked();
+    changed_.WaitWithTimeout(&mutex_, next - options_.now());
   }
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -15,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/contexts/context.h"
 #include "server/observability/metrics.h"
@@ -27,6 +29,7 @@ class ContextStore {
   struct Options {
     int64_t max_contexts = 64;
     int64_t max_ttl_seconds = 86'400;  // a day
+    std::function<absl::Time()> now = [] { return absl::Now(); };
   };
   static constexpr int64_t kDefaultTtlSeconds = 3600;
 
@@ -49,6 +52,10 @@ class ContextStore {
   // Its KV is free when the requests that use it have ended.
   absl::Status Delete(std::string_view owner, std::string_view id);
 
+  // Gives up what has expired; infinite, or when the next one expires. The store's own thread calls
+  // it in time.
+  absl::Time Expire();
+
   const Options& options() const { return options_; }
 
  private:
@@ -63,6 +70,7 @@ class ContextStore {
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void Erase(Entries::const_iterator entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Publish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Time ExpireLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ExpireLoop();
 
   const Options options_;

@@ -122,8 +122,9 @@ absl::Status ActiveRequest::Submit(const text::PromptSplit& prompt) {
   }
   state_ = State::kWaiting;
   submitted_ = absl::Now();
-  sink_->OnEvent(request::Queued{.position = waiting_ahead_, .prompt_tokens = prompt_tokens_});
   created_.group = group_;
+  Emit(request::Queued{.position = waiting_ahead_, .prompt_tokens = prompt_tokens_});
+  if (state_ == State::kDone) return absl::OkStatus();  // nobody hears what the group would say
   APB_ASSIGN_OR_RETURN(sequence_, group_->Submit(MakeSubmit(prompt, budget), shared_from_this()));
   return absl::OkStatus();
 }
@@ -136,7 +137,10 @@ void ActiveRequest::StartRunning() {
 }
 
 void ActiveRequest::Emit(request::Event event) {
-  if (sink_->OnEvent(std::move(event))) return;
+  if (!sink_->OnEvent(std::move(event))) CutOff();
+}
+
+void ActiveRequest::CutOff() {
   frontend_.metrics().SlowReader();
   Finish("cancelled", {}, "slow reader");
 }
@@ -242,13 +246,14 @@ void ActiveRequest::Complete(request::Completed completed) {
   completed.cached_tokens = cached_tokens_;
   completed.completion_tokens = stream_->token_count();
   if (completed.strategy.empty()) completed.strategy = strategy_;
-  if (!sink_->OnEvent(completed)) frontend_.metrics().SlowReader();
+  if (!sink_->OnEvent(completed)) return CutOff();
   Finish("ok", completed, completed.reason == request::FinishReason::kStop ? "stop" : "length");
 }
 
 void ActiveRequest::FailLocked(const absl::Status& status) {
   sink_->OnEvent(request::Failed{status});
   const bool refused = state_ == State::kText;
+  if (refused) frontend_.metrics().RequestRejected(request::RejectionReason(status));
   Finish(refused ? "rejected" : "error", {}, base::StdView(status.message()));
 }
 
@@ -259,9 +264,9 @@ void ActiveRequest::Finish(std::string_view outcome, const request::Completed& c
   if (has_place_) frontend_.contexts().Unreserve();
   has_place_ = false;
   if (state_ == State::kRunning) {
-    frontend_.load_.LeaveRunning();
+    frontend_.load_.EndRunning();
   } else {
-    frontend_.load_.LeaveWaiting(waiting_tokens_);
+    frontend_.load_.EndWaiting(waiting_tokens_);
   }
   state_ = State::kDone;
   const int64_t generated = stream_.has_value() ? stream_->token_count() : 0;

@@ -57,6 +57,8 @@ class ActiveRequest : public cluster::SequenceListener,
   void KeepContext(const cluster::v1::SequenceEnd& end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StartRunning() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Emit(request::Event event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The client is gone or too slow.
+  void CutOff() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Complete(request::Completed completed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FailLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Leaves the worker and the accounts; the last thing that happens.

@@ -12,20 +12,11 @@
 namespace apb::frontend {
 namespace {
 
-std::string_view RejectionReason(const absl::Status& status) {
-  if (request::ErrorCodeOf(status) == "context_length_exceeded") return "too_long";
-  switch (status.code()) {
-    case absl::StatusCode::kResourceExhausted:
-      return "queue_full";
-    case absl::StatusCode::kUnavailable:
-      return "unavailable";
-    default:
-      return "invalid";
-  }
+absl::Status ShuttingDown() {
+  return request::WithRetryAfter(absl::UnavailableError("the server is shutting down"), 5);
 }
 
 }  // namespace
-
 Frontend::Frontend(FrontendOptions options, const PromptProcessor& prompts,
                    cluster::GroupRegistry& groups, observability::Metrics& metrics)
     : options_(std::move(options)),
@@ -61,16 +52,14 @@ request::Limits Frontend::limits() const {
 }
 
 absl::Status Frontend::Admit(request::CanonicalRequest& request, int64_t* waiting_ahead) {
-  if (draining()) {
-    return request::WithRetryAfter(absl::UnavailableError("the server is shutting down"), 5);
-  }
+  if (draining()) return ShuttingDown();
   APB_RETURN_IF_ERROR(request::Resolve(limits(), request));
   if (!groups_.ready()) {
     return request::WithRetryAfter(absl::UnavailableError(groups_.absence()), 2);
   }
-  APB_RETURN_IF_ERROR(load_.Arrive(waiting_ahead));
+  APB_RETURN_IF_ERROR(load_.AddWaiting(waiting_ahead));
   absl::Status place = request.create_context ? contexts_.Reserve() : absl::OkStatus();
-  if (!place.ok()) load_.LeaveWaiting(0);
+  if (!place.ok()) load_.EndWaiting(0);
   return place;
 }
 
@@ -89,15 +78,22 @@ absl::StatusOr<std::shared_ptr<ActiveRequest>> Frontend::Start(
   absl::StatusOr<std::shared_ptr<const contexts::Context>> context = UseContext(request);
   const absl::Status status = context.ok() ? Admit(request, &waiting_ahead) : context.status();
   if (!status.ok()) {
-    metrics_.RequestRejected(RejectionReason(status));
+    metrics_.RequestRejected(request::RejectionReason(status));
     metrics_.RequestFinished({.outcome = "rejected"});
     return status;
   }
   auto active = std::make_shared<ActiveRequest>(*this, std::move(request), *std::move(context),
                                                 std::move(sink), waiting_ahead);
+  bool is_late = false;
   {
     absl::MutexLock lock(&mutex_);
-    requests_[active.get()] = active;
+    // Draining may have begun behind Admit's look, and whoever drains may have seen nobody here.
+    is_late = draining_;
+    if (!is_late) requests_[active.get()] = active;
+  }
+  if (is_late) {
+    active->Cancel();
+    return ShuttingDown();
   }
   if (!pool_.Schedule([active] { active->Prepare(); })) {
     active->Cancel();

@@ -94,6 +94,8 @@ HttpServer::~HttpServer() {
   Shutdown(absl::Now());
   context_.stop();
   for (std::thread& thread : threads_) thread.join();
+  // They refer to what their sessions, which die with the context, have read.
+  while (shared_->pool_tasks > 0) absl::SleepFor(absl::Milliseconds(1));
 }
 
 }  // namespace apb::http_api

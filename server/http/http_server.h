@@ -37,7 +37,8 @@ struct HttpShared {
   HttpOptions options;
   frontend::Frontend& frontend;
   std::atomic<int64_t> connections{0};
-  std::atomic<int64_t> responses{0};  // being made or written
+  std::atomic<int64_t> responses{0};   // being made or written
+  std::atomic<int64_t> pool_tasks{0};  // work of sessions on the text pool
 };
 
 class HttpServer {

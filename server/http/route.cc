@@ -1,32 +1,52 @@
-// The table of paths.
+// The rows, and finding the one of a request.
 #include "server/http/route.h"
 
+#include <algorithm>
+#include <vector>
+
 #include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "engine/base/string_view.h"
+#include "server/http/errors.h"
 
 namespace apb::http_api {
+
+// In handlers/.
+Response Tokenize(const Call& call);
+Response Detokenize(const Call& call);
+Response ListContexts(const Call& call);
+Response DescribeContext(const Call& call);
+Response DeleteContext(const Call& call);
+Response ListModels(const Call& call);
+Response DescribeModel(const Call& call);
+Response Health(const Call& call);
+Response Live(const Call& call);
+Response Version(const Call& call);
+Response MetricsText(const Call& call);
+
 namespace {
 
 constexpr std::string_view kGet = "GET, HEAD";
-constexpr RouteEntry kRoutes[] = {
-    {"/v1/completions", Route::kCompletions, "POST", false},
-    {"/v1/chat/completions", Route::kChatCompletions, "POST", false},
-    {"/v1/contexts", Route::kContexts, "POST, GET, HEAD", false},
-    {"/tokenize", Route::kTokenize, "POST", false},
-    {"/detokenize", Route::kDetokenize, "POST", false},
-    {"/v1/models", Route::kModels, kGet, false},
-    {"/health", Route::kHealth, kGet, true},
-    {"/readyz", Route::kHealth, kGet, true},
-    {"/livez", Route::kLive, kGet, true},
-    {"/version", Route::kVersion, kGet, false},
-    {"/metrics", Route::kMetrics, kGet, false},
-};
-// Paths that end with an id.
 constexpr std::string_view kId = "{id}";
-constexpr RouteEntry kIdRoutes[] = {
-    {"/v1/models/{id}", Route::kModel, kGet, false},
-    {"/v1/contexts/{id}", Route::kContext, "GET, HEAD, DELETE", false},
+
+constexpr Route kRoutes[] = {
+    {"POST", "/v1/completions", true, ParseCompletion},
+    {"POST", "/v1/chat/completions", true, ParseChat},
+    {"POST", "/v1/contexts", true, ParseNewContext},
+    {kGet, "/v1/contexts", true, ListContexts},
+    {kGet, "/v1/contexts/{id}", true, DescribeContext},
+    {"DELETE", "/v1/contexts/{id}", true, DeleteContext},
+    {kGet, "/v1/models", true, ListModels},
+    {kGet, "/v1/models/{id}", true, DescribeModel},
+    {"POST", "/tokenize", true, SlowAnswer{Tokenize}},
+    {"POST", "/detokenize", true, SlowAnswer{Detokenize}},
+    {kGet, "/health", false, Health},
+    {kGet, "/readyz", false, Health},
+    {kGet, "/livez", false, Live},
+    {kGet, "/version", true, Version},
+    {kGet, "/metrics", true, MetricsText},
 };
 
 std::string PercentDecode(std::string_view text) {
@@ -43,29 +63,69 @@ std::string PercentDecode(std::string_view text) {
   return out;
 }
 
-}  // namespace
+// Where the pattern has its {id}; npos when it has none.
+size_t IdBegin(std::string_view pattern) {
+  return pattern.ends_with(kId) ? pattern.size() - kId.size() : std::string_view::npos;
+}
 
-bool Takes(const RouteEntry& route, std::string_view method) {
+bool Fits(std::string_view pattern, std::string_view path) {
+  const size_t begin = IdBegin(pattern);
+  if (begin == std::string_view::npos) return pattern == path;
+  return path.size() > begin && path.starts_with(pattern.substr(0, begin));
+}
+
+bool Takes(const Route& route, std::string_view method) {
   for (absl::string_view one : absl::StrSplit(base::AbslView(route.methods), ", ")) {
     if (base::StdView(one) == method) return true;
   }
   return false;
 }
 
-const RouteEntry& FindRoute(std::string_view path) {
-  for (const RouteEntry& entry : kRoutes) {
-    if (entry.path == path) return entry;
+// The methods of all rows of a path.
+std::string AllowOf(std::string_view path) {
+  std::string allow;
+  for (const Route& route : kRoutes) {
+    if (route.path != path) continue;
+    absl::StrAppend(&allow, allow.empty() ? "" : ", ", base::AbslView(route.methods));
   }
-  for (const RouteEntry& entry : kIdRoutes) {
-    const std::string_view prefix = entry.path.substr(0, entry.path.size() - kId.size());
-    if (path.starts_with(prefix) && path.size() > prefix.size()) return entry;
-  }
-  return kUnknownRoute;
+  return allow;
 }
 
-std::string IdOf(std::string_view path) {
-  const std::string_view pattern = FindRoute(path).path;
-  return PercentDecode(path.substr(pattern.size() - kId.size()));
+std::string AllPaths() {
+  std::vector<std::string> paths;
+  for (const Route& route : kRoutes) {
+    if (std::ranges::find(paths, route.path) == paths.end()) paths.emplace_back(route.path);
+  }
+  return absl::StrJoin(paths, ", ");
+}
+
+}  // namespace
+
+std::span<const Route> Routes() { return kRoutes; }
+
+RouteMatch FindRoute(std::string_view path, std::string_view method) {
+  RouteMatch match;
+  for (const Route& route : kRoutes) {
+    if (!Fits(route.path, path)) continue;
+    match.path = route.path;
+    match.needs_key = route.needs_key;
+    const size_t begin = IdBegin(route.path);
+    if (begin != std::string_view::npos) match.id = PercentDecode(path.substr(begin));
+    if (Takes(route, method)) {
+      match.route = &route;
+      break;
+    }
+  }
+  return match;
+}
+
+Response NoRouteResponse(const RouteMatch& match, std::string_view method) {
+  const std::string allow = AllowOf(match.path);
+  if (allow.empty()) return HttpErrorResponse(404, absl::StrCat("no such path; see ", AllPaths()));
+  Response response = HttpErrorResponse(405, absl::StrCat(base::AbslView(match.path), " takes ",
+                                                          allow, ", not ", base::AbslView(method)));
+  response.headers.emplace_back("Allow", allow);
+  return response;
 }
 
 }  // namespace apb::http_api

@@ -311,7 +311,7 @@ void Metrics::GroupLost(std::string_view group) {
   for (const Labels& labels : s.ranks_of_group[std::string(group)]) {
     s.rank_up.Add(labels).Set(0);
     s.kv_ratio.Add(labels).Set(0);
-    for (const char* state : {"used", "cached", "pinned"}) {
+    for (const char* state : {"used", "cached", "pinned", "free"}) {
       Labels blocks = labels;
       blocks["state"] = state;
       s.kv_blocks.Add(blocks).Set(0);

@@ -65,7 +65,7 @@ class Metrics {
   Metrics& operator=(const Metrics&) = delete;
 
   void RequestFinished(const FinishedRequest& request);
-  // Why a request was turned away: queue_full, tokens, too_long, invalid, unavailable, draining.
+  // Why a request was turned away: queue_full, too_long, invalid, unavailable.
   void RequestRejected(std::string_view reason);
   void FirstToken(double seconds_since_arrival);
   void InterToken(double seconds);

@@ -11,7 +11,7 @@ InFlightLimiter::InFlightLimiter(Limits limits, observability::Metrics& metrics)
 
 void InFlightLimiter::Publish() { metrics_.SetRequests(running_, waiting_, waiting_tokens_); }
 
-absl::Status InFlightLimiter::Arrive(int64_t* waiting_ahead) {
+absl::Status InFlightLimiter::AddWaiting(int64_t* waiting_ahead) {
   absl::MutexLock lock(&mutex_);
   if (waiting_ >= limits_.waiting_requests) {
     return WithRetryAfter(
@@ -45,14 +45,14 @@ void InFlightLimiter::StartRunning(int64_t waiting_tokens) {
   Publish();
 }
 
-void InFlightLimiter::LeaveWaiting(int64_t waiting_tokens) {
+void InFlightLimiter::EndWaiting(int64_t waiting_tokens) {
   absl::MutexLock lock(&mutex_);
   --waiting_;
   waiting_tokens_ -= waiting_tokens;
   Publish();
 }
 
-void InFlightLimiter::LeaveRunning() {
+void InFlightLimiter::EndRunning() {
   absl::MutexLock lock(&mutex_);
   --running_;
   Publish();

@@ -22,13 +22,13 @@ class InFlightLimiter {
 
   // One more waiting request; kResourceExhausted when too many wait. The order of arrival is the
   // position.
-  absl::Status Arrive(int64_t* waiting_ahead);
+  absl::Status AddWaiting(int64_t* waiting_ahead);
   // Its length is known; kResourceExhausted when too many tokens wait. A request that waits alone
   // always may.
   absl::Status AddTokens(int64_t tokens);
   void StartRunning(int64_t waiting_tokens);
-  void LeaveWaiting(int64_t waiting_tokens);
-  void LeaveRunning();
+  void EndWaiting(int64_t waiting_tokens);
+  void EndRunning();
 
   int64_t waiting() const;
   int64_t running() const;

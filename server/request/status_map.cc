@@ -70,6 +70,18 @@ absl::Status WithRetryAfter(absl::Status status, int seconds) {
   return status;
 }
 
+std::string_view RejectionReason(const absl::Status& status) {
+  if (ErrorCodeOf(status) == "context_length_exceeded") return "too_long";
+  switch (status.code()) {
+    case absl::StatusCode::kResourceExhausted:
+      return "queue_full";
+    case absl::StatusCode::kUnavailable:
+      return "unavailable";
+    default:
+      return "invalid";
+  }
+}
+
 std::string ErrorCodeOf(const absl::Status& status) { return Payload(status, kErrorCode); }
 
 int RetryAfterOf(const absl::Status& status) {

@@ -26,6 +26,9 @@ std::string_view CodeName(absl::StatusCode code);
 absl::Status WithErrorCode(absl::Status status, std::string_view code);
 absl::Status WithRetryAfter(absl::Status status, int seconds);
 
+// Why a request was turned away, as metrics have it.
+std::string_view RejectionReason(const absl::Status& status);
+
 // Empty, or 0, when the status does not tell.
 std::string ErrorCodeOf(const absl::Status& status);
 int RetryAfterOf(const absl::Status& status);

@@ -1,6 +1,7 @@
 """Goal: the walls of the house stand. Method: read every source file and CMakeLists.txt and fail on include
 arrows that point the wrong way, vendor headers outside their room, names of strategies outside their folders,
-source files that no target builds, and things at the top level that do not belong there. Long files are printed, not failed: they are a question."""
+source files that no target builds, folders without tests, and things at the top level that do not belong there. Long
+files are printed, not failed: they are a question."""
 
 import os
 import re
@@ -50,6 +51,13 @@ VENDORS = {
 }
 TOP_LEVEL = {"CMakeLists.txt", "CMakePresets.json", "LICENSE", "README.md", "CHANGELOG.md", "server", "proto", "engine",
              "kernels", "deploy", "docker", "tests", "docs"}
+# Folders under engine/ and server/ without a folder of the same path in tests/, and why.
+UNMIRRORED = {
+    **{f"engine/context_parallel/{name}": "tests/engine/context_parallel/contract.cc goes over the rows of the table"
+       for name in ("apb", "full", "ring", "star", "ulysses")},
+    "engine/core": "owning tensors and scratch memory: every test of the engine computes in them",
+    "server/text/jinja": "tests/server/text/chat_template_test.cc, against jinja2 itself",
+}
 SOURCE = (".cc", ".h", ".cu", ".cuh")
 # Its rows say what the strategies are called; their folders may too, and nothing else in engine/.
 STRATEGIES = "engine/context_parallel/strategies.cc"
@@ -124,6 +132,16 @@ def check_sampling_field(files, errors):
                       "docs/architecture.md, \"Add a sampling field\"")
 
 
+def check_mirror(files, errors):
+    """tests/ mirrors the tree: every folder of engine/ and server/ that holds sources has one there with tests."""
+    has_code = {os.path.dirname(f) for f in files if f.endswith(".cc") and f.startswith(("engine/", "server/"))}
+    has_tests = {os.path.dirname(f) for f in files if f.startswith("tests/") and f.endswith(("_test.cc", "_test.py"))}
+    for folder in sorted(has_code):
+        if ("tests/" + folder in has_tests) == (folder in UNMIRRORED):
+            errors.append(f"{folder}: " + ("has tests, but is in UNMIRRORED" if folder in UNMIRRORED else
+                                           f"no tests in tests/{folder}, nor a reason in UNMIRRORED"))
+
+
 def main():
     errors, files = [], tracked_files()
     strategies = folders_of_strategies(files)
@@ -145,6 +163,7 @@ def main():
         if lines > (700 if path.startswith("tests/") else 600 if path.startswith("kernels/") else 500):
             print(f"long file: {path} {lines} lines")
     check_sampling_field(files, errors)
+    check_mirror(files, errors)
     for error in errors:
         print("error:", error)
     print(f"{len(files)} files, {len(errors)} errors")
