@@ -76,9 +76,8 @@ void AddModel(CLI::App& app, Options& o) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
       ->group("Model");
-  app.add_option("--default-strategy", o.default_strategy, "Strategy of requests that name none")
-      ->check(CLI::IsMember(
-          std::vector<std::string>(request::kStrategyNames.begin(), request::kStrategyNames.end())))
+  app.add_option("--default-strategy", o.default_strategy,
+                 "Strategy of requests that name none: auto, or one that the worker groups run")
       ->capture_default_str()
       ->group("Model");
 }

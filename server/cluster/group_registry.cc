@@ -197,17 +197,23 @@ std::vector<GroupInfo> GroupRegistry::Describe() const {
   return infos;
 }
 
-std::vector<std::string> GroupRegistry::Strategies() const {
+std::vector<request::Strategy> GroupRegistry::Strategies() const {
   absl::MutexLock lock(&mutex_);
-  std::vector<std::string> names;
+  std::vector<request::Strategy> all;
   for (const auto& group : groups_) {
     if (group->lost() || group->leaving()) continue;
-    if (names.empty()) names.push_back("auto");
+    if (all.empty()) all.push_back({.name = "auto", .exact = true, .can_balance = true});
     for (const cluster::v1::StrategyInfo& strategy : group->hello().strategies()) {
-      if (std::ranges::find(names, strategy.name()) == names.end())
-        names.push_back(strategy.name());
+      if (std::ranges::find(all, strategy.name(), &request::Strategy::name) == all.end())
+        all.push_back({strategy.name(), strategy.exact(), strategy.can_balance()});
     }
   }
+  return all;
+}
+
+std::vector<std::string> GroupRegistry::StrategyNames() const {
+  std::vector<std::string> names;
+  for (request::Strategy& strategy : Strategies()) names.push_back(std::move(strategy.name));
   return names;
 }
 

@@ -14,6 +14,7 @@
 #include "apb/cluster/v1/worker_group_service.pb.h"
 #include "server/cluster/worker_group.h"
 #include "server/observability/metrics.h"
+#include "server/request/admission.h"
 
 namespace apb::cluster {
 
@@ -62,9 +63,10 @@ class GroupRegistry {
   // The most tokens that a connected group can hold; 0 when there is none.
   int64_t max_model_len() const;
   std::vector<GroupInfo> Describe() const;
-  // What a request may name: `auto`, and the strategies of the groups that are ready, in the order
+  // What a request may ask for: `auto`, and the strategies of the groups that are ready, in the order
   // in which they tell them. Empty while none is ready.
-  std::vector<std::string> Strategies() const;
+  std::vector<request::Strategy> Strategies() const;
+  std::vector<std::string> StrategyNames() const;
   void DrainAll();
 
  private:

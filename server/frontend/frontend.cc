@@ -47,6 +47,7 @@ request::Limits Frontend::limits() const {
           .max_input_bytes = options_.max_input_bytes,
           .vocab_size = prompts_.vocab_size(),
           .max_context_ttl_seconds = options_.contexts.max_ttl_seconds,
+          .strategies = groups_.Strategies(),
           .default_strategy = options_.default_strategy,
           .eos_token_ids = prompts_.stop_tokens()};
 }
@@ -68,7 +69,7 @@ absl::StatusOr<std::shared_ptr<const contexts::Context>> Frontend::UseContext(
   if (!request.context.has_value()) return nullptr;
   APB_ASSIGN_OR_RETURN(std::shared_ptr<const contexts::Context> context,
                        contexts_.Use(request.owner, *request.context));
-  APB_RETURN_IF_ERROR(request::TakeContextOptions(context->apb, context->strategy, request.apb));
+  APB_RETURN_IF_ERROR(request::TakeContextOptions(context->apb, context->strategy, limits(), request.apb));
   return context;
 }
 

@@ -1,6 +1,7 @@
 // Checks of a canonical request, and its defaults.
 #include "server/request/admission.h"
 
+#include <algorithm>
 #include <optional>
 #include <span>
 
@@ -134,18 +135,34 @@ absl::Status CheckSampling(const common::v1::SamplingParams& s, const Limits& li
   return CheckStops(s, limits);
 }
 
-absl::Status CheckApb(const common::v1::ApbOptions& apb) {
-  const std::string& strategy = apb.strategy();
-  APB_RETURN_IF_ERROR(CheckOneOf("apb.strategy", strategy, kStrategyNames));
-  APB_RETURN_IF_ERROR(CheckOneOf("apb.compressor", apb.compressor(), kCompressorNames));
-  if (apb.exact() && (strategy == "apb" || strategy == "star")) {
-    return InvalidField("apb.exact", absl::StrCat("strategy ", strategy,
+// Null: unknown, or there is nobody to ask.
+const Strategy* FindStrategy(const Limits& limits, std::string_view name) {
+  const auto found = std::ranges::find(limits.strategies, name, &Strategy::name);
+  return found == limits.strategies.end() ? nullptr : &*found;
+}
+
+absl::Status CheckStrategy(const common::v1::ApbOptions& apb, const Limits& limits) {
+  if (apb.strategy().empty() || limits.strategies.empty()) return absl::OkStatus();
+  const Strategy* strategy = FindStrategy(limits, apb.strategy());
+  if (strategy == nullptr) {
+    std::vector<std::string_view> names;
+    for (const Strategy& one : limits.strategies) names.push_back(one.name);
+    return CheckOneOf("apb.strategy", apb.strategy(), names);
+  }
+  if (apb.exact() && !strategy->exact) {
+    return InvalidField("apb.exact", absl::StrCat("strategy ", strategy->name,
                                                   " is approximate; use an exact one or auto"));
   }
-  if (apb.balanced() && !strategy.empty() && strategy != "auto" && strategy != "apb") {
+  if (apb.balanced() && !strategy->can_balance) {
     return InvalidField("apb.balanced",
-                        absl::StrCat("strategy ", strategy, " has no shards to balance"));
+                        absl::StrCat("strategy ", strategy->name, " has no shards to balance"));
   }
+  return absl::OkStatus();
+}
+
+absl::Status CheckApb(const common::v1::ApbOptions& apb, const Limits& limits) {
+  APB_RETURN_IF_ERROR(CheckStrategy(apb, limits));
+  APB_RETURN_IF_ERROR(CheckOneOf("apb.compressor", apb.compressor(), kCompressorNames));
   if (apb.has_query() && apb.query().empty()) {
     return InvalidField("apb.query", "must not be empty");
   }
@@ -232,7 +249,7 @@ absl::Status CheckRequest(const CanonicalRequest& request, const Limits& limits)
         "model_not_found");
   }
   APB_RETURN_IF_ERROR(CheckSampling(request.sampling, limits));
-  APB_RETURN_IF_ERROR(CheckApb(request.apb));
+  APB_RETURN_IF_ERROR(CheckApb(request.apb, limits));
   if (const int64_t ttl = request.ttl_seconds.value_or(1);
       ttl < 1 || ttl > limits.max_context_ttl_seconds) {
     return InvalidField(
@@ -252,12 +269,16 @@ absl::Status Resolve(const Limits& limits, CanonicalRequest& request) {
   if (!s.ignore_eos()) {
     s.mutable_stop_token_ids()->Add(limits.eos_token_ids.begin(), limits.eos_token_ids.end());
   }
-  if (request.apb.strategy().empty()) request.apb.set_strategy(limits.default_strategy);
+  if (request.apb.strategy().empty()) {
+    // What does not fit it is the same error as if the client had named it.
+    request.apb.set_strategy(limits.default_strategy);
+    APB_RETURN_IF_ERROR(CheckStrategy(request.apb, limits));
+  }
   return absl::OkStatus();
 }
 
 absl::Status TakeContextOptions(const common::v1::ApbOptions& context, const std::string& strategy,
-                                common::v1::ApbOptions& asked) {
+                                const Limits& limits, common::v1::ApbOptions& asked) {
   const auto differs = [](std::string_view field) {
     return InvalidField(field, "contradicts the context, whose options apply; leave it out");
   };
@@ -276,7 +297,8 @@ absl::Status TakeContextOptions(const common::v1::ApbOptions& context, const std
   }
   if (asked.has_balanced() && (!context.has_balanced() || asked.balanced() != context.balanced()))
     return differs("apb.balanced");
-  if (asked.exact() && (strategy == "apb" || strategy == "star")) return differs("apb.exact");
+  const Strategy* used = FindStrategy(limits, strategy);
+  if (asked.exact() && used != nullptr && !used->exact) return differs("apb.exact");
   if (asked.has_query()) {
     return InvalidField("apb.query",
                         "the document is computed already; give it when creating the context");

@@ -21,6 +21,14 @@ inline constexpr int kMaxMessages = 4096;
 inline constexpr int kMaxRequestIdBytes = 128;
 inline constexpr int64_t kDefaultCompletionTokens = 16;
 
+// A strategy that clients may ask for, as the worker groups tell (cluster.v1.Hello). `auto` counts as
+// one that can do both.
+struct Strategy {
+  std::string name;
+  bool exact = false;
+  bool can_balance = false;
+};
+
 struct Limits {
   std::string model;              // the served name
   int64_t max_model_len = 0;      // tokens of prompt + completion
@@ -28,6 +36,8 @@ struct Limits {
   int64_t max_input_bytes = 64 << 20;
   int32_t vocab_size = 0;
   int64_t max_context_ttl_seconds = 0;
+  // None: no group is ready, so that nothing is known of them.
+  std::vector<Strategy> strategies;
   std::string default_strategy = "auto";
   std::vector<int32_t> eos_token_ids;  // end a completion unless it ignores them
 };
@@ -44,7 +54,7 @@ absl::Status Resolve(const Limits& limits, CanonicalRequest& request);
 // say of context parallelism is nothing, or what the context was made with, where `strategy` is
 // what was used. Errors name the field.
 absl::Status TakeContextOptions(const common::v1::ApbOptions& context, const std::string& strategy,
-                                common::v1::ApbOptions& asked);
+                                const Limits& limits, common::v1::ApbOptions& asked);
 
 // The number of tokens that may be generated for a prompt of that length (none by a request that
 // creates a context); kInvalidArgument with code context_length_exceeded when prompt and completion

@@ -39,9 +39,7 @@ struct TokenInput {
   std::vector<int32_t> ids;
 };
 
-// What `strategy` and `compressor` of ApbOptions may be.
-inline constexpr std::array<std::string_view, 8> kStrategyNames = {
-    "auto", "full", "apb", "star", "ring_kv", "ring_q", "token_ring", "ulysses"};
+// What `compressor` of ApbOptions may be. (What `strategy` may be, the worker groups say.)
 inline constexpr std::array<std::string_view, 3> kCompressorNames = {"retaining_heads",
                                                                      "query_aware", "random"};
 

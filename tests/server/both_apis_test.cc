@@ -28,6 +28,11 @@ request::Limits TestLimits() {
           .max_model_len = 1000,
           .vocab_size = 100,
           .max_context_ttl_seconds = 60,
+          .strategies = {{"auto", true, true},
+                         {"full", true, false},
+                         {"apb", false, true},
+                         {"star", false, false},
+                         {"ring_kv", true, false}},
           .default_strategy = "ring_kv",
           .eos_token_ids = {2, 3}};
 }
@@ -286,7 +291,7 @@ TEST(TakeContextOptions, RepeatedOnesAreFineOthersAreNot) {
   for (const char* fine :
        {"", "strategy: 'apb'", "strategy: 'auto' hosts: 8", "anchor_length: 0", "exact: false"}) {
     common::v1::ApbOptions asked = apb(fine);
-    EXPECT_TRUE(request::TakeContextOptions(context, "apb", asked).ok()) << fine;
+    EXPECT_TRUE(request::TakeContextOptions(context, "apb", TestLimits(), asked).ok()) << fine;
     EXPECT_EQ(asked.DebugString(), context.DebugString());
   }
   const std::pair<const char*, const char*> cases[] = {{"strategy: 'full'", "apb.strategy"},
@@ -299,7 +304,7 @@ TEST(TakeContextOptions, RepeatedOnesAreFineOthersAreNot) {
                                                        {"query: 'why?'", "apb.query"}};
   for (const auto& [text, field] : cases) {
     common::v1::ApbOptions asked = apb(text);
-    EXPECT_EQ(request::FieldOf(request::TakeContextOptions(context, "apb", asked)), field);
+    EXPECT_EQ(request::FieldOf(request::TakeContextOptions(context, "apb", TestLimits(), asked)), field);
   }
 }
 

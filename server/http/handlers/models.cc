@@ -19,7 +19,7 @@ json ModelCard(const frontend::Frontend& frontend) {
           {"root", model},
           {"parent", nullptr},
           {"max_model_len", frontend.max_model_len()},
-          {"apb", {{"strategies", frontend.groups().Strategies()}}}};
+          {"apb", {{"strategies", frontend.groups().StrategyNames()}}}};
 }
 
 }  // namespace

@@ -170,16 +170,16 @@ TEST_F(GroupRegistryTest, StrategiesAreThoseOfReadyGroups) {
     for (const char* name : strategies) hello.add_strategies()->set_name(name);
     return *registry_.Connect(hello, std::make_shared<ScriptedConnection>());
   };
-  EXPECT_THAT(registry_.Strategies(), testing::IsEmpty());
+  EXPECT_THAT(registry_.StrategyNames(), testing::IsEmpty());
   const auto old_group = connect("a", {"full", "apb"}),
              new_group = connect("b", {"full", "gather_kv"});
-  EXPECT_THAT(registry_.Strategies(), ElementsAre("auto", "full", "apb", "gather_kv"));
+  EXPECT_THAT(registry_.StrategyNames(), ElementsAre("auto", "full", "apb", "gather_kv"));
   registry_.Disconnect(old_group, "gone");
-  EXPECT_THAT(registry_.Strategies(), ElementsAre("auto", "full", "gather_kv"));
+  EXPECT_THAT(registry_.StrategyNames(), ElementsAre("auto", "full", "gather_kv"));
   v1::FromWorker leaving;
   leaving.mutable_leaving();
   registry_.OnMessage(*new_group, leaving);
-  EXPECT_THAT(registry_.Strategies(), testing::IsEmpty());
+  EXPECT_THAT(registry_.StrategyNames(), testing::IsEmpty());
 }
 
 TEST_F(GroupRegistryTest, DrainIsToldToAll) {

@@ -24,7 +24,12 @@ Limits TestLimits() {
           .max_token_bytes = 4,
           .max_input_bytes = 220,
           .vocab_size = kVocabulary,
-          .max_context_ttl_seconds = 60};
+          .max_context_ttl_seconds = 60,
+          .strategies = {{"auto", true, true},
+                         {"full", true, false},
+                         {"apb", false, true},
+                         {"star", false, false},
+                         {"ring_kv", true, false}}};
 }
 
 // The field that the error names; "" when there is none.
