@@ -1,6 +1,6 @@
-// The narrow device interface: memory, streams, recorded steps, and operations (operations.h). All above
-// it is the same for CPU and GPU. Operations take plain views and a stream; they return nothing: a
-// failed kernel makes its stream fail for good, and Synchronize tells.
+// The narrow device interface: memory, streams, recorded steps, and operations (operations.h). All
+// above it is the same for CPU and GPU. Operations take plain views and a stream; they return
+// nothing: a failed kernel makes its stream fail for good, and Synchronize tells.
 #pragma once
 
 #include <chrono>
@@ -69,9 +69,9 @@ class Buffer {
   std::function<void(void*)> free_;
 };
 
-// Recorded work of a stream (Backend::Record). It reads and writes the memory that was named while it
-// was recorded, so that must be there, with what is to be worked on; what the host passed by value is
-// as it was. Must end before the backend, its stream, and communicators that took part.
+// Recorded work of a stream (Backend::Record). It reads and writes the memory that was named while
+// it was recorded, so that must be there, with what is to be worked on; what the host passed by
+// value is as it was. Must end before the backend, its stream, and communicators that took part.
 class Graph {
  public:
   virtual ~Graph() = default;
@@ -92,8 +92,8 @@ class Backend {
   // device): it must stay until the stream has been synchronized. Aligned like Allocate's.
   virtual absl::StatusOr<Buffer> AllocateHost(size_t size_bytes) = 0;
   virtual absl::StatusOr<std::unique_ptr<Stream>> NewStream() = 0;
-  // Gives an operation to the stream; does nothing on a stream that has failed. Operands that do not
-  // fit fail it.
+  // Gives an operation to the stream; does nothing on a stream that has failed. Operands that do
+  // not fit fail it.
   template <typename Args>
   void Run(const Args& args, Stream& stream) {
     stream.Fail(args.Check());
@@ -148,9 +148,9 @@ class Backend {
 
   // Records what `work` gives to the stream instead of doing it: to launch many small operations
   // costs a device's host more than the device needs to do them. `work` must have been done before,
-  // with operands of the same places and shapes (what is chosen and allocated the first time cannot be
-  // recorded), must not synchronize, and must not touch host memory. An error of `work`, or of the
-  // device, leaves the stream as it was. kUnimplemented where there is nothing to gain.
+  // with operands of the same places and shapes (what is chosen and allocated the first time cannot
+  // be recorded), must not synchronize, and must not touch host memory. An error of `work`, or of
+  // the device, leaves the stream as it was. kUnimplemented where there is nothing to gain.
   virtual absl::StatusOr<std::unique_ptr<Graph>> Record(Stream& stream,
                                                         absl::FunctionRef<absl::Status()> work) = 0;
 
@@ -161,8 +161,8 @@ class Backend {
 
 struct CpuBackendOptions {
   int threads = 0;  // OpenMP threads of the calling (step) thread; 0 = OMP_NUM_THREADS or all cores
-  // amxbf16, avx512bf16, avx512vnni, avx512, avx2 or portable; "": what the environment's APB_CPU_ISA names, or
-  // the best that this CPU has.
+  // amxbf16, avx512bf16, avx512vnni, avx512, avx2 or portable; "": what the environment's
+  // APB_CPU_ISA names, or the best that this CPU has.
   std::string_view force_isa;
 };
 

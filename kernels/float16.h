@@ -19,8 +19,8 @@ inline float Float16ToFloat(Float16 x) {
   return std::bit_cast<float>(sign | ((magnitude << 13) + exponent_shift));
 }
 
-// Rounds to nearest, ties to even; from 65520 on the result is infinite. Every NaN becomes 0x7fff, as
-// on a GPU.
+// Rounds to nearest, ties to even; from 65520 on the result is infinite. Every NaN becomes 0x7fff,
+// as on a GPU.
 inline Float16 FloatToFloat16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
   const uint32_t sign = bits >> 16 & 0x8000u;

@@ -13,8 +13,8 @@ struct KeySegment;
 struct PagedAttentionArgs;
 struct PagedRows;
 
-// An operation's VisitOperands calls these for all operands, absent ones too, in an order that is right
-// for replacing them one by one: what lies in the place of another comes after it.
+// An operation's VisitOperands calls these for all operands, absent ones too, in an order that is
+// right for replacing them one by one: what lies in the place of another comes after it.
 class OperandVisitor {
  public:
   virtual ~OperandVisitor() = default;
@@ -31,11 +31,12 @@ class OperandVisitor {
     Reads(view);
     values = view.as<const T>();
   }
-  // args.sequences and what they point to, all in backend memory. Here: the sequences alone, as what
-  // they hold may be known only when the operation is done.
+  // args.sequences and what they point to, all in backend memory. Here: the sequences alone, as
+  // what they hold may be known only when the operation is done.
   virtual void Sequences(PagedAttentionArgs& args);
 
-  // Lists in host memory are copied into the visitor, which must outlive the operation's use of them.
+  // Lists in host memory are copied into the visitor, which must outlive the operation's use of
+  // them.
   std::span<KeySegment> Own(std::span<const KeySegment>& keys);
   void Own(std::span<const PagedRows>& rows);
 

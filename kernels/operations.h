@@ -1,12 +1,13 @@
 // The operations of a device, as values: what they are given, whether that fits (Check), and which
-// memory they read and write (VisitOperands). Shapes: T rows, D hidden size, F MLP size, V vocabulary,
-// n_q / n_kv heads, d head dimension. Activations are bf16, f16 or f32 (the model's type; the CPU
-// backend refuses f16 in all operations but Copy); weights have the same type or, on the CPU, a block
-// type; accumulation is float.
+// memory they read and write (VisitOperands). Shapes: T rows, D hidden size, F MLP size, V
+// vocabulary, n_q / n_kv heads, d head dimension. Activations are bf16, f16 or f32 (the model's
+// type; the CPU backend refuses f16 in all operations but Copy); weights have the same type or, on
+// the CPU, a block type; accumulation is float.
 //
-// A new operation is a struct here and a name in Operation, its two functions in operations.cc, and a
-// kernel in each backend: kernels/cpu (a function of operations_on_cpu.h, or a name in isa_kernels.h and
-// a function in simd/) and kernels/cuda (a function of operations.h and its .cu file).
+// A new operation is a struct here and a name in Operation, its two functions in operations.cc, and
+// a kernel in each backend: kernels/cpu (a function of operations_on_cpu.h, or a name in
+// isa_kernels.h and a function in simd/) and kernels/cuda (a function of operations.h and its .cu
+// file).
 #pragma once
 
 #include <cstddef>
@@ -21,8 +22,9 @@
 
 namespace apb::kernels {
 
-// Each operation has: kName; main(), the operand whose type it computes in; Check(): OK, or kInternal
-// with the name and two shapes (callers have checked what comes from outside); VisitOperands().
+// Each operation has: kName; main(), the operand whose type it computes in; Check(): OK, or
+// kInternal with the name and two shapes (callers have checked what comes from outside);
+// VisitOperands().
 
 // Copies between any two places, in stream order. Views have the same shape and type; rows may be
 // strided.
@@ -45,8 +47,8 @@ struct EmbeddingArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// out = x / rms(x) * weight over the last dimension. x, out [T, D] or [T, heads, d]; weight [D] or [d].
-// out may be x.
+// out = x / rms(x) * weight over the last dimension. x, out [T, D] or [T, heads, d]; weight [D] or
+// [d]. out may be x.
 struct RmsNormArgs {
   TensorView x, weight;
   float epsilon = 0;
@@ -61,9 +63,9 @@ struct RmsNormArgs {
 // out[T, out] = x[T, in] * weight[out, in]^T (+ bias[out]) (+ out if accumulate).
 struct LinearArgs {
   TensorView x;
-  // Checkpoint layout: row-major [out, in], need not be aligned to more than its type. Of the type of x, or
-  // of a block type (kernels/weight_blocks.h; in is a multiple of kBlockLength) where x is bf16 or f32 and
-  // the backend is the CPU's.
+  // Checkpoint layout: row-major [out, in], need not be aligned to more than its type. Of the type
+  // of x, or of a block type (kernels/weight_blocks.h; in is a multiple of kBlockLength) where x is
+  // bf16 or f32 and the backend is the CPU's.
   TensorView weight;
   TensorView bias;  // may be absent
   TensorView out;   // f32, or the type of x; rows may be strided
@@ -75,8 +77,8 @@ struct LinearArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// out = silu(gate) * up, all [T, F]; an absent `up` gives silu(gate). gate and up have one type: out's
-// or f32. out may be gate.
+// out = silu(gate) * up, all [T, F]; an absent `up` gives silu(gate). gate and up have one type:
+// out's or f32. out may be gate.
 struct SiluMulArgs {
   TensorView gate, up, out;
 
@@ -96,8 +98,8 @@ struct AccumulateArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// Accumulate {x, residual}, then RmsNorm {residual, weight, epsilon, out}, in one pass. residual, out
-// [T, D] of one type, not the same memory.
+// Accumulate {x, residual}, then RmsNorm {residual, weight, epsilon, out}, in one pass. residual,
+// out [T, D] of one type, not the same memory.
 struct AccumulateRmsNormArgs {
   TensorView x, residual, weight;
   float epsilon = 0;
@@ -117,8 +119,8 @@ struct CacheRows {
 };
 
 // Rotary embedding, in place, "rotate half" pairing: (x[i], x[i + d/2]). Angle = position *
-// inv_freq[i]; cos and sin are multiplied by attention_factor (yarn), computed in float. K and V can
-// be stored in the cache in the same pass; without frequencies that is all that is done.
+// inv_freq[i]; cos and sin are multiplied by attention_factor (yarn), computed in float. K and V
+// can be stored in the cache in the same pass; without frequencies that is all that is done.
 struct RopeArgs {
   TensorView x;          // [T, heads, d]
   TensorView positions;  // [T] i32; may be absent without frequencies
@@ -144,8 +146,8 @@ struct RopeArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// The way back from the cache: k[t], v[t] = what lies in slot slots[t] (>= 0, all of them). The rest as
-// in CacheRows.
+// The way back from the cache: k[t], v[t] = what lies in slot slots[t] (>= 0, all of them). The
+// rest as in CacheRows.
 struct ReadFromCacheArgs {
   TensorView slots, k_cache, v_cache;
   TensorView k, v;  // [T, n_kv, d], rows may be strided
@@ -156,8 +158,8 @@ struct ReadFromCacheArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// Exact merge of partial results over disjoint keys (max-shifted, float32, host order); out and lse may
-// be in a part's place. Rows that saw no key anywhere: out 0, lse -inf.
+// Exact merge of partial results over disjoint keys (max-shifted, float32, host order); out and lse
+// may be in a part's place. Rows that saw no key anywhere: out 0, lse -inf.
 struct MergePartialsArgs {
   TensorView outs;  // [H, T, n_q, d] f32 (strided)
   TensorView lses;  // [H, T, n_q] f32 (strided)
@@ -185,8 +187,8 @@ struct KeyScoreArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// Max over a window of `window` (odd) rows around each row, -inf outside. scores, out [T, n_kv] f32, not
-// the same memory.
+// Max over a window of `window` (odd) rows around each row, -inf outside. scores, out [T, n_kv]
+// f32, not the same memory.
 struct MaxPoolRowsArgs {
   TensorView scores;
   int window = 1;
@@ -214,7 +216,8 @@ struct TopKPerHeadArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// out[i, j, :] = x[indices[j, i], j, :]. x [T, n_kv, d], indices [n_kv, count] i32, out [count, n_kv, d].
+// out[i, j, :] = x[indices[j, i], j, :]. x [T, n_kv, d], indices [n_kv, count] i32, out [count,
+// n_kv, d].
 struct GatherRowsPerHeadArgs {
   TensorView x, indices, out;
 

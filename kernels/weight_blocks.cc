@@ -14,7 +14,8 @@ bool Encode(const float* x, I8Block& block) {
   for (int i = 0; i < kLength; ++i) top = std::max(top, std::abs(x[i]));
   if (top > 127 * kMaxScale) return false;
   block.scale = FloatToFloat16(top / 127);
-  // What is divided by is what the weights will be multiplied by. It is 0 where all weights are as good as 0.
+  // What is divided by is what the weights will be multiplied by. It is 0 where all weights are as
+  // good as 0.
   const float scale = Float16ToFloat(block.scale), inverse = scale > 0 ? 1 / scale : 0;
   for (int i = 0; i < kLength; ++i) {
     const float q = std::clamp(x[i] * inverse, -127.0f, 127.0f);
@@ -55,7 +56,8 @@ void LeastSquares(const float* x, const int* n, float& scale, float& zero) {
   }
 }
 
-// Weights from low to high, low < high, become 0 to 15; then the scale and zero are fitted once more.
+// Weights from low to high, low < high, become 0 to 15; then the scale and zero are fitted once
+// more.
 I4Fit FitRange(const float* x, float low, float high) {
   int n[kLength];
   float scale = (high - low) / 15, zero = -low / scale;
@@ -79,8 +81,8 @@ bool Encode(const float* x, I4Block& block) {
   const auto [low, high] = std::minmax_element(x, x + kLength);
   const float range = *high - *low, top = std::max(std::abs(*low), std::abs(*high));
   if (!(top <= kMaxScale)) return false;
-  // One number is a scale: n is 0 and the zero is 1 or -1. So are those whose range half precision has no
-  // 15th of; around 0 they are as good as 0.
+  // One number is a scale: n is 0 and the zero is 1 or -1. So are those whose range half precision
+  // has no 15th of; around 0 they are as good as 0.
   I4Fit best{FloatToFloat16(*low < 0 && *high > 0 ? 0 : top),
              FloatToFloat16(*low < 0 ? 1.0f : -1.0f), INFINITY};
   uint8_t n[kLength] = {};

@@ -1,5 +1,5 @@
-// Quantized weights of matrix products: a row of a matrix [out, in], in a multiple of 32, is a sequence of
-// blocks of 32 consecutive weights each. Blocks are aligned to 2 bytes only.
+// Quantized weights of matrix products: a row of a matrix [out, in], in a multiple of 32, is a
+// sequence of blocks of 32 consecutive weights each. Blocks are aligned to 2 bytes only.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ struct I8Block {
 static_assert(sizeof(I8Block) == 34 && alignof(I8Block) == 2);
 static_assert(BytesOf(DType::kI8Block, kBlockLength) == sizeof(I8Block));
 
-// DType::kI4Block: weight i is scale * (n[i] - zero), n[i] from 0 to 15. q[i] holds n[i] in its low half and
-// n[i + 16] in its high one.
+// DType::kI4Block: weight i is scale * (n[i] - zero), n[i] from 0 to 15. q[i] holds n[i] in its low
+// half and n[i + 16] in its high one.
 struct I4Block {
   Float16 scale;
   Float16 zero;
@@ -48,10 +48,10 @@ inline void DecodeBlock(const I4Block& block, float* out) {
 // `count` weights (a multiple of kBlockLength) that lie packed at `blocks`, as floats.
 void DecodeBlocks(DType type, const void* blocks, int64_t count, float* out);
 
-// Quantizes `count` weights (a multiple of kBlockLength), each block by itself. kI8Block: symmetric, the
-// largest magnitude becomes 127. kI4Block: the range is clipped where that makes the sum of squared errors
-// smaller. False if a weight is not finite or too large for a scale of half precision; `blocks` is then
-// undefined.
+// Quantizes `count` weights (a multiple of kBlockLength), each block by itself. kI8Block:
+// symmetric, the largest magnitude becomes 127. kI4Block: the range is clipped where that makes the
+// sum of squared errors smaller. False if a weight is not finite or too large for a scale of half
+// precision; `blocks` is then undefined.
 bool EncodeBlocks(const float* weights, int64_t count, DType type, void* blocks);
 
 }  // namespace apb::kernels

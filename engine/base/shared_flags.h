@@ -1,5 +1,5 @@
-// The help texts of flags that apb-server only hands on to its workers. Both programs print them, so
-// that their --help cannot say two different things.
+// The help texts of flags that apb-server only hands on to its workers. Both programs print them,
+// so that their --help cannot say two different things.
 #pragma once
 
 namespace apb::base {

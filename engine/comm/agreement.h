@@ -1,5 +1,5 @@
-// What ranks tell each other before they go on alike: single numbers, by a communicator of host memory.
-// All ranks call these together; errors are the communicator's.
+// What ranks tell each other before they go on alike: single numbers, by a communicator of host
+// memory. All ranks call these together; errors are the communicator's.
 #pragma once
 
 #include <cstdint>

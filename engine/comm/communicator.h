@@ -72,9 +72,9 @@ class Communicator {
                                  kernels::Stream& stream) = 0;
   virtual absl::Status Barrier() = 0;
 
-  // Whether collectives that are given to a stream while it records (kernels::Backend::Record) become
-  // part of the recording. Ranks record and launch together then, all or none. No: they are done at
-  // once, by the host.
+  // Whether collectives that are given to a stream while it records (kernels::Backend::Record)
+  // become part of the recording. Ranks record and launch together then, all or none. No: they are
+  // done at once, by the host.
   virtual bool recordable() const = 0;
   // Breaks the communicator; wakes a blocked call. Thread-safe.
   virtual void Abort(std::string reason) = 0;

@@ -15,8 +15,8 @@ namespace apb::comm {
 
 class MpiCommunicator : public Communicator {
  public:
-  // Between the ranks that give the same color, in the order of their ranks, on an MPI context of its
-  // own. All ranks call; MPI must be initialised.
+  // Between the ranks that give the same color, in the order of their ranks, on an MPI context of
+  // its own. All ranks call; MPI must be initialised.
   static absl::StatusOr<std::unique_ptr<Communicator>> Create(absl::Duration deadline, int color);
   ~MpiCommunicator() override;
 

@@ -31,14 +31,14 @@ class MpiRuntime {
   // context. `deadline` bounds each collective.
   absl::StatusOr<std::unique_ptr<Communicator>> NewCommunicator(absl::Duration deadline,
                                                                 int color = 0);
-  // The ranks as a mesh with `tensor_size` ranks in a tensor group. kInvalidArgument where that does
-  // not divide the ranks.
+  // The ranks as a mesh with `tensor_size` ranks in a tensor group. kInvalidArgument where that
+  // does not divide the ranks.
   absl::StatusOr<Mesh> NewMesh(int tensor_size, absl::Duration deadline);
 
   // Leader: gives `message` to every follower.
   absl::Status SendPlan(const std::string& message, absl::Duration deadline);
-  // Follower: waits for the next one. Polls for a millisecond, then sleeps between looks, up to 2 ms,
-  // so that an idle group costs next to nothing. kUnavailable after `deadline`.
+  // Follower: waits for the next one. Polls for a millisecond, then sleeps between looks, up to 2
+  // ms, so that an idle group costs next to nothing. kUnavailable after `deadline`.
   absl::StatusOr<std::string> ReceivePlan(absl::Duration deadline);
   // Every rank gives a message; the leader gets all, by rank (followers get an empty list).
   absl::StatusOr<std::vector<std::string>> GatherToLeader(const std::string& message,

@@ -1,13 +1,13 @@
 // Communicator over NCCL, for device memory. Collectives run on a stream of their own, ordered with
 // the caller's by events; no call waits on the host but Barrier. A watchdog thread gives up
-// collectives that outlive the deadline or whose peers are gone (ncclCommAbort): the communicator is
-// broken for good then, and streams that wait for it fail with kUnavailable. In a build without NCCL
-// both functions return kUnavailable.
+// collectives that outlive the deadline or whose peers are gone (ncclCommAbort): the communicator
+// is broken for good then, and streams that wait for it fail with kUnavailable. In a build without
+// NCCL both functions return kUnavailable.
 //
-// Collectives can be recorded (kernels::Backend::Record), by all ranks together. A launch is watched as
-// a whole, from where the stream comes to it; stats() counts its calls and bytes when it is done, but
-// not its seconds, which cannot be told from those of the other work in the graph. Graphs must end
-// before the communicator: NCCL waits for that.
+// Collectives can be recorded (kernels::Backend::Record), by all ranks together. A launch is
+// watched as a whole, from where the stream comes to it; stats() counts its calls and bytes when it
+// is done, but not its seconds, which cannot be told from those of the other work in the graph.
+// Graphs must end before the communicator: NCCL waits for that.
 #pragma once
 
 #include <memory>

@@ -40,8 +40,8 @@ class Event {
 
 }  // namespace
 
-// A collective on its way, or those of a launched graph. Owners: the watchdog's list, and the caller's
-// Pending.
+// A collective on its way, or those of a launched graph. Owners: the watchdog's list, and the
+// caller's Pending.
 struct NcclCollective {
   const char* name;
   int64_t bytes_sent;
@@ -220,8 +220,8 @@ absl::StatusOr<std::unique_ptr<Pending>> NcclGroup::Start(
     if (part == nullptr) part = std::make_shared<RecordedCollectives>(*this);
     static_cast<RecordedCollectives&>(*part).Add(collective);
   }
-  // Where the caller's stream records, this makes the communication stream a branch of the graph, and
-  // the caller's wait joins them again.
+  // Where the caller's stream records, this makes the communication stream a branch of the graph,
+  // and the caller's wait joins them again.
   APB_RETURN_IF_ERROR(collective->ready.Record(of_caller.handle()));
   APB_RETURN_IF_ERROR(StatusOf(cudaStreamWaitEvent(stream_, collective->ready.get(), 0), name));
   if (!collective->recorded) APB_RETURN_IF_ERROR(collective->begun.Record(stream_));

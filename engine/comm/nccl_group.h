@@ -1,5 +1,6 @@
-// One ncclComm_t: the stream that its collectives run on, and a watchdog over them (nccl_communicator.h says
-// what callers see of it). Which calls of NCCL a collective is made of, nccl_communicator.cc knows.
+// One ncclComm_t: the stream that its collectives run on, and a watchdog over them
+// (nccl_communicator.h says what callers see of it). Which calls of NCCL a collective is made of,
+// nccl_communicator.cc knows.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -38,8 +39,8 @@ class NcclGroup {
   // Meets the other ranks, on the thread's current device.
   absl::Status Connect(const std::string& id);
 
-  // Enqueues what `call` does with the communicator and the communication stream, behind the work of
-  // `stream`. `name` is a literal.
+  // Enqueues what `call` does with the communicator and the communication stream, behind the work
+  // of `stream`. `name` is a literal.
   absl::StatusOr<std::unique_ptr<Pending>> Start(
       const char* name, int64_t bytes_sent, kernels::Stream& stream,
       const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& call);

@@ -9,8 +9,8 @@
 //   attend.cc   the attention of one layer (strategy.h), and the memory that it takes
 // one row in strategies.cc, and the sources in CMakeLists.txt. A folder may take parts of another
 // one: star has apb's attention. tests/engine/context_parallel/toy is an example. `auto` may choose
-// it then, and clients may name it: groups tell the server what they run. What no field below can say is
-// not a reason to test a name elsewhere: it is a new field.
+// it then, and clients may name it: groups tell the server what they run. What no field below can
+// say is not a reason to test a name elsewhere: it is a new field.
 #pragma once
 
 #include <cstdint>

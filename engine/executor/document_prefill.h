@@ -50,8 +50,8 @@ class DocumentPrefill : public model::LayerAttention {
   static absl::StatusOr<std::unique_ptr<DocumentPrefill>> Start(
       const PrefillDeps& context, std::vector<PrefillDocument> documents, kernels::Stream& stream);
 
-  // Runs layers [begin, end) for this rank's rows; on a device, enqueues them. All ranks call it with
-  // the same numbers.
+  // Runs layers [begin, end) for this rank's rows; on a device, enqueues them. All ranks call it
+  // with the same numbers.
   absl::Status RunLayers(int begin, int end, kernels::Stream& stream);
 
   // This document's slots have another owner from now on: nothing is stored in them any more. The

@@ -31,9 +31,9 @@ class StepExecutor {
                                                               kernels::Backend& backend,
                                                               const comm::Mesh& mesh);
 
-  // Whether the ranks of the context group divide the products of query and decode rows (sliced), or
-  // each compute all of them (replicated, as after Create). The same on all ranks, between steps.
-  // False: sliced is not possible, for the reason below.
+  // Whether the ranks of the context group divide the products of query and decode rows (sliced),
+  // or each compute all of them (replicated, as after Create). The same on all ranks, between
+  // steps. False: sliced is not possible, for the reason below.
   bool SetSliced(bool sliced);
   bool sliced() const { return sliced_; }
   const absl::Status& why_not_sliced() const { return why_not_sliced_; }

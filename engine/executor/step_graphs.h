@@ -1,6 +1,6 @@
 // Decode steps as recorded graphs (kernels::Backend::Record): on a device the host needs longer to
-// launch the operations of a step one by one than the device to do them. A graph serves all steps of
-// its key: batches are padded to a number of rows, and grids are for a bound of slots.
+// launch the operations of a step one by one than the device to do them. A graph serves all steps
+// of its key: batches are padded to a number of rows, and grids are for a bound of slots.
 //
 // Ranks decide alike, as NCCL wants it of recorded collectives: keys come from the plan; the memory
 // that makes graphs stale moves by the plan; and whether a recording succeeded, all ranks tell each
@@ -44,9 +44,9 @@ class StepGraphs {
   // The bound of slots for a batch that has at most `slots` of them: a power of two.
   static int64_t SlotBucket(int64_t slots);
 
-  // Does `work`, which must depend on the key and on memory of the backend only: the first time as it
-  // is, the second time it is recorded, from then on launched. `moves` counts how often memory that
-  // work uses has moved. All ranks call it with equal keys, and nothing recorded is under way.
+  // Does `work`, which must depend on the key and on memory of the backend only: the first time as
+  // it is, the second time it is recorded, from then on launched. `moves` counts how often memory
+  // that work uses has moved. All ranks call it with equal keys, and nothing recorded is under way.
   absl::Status Run(const Key& key, absl::FunctionRef<int64_t()> moves, kernels::Stream& stream,
                    absl::FunctionRef<absl::Status()> work);
 

@@ -42,8 +42,8 @@ class TokenBatchAttention : public model::LayerAttention {
 
   // Takes cache slots for the rows that this rank keeps. Rows of the batch are those of `batch` one
   // after another. kResourceExhausted leaves the sequences before the failing one with reserved
-  // slots: the step has failed. All that changes from step to step is in the backend's memory then, at
-  // places that depend on the number of rows and sequences only while memory_moves() stays.
+  // slots: the step has failed. All that changes from step to step is in the backend's memory then,
+  // at places that depend on the number of rows and sequences only while memory_moves() stays.
   absl::Status Prepare(const std::vector<BatchTokens>& batch, kernels::Stream& stream,
                        const TokenBatchOptions& options = {});
   const kernels::TensorView& positions() const { return positions_view_; }

@@ -14,8 +14,8 @@ namespace apb::model {
 
 class Checkpoint {
  public:
-  // Opens `<directory>/model.safetensors` or else the shards of model.safetensors.index.json; none of
-  // them leaves the directory. The error names the file.
+  // Opens `<directory>/model.safetensors` or else the shards of model.safetensors.index.json; none
+  // of them leaves the directory. The error names the file.
   absl::Status Open(const std::string& directory);
   // Adds a file of retaining heads, of which each of the model's layers has two tensors; false if
   // there is no such file.

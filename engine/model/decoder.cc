@@ -31,7 +31,8 @@ class PhaseTimer {
   const int64_t begin_;
 };
 
-// Quantized weights are cut into columns between blocks. All ranks look at all slices, so that they agree.
+// Quantized weights are cut into columns between blocks. All ranks look at all slices, so that they
+// agree.
 absl::Status CheckSlices(const LayerWeights& layer, const PartShape& whole, int64_t head_dim,
                          int count) {
   const auto cuts_block = [](const TensorView& weight, const Range& columns) {

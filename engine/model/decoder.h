@@ -1,7 +1,7 @@
 // THE layer loop: the same for prefill under every strategy, query pass and decode. Weights are
 // read by reference (straight from the mapped checkpoint on a CPU). A matrix product may be divided
-// among ranks: by tensor parallel shares for good, and by slices of those for rows that are the same
-// on several ranks (docs/algorithms.md, "Decode").
+// among ranks: by tensor parallel shares for good, and by slices of those for rows that are the
+// same on several ranks (docs/algorithms.md, "Decode").
 #pragma once
 
 #include <cstdint>
@@ -39,10 +39,10 @@ class Decoder {
   static constexpr int64_t kHostRowChunk = 1024, kDeviceRowChunk = 4096;
 
   // All references must outlive the decoder. `tensor`: the ranks with the other tensor parallel
-  // shares, in their order; null where `weights` are whole. Scratch for a few rows is allocated here
-  // and does not move, so that decode steps can be recorded. For more rows it is allocated on first use
-  // and kept; its size depends on the row chunk, not on the prompt, except for the packed QKV and
-  // attention output of a call.
+  // shares, in their order; null where `weights` are whole. Scratch for a few rows is allocated
+  // here and does not move, so that decode steps can be recorded. For more rows it is allocated on
+  // first use and kept; its size depends on the row chunk, not on the prompt, except for the packed
+  // QKV and attention output of a call.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(const Weights& weights,
                                                          kernels::Backend& backend,
                                                          comm::Communicator* tensor = nullptr);
@@ -50,8 +50,8 @@ class Decoder {
   // Lets calls be sliced: the ranks of `context`, which have the same tensor parallel share and run
   // the same rows, multiply by a slice of the weights each, so that each reads 1 / size of them.
   // `all`: the ranks of all slices of all shares, rank = context rank * shares + share.
-  // kFailedPrecondition says why there can be none: more ranks than heads or columns to give them, or borders
-  // within the blocks of quantized weights.
+  // kFailedPrecondition says why there can be none: more ranks than heads or columns to give them,
+  // or borders within the blocks of quantized weights.
   absl::Status EnableSlices(comm::Communicator& context, comm::Communicator& all);
 
   // hidden [T, D] of the model's type; tokens [T] in host memory, each checked against the
@@ -66,22 +66,23 @@ class Decoder {
   // Runs layers [layer_begin, layer_end) in place on hidden [T, D]; positions [T] i32 (backend
   // memory). Row-wise parts run in chunks of rows, so MLP scratch does not grow with T. Where
   // attention.WantsOutput(layer) is false the layer ends after K and V are stored and hidden is
-  // left undefined. On a device the work is enqueued only: the caller synchronizes. Sliced: hidden is the same on all ranks of `context`; attention is given q, k, v
-  // of all heads and fills an `out` of its own heads.
+  // left undefined. On a device the work is enqueued only: the caller synchronizes. Sliced: hidden
+  // is the same on all ranks of `context`; attention is given q, k, v of all heads and fills an
+  // `out` of its own heads.
   absl::Status RunLayers(int layer_begin, int layer_end, const kernels::TensorView& hidden,
                          const kernels::TensorView& positions, LayerAttention& attention,
                          kernels::Stream& stream, bool sliced = false);
 
-  // Final norm and output projection: hidden [R, D] -> logits [R, V] f32, on all ranks between which
-  // the output projection is divided; all of them must call.
+  // Final norm and output projection: hidden [R, D] -> logits [R, V] f32, on all ranks between
+  // which the output projection is divided; all of them must call.
   absl::Status Logits(const kernels::TensorView& hidden, const kernels::TensorView& logits,
                       kernels::Stream& stream, bool sliced = false);
 
   // Gives back the memory that only long prompts need; call when a prefill has ended.
   void Trim();
 
-  // As of a core::Workspace, of the memory that calls of a few rows use on all ranks alike. Logits are
-  // no such calls: their memory moves when they are asked of more rows than before.
+  // As of a core::Workspace, of the memory that calls of a few rows use on all ranks alike. Logits
+  // are no such calls: their memory moves when they are asked of more rows than before.
   int64_t row_memory_moves() const;
 
   const ModelConfig& config() const { return weights_.config(); }
@@ -118,8 +119,8 @@ class Decoder {
   absl::Status OutputAndMlp(const Division& division, int layer,
                             const kernels::TensorView& attended, const kernels::TensorView& hidden,
                             kernels::Stream& stream);
-  // rows += x * weight^T + bias, summed over the ranks of the division; then, if `normed` is present,
-  // normed = the norm of rows. The time goes to `phase`, but for that of the sum.
+  // rows += x * weight^T + bias, summed over the ranks of the division; then, if `normed` is
+  // present, normed = the norm of rows. The time goes to `phase`, but for that of the sum.
   struct Product {
     kernels::TensorView x, weight, bias;
     kernels::TensorView norm, normed;

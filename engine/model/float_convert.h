@@ -7,8 +7,8 @@
 
 namespace apb::model {
 
-// Converts `count` numbers between F32, BF16 and F16, to nearest, ties to even; infinities and NaN stay
-// what they are. False if a finite number is too large for the target's type. Both sides are
+// Converts `count` numbers between F32, BF16 and F16, to nearest, ties to even; infinities and NaN
+// stay what they are. False if a finite number is too large for the target's type. Both sides are
 // aligned to their type and do not overlap.
 bool ConvertFloats(kernels::DType source_type, const void* source, kernels::DType target_type,
                    void* target, int64_t count);

@@ -18,8 +18,8 @@ class LayerAttention {
   virtual absl::Status BeforeRope(int layer, const kernels::TensorView& qkv,
                                   kernels::Stream& stream) = 0;
 
-  // Where K and V of the rows from `first_row` on are stored, in the pass that rotates K; slots absent:
-  // nowhere.
+  // Where K and V of the rows from `first_row` on are stored, in the pass that rotates K; slots
+  // absent: nowhere.
   struct Store {
     kernels::CacheRows to;
     int64_t first_row = 0;
@@ -27,8 +27,8 @@ class LayerAttention {
   virtual Store StoreOf(int layer) const = 0;
 
   // After RoPE, K and V stored: fills out [T, n_q, d]. q [T, n_q, d]; k, v [T, n_kv, d], views into
-  // the packed buffer. Not called where WantsOutput says that nobody reads the output: the layer ends
-  // with storing.
+  // the packed buffer. Not called where WantsOutput says that nobody reads the output: the layer
+  // ends with storing.
   virtual bool WantsOutput(int layer) const = 0;
   virtual absl::Status Attend(int layer, const kernels::TensorView& q, const kernels::TensorView& k,
                               const kernels::TensorView& v, const kernels::TensorView& out,

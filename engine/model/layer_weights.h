@@ -1,6 +1,7 @@
-// The weights of one layer as views, and parts of them: whole heads, columns of the MLP, rows of the
-// vocabulary. Tensor parallel ranks have one part for good; ranks that run the same rows (decode)
-// take a part of that for a step. A part is views into what is there: no copy of any weight.
+// The weights of one layer as views, and parts of them: whole heads, columns of the MLP, rows of
+// the vocabulary. Tensor parallel ranks have one part for good; ranks that run the same rows
+// (decode) take a part of that for a step. A part is views into what is there: no copy of any
+// weight.
 #pragma once
 
 #include <cstdint>
@@ -20,16 +21,17 @@ struct LayerWeights {
   kernels::TensorView gate_proj, up_proj;      // [F, D]
   kernels::TensorView down_proj;               // [D, F]
   // The same memory as one tensor, so that one product computes all: q, k, v [(n_q + 2 n_kv) d, D]
-  // with the bias [(n_q + 2 n_kv) d], and gate, up [2 F, D]. Each is absent where the parts do not lie one
-  // behind the other.
+  // with the bias [(n_q + 2 n_kv) d], and gate, up [2 F, D]. Each is absent where the parts do not
+  // lie one behind the other.
   kernels::TensorView qkv_proj, qkv_bias, gate_up_proj;
   // Retaining head (docs/algorithms.md): fc1 [d_R, qkv_width], fc2 [n_kv, d_R]; absent when the
-  // model has none. A part has the columns of its heads, q before k before v, and the rows of its KV
-  // heads.
+  // model has none. A part has the columns of its heads, q before k before v, and the rows of its
+  // KV heads.
   kernels::TensorView retaining_fc1, retaining_fc2;
 };
 
-// Dense tensors that lie one behind the other as one, with the rows of all; absent where they do not.
+// Dense tensors that lie one behind the other as one, with the rows of all; absent where they do
+// not.
 inline kernels::TensorView Joined(std::initializer_list<kernels::TensorView> parts) {
   kernels::TensorView all;
   for (const kernels::TensorView& part : parts) {
@@ -84,8 +86,9 @@ struct PartShape {
   }
 };
 
-// Sums over the parts give what the whole layer gives: the output bias stays with the first. Without
-// the retaining head, whose columns are not one range; joined tensors where the parts still touch.
+// Sums over the parts give what the whole layer gives: the output bias stays with the first.
+// Without the retaining head, whose columns are not one range; joined tensors where the parts still
+// touch.
 inline LayerWeights PartOf(const LayerWeights& layer, const PartShape& part, int64_t head_dim,
                            bool first) {
   const Range q{part.query_heads.begin * head_dim, part.query_heads.end * head_dim};

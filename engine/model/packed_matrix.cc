@@ -121,7 +121,8 @@ absl::StatusOr<std::optional<PackedMatrix>> PackedMatrix::Find(const Checkpoint&
   return m;
 }
 
-// compressed-tensors: rows are outputs, scales [outputs, groups]. The tensors tell what config_groups has said.
+// compressed-tensors: rows are outputs, scales [outputs, groups]. The tensors tell what
+// config_groups has said.
 absl::Status PackedMatrix::FindCompressed(const Tensors& tensors) {
   const std::vector<std::string> floats = {"F32", "BF16", "F16"};
   const int64_t rows = all_rows_, columns = all_columns_;

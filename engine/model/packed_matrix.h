@@ -1,6 +1,6 @@
 // A weight of a matrix product as a published format has it, and its conversion into blocks
-// (kernels/weight_blocks.h). The integers, scales and zeros of the file are kept where a block can hold them; where
-// it cannot, the weights that they stand for are quantized again, to int8.
+// (kernels/weight_blocks.h). The integers, scales and zeros of the file are kept where a block can
+// hold them; where it cannot, the weights that they stand for are quantized again, to int8.
 #pragma once
 
 #include <optional>
@@ -16,8 +16,9 @@ namespace apb::model {
 
 class PackedMatrix {
  public:
-  // The weight `name` (as "….q_proj.weight") [rows, columns]; nullopt where the checkpoint does not have it in
-  // the format of `config`. kInvalidArgument names a tensor that is missing or does not fit.
+  // The weight `name` (as "….q_proj.weight") [rows, columns]; nullopt where the checkpoint does not
+  // have it in the format of `config`. kInvalidArgument names a tensor that is missing or does not
+  // fit.
   static absl::StatusOr<std::optional<PackedMatrix>> Find(const Checkpoint& checkpoint,
                                                           const QuantizationConfig& config,
                                                           const std::string& name, int64_t rows,
@@ -44,7 +45,8 @@ class PackedMatrix {
   absl::Status FindByInputs(const Tensors& tensors);
   absl::Status CheckOrder(const std::string& tensor);
 
-  // Of the whole matrix, from 0 on: what is unsigned in the file is as it is, what is signed is 2^(bits - 1) more.
+  // Of the whole matrix, from 0 on: what is unsigned in the file is as it is, what is signed is
+  // 2^(bits - 1) more.
   template <PackedFormat kFormat>
   int Integer(int64_t row, int64_t column) const;
   int Zero(int64_t row, int64_t group) const;

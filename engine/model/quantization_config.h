@@ -28,8 +28,8 @@ struct QuantizationConfig {
   bool quantizes_activations = false;
 };
 
-// Of the root of a config.json; kNone where it has no quantization_config. kInvalidArgument names a method, a
-// format or a field that is not supported, and what is.
+// Of the root of a config.json; kNone where it has no quantization_config. kInvalidArgument names a
+// method, a format or a field that is not supported, and what is.
 absl::StatusOr<QuantizationConfig> ReadQuantizationConfig(const nlohmann::json& root);
 
 }  // namespace apb::model

@@ -31,8 +31,8 @@ class SafetensorsFile {
                                                                 const std::string& name);
   ~SafetensorsFile();
 
-  // Copies the bytes that the mapping has at `from`. kDataLoss (with the file's name) when they cannot be
-  // read. Thread-safe. Of an opened file.
+  // Copies the bytes that the mapping has at `from`. kDataLoss (with the file's name) when they
+  // cannot be read. Thread-safe. Of an opened file.
   absl::Status Read(const std::byte* from, size_t size, std::byte* to) const;
   // Asks the system to read bytes ahead, if it likes to.
   void Prefetch(const std::byte* from, size_t size) const;

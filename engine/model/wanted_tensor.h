@@ -1,5 +1,5 @@
-// Which tensors a model is made of: their names in a checkpoint, their shapes, what a tensor parallel share has of
-// them, and where the views of them go.
+// Which tensors a model is made of: their names in a checkpoint, their shapes, what a tensor
+// parallel share has of them, and where the views of them go.
 #pragma once
 
 #include <optional>
@@ -26,8 +26,8 @@ struct WantedTensor {
   std::optional<Range> rows;   // not all
   std::vector<Range> columns;  // these, one behind the other; empty: all
 
-  // Set when it has been found. `out` then shows what the share has of the whole where it is (of columns in several
-  // ranges, all columns), unless it is packed.
+  // Set when it has been found. `out` then shows what the share has of the whole where it is (of
+  // columns in several ranges, all columns), unless it is packed.
   const SafetensorsFile* file = nullptr;  // null: memory that goes away
   std::optional<PackedMatrix> packed;
   kernels::DType type = kernels::DType::kBF16;  // of the weights that are computed on
@@ -39,8 +39,8 @@ struct WantedTensor {
 // The share's part of a tensor of the whole model; absent if it has none.
 kernels::TensorView ShareOf(const WantedTensor& wanted, const kernels::TensorView& whole);
 
-// Embedding, final norm and output projection of a share with this part of the model; of tied embeddings, an output
-// projection of its own only if `own_output`.
+// Embedding, final norm and output projection of a share with this part of the model; of tied
+// embeddings, an output projection of its own only if `own_output`.
 std::vector<WantedTensor> TensorsOutsideLayers(const ModelConfig& config, const PartShape& part,
                                                bool own_output, kernels::TensorView* embedding,
                                                kernels::TensorView* final_norm,

@@ -126,7 +126,8 @@ absl::Status ReadPiece(const Piece& piece, const TensorView& to, ReaderScratch& 
 }
 
 // Who may do what with which piece: readers take pieces in order, at most so many before the
-// last one that has gone to the device as there are buffers; the thread that feeds the device waits for them in order.
+// last one that has gone to the device as there are buffers; the thread that feeds the device waits
+// for them in order.
 class Turns {
  public:
   Turns(int64_t pieces, int64_t buffers) : buffers_(buffers), read_(pieces, false) {}

@@ -65,8 +65,8 @@ absl::Status CheckQuantization(const ModelConfig& config, const LoadOptions& opt
       "leave --quantize out");
 }
 
-// Normal numbers of a fixed seed: runs of a table from random places of it, copied as they are to be
-// stored, so that billions take seconds.
+// Normal numbers of a fixed seed: runs of a table from random places of it, copied as they are to
+// be stored, so that billions take seconds.
 class RandomFill {
  public:
   RandomFill(uint64_t seed, DType dtype)

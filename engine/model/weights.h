@@ -20,12 +20,13 @@ namespace apb::model {
 struct WantedTensor;
 
 struct LoadOptions {
-  // Of weights and activations. By default the type that config.json says, but bfloat16 for float16 where the
-  // backend's place is the host, whose backends do not compute in float16.
+  // Of weights and activations. By default the type that config.json says, but bfloat16 for float16
+  // where the backend's place is the host, whose backends do not compute in float16.
   std::optional<kernels::DType> dtype;
-  // kI8Block or kI4Block: the weights of all products become blocks of that, but those of the output projection
-  // kI8Block in either case. Of backends whose place is the host. Weights whose number of inputs is no
-  // multiple of 32 stay as they are, and so does what the checkpoint has quantized.
+  // kI8Block or kI4Block: the weights of all products become blocks of that, but those of the
+  // output projection kI8Block in either case. Of backends whose place is the host. Weights whose
+  // number of inputs is no multiple of 32 stay as they are, and so does what the checkpoint has
+  // quantized.
   std::optional<kernels::DType> quantize;
   int threads = 0;  // that may quantize at a time; 0: as many as read
   // Told after each piece that has been copied, by the calling thread.
@@ -53,11 +54,11 @@ class Weights {
   // Opens `<directory>/model.safetensors` or else the shards of model.safetensors.index.json, and
   // `retaining_heads.safetensors` if it is there. Names and shapes are checked against config.json;
   // the error names the tensor. Tensors are computed on in the mapped file where the backend can do
-  // that (its place is the host, type and alignment fit). The others are copied, and converted if they are
-  // of another float type (kInvalidArgument for a number that does not fit); copies that one product can
-  // compute lie side by side (LayerWeights). With a tensor parallel share, heads, MLP columns and
-  // vocabulary are that share's (the embedding is whole), and no more is copied; kInvalidArgument
-  // where the KV heads do not divide.
+  // that (its place is the host, type and alignment fit). The others are copied, and converted if
+  // they are of another float type (kInvalidArgument for a number that does not fit); copies that
+  // one product can compute lie side by side (LayerWeights). With a tensor parallel share, heads,
+  // MLP columns and vocabulary are that share's (the embedding is whole), and no more is copied;
+  // kInvalidArgument where the KV heads do not divide.
   static absl::StatusOr<std::unique_ptr<Weights>> Load(const std::string& directory,
                                                        kernels::Backend& backend, Share tensor = {},
                                                        const LoadOptions& options = {});
@@ -91,16 +92,16 @@ class Weights {
   struct Storage;  // mapped files and memory of the backend
   Weights();
   absl::Status Init(const ModelConfig& config, Share tensor);
-  // What config_ asks for in a layer, or (layer -1) outside of the layers, with the views here that are
-  // to show it; with retaining heads of a width (0 = none, -1 = any).
+  // What config_ asks for in a layer, or (layer -1) outside of the layers, with the views here that
+  // are to show it; with retaining heads of a width (0 = none, -1 = any).
   std::vector<WantedTensor> TensorsOf(int layer, int64_t retaining_width);
   // What of that the checkpoint has, by layer, with `out` showing the share's part of it.
   absl::Status FindAll(bool has_heads, std::vector<std::vector<WantedTensor>>& all);
   // The type in which a tensor is computed on.
   kernels::DType TypeOf(const WantedTensor& wanted);
   void Report(const WantedTensor& wanted, int64_t bytes);
-  // Lets the views that cannot stay where they are show memory of the backend, and adds what has to be
-  // copied there.
+  // Lets the views that cannot stay where they are show memory of the backend, and adds what has to
+  // be copied there.
   absl::Status Place(std::vector<WantedTensor>& wanted, kernels::Backend& backend,
                      std::vector<WeightCopy>& copies);
   // Sets the views that follow from others, when those show what they will show for good.

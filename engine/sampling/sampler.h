@@ -1,8 +1,9 @@
-// Logits -> the next token of each row. What a request asks for (SamplingParams) and what its sequence
-// has so far (TokenCounts) become the arguments of Backend::Sample, which draws where the logits are;
-// only token ids come back to the host, and the logits of rows that want log-probabilities. Those
-// are of the raw logits, before penalties and temperature. Random numbers are a function of (seed,
-// number of the generated token), so a request gives the same text in any batch.
+// Logits -> the next token of each row. What a request asks for (SamplingParams) and what its
+// sequence has so far (TokenCounts) become the arguments of Backend::Sample, which draws where the
+// logits are; only token ids come back to the host, and the logits of rows that want
+// log-probabilities. Those are of the raw logits, before penalties and temperature. Random numbers
+// are a function of (seed, number of the generated token), so a request gives the same text in any
+// batch.
 #pragma once
 
 #include <cstdint>
@@ -55,9 +56,9 @@ class Sampler {
   explicit Sampler(kernels::Backend& backend)
       : backend_(backend), arguments_(backend), tokens_(backend) {}
 
-  // Draws a token for each row of logits [R, V] f32 (backend memory, R >= 1, changed); requests [R].
-  // A row's own error is kInternal: a logit is NaN or +inf, or nothing may be drawn. Synchronizes;
-  // the stream's error is the error of the call.
+  // Draws a token for each row of logits [R, V] f32 (backend memory, R >= 1, changed); requests
+  // [R]. A row's own error is kInternal: a logit is NaN or +inf, or nothing may be drawn.
+  // Synchronizes; the stream's error is the error of the call.
   absl::StatusOr<std::vector<absl::StatusOr<SampleResult>>> Sample(
       std::span<const SampleRequest> requests, const kernels::TensorView& logits,
       kernels::Stream& stream);

@@ -1,5 +1,6 @@
 // What `auto` becomes. The leader decides, with the numbers of its group's calibration, so the same
-// prompt gets the same strategy for as long as the group lives; the choice travels in the step plan.
+// prompt gets the same strategy for as long as the group lives; the choice travels in the step
+// plan.
 #pragma once
 
 #include <string>

@@ -88,8 +88,8 @@ int64_t RoomForNewRows(const SchedulerOptions& options, const ShardPlan& plan) {
   return std::min(options.max_model_len, left * options.ranks);
 }
 
-// Balanced blocks give the first rank more than its share of the document's KV; where that leaves no
-// room for what is asked, blocks are equal.
+// Balanced blocks give the first rank more than its share of the document's KV; where that leaves
+// no room for what is asked, blocks are equal.
 absl::StatusOr<ShardPlan> BalancedOrEqual(const SchedulerOptions& options,
                                           const StrategyInfo& strategy, Request& request) {
   SequenceSpec& spec = request.spec;

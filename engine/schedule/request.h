@@ -56,8 +56,8 @@ struct Request {
   bool report_progress = false;
   // The prompt's KV stays as a context when the request has ended, until the sequence is cancelled.
   bool keep = false;
-  // The kept sequence that the prompt goes on from, as far as their tokens are the same. What its KV
-  // was computed by applies.
+  // The kept sequence that the prompt goes on from, as far as their tokens are the same. What its
+  // KV was computed by applies.
   std::optional<SequenceId> context;
   std::optional<bool> balanced;  // absent: the group's default
 };
@@ -68,9 +68,9 @@ int64_t PrefillEnd(const SequenceSpec& spec);
 // spec.strategy or, behind a cached prefix, the tokens up to prefill_end by spec.prefix_strategy.
 absl::StatusOr<context_parallel::ShardPlan> PlanOf(const SequenceSpec& spec, int ranks);
 
-// Checks a request against the group, turns `auto` and defaults into what will be done, cuts max_tokens
-// to what context and cache leave, and tells where the KV goes if nothing of it is cached.
-// kInvalidArgument (naming the field) for what can never run.
+// Checks a request against the group, turns `auto` and defaults into what will be done, cuts
+// max_tokens to what context and cache leave, and tells where the KV goes if nothing of it is
+// cached. kInvalidArgument (naming the field) for what can never run.
 absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request& request);
 
 }  // namespace apb::schedule

@@ -87,8 +87,8 @@ bool Scheduler::TakeRoom(Sequence& s) {
   UsePrefix(s, /*search=*/true);
   if (Grow(s, length)) return true;
   DropParent(s);
-  // Where nobody runs who will give room back, the prefix that was found has it, of which the prompt
-  // uses a part only.
+  // Where nobody runs who will give room back, the prefix that was found has it, of which the
+  // prompt uses a part only.
   UsePrefix(s, /*search=*/false);
   if (running() == 0 && Grow(s, length)) return true;
   DropParent(s);

@@ -1,7 +1,8 @@
 // What happens in the next step: pure logic over a clock that the caller gives, so that it can be
 // simulated.
 //
-//   waiting   submitted or preempted, until its prompt fits the KV blocks of every rank (first come,
+//   waiting   submitted or preempted, until its prompt fits the KV blocks of every rank (first
+//   come,
 //             first served)
 //   prefill   admitted with a document, or with much that is not cached, until all layers are done
 //   query     no document, nearly all of the prompt cached, or prefill done, until all rows of the
@@ -18,8 +19,8 @@
 // one prefill, where their strategies can batch. A slice takes about `slice_seconds_busy` while
 // others decode, so a long prefill delays a token by that much and no more. Of several prefills the
 // one with the least work left goes on first; waiting counts for it (kAgingTokensPerSecond), so a
-// long one is not starved. When decoding sequences run out of blocks, the youngest is preempted: its
-// blocks are released and it is computed again later, with the tokens it already has.
+// long one is not starved. When decoding sequences run out of blocks, the youngest is preempted:
+// its blocks are released and it is computed again later, with the tokens it already has.
 #pragma once
 
 #include <cstdint>

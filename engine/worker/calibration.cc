@@ -30,8 +30,8 @@ namespace {
 using kernels::DType;
 using kernels::TensorView;
 
-// Of one run: some milliseconds, so that on a busy machine some runs are not interrupted, and so that a
-// device's launches are a small part of it.
+// Of one run: some milliseconds, so that on a busy machine some runs are not interrupted, and so
+// that a device's launches are a small part of it.
 struct Work {
   double product_flops, attention_flops;
   int64_t most_product_rows, most_attention_rows;

@@ -50,8 +50,8 @@ absl::StatusOr<comm::Mesh> NcclMesh(comm::Mesh& host, absl::Duration deadline) {
   return comm::Mesh(std::move(all), std::move(context), std::move(tensor));
 }
 
-// GPUs of this machine. `auto` wants one for each of its ranks: NCCL refuses ranks that share one, unless
-// its environment says otherwise, which who asks for `cuda` may know.
+// GPUs of this machine. `auto` wants one for each of its ranks: NCCL refuses ranks that share one,
+// unless its environment says otherwise, which who asks for `cuda` may know.
 absl::StatusOr<int> UsableGpus(const WorkerOptions& options, int ranks) {
   if (options.device == "cpu") return absl::UnavailableError("--device cpu");
   APB_ASSIGN_OR_RETURN(const int gpus, kernels::UsableCudaDevices());

@@ -17,8 +17,8 @@ struct Device {
   int ranks_on_it = 1;               // that share its memory
 };
 
-// As options.device says; `auto` takes GPUs where every rank has one of its own. All ranks call it together and
-// come to the same end. `control` is over all ranks.
+// As options.device says; `auto` takes GPUs where every rank has one of its own. All ranks call it
+// together and come to the same end. `control` is over all ranks.
 absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
                                     comm::MpiRuntime& mpi, comm::Communicator& control);
 

@@ -9,8 +9,8 @@
 
 namespace apb::worker {
 
-// An idle leader sends a plan at least this often (it asks for statistics), so that followers notice
-// when it is gone.
+// An idle leader sends a plan at least this often (it asks for statistics), so that followers
+// notice when it is gone.
 constexpr absl::Duration kStatsWhileIdle = absl::Seconds(5);
 
 // Runs until the server asks for the end (Drain), the process is told to stop (`stop` becomes

@@ -1,5 +1,5 @@
-// The CPU backend: each operation by the kernel of the chosen instruction set, if it has one, else by
-// the function for every CPU (operations_on_cpu.h).
+// The CPU backend: each operation by the kernel of the chosen instruction set, if it has one, else
+// by the function for every CPU (operations_on_cpu.h).
 #include <omp.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>

@@ -1,6 +1,6 @@
 // The operations that have one version for each instruction set. Every version is the same source
-// (simd/) compiled with other flags in a namespace of its own, so no inline function is shared between
-// them.
+// (simd/) compiled with other flags in a namespace of its own, so no inline function is shared
+// between them.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +26,8 @@ class Scratch {
 };
 
 // A kernel for operations with these arguments, which have been checked. Results do not depend on
-// `threads`: work is cut by shape alone and partial results merge in a fixed order. False: no memory for
-// scratch.
+// `threads`: work is cut by shape alone and partial results merge in a fixed order. False: no
+// memory for scratch.
 template <typename Args>
 using SimdKernel = bool (*)(const Args& args, int threads, Scratch& scratch);
 

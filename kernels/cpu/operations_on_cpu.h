@@ -1,4 +1,5 @@
-// The operations that are integer and copy work: one version for every CPU. Arguments have been checked.
+// The operations that are integer and copy work: one version for every CPU. Arguments have been
+// checked.
 #pragma once
 
 #include "kernels/operations.h"

@@ -31,7 +31,8 @@ std::vector<float> BlockMaxima(std::span<const float> logits) {
   return maxima;
 }
 
-// A bound that the `count` highest logits reach, and not many others: as many blocks have one above it.
+// A bound that the `count` highest logits reach, and not many others: as many blocks have one above
+// it.
 float BoundOfHighest(std::vector<float> maxima, size_t count) {
   if (count > maxima.size()) return kBarred;
   const auto at = maxima.begin() + static_cast<std::ptrdiff_t>(count) - 1;

@@ -1,8 +1,8 @@
 // The attention kernels: their arguments and host side. Three of them compute the same thing, from
 // the fastest to the most general:
-//   Hopper   (sm_90a)  bf16 and f16, d 64 or 128: TMA, wgmma, a producer and two consumer warpgroups
-//   matrix   (sm_80)   bf16 and f16, d 64, 80, 96, 128: mma.sync, cp.async
-//   plain              any type, d up to 256, any alignment: a warp for a row and head
+//   Hopper   (sm_90a)  bf16 and f16, d 64 or 128: TMA, wgmma, a producer and two consumer
+//   warpgroups matrix   (sm_80)   bf16 and f16, d 64, 80, 96, 128: mma.sync, cp.async plain any
+//   type, d up to 256, any alignment: a warp for a row and head
 #pragma once
 
 #include <cuda_runtime.h>
@@ -46,7 +46,8 @@ struct SegmentedArgs {
 // Everything but tile_counts; at most kMaxSegments keys. Drops segments without keys or readers.
 SegmentedArgs ToDevice(const AttentionArgs& args);
 
-// Bytes of scratch that PlanTiles wants, and the plan itself: fills args.tile_counts and first_tile.
+// Bytes of scratch that PlanTiles wants, and the plan itself: fills args.tile_counts and
+// first_tile.
 size_t PlanBytes(const SegmentedArgs& args, int tile_rows, int tile_keys);
 cudaError_t PlanTiles(SegmentedArgs& args, int tile_rows, int tile_keys, void* scratch,
                       cudaStream_t stream);

@@ -1,6 +1,6 @@
 // Attention without conditions: any type, alignment and head dimension up to 256. One warp takes a
-// row and query head, goes over the keys one by one and keeps its share of the dimensions. For models
-// in f32 and as the matrix kernels' check; slow.
+// row and query head, goes over the keys one by one and keeps its share of the dimensions. For
+// models in f32 and as the matrix kernels' check; slow.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.h"

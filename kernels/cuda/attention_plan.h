@@ -1,8 +1,8 @@
 // Which tiles of rows meet which tiles of keys: shared by the host, the kernels and the tests that
 // need no device. Row tiles never cross the border of the two groups, so a tile has one visibility
-// for each segment. Of a segment a row tile visits the first `seen` key tiles, and the first `whole`
-// of those without a mask. With keys in the order of their positions nothing is visited in vain;
-// with keys in any order the result is the same.
+// for each segment. Of a segment a row tile visits the first `seen` key tiles, and the first
+// `whole` of those without a mask. With keys in the order of their positions nothing is visited in
+// vain; with keys in any order the result is the same.
 #pragma once
 
 #include <cstdint>
@@ -85,9 +85,9 @@ struct TileWalk {
   APB_HOST_DEVICE bool masked() const { return tile >= counts[segment].whole; }
 };
 
-// How the rows of one sequence meet its slots in paged attention. A packed row is a (row, query head
-// of the KV head's group) pair. Depends on the sequence alone, so that a row's result does not depend
-// on what else is in the batch. A unit is a (row tile, split) pair.
+// How the rows of one sequence meet its slots in paged attention. A packed row is a (row, query
+// head of the KV head's group) pair. Depends on the sequence alone, so that a row's result does not
+// depend on what else is in the batch. A unit is a (row tile, split) pair.
 struct PagedSplit {
   int row_tiles = 0;
   int splits = 1;          // parts that the slots are cut into

@@ -169,7 +169,8 @@ __device__ __forceinline__ void Consume(const SegmentedArgs& a, HopperShared<T, 
     c.Release(&shared.k_empty[0]);
     update_softmax(walk, rescale);
     c.PackWeights();
-    // Named barrier 1 + i: warpgroup i may start products. Each waits as often as the other arrives.
+    // Named barrier 1 + i: warpgroup i may start products. Each waits as often as the other
+    // arrives.
     const int mine = 1 + group_index, others = 2 - group_index;
     if (group_index == 1 && turns > 1) BarArrive(others, 2 * kWarpgroup);
     for (int turn = 1; turn < turns; ++turn) {

@@ -9,8 +9,8 @@
 
 namespace apb::kernels {
 
-// GPUs that this process can use, at least one. kUnavailable with the reason otherwise: built without
-// CUDA, no driver, no GPU, or a GPU older than compute capability 8.0.
+// GPUs that this process can use, at least one. kUnavailable with the reason otherwise: built
+// without CUDA, no driver, no GPU, or a GPU older than compute capability 8.0.
 absl::StatusOr<int> UsableCudaDevices();
 
 // A backend on GPU `device`, 0 <= device < UsableCudaDevices(). It makes the device the calling

@@ -5,8 +5,8 @@ namespace apb::kernels::cuda {
 absl::StatusOr<std::unique_ptr<Graph>> CudaGraph::Record(CudaStream& stream,
                                                          absl::FunctionRef<absl::Status()> work) {
   if (stream.failed()) return stream.Synchronize();
-  // Relaxed: other threads may use the device meanwhile (the watchdog of collectives looks at events,
-  // NCCL launches from threads of its own), and libraries may load kernels and allocate.
+  // Relaxed: other threads may use the device meanwhile (the watchdog of collectives looks at
+  // events, NCCL launches from threads of its own), and libraries may load kernels and allocate.
   absl::Status status = StatusOf(
       cudaStreamBeginCapture(stream.handle(), cudaStreamCaptureModeRelaxed), "begin of a graph");
   if (!status.ok()) {

@@ -38,8 +38,8 @@ class StreamFailure {
 
 class CudaStream;
 
-// Whoever has given work of its own to a recording (a communicator) and wants to know when it is done
-// again. The graph owns it.
+// Whoever has given work of its own to a recording (a communicator) and wants to know when it is
+// done again. The graph owns it.
 class GraphParticipant {
  public:
   virtual ~GraphParticipant() = default;
@@ -65,8 +65,8 @@ class CudaStream : public Stream {
   cudaStream_t handle() const { return stream_; }
   // Fails the stream if a launch or an asynchronous call did not succeed.
   void Check(cudaError_t error, const char* operation);
-  // Device memory for one operation; the next one may get the same. Null, and the stream fails, when
-  // there is none.
+  // Device memory for one operation; the next one may get the same. Null, and the stream fails,
+  // when there is none.
   void* Scratch(size_t bytes);
   // While the stream records (CudaGraph) nothing is done, and an error belongs to the recording.
   // EndRecording returns the first one, and the stream is as before.

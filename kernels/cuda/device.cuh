@@ -1,5 +1,5 @@
-// What all kernels say to the GPU below the level of CUDA C++: conversions, sums of a warp, shared memory.
-// Instructions that belong to one generation are in ptx/.
+// What all kernels say to the GPU below the level of CUDA C++: conversions, sums of a warp, shared
+// memory. Instructions that belong to one generation are in ptx/.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +35,8 @@ struct PtxType<Float16> {
   static constexpr char kName[] = "f16";
 };
 
-// Two numbers of type T, the first in the low half; rounds to nearest even. What is beyond a Float16
-// (65504) becomes infinite, as wherever models compute in f16.
+// Two numbers of type T, the first in the low half; rounds to nearest even. What is beyond a
+// Float16 (65504) becomes infinite, as wherever models compute in f16.
 template <typename T>
 __device__ __forceinline__ uint32_t PackPair(float low, float high) {
   uint32_t packed;

@@ -63,8 +63,8 @@ __device__ float RowSum(float sum) {
   return sum;
 }
 
-// Rows (t, h) of [T, heads, width] (heads = 1 for a matrix). kRowThreads threads take a row: a warp,
-// or the block.
+// Rows (t, h) of [T, heads, width] (heads = 1 for a matrix). kRowThreads threads take a row: a
+// warp, or the block.
 template <typename T, int kPack, int kRowThreads>
 __global__ void RmsNormKernel(Rows<const T> x, const T* weight, float epsilon, Rows<T> out,
                               int64_t rows, int heads, int width) {
@@ -94,8 +94,8 @@ __global__ void RmsNormKernel(Rows<const T> x, const T* weight, float epsilon, R
   }
 }
 
-// One block for a row. The norm is of what was stored, so that it equals that of two operations; each
-// thread reads back what it wrote.
+// One block for a row. The norm is of what was stored, so that it equals that of two operations;
+// each thread reads back what it wrote.
 template <typename T, int kPack>
 __global__ void AccumulateRmsNormKernel(Rows<const float> x, Rows<T> residual, const T* weight,
                                         float epsilon, Rows<T> out, int width) {

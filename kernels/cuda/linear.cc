@@ -101,16 +101,16 @@ struct CudaLinear::Impl {
   }
 
   // A few rows of long sums and few outputs occupy the device only if the sums are split. Those of
-  // half precision must not be (Choose), so they are computed in float and rounded once. (H200, 1 row,
-  // 14336 -> 4096: 365 GB/s of weights without splits, 3,081 with them.)
+  // half precision must not be (Choose), so they are computed in float and rounded once. (H200, 1
+  // row, 14336 -> 4096: 365 GB/s of weights without splits, 3,081 with them.)
   static bool GainsBySplits(const LinearArgs& a) {
     return a.accumulate && !a.bias.present() && a.out.dtype != DType::kF32 &&
            a.out.shape[0] <= kSplitRows && a.out.shape[1] <= kSplitOutputs && a.x.shape[1] >= 1024;
   }
 
   absl::Status RunOne(const LinearArgs& a, void* workspace, CudaStream& stream) {
-    // The bias has the type of x; the epilogue wants it in the type of the output. No preference tells
-    // cuBLASLt where it begins, and its kernels load 16 bytes.
+    // The bias has the type of x; the epilogue wants it in the type of the output. No preference
+    // tells cuBLASLt where it begins, and its kernels load 16 bytes.
     const bool fused_bias =
         a.bias.present() && a.out.dtype == a.x.dtype && AlignmentOf(a.bias) >= 16;
     Product product;
@@ -172,8 +172,8 @@ struct CudaLinear::Impl {
       status = preference.Set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out_alignment);
     if (status.ok())
       status = preference.Set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out_alignment);
-    // Split-K rounds partial sums to the output's type, whichever of cuBLASLt's schemes adds them: where
-    // they cancel, or are added to a larger output, leading digits of bf16 are lost.
+    // Split-K rounds partial sums to the output's type, whichever of cuBLASLt's schemes adds them:
+    // where they cancel, or are added to a larger output, leading digits of bf16 are lost.
     if (status.ok() && a.out.dtype != DType::kF32) {
       status = preference.Set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                               uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});

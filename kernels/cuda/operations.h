@@ -1,6 +1,6 @@
-// The kernels' host side: each function checks nothing (Backend::Run has done that), launches on a stream
-// and returns the launch's error. Views are of device memory. Shapes as in kernels/operations.h. What is
-// called Enqueue is all that its operation needs.
+// The kernels' host side: each function checks nothing (Backend::Run has done that), launches on a
+// stream and returns the launch's error. Views are of device memory. Shapes as in
+// kernels/operations.h. What is called Enqueue is all that its operation needs.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,8 +1,8 @@
 // Attention over the paged cache (decode and the query pass), split over the keys so that one long
-// sequence fills the device. All query heads of a KV head and all rows of a sequence are packed into
-// the rows of one tile, so keys are read once for them. With few packed rows (decode) the warps of a
-// block share the rows and take different keys, each with its own ring of copies and no barrier;
-// with many (the query pass, follow-up turns) they share the keys and take different rows.
+// sequence fills the device. All query heads of a KV head and all rows of a sequence are packed
+// into the rows of one tile, so keys are read once for them. With few packed rows (decode) the
+// warps of a block share the rows and take different keys, each with its own ring of copies and no
+// barrier; with many (the query pass, follow-up turns) they share the keys and take different rows.
 #include <algorithm>
 #include <vector>
 
@@ -60,8 +60,8 @@ __device__ __forceinline__ PagedSplit SplitOf(const PagedArgs& a, const Launched
                        static_cast<int>(gridDim.y), a.parallel_blocks);
 }
 
-// Unit number `index` of the launch. The slots that decide how many units a sequence has are known on
-// the device only, so each warp counts them: a lane for a sequence. The splits of a tile lie
+// Unit number `index` of the launch. The slots that decide how many units a sequence has are known
+// on the device only, so each warp counts them: a lane for a sequence. The splits of a tile lie
 // together. False if there are not so many units: the grid is for the most that there can be.
 __device__ __forceinline__ bool FindUnit(const PagedArgs& a, int index, Unit& unit) {
   const int lane = threadIdx.x % kWarp;
@@ -176,8 +176,8 @@ struct KeyOffsets {
   }
 };
 
-// Combines the results of the block's warps, which had different keys of the same few rows, and writes
-// them. `combined` lies where the tiles were.
+// Combines the results of the block's warps, which had different keys of the same few rows, and
+// writes them. `combined` lies where the tiles were.
 template <typename T, int D, typename Combined>
 __device__ __forceinline__ void CombineWarps(const PagedArgs& a, const Unit& unit,
                                              const WarpAttention<T, D>& warp, int first_row,
@@ -322,8 +322,8 @@ __global__ void __launch_bounds__(kThreads, 2) PagedKernel(const __grid_constant
   }
 }
 
-// Combines the splits of each row tile. One block for a unit; the first split's does the work, a warp
-// for a row.
+// Combines the splits of each row tile. One block for a unit; the first split's does the work, a
+// warp for a row.
 template <typename T, int D, int kRows>
 __global__ void __launch_bounds__(kThreads)
     CombineSplitsKernel(const __grid_constant__ PagedArgs a) {

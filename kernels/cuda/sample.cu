@@ -1,6 +1,6 @@
 // Logits -> tokens (kernels/sample_args.h). A block takes a row, which stays in the L2 between the
-// passes over it. Weights are added as 64-bit integers, in units of 2^-40 of the best one's: sums are
-// exact, so the order in which threads come does not matter.
+// passes over it. Weights are added as 64-bit integers, in units of 2^-40 of the best one's: sums
+// are exact, so the order in which threads come does not matter.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/operations.h"
@@ -14,8 +14,8 @@ constexpr float kHighestLogit = std::numeric_limits<float>::max();
 constexpr int kMaxId = std::numeric_limits<int>::max();
 
 // An element's rank: the lower, the better. Its high digit counts steps of the weight's logarithm
-// below the best, so that the elements of usual logits spread over all values of the digit; the lower
-// 32 bits are the logit itself.
+// below the best, so that the elements of usual logits spread over all values of the digit; the
+// lower 32 bits are the logit itself.
 constexpr int kDigitBits = 11, kDigits = 1 << kDigitBits;
 constexpr int kLogitBits = 32;
 constexpr int kFractionBits = 40;
@@ -95,9 +95,9 @@ struct Found {
   uint64_t above;  // what of the target is left at this index, less than its value
 };
 
-// The first index in [0, count) where the running sum of value(index) exceeds target_of(sum of all),
-// a number below that sum. Each round gives each warp a part of the range, adds, and goes on with
-// the part where the target lies. All threads call it and get the same.
+// The first index in [0, count) where the running sum of value(index) exceeds target_of(sum of
+// all), a number below that sum. Each round gives each warp a part of the range, adds, and goes on
+// with the part where the target lies. All threads call it and get the same.
 template <typename Value, typename Target>
 __device__ Found FindInOrder(int count, Value value, Target target_of, uint64_t* of_part) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -196,8 +196,8 @@ class RowSampler {
     return b.logit > a.logit || (b.logit == a.logit && b.id < a.id) ? b : a;
   }
 
-  // Logarithm (to the base 2) of best weight / weight: 0 to inf. Rounded at once (__fmul_rn), so that
-  // every pass gets the same.
+  // Logarithm (to the base 2) of best weight / weight: 0 to inf. Rounded at once (__fmul_rn), so
+  // that every pass gets the same.
   __device__ float Bits(float logit) const { return __fmul_rn(highest_ - logit, bits_per_logit_); }
   __device__ float Share(float logit) const { return Exp2(-Bits(logit)); }  // of the best weight
   __device__ uint64_t Weight(float logit) const {
@@ -219,8 +219,9 @@ class RowSampler {
     return rank < cut_.rank || (rank == cut_.rank && id <= cut_.id);
   }
 
-  // Narrows the cut to the fewest best elements whose values together come to wanted_of(value of all
-  // that are left). Radix selection: digit by digit, the rank of the last element that is needed.
+  // Narrows the cut to the fewest best elements whose values together come to wanted_of(value of
+  // all that are left). Radix selection: digit by digit, the rank of the last element that is
+  // needed.
   template <typename Value, typename Wanted>
   __device__ void Keep(Value value, Wanted wanted_of) {
     uint64_t prefix = 0;  // the digits known so far

@@ -26,8 +26,8 @@ __global__ void MaxPoolKernel(const float* scores, int64_t score_stride, float* 
   out[t * out_stride + h] = top;
 }
 
-// means[j, c] = sum over queries and the heads of group j, times factor. One thread for a dimension,
-// in a fixed order: the same on every rank.
+// means[j, c] = sum over queries and the heads of group j, times factor. One thread for a
+// dimension, in a fixed order: the same on every rank.
 template <typename T>
 __global__ void QueryMeanKernel(const T* query, int64_t row_stride, int64_t head_stride,
                                 int queries, int group, int width, float factor, float* means) {
@@ -88,7 +88,8 @@ __device__ int PrefixSum(int value, int* total, int* of_warp) {
 }
 
 // One block for a head. Radix selection: four passes find the count-th largest score, digit by
-// digit; a last pass writes in the order of rows what is above it, and of its equals the first ones.
+// digit; a last pass writes in the order of rows what is above it, and of its equals the first
+// ones.
 __global__ void __launch_bounds__(kTopKThreads)
     TopKKernel(const float* scores, int64_t stride, int begin, int end, int count, int32_t* indices,
                int64_t index_stride) {

@@ -63,8 +63,8 @@ class GroupRegistry {
   // The most tokens that a connected group can hold; 0 when there is none.
   int64_t max_model_len() const;
   std::vector<GroupInfo> Describe() const;
-  // What a request may ask for: `auto`, and the strategies of the groups that are ready, in the order
-  // in which they tell them. Empty while none is ready.
+  // What a request may ask for: `auto`, and the strategies of the groups that are ready, in the
+  // order in which they tell them. Empty while none is ready.
   std::vector<request::Strategy> Strategies() const;
   std::vector<std::string> StrategyNames() const;
   void DrainAll();

@@ -1,5 +1,5 @@
-// A prompt that was computed once and whose KV a worker group keeps: what requests that go on from it
-// need to know.
+// A prompt that was computed once and whose KV a worker group keeps: what requests that go on from
+// it need to know.
 #pragma once
 
 #include <cstdint>

@@ -69,7 +69,8 @@ absl::StatusOr<std::shared_ptr<const contexts::Context>> Frontend::UseContext(
   if (!request.context.has_value()) return nullptr;
   APB_ASSIGN_OR_RETURN(std::shared_ptr<const contexts::Context> context,
                        contexts_.Use(request.owner, *request.context));
-  APB_RETURN_IF_ERROR(request::TakeContextOptions(context->apb, context->strategy, limits(), request.apb));
+  APB_RETURN_IF_ERROR(
+      request::TakeContextOptions(context->apb, context->strategy, limits(), request.apb));
   return context;
 }
 

@@ -19,7 +19,8 @@ std::optional<std::string> QueryOf(const request::CanonicalRequest& request) {
   return request.apb.query();
 }
 
-// The splitter knows no statuses with fields; what it says of the query begins with the query's name.
+// The splitter knows no statuses with fields; what it says of the query begins with the query's
+// name.
 absl::Status WithQueryField(const absl::Status& status) {
   absl::string_view problem = status.message();
   if (!absl::IsInvalidArgument(status) || !absl::ConsumePrefix(&problem, "apb.query "))

@@ -8,8 +8,8 @@
 
 namespace apb::grpc_api {
 
-// `request` may be an error, which is then the status of the call. Frontend and response must outlive
-// the call; what is returned owns itself.
+// `request` may be an error, which is then the status of the call. Frontend and response must
+// outlive the call; what is returned owns itself.
 grpc::ServerUnaryReactor* StartCreateContext(frontend::Frontend& frontend,
                                              absl::StatusOr<request::CanonicalRequest> request,
                                              inference::v1::Context* response);

@@ -324,7 +324,8 @@ grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerCon
     response->set_vocab_size(frontend_.prompts().vocab_size());
     response->set_dtype(frontend_.prompts().dtype());
     response->set_created(frontend_.start_seconds());
-    for (const std::string& name : frontend_.groups().StrategyNames()) response->add_strategies(name);
+    for (const std::string& name : frontend_.groups().StrategyNames())
+      response->add_strategies(name);
     for (const cluster::GroupInfo& group : frontend_.groups().Describe()) {
       response->set_has_retaining_heads(group.has_retaining_heads);
       if (!group.dtype.empty()) response->set_dtype(group.dtype);

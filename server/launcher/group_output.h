@@ -23,7 +23,8 @@ class GroupOutput {
   void PassOn();
   // The same at the group's end, with a last line that has no end.
   void PassOnRest();
-  // The first error that a rank has logged, else the first line that was not a rank's log, else empty.
+  // The first error that a rank has logged, else the first line that was not a rank's log, else
+  // empty.
   const std::string& reason() const { return error_.empty() ? other_ : error_; }
 
  private:

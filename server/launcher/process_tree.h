@@ -23,8 +23,8 @@ struct Command {
 };
 
 // Starts a process in a process group of its own, with none of our descriptors but that of its
-// output. A program that cannot be run says so there and ends with 127. It gets SIGTERM when the calling *thread* ends, so the caller must live as long
-// as it should.
+// output. A program that cannot be run says so there and ends with 127. It gets SIGTERM when the
+// calling *thread* ends, so the caller must live as long as it should.
 absl::StatusOr<pid_t> StartProcess(const Command& command);
 
 // All processes below `root`, zombies excluded.

@@ -62,7 +62,8 @@ bool WorkerLauncher::Sleep(absl::Duration duration) {
 }
 
 std::vector<std::string> WorkerLauncher::CommandLine() const {
-  // Ranks reach each other by shared memory and mpirun by loopback; no port is open to other machines.
+  // Ranks reach each other by shared memory and mpirun by loopback; no port is open to other
+  // machines.
   std::vector<std::string> line = {options_.mpirun,
                                    "--allow-run-as-root",
                                    "--oversubscribe",

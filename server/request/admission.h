@@ -21,8 +21,8 @@ inline constexpr int kMaxMessages = 4096;
 inline constexpr int kMaxRequestIdBytes = 128;
 inline constexpr int64_t kDefaultCompletionTokens = 16;
 
-// A strategy that clients may ask for, as the worker groups tell (cluster.v1.Hello). `auto` counts as
-// one that can do both.
+// A strategy that clients may ask for, as the worker groups tell (cluster.v1.Hello). `auto` counts
+// as one that can do both.
 struct Strategy {
   std::string name;
   bool exact = false;

@@ -1,6 +1,6 @@
 // What happens to a request, in the order in which a client learns it: at most one Queued, any
-// number of Progress, any number of TokenChunk, then exactly one Completed, ContextInfo (of a request
-// that creates a context) or Failed.
+// number of Progress, any number of TokenChunk, then exactly one Completed, ContextInfo (of a
+// request that creates a context) or Failed.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // Where the query of a prompt begins, and what of it APB puts into the anchors. A prompt is always
 // tokenized as a whole, so that its tokens are the model's own; a token that lies across the border
-// belongs to the document. Contexts, beginnings of prompts that are computed once, are no exception:
-// what follows one is tokenized together with it. Pure functions.
+// belongs to the document. Contexts, beginnings of prompts that are computed once, are no
+// exception: what follows one is tokenized together with it. Pure functions.
 #pragma once
 
 #include <cstdint>
@@ -81,8 +81,8 @@ absl::StatusOr<PromptSplit> SplitTokenContext(const Tokenizer& tokenizer,
                                               const std::optional<std::string>& query);
 
 // A prompt that goes on from a context, given by all of its tokens, has the context's document and
-// embedded query. The last tokens of the context need not be among them: what follows may change how
-// its end is tokenized.
+// embedded query. The last tokens of the context need not be among them: what follows may change
+// how its end is tokenized.
 PromptSplit GoOnFromContext(const PromptSplit& context, std::vector<int32_t> tokens);
 // The tokens of a context's text with more text behind it, in which special tokens are recognised;
 // `add_special_tokens`: with the tokenizer's end tokens.

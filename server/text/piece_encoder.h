@@ -15,8 +15,8 @@ namespace apb::text {
 // The tokens of a text.
 struct Encoding {
   std::vector<int32_t> ids;
-  // For each token the byte of the text at which it begins; ascending. Where a normalizer has changed
-  // the text, the byte at which the changed part begins.
+  // For each token the byte of the text at which it begins; ascending. Where a normalizer has
+  // changed the text, the byte at which the changed part begins.
   std::vector<uint32_t> begins;
 
   void Add(int32_t id, uint32_t begin) {

@@ -51,8 +51,8 @@ class Tokenizer {
   // whatever the text.
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
                                               const EncodeOptions& options) const;
-  // The same with the places of the tokens in the text. Begin tokens of add_special_tokens are at 0,
-  // end tokens behind the text.
+  // The same with the places of the tokens in the text. Begin tokens of add_special_tokens are at
+  // 0, end tokens behind the text.
   absl::StatusOr<Encoding> EncodeWithOffsets(std::string_view text,
                                              const EncodeOptions& options) const;
   // Broken UTF-8 becomes U+FFFD. InvalidArgument for an id outside the vocabulary.

@@ -9,7 +9,8 @@
 
 namespace apb::bench {
 
-// "tiny", "125m", "1b", "8b" (Llama 3.1); kInvalidArgument names the known ones. bf16, RoPE theta 500000, untied.
+// "tiny", "125m", "1b", "8b" (Llama 3.1); kInvalidArgument names the known ones. bf16, RoPE theta
+// 500000, untied.
 absl::StatusOr<model::ModelConfig> NamedShape(std::string_view name);
 
 }  // namespace apb::bench

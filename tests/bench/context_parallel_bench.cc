@@ -1,7 +1,7 @@
 // What each rank of a document prefill computes and sends, one rank at a time: seconds of compute
-// alone, imbalance (slowest / mean), bytes, and how long the prefill would take with one rank on each
-// device. That last number is a model (one_device_communicator.h), not a measurement; beside it is
-// what the engine's cost model (engine/context_parallel/cost.h) says for the same links.
+// alone, imbalance (slowest / mean), bytes, and how long the prefill would take with one rank on
+// each device. That last number is a model (one_device_communicator.h), not a measurement; beside
+// it is what the engine's cost model (engine/context_parallel/cost.h) says for the same links.
 //   context_parallel_bench --ranks 8 --virtual-hosts 1 --layers 2 --lengths 32768
 //   --strategies ring_kv,apb,apb+balanced
 // Ranks are threads with one core each. tests/bench/context_parallel.sh makes whole tables.

@@ -1,5 +1,5 @@
-// Speed of decode steps under mpirun, against depth (tokens in the KV cache), batch, and how the ranks
-// share the weights: replicated (each rank multiplies by all) or sliced (each by its part).
+// Speed of decode steps under mpirun, against depth (tokens in the KV cache), batch, and how the
+// ranks share the weights: replicated (each rank multiplies by all) or sliced (each by its part).
 //   mpirun -n 2 decode_bench --shape 1b --depths 0,16384 --batches 1,8 --threads 1
 // The KV cache is filled with random numbers: what the tokens are does not matter for time.
 #include <CLI/CLI.hpp>

@@ -1,8 +1,8 @@
-// Ranks as threads of one machine that are timed as if each had a device of its own: a rank computes
-// only while it has the turn, and gives the turn up while it waits in a collective. So its compute
-// time is measured alone. What the links would take is a model, told by LinkModel: every rank has a
-// clock that its compute moves on, and a collective ends, for each rank, when the others have begun
-// it and the messages have arrived.
+// Ranks as threads of one machine that are timed as if each had a device of its own: a rank
+// computes only while it has the turn, and gives the turn up while it waits in a collective. So its
+// compute time is measured alone. What the links would take is a model, told by LinkModel: every
+// rank has a clock that its compute moves on, and a collective ends, for each rank, when the others
+// have begun it and the messages have arrived.
 #pragma once
 
 #include <memory>
@@ -14,8 +14,8 @@
 
 namespace apb::bench {
 
-// A message of b bytes takes latency + b / bytes_per_second and has the link for itself; collectives
-// send one message to each other rank, one after the other.
+// A message of b bytes takes latency + b / bytes_per_second and has the link for itself;
+// collectives send one message to each other rank, one after the other.
 struct LinkModel {
   double latency_seconds = 20e-6;
   double bytes_per_second = 5e9;

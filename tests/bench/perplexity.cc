@@ -1,5 +1,6 @@
-// What quantized weights cost in accuracy: the perplexity of texts under a model, with each way of quantizing it, and
-// how often the likeliest token is the one of the first way. tests/bench/quantization.sh makes the texts and the table.
+// What quantized weights cost in accuracy: the perplexity of texts under a model, with each way of
+// quantizing it, and how often the likeliest token is the one of the first way.
+// tests/bench/quantization.sh makes the texts and the table.
 //   perplexity --model DIR --texts FILE --quantize none,int8,int4
 #include <CLI/CLI.hpp>
 #include <algorithm>

@@ -1,6 +1,7 @@
 // Speed of the CUDA backend next to what the GPU can do: device-to-device copies and a large matrix
 // product. Prints a table and writes one JSON line for each number:
-//   cuda_bench FILE.json [family...]     families: prefill segmented paged linear few_rows sample other
+//   cuda_bench FILE.json [family...]     families: prefill segmented paged linear few_rows sample
+//   other
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -308,9 +309,9 @@ void LinearFamily(Bench& bench, const Ceilings& c) {
   }
 }
 
-// The same for the few rows of decode and of a short question. Reading the weights is all that it can
-// take, so they come from memory each time, not from the L2. cuBLASLt may split the sums of a float32
-// output and not those of a bf16 one: the two next to each other show what that costs.
+// The same for the few rows of decode and of a short question. Reading the weights is all that it
+// can take, so they come from memory each time, not from the L2. cuBLASLt may split the sums of a
+// float32 output and not those of a bf16 one: the two next to each other show what that costs.
 void FewRowsFamily(Bench& bench, const Ceilings& c) {
   struct Shape {
     const char* name;

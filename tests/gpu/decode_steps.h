@@ -1,5 +1,5 @@
-// Decode steps of a whole model by the worker's executor on one rank: as recorded graphs, and operation by
-// operation.
+// Decode steps of a whole model by the worker's executor on one rank: as recorded graphs, and
+// operation by operation.
 #pragma once
 
 #include <cstdint>

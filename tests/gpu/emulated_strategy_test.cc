@@ -1,5 +1,5 @@
-// Goal: the exactness contract holds for ranks with CUDA backends. Method: the checks of strategy_test on
-// the emulator; ranks are threads. What nccl_strategy_test does with a GPU.
+// Goal: the exactness contract holds for ranks with CUDA backends. Method: the checks of
+// strategy_test on the emulator; ranks are threads. What nccl_strategy_test does with a GPU.
 #include <gtest/gtest.h>
 
 #include <thread>

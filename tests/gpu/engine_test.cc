@@ -1,8 +1,8 @@
 // Goal: a model gives the same logits on a GPU as on the CPU. Method: random models with what the
 // families have (biases, norms of q and k, grouped heads of 64, 80 and 128, tied embeddings); the
-// same conversation on both: prefill of a document by a strategy, query rows, decode through the paged
-// cache. Built twice: for a GPU, where run.sh runs it, and on the emulator (tests/kernels/cuda),
-// where CTest runs the small ones.
+// same conversation on both: prefill of a document by a strategy, query rows, decode through the
+// paged cache. Built twice: for a GPU, where run.sh runs it, and on the emulator
+// (tests/kernels/cuda), where CTest runs the small ones.
 #include <gtest/gtest.h>
 
 #include <cmath>

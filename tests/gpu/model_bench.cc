@@ -1,9 +1,12 @@
 // A whole model with random weights, by the engine itself:
-//   decode  steps of a few sequences of one rank, as recorded graphs and operation by operation, next to
+//   decode  steps of a few sequences of one rank, as recorded graphs and operation by operation,
+//   next to
 //           the time of copying what they read
-//   whole   prefill on one rank: seconds, TFLOP/s and share of the device's matrix peak; what a layer
+//   whole   prefill on one rank: seconds, TFLOP/s and share of the device's matrix peak; what a
+//   layer
 //           spends on matrix products and attention
-//   hosts   prefill, the work of each rank of a large group, one after the other on this one device, for apb,
+//   hosts   prefill, the work of each rank of a large group, one after the other on this one
+//   device, for apb,
 //           star, ring_kv and full. What links would add is a model: bytes and messages over stated
 //           rates. apb and star wait for all of it, the ring hides all that its compute covers.
 // usage: model_bench FILE.json [--name value]...   (below; numbers are appended to FILE)

@@ -1,5 +1,6 @@
-// Goal: decode steps on a GPU draw the same tokens as graphs and operation by operation, with NCCL's
-// collectives in them. Method: decode_contract.h; one process for each rank, started by run.sh:
+// Goal: decode steps on a GPU draw the same tokens as graphs and operation by operation, with
+// NCCL's collectives in them. Method: decode_contract.h; one process for each rank, started by
+// run.sh:
 //   nccl_decode_test RANK SIZE FILE
 #include <gtest/gtest.h>
 

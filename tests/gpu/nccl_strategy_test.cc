@@ -1,5 +1,5 @@
-// Goal: the exactness contract holds for ranks with GPUs. Method: the checks of strategy_test over NCCL; one
-// process for each rank, started by run.sh:
+// Goal: the exactness contract holds for ranks with GPUs. Method: the checks of strategy_test over
+// NCCL; one process for each rank, started by run.sh:
 //   nccl_strategy_test RANK SIZE FILE
 #include <gtest/gtest.h>
 

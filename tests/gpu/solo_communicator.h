@@ -1,6 +1,6 @@
-// One rank of a group whose other ranks do not exist: its collectives send nothing and count what would
-// have been sent. So the work of each rank of a large group can be timed alone on one device; what
-// the links would add is computed from the counts.
+// One rank of a group whose other ranks do not exist: its collectives send nothing and count what
+// would have been sent. So the work of each rank of a large group can be timed alone on one device;
+// what the links would add is computed from the counts.
 #pragma once
 
 #include <map>

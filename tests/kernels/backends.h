@@ -16,14 +16,15 @@ namespace apb::kernels {
 // Code paths of the CPU, and "cuda".
 std::vector<std::string> TestBackendNames();
 
-// kInvalidArgument or kUnavailable where this machine or this build lacks it. `threads` is for CPUs.
+// kInvalidArgument or kUnavailable where this machine or this build lacks it. `threads` is for
+// CPUs.
 absl::StatusOr<std::unique_ptr<Backend>> MakeTestBackend(std::string_view name, int threads);
 
 // The float types that a backend computes in: f32 and bf16, and f16 on a device.
 std::vector<DType> TypesOf(const Backend& backend);
 
-// Seed of a test's random data: `fixed`, so that failures come again; another one where the environment
-// has APB_TEST_SEED.
+// Seed of a test's random data: `fixed`, so that failures come again; another one where the
+// environment has APB_TEST_SEED.
 uint32_t TestSeed(uint32_t fixed);
 
 // All that this machine has, with two threads.

@@ -1,6 +1,6 @@
-// Goal: what only the CPU backend promises: results do not depend on threads, unknown code paths and
-// operands that do not fit are errors, APB_CPU_ISA chooses the code path. Method: the same call with
-// other thread counts, wrong calls, the variable set.
+// Goal: what only the CPU backend promises: results do not depend on threads, unknown code paths
+// and operands that do not fit are errors, APB_CPU_ISA chooses the code path. Method: the same call
+// with other thread counts, wrong calls, the variable set.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

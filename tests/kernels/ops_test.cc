@@ -44,7 +44,8 @@ class Ops : public testing::TestWithParam<std::string> {
 
 TEST_P(Ops, Linear) {
   for (DType dtype : TypesOf(*backend_)) {
-    // Borders of the code paths: dot products up to 1, 2, 8 or 18 rows, AMX tiles up to 32, then panels or oneDNN.
+    // Borders of the code paths: dot products up to 1, 2, 8 or 18 rows, AMX tiles up to 32, then
+    // panels or oneDNN.
     for (int64_t rows : {0, 1, 2, 3, 5, 8, 9, 16, 17, 18, 19, 32, 33, 130}) {
       for (auto [in, out] : {std::pair<int64_t, int64_t>{64, 48}, {100, 7}, {96, 15}, {32, 601}}) {
         HostTensor x = HostTensor::Random(dtype, {rows, in + 3}, rng_),

@@ -1,8 +1,8 @@
-// Goal: recorded work does again what it did, with what lies in its memory at that time: the steps of a
-// decoding sequence, whose slots, positions and tables change from one to the next; and a recording
-// that fails leaves the stream as it was. Method: rotation, append and paged attention of a batch
-// that has padding rows, recorded once, launched for sequences that grow; the float64 oracle. On the
-// CUDA backend, or on the emulator.
+// Goal: recorded work does again what it did, with what lies in its memory at that time: the steps
+// of a decoding sequence, whose slots, positions and tables change from one to the next; and a
+// recording that fails leaves the stream as it was. Method: rotation, append and paged attention of
+// a batch that has padding rows, recorded once, launched for sequences that grow; the float64
+// oracle. On the CUDA backend, or on the emulator.
 #include <gtest/gtest.h>
 
 #include <cmath>

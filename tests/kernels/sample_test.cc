@@ -1,7 +1,7 @@
 // Goal: every backend draws the token that float64 arithmetic draws, for all parameters and odd
 // logits. Method: an oracle by sorting gives the tokens that are right within the rounding of float
-// (a cut or a draw may fall on a border between two); where nothing is rounded, exact answers. Draws
-// at evenly spaced places count out the whole distribution.
+// (a cut or a draw may fall on a border between two); where nothing is rounded, exact answers.
+// Draws at evenly spaced places count out the whole distribution.
 #include <gtest/gtest.h>
 
 #include <algorithm>

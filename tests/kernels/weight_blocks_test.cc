@@ -1,6 +1,6 @@
-// Goal: quantized weights are packed as their definition says, near the weights that they stand for, and
-// multiplied as such. Method: float64 decoding of the bytes (tests/reference), error bounds that follow
-// from the formats, and products of all backends against float64.
+// Goal: quantized weights are packed as their definition says, near the weights that they stand
+// for, and multiplied as such. Method: float64 decoding of the bytes (tests/reference), error
+// bounds that follow from the formats, and products of all backends against float64.
 #include "kernels/weight_blocks.h"
 
 #include <gtest/gtest.h>
@@ -51,7 +51,8 @@ TEST(WeightBlocks, Int8IsWithinHalfAStep) {
     double top = 0;
     for (const float value : x) top = std::max(top, std::abs(double{value}));
     const std::vector<double> q = Quantized(x, DType::kI8Block);
-    // A scale is rounded to 11 bits (to multiples of 2^-24 if it is small), which moves 127 steps of it.
+    // A scale is rounded to 11 bits (to multiples of 2^-24 if it is small), which moves 127 steps
+    // of it.
     const double scale = top / 127, rounded = std::max(scale * 0x1p-11, 0x1p-25);
     for (size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(q[i], x[i], scale / 2 + 127 * rounded);
   }
@@ -117,9 +118,7 @@ TEST(WeightBlocks, ViewsCountInBlocks) {
 }
 
 // Whether this code path multiplies quantized weights as integers, for which x is rounded too.
-bool RoundsX(std::string_view backend) {
-  return backend != "portable";
-}
+bool RoundsX(std::string_view backend) { return backend != "portable"; }
 
 // x with each 32 numbers of a row rounded to 127 steps of the largest one.
 HostTensor RoundedX(const TensorView& x) {

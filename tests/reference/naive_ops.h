@@ -1,5 +1,6 @@
 // The operations of kernels/backend.h in float64, written for reading: the oracle of every backend.
-// Inputs are views of f32, bf16, f16 or (weights of Linear) a block type in host memory; outputs are vectors of double in row-major order.
+// Inputs are views of f32, bf16, f16 or (weights of Linear) a block type in host memory; outputs
+// are vectors of double in row-major order.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,8 @@ uint16_t FloatToBFloat16(float value);
 float Float16ToFloat(uint16_t bits);
 uint16_t FloatToFloat16(float value);
 
-// An owned random (or zero) tensor of f32, bf16, f16 or, rows in multiples of 32, a block type with a view.
+// An owned random (or zero) tensor of f32, bf16, f16 or, rows in multiples of 32, a block type with
+// a view.
 struct HostTensor {
   std::vector<std::byte> bytes;
   kernels::TensorView view;

@@ -304,7 +304,8 @@ TEST(TakeContextOptions, RepeatedOnesAreFineOthersAreNot) {
                                                        {"query: 'why?'", "apb.query"}};
   for (const auto& [text, field] : cases) {
     common::v1::ApbOptions asked = apb(text);
-    EXPECT_EQ(request::FieldOf(request::TakeContextOptions(context, "apb", TestLimits(), asked)), field);
+    EXPECT_EQ(request::FieldOf(request::TakeContextOptions(context, "apb", TestLimits(), asked)),
+              field);
   }
 }
 

@@ -1,6 +1,6 @@
 // Exact attention over zigzag shards of one document or a batch of them, with what travels around
-// the ring of ranks (arXiv 2411.01783; token_ring: 2412.20501). In step s rank r meets what began at
-// rank r - s.
+// the ring of ranks (arXiv 2411.01783; token_ring: 2412.20501). In step s rank r meets what began
+// at rank r - s.
 //   ring_kv     K and V travel; the rank merges its rows' partial results as they come.
 //   ring_q      Q travels; partial results wait where they were made and return to the owners of Q
 //               in the end. Memory for them grows with all the rows.

@@ -1,6 +1,6 @@
-// Segmented FlashAttention on tiles. Keys are packed in blocks, once per call. Rows are (token, query
-// head of the group) pairs, so that all query heads of a KV head share its packed keys. Online
-// softmax in float.
+// Segmented FlashAttention on tiles. Keys are packed in blocks, once per call. Rows are (token,
+// query head of the group) pairs, so that all query heads of a KV head share its packed keys.
+// Online softmax in float.
 #include <omp.h>
 
 #include "kernels/cpu/simd/attention_unit.h"

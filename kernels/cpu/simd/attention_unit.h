@@ -1,5 +1,5 @@
-// The rows that one thread carries over the keys: their queries, running maxima and sums of the online
-// softmax, and what they have gathered of the values so far.
+// The rows that one thread carries over the keys: their queries, running maxima and sums of the
+// online softmax, and what they have gathered of the values so far.
 #pragma once
 
 #include "kernels/cpu/simd/packed_keys.h"
@@ -147,7 +147,8 @@ struct AttentionUnit {
     return LargestOf(MaxOf(top0, top1));
   }
 
-  // Raises the running maxima of kLanes rows, rescales their sums and acc, and tells the new shifts.
+  // Raises the running maxima of kLanes rows, rescales their sums and acc, and tells the new
+  // shifts.
   void RaiseMaxima(int row, const float* highest, float* shift) {
     const Vec none = Splat(0.5f * kMasked), before = Load(row_max + row), raw = Load(highest);
     const Vec scaled = raw <= none ? Splat(kMasked) : raw * Splat(scale_log2);

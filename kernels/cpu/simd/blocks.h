@@ -1,6 +1,6 @@
 // Quantized weights (kernels/weight_blocks.h) in registers: the 32 weights of a block as floats, in
-// order. The scales are read with the machine's own conversion; the scalar one in weight_blocks.h is
-// an inline function, which files of different instruction sets must not share.
+// order. The scales are read with the machine's own conversion; the scalar one in weight_blocks.h
+// is an inline function, which files of different instruction sets must not share.
 #pragma once
 
 #include "kernels/cpu/simd/vector.h"

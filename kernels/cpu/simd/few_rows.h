@@ -1,5 +1,6 @@
 // Decode over the paged cache for a few rows (query heads of a group times new tokens), bound by
-// reading the cache: keys and values are used where they lie, each once for every three or four rows.
+// reading the cache: keys and values are used where they lie, each once for every three or four
+// rows.
 #pragma once
 
 #include "kernels/cpu/simd/paged_keys.h"
@@ -110,8 +111,8 @@ class FewRows {
     }
   }
 
-  // Scores of the chunk's keys for kRows rows from `first` on, kLanes keys at a time; behind the last
-  // key those of the last one again. Fetches `next`.
+  // Scores of the chunk's keys for kRows rows from `first` on, kLanes keys at a time; behind the
+  // last key those of the last one again. Fetches `next`.
   template <int kRows, typename T>
   void Score(const T* const* keys, int count, int first, const RowsAhead<T>& next) {
     for (int j = 0; j < count; j += kLanes) {

@@ -1,6 +1,7 @@
-// Decode over the paged cache on AMX tiles, for at most 16 rows (query heads of a group times new tokens), bound
-// by reading the cache. Keys are used in place: S^T = K q^T, whose left operand is rows of the
-// cache, so that nothing of K is rearranged and a vector holds one key's scores of all rows.
+// Decode over the paged cache on AMX tiles, for at most 16 rows (query heads of a group times new
+// tokens), bound by reading the cache. Keys are used in place: S^T = K q^T, whose left operand is
+// rows of the cache, so that nothing of K is rearranged and a vector holds one key's scores of all
+// rows.
 
 #pragma once
 

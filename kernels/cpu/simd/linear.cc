@@ -1,5 +1,5 @@
-// Linear: dot products for few rows, tiles where there are AMX ones, panels of converted weights for
-// many rows. Where the matrix library has bf16 products they are faster for many rows.
+// Linear: dot products for few rows, tiles where there are AMX ones, panels of converted weights
+// for many rows. Where the matrix library has bf16 products they are faster for many rows.
 #include <omp.h>
 
 #include "kernels/cpu/simd/kernels.h"

@@ -13,8 +13,8 @@ namespace apb::kernels::APB_ISA {
 constexpr int kDotStreams = 4;
 constexpr int64_t kDotPrefetchBytes = 2048;
 
-// How weights of type W are multiplied with rows of x, kStep weights at a time. X: what x is made of
-// before, kStep / kXStep numbers each; Sum: a register of sums.
+// How weights of type W are multiplied with rows of x, kStep weights at a time. X: what x is made
+// of before, kStep / kXStep numbers each; Sum: a register of sums.
 template <typename W>
 struct DotStep {
   using X = float;  // in the order of LoadPair

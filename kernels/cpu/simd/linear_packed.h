@@ -1,6 +1,6 @@
-// Linear of many rows: panels of 16 outputs are converted to float and turned on the way, a block of
-// them at a time, and multiplied with all rows while they lie in the second cache. The weights stay
-// as they are; what is converted is as large as a block, for each thread.
+// Linear of many rows: panels of 16 outputs are converted to float and turned on the way, a block
+// of them at a time, and multiplied with all rows while they lie in the second cache. The weights
+// stay as they are; what is converted is as large as a block, for each thread.
 #pragma once
 
 #include "kernels/backend.h"
@@ -86,7 +86,8 @@ class PackedLinearOf {
   }
 
  private:
-  // The sums of kMostRows x kMostOutputs and the panels of a block stay in the second cache together.
+  // The sums of kMostRows x kMostOutputs and the panels of a block stay in the second cache
+  // together.
   static constexpr int64_t kMostInputs = 320, kMostOutputs = 96, kMostRows = 512;
   static constexpr int64_t kRowBytes = int64_t{32} << 20;
 

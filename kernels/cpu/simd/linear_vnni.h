@@ -1,6 +1,6 @@
-// Linear of many rows with quantized weights as dot products of bytes (VNNI): panels of 16 outputs are
-// turned on the way, so that four weights of each output lie in one register, and multiplied with all
-// rows. Sums of a block of 32 are integers, and exact.
+// Linear of many rows with quantized weights as dot products of bytes (VNNI): panels of 16 outputs
+// are turned on the way, so that four weights of each output lie in one register, and multiplied
+// with all rows. Sums of a block of 32 are integers, and exact.
 #pragma once
 
 #if defined(__AVX512VNNI__)

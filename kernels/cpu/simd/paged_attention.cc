@@ -1,5 +1,5 @@
-// Attention of new rows over the paged cache. Long sequences are split, so that all threads have work;
-// the splits' results are merged in order.
+// Attention of new rows over the paged cache. Long sequences are split, so that all threads have
+// work; the splits' results are merged in order.
 #include <omp.h>
 
 #include "kernels/cpu/simd/attention_unit.h"

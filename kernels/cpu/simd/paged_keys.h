@@ -1,4 +1,5 @@
-// Attention over the paged cache: the pieces of work that threads take, and where keys of a sequence lie.
+// Attention over the paged cache: the pieces of work that threads take, and where keys of a
+// sequence lie.
 #pragma once
 
 #include "kernels/attention_args.h"

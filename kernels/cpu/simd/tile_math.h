@@ -1,5 +1,5 @@
-// Matrix products of tiles, C[m, n] (+)= A[m, k] B[k, n], with A by rows and B packed in panels of 16
-// columns. FloatTiles work everywhere. The bf16 ones keep pairs of k together, which is what
+// Matrix products of tiles, C[m, n] (+)= A[m, k] B[k, n], with A by rows and B packed in panels of
+// 16 columns. FloatTiles work everywhere. The bf16 ones keep pairs of k together, which is what
 // vdpbf16ps and AMX tiles want; for them m is a multiple of 16. n and k are multiples of 32.
 #pragma once
 
@@ -19,8 +19,8 @@ struct FloatTiles {
 #else
   static constexpr int kPanels = 1, kRows = 2;
 #endif
-  // Of attention: keys of a packed block, rows of a tile of scores, rows of a unit of work. A tile of
-  // scores and the block fit in the caches.
+  // Of attention: keys of a packed block, rows of a tile of scores, rows of a unit of work. A tile
+  // of scores and the block fit in the caches.
   static constexpr int kBlockKeys = 128, kTileRows = 48, kUnitRows = 240;
 
   static void Begin() {}

@@ -57,8 +57,8 @@ static inline Vec Splat(float x) {
 #endif
 }
 
-// acc += a * b. Written as the instruction: GCC 12 keeps a dozen of such sums in registers only if it
-// may not choose another form of it.
+// acc += a * b. Written as the instruction: GCC 12 keeps a dozen of such sums in registers only if
+// it may not choose another form of it.
 static inline void MultiplyAdd(Vec& acc, Vec a, Vec b) {
 #if defined(__AVX2__)
   __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "vm"(b));

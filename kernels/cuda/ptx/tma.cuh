@@ -1,6 +1,6 @@
-// Bulk tensor copies to shared memory (cp.async.bulk.tensor, sm_90). Tiles come as the 128-byte swizzle
-// puts them: blocks of 64 columns, each [rows, 64] bf16 or f16 on a multiple of 1024 bytes, the 16-byte
-// chunks of a row exchanged by row % 8.
+// Bulk tensor copies to shared memory (cp.async.bulk.tensor, sm_90). Tiles come as the 128-byte
+// swizzle puts them: blocks of 64 columns, each [rows, 64] bf16 or f16 on a multiple of 1024 bytes,
+// the 16-byte chunks of a row exchanged by row % 8.
 #pragma once
 
 #include <cuda.h>

@@ -1,5 +1,5 @@
-// Matrix products of a warpgroup of four warps (wgmma, sm_90a) on tiles that tma.cuh has loaded, and how its
-// registers are dealt out (setmaxnreg).
+// Matrix products of a warpgroup of four warps (wgmma, sm_90a) on tiles that tma.cuh has loaded,
+// and how its registers are dealt out (setmaxnreg).
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -47,9 +47,9 @@ template <int kBatches>
 __device__ __forceinline__ void WgmmaWaitGroup() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kBatches) : "memory");
 }
-// Puts what `value` is computed from in front of a WgmmaWaitGroup, beside the products under way. ptxas
-// would start to wait first (and it does not count waiting as work); it keeps the order of waits and
-// volatile stores, so the value is stored, where nobody reads it.
+// Puts what `value` is computed from in front of a WgmmaWaitGroup, beside the products under way.
+// ptxas would start to wait first (and it does not count waiting as work); it keeps the order of
+// waits and volatile stores, so the value is stored, where nobody reads it.
 __device__ __forceinline__ void ComputeNow(float value, float* word) {
   asm volatile("st.volatile.shared.f32 [%0], %1;" ::"r"(SharedAddress(word)), "f"(value)
                : "memory");

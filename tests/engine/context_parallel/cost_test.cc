@@ -1,6 +1,6 @@
-// Goal: the cost model counts what is computed and sent, and has the properties that docs/algorithms.md
-// promises. Method: values by hand, thresholds and monotony over lengths and speeds. That bytes are
-// what really is sent: strategy_test, CostModelCountsWhatIsSent.
+// Goal: the cost model counts what is computed and sent, and has the properties that
+// docs/algorithms.md promises. Method: values by hand, thresholds and monotony over lengths and
+// speeds. That bytes are what really is sent: strategy_test, CostModelCountsWhatIsSent.
 #include "engine/context_parallel/cost.h"
 
 #include <gtest/gtest.h>
@@ -66,7 +66,8 @@ TEST(CostModel, FullByHand) {
 TEST(CostModel, ApbByHand) {
   ModelShape model = kSmall;
   model.retaining_width = 6;
-  // 4 hosts with blocks of 10 on 2 ranks; anchor 4, passing 3 (host 0 too: 6 are not in the anchor).
+  // 4 hosts with blocks of 10 on 2 ranks; anchor 4, passing 3 (host 0 too: 6 are not in the
+  // anchor).
   const ShardPlan plan = Plan("apb", 40, {.hosts = 4, .anchor_length = 4, .passing_length = 3});
   const PrefillCost cost = PredictPrefill(plan, 2, 0, model, kUnit);
   const double score = 2 * 6 * (4 * (4 + 2 * 2) + 2);

@@ -1,5 +1,5 @@
-// Goal: the exactness contract holds under real MPI. Method: the checks of strategy_test on 1 to 4, and
-// on 8, processes.
+// Goal: the exactness contract holds under real MPI. Method: the checks of strategy_test on 1 to 4,
+// and on 8, processes.
 #include <gtest/gtest.h>
 
 #include "tests/engine/comm/mpi_main.h"

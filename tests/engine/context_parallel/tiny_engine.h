@@ -105,8 +105,8 @@ class TinyEngine {
 
  private:
   executor::PrefillDeps Context(bool overlap = false);
-  // Hidden states of a document's tokens from `begin` on, as this rank's prefill has them; all ranks
-  // get all.
+  // Hidden states of a document's tokens from `begin` on, as this rank's prefill has them; all
+  // ranks get all.
   Hidden Collect(const executor::DocumentPrefill& prefill, size_t document, int64_t begin,
                  int64_t end);
   // Rows of a view as float, in host memory.

@@ -168,7 +168,8 @@ class GuardedBackend : public Backend {
   int64_t launches() const { return launches_; }
 
  private:
-  // The operands of an operation, and what it was given in host memory, for as long as that is needed.
+  // The operands of an operation, and what it was given in host memory, for as long as that is
+  // needed.
   template <typename Args>
   struct Operands : OperandVisitor {
     explicit Operands(const Args& given) : args(given) { args.VisitOperands(*this); }

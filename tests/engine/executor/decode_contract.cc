@@ -153,7 +153,8 @@ void CheckRecordedDecode(const DecodeCase& c) {
   launches += twins.Execute(first);
   EXPECT_EQ(launches, 0);
   for (int round = 0; round < 6; ++round) {
-    // Over several borders of blocks of 4 slots; with 3 sequences of 500 tokens over one of a bucket.
+    // Over several borders of blocks of 4 slots; with 3 sequences of 500 tokens over one of a
+    // bucket.
     for (int i = 0; i < 10; ++i) launches += twins.Execute(plans.Next());
     StepPlan change = plans.Next();
     if (round % 3 == 2) plans.Leave(change);

@@ -1,5 +1,5 @@
-// What decode steps must do on every device and group: launched as recorded graphs, they draw the tokens
-// of steps that are computed operation by operation.
+// What decode steps must do on every device and group: launched as recorded graphs, they draw the
+// tokens of steps that are computed operation by operation.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,8 @@ struct DecodeCase {
 };
 
 // Two executors, one that records and one that does not, execute the same plans of the tiny model:
-// sequences that grow over the borders of blocks and of buckets, join and leave, prefills, long batches
-// of rows and cancelled prefills between (memory moves). All ranks call it alike.
+// sequences that grow over the borders of blocks and of buckets, join and leave, prefills, long
+// batches of rows and cancelled prefills between (memory moves). All ranks call it alike.
 void CheckRecordedDecode(const DecodeCase& c);
 
 }  // namespace apb::executor

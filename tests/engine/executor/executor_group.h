@@ -1,5 +1,5 @@
-// A group as apb-worker makes it, of a tiny model: scheduler and executor on rank 0, executors on the
-// others, plans sent by MPI.
+// A group as apb-worker makes it, of a tiny model: scheduler and executor on rank 0, executors on
+// the others, plans sent by MPI.
 #pragma once
 
 #include <cstddef>
@@ -66,8 +66,8 @@ class Group {
 void RunGroup(int64_t blocks, const std::function<void(Group&)>& lead, bool prefix_cache = false,
               const Division& division = {});
 
-// A document of so many tokens and a query behind it, other ones for each id; strategy and compressor
-// are by the id, too.
+// A document of so many tokens and a query behind it, other ones for each id; strategy and
+// compressor are by the id, too.
 schedule::Request MakeRequest(uint64_t id, int64_t document, int64_t query, int32_t max_tokens);
 
 }  // namespace apb::executor

@@ -1,6 +1,6 @@
-// Goal: a conversation's turns, that find KV of those before, are answered as from scratch, and after
-// approximate prefills alike on every group. Method: conversations in random order on a group of ranks
-// (executor_group.h), with and without room for all of them.
+// Goal: a conversation's turns, that find KV of those before, are answered as from scratch, and
+// after approximate prefills alike on every group. Method: conversations in random order on a group
+// of ranks (executor_group.h), with and without room for all of them.
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -1,7 +1,8 @@
-// Goal: decode steps that are launched as recorded graphs draw the tokens of steps that are computed
-// operation by operation, and are really recorded. Method: two executors on the guarded device, which
-// notices host memory and memory that was given back in what it recorded, execute the same plans
-// (decode_contract.h), on 1 to 4 ranks. StepGraphs alone: work that counts how often it is done.
+// Goal: decode steps that are launched as recorded graphs draw the tokens of steps that are
+// computed operation by operation, and are really recorded. Method: two executors on the guarded
+// device, which notices host memory and memory that was given back in what it recorded, execute the
+// same plans (decode_contract.h), on 1 to 4 ranks. StepGraphs alone: work that counts how often it
+// is done.
 #include "engine/executor/step_graphs.h"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,5 @@
-// Attention of one sequence on the CPU, for tests and measurements of the decoder, and logits of a whole model by it.
+// Attention of one sequence on the CPU, for tests and measurements of the decoder, and logits of a
+// whole model by it.
 #pragma once
 
 #include <cmath>

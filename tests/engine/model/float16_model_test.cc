@@ -1,8 +1,8 @@
 // Goal: a float16 model on a device gives the logits of transformers (float32) up to its roundings,
-// from the checkpoint to the logits of a prompt and of a decoded token. Method: the golden checkpoints
-// rewritten as F16 (and BF16, to compare), on the emulated CUDA backend; and a random model whose
-// heads the matrix kernels take, against itself in float32. Tolerance: float16 has 8 times less
-// rounding error than bfloat16, so a fourth of that one's deviation and no more.
+// from the checkpoint to the logits of a prompt and of a decoded token. Method: the golden
+// checkpoints rewritten as F16 (and BF16, to compare), on the emulated CUDA backend; and a random
+// model whose heads the matrix kernels take, against itself in float32. Tolerance: float16 has 8
+// times less rounding error than bfloat16, so a fourth of that one's deviation and no more.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -25,8 +25,8 @@ using kernels::DType;
 using kernels::TensorView;
 using nlohmann::json;
 
-// Plain causal attention in device memory: the prompt attends to its own keys, rows behind it to the
-// paged cache.
+// Plain causal attention in device memory: the prompt attends to its own keys, rows behind it to
+// the paged cache.
 class DeviceAttention : public model::LayerAttention {
  public:
   static constexpr int64_t kBlock = 16;

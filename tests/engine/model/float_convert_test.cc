@@ -1,6 +1,6 @@
 // Goal: conversions between float types give the nearest number of the target's type, ties to even.
-// Method: every number of 16 bits and many of 32, random ones and those around ties and limits, against
-// a rounding of our own in float64.
+// Method: every number of 16 bits and many of 32, random ones and those around ties and limits,
+// against a rounding of our own in float64.
 #include "engine/model/float_convert.h"
 
 #include <gtest/gtest.h>

@@ -1,6 +1,7 @@
-// Goal: published quantized checkpoints are computed with as they are. Method: quantized_checkpoints.py writes small
-// ones in every format, and models with the weights that their integers stand for: decoded weights are the same numbers, logits
-// agree; where blocks cannot hold a format, within what int8 costs. What does not fit is refused by name.
+// Goal: published quantized checkpoints are computed with as they are. Method:
+// quantized_checkpoints.py writes small ones in every format, and models with the weights that
+// their integers stand for: decoded weights are the same numbers, logits agree; where blocks cannot
+// hold a format, within what int8 costs. What does not fit is refused by name.
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -1,6 +1,6 @@
-// Goal: --quantize makes blocks of the weights of all products and of nothing else, near the checkpoint's; shares and
-// slices of them compute what the whole does; what cannot be is said. Method: random and golden models, loaded with and
-// without.
+// Goal: --quantize makes blocks of the weights of all products and of nothing else, near the
+// checkpoint's; shares and slices of them compute what the whole does; what cannot be is said.
+// Method: random and golden models, loaded with and without.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -110,7 +110,8 @@ TEST_F(QuantizeTest, LogitsAreThoseOfTheDecodedWeights) {
       for (size_t i = 0; i < to.size(); ++i) put(from[i], to[i]);
     }
     const std::vector<float> got = *LogitsOf(*quantized, *backend_, tokens);
-    // The output projection is the embedding's memory: decoded last, embeddings of its own before that.
+    // The output projection is the embedding's memory: decoded last, embeddings of its own before
+    // that.
     auto decoder = *Decoder::Create(*plain, *backend_);
     auto stream = *backend_->NewStream();
     ContiguousAttention attention(plain->config(), *backend_);

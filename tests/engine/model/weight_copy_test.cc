@@ -1,7 +1,7 @@
-// Goal: every number of every tensor arrives, whatever its type, its strides and its size, and what goes
-// wrong is said with the tensor's name. Method: tensors from below a row's to above a buffer's size
-// go to the CPU and to a device whose page-locked copies are as late as they may be; the result is
-// compared with plain conversions of the same numbers.
+// Goal: every number of every tensor arrives, whatever its type, its strides and its size, and what
+// goes wrong is said with the tensor's name. Method: tensors from below a row's to above a buffer's
+// size go to the CPU and to a device whose page-locked copies are as late as they may be; the
+// result is compared with plain conversions of the same numbers.
 #include "engine/model/weight_copy.h"
 
 #include <gmock/gmock.h>

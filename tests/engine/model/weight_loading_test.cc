@@ -1,7 +1,7 @@
-// Goal: what a backend gets of a checkpoint are the checkpoint's numbers: those of the share, in the type
-// asked for, those that one product computes side by side. Method: a small Qwen 2 model with retaining heads is written;
-// loaded on the CPU it is computed on in the file; on a device whose memory is closed to the host it is
-// copied, and copied back to compare.
+// Goal: what a backend gets of a checkpoint are the checkpoint's numbers: those of the share, in
+// the type asked for, those that one product computes side by side. Method: a small Qwen 2 model
+// with retaining heads is written; loaded on the CPU it is computed on in the file; on a device
+// whose memory is closed to the host it is copied, and copied back to compare.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

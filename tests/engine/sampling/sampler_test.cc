@@ -1,7 +1,7 @@
-// Goal: every sampling parameter does what its name says, draws are a function of seed and place, and
-// rows of a batch do not mix. Method: small hand-made logits on the CPU backend and on one whose memory
-// is closed to the host (tests/kernels/sample_test has the numbers); 20,000 draws against exact
-// probabilities.
+// Goal: every sampling parameter does what its name says, draws are a function of seed and place,
+// and rows of a batch do not mix. Method: small hand-made logits on the CPU backend and on one
+// whose memory is closed to the host (tests/kernels/sample_test has the numbers); 20,000 draws
+// against exact probabilities.
 #include "engine/sampling/sampler.h"
 
 #include <gtest/gtest.h>

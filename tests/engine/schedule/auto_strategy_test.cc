@@ -1,6 +1,6 @@
-// Goal: what `auto` becomes: approximate where it may and where it pays, else the exact strategy that
-// the cost model takes to be fastest, the same each time. Method: requests resolved alone, over
-// lengths, ranks and speeds of links.
+// Goal: what `auto` becomes: approximate where it may and where it pays, else the exact strategy
+// that the cost model takes to be fastest, the same each time. Method: requests resolved alone,
+// over lengths, ranks and speeds of links.
 #include "engine/schedule/auto_strategy.h"
 
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
-// Goal: what can never run, or would harm others, is refused by name; the rest gets its hosts, blocks
-// and limits. Method: requests resolved alone, and through a scheduler beside good ones.
+// Goal: what can never run, or would harm others, is refused by name; the rest gets its hosts,
+// blocks and limits. Method: requests resolved alone, and through a scheduler beside good ones.
 #include "engine/schedule/request.h"
 
 #include <gmock/gmock.h>

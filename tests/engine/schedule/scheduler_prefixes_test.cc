@@ -1,6 +1,6 @@
 // Goal: prompts that begin like others start from their KV, where that is worth it, by the strategy
-// that it allows; a kept prefix keeps nobody out. Method: single scenarios on a false clock; where KV
-// lies, against a list of keepers.
+// that it allows; a kept prefix keeps nobody out. Method: single scenarios on a false clock; where
+// KV lies, against a list of keepers.
 #include <gtest/gtest.h>
 
 #include <algorithm>

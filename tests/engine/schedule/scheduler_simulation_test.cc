@@ -1,6 +1,6 @@
-// Goal: every request ends exactly once and no block is lost, whatever comes in which order. Method:
-// a seeded simulation of 100,000 requests, contexts and cancellations on a false clock, with an
-// executor that checks every plan against its own account of sequences.
+// Goal: every request ends exactly once and no block is lost, whatever comes in which order.
+// Method: a seeded simulation of 100,000 requests, contexts and cancellations on a false clock,
+// with an executor that checks every plan against its own account of sequences.
 #include <gtest/gtest.h>
 
 #include <algorithm>

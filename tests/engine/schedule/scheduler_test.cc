@@ -1,6 +1,6 @@
 // Goal: the scheduler's promises for single requests: how they end, order, fairness, cancellation
-// within one step, preemption without repeated tokens. Method: single scenarios on a false clock with
-// an executor that checks every plan.
+// within one step, preemption without repeated tokens. Method: single scenarios on a false clock
+// with an executor that checks every plan.
 #include "engine/schedule/scheduler.h"
 
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
-// Goal: the calibration gives all ranks the same usable numbers, on any machine. Method: the tiny model
-// on 1 to 3 processes; no number is expected.
+// Goal: the calibration gives all ranks the same usable numbers, on any machine. Method: the tiny
+// model on 1 to 3 processes; no number is expected.
 #include "engine/worker/calibration.h"
 
 #include <gtest/gtest.h>

@@ -1,7 +1,7 @@
 // Goal: apb-worker as a program: says hello, answers, cancels, costs next to nothing while idle,
 // ends when it is told to, when a rank dies, when the server goes, and when the model is damaged.
-// Method: a small gRPC server of ours, `mpirun -n 2 apb-worker` on the demo model. A group that ends
-// while a test waits for its message ends the test at once, with the group's log.
+// Method: a small gRPC server of ours, `mpirun -n 2 apb-worker` on the demo model. A group that
+// ends while a test waits for its message ends the test at once, with the group's log.
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
@@ -153,8 +153,8 @@ class FakeServer : public cluster::v1::WorkerGroupService::Service {
       throw std::runtime_error("the group is not connected");
     }
   }
-  // The next message that `wanted` accepts; those before it are dropped. Throws, which ends the test,
-  // when none comes any more.
+  // The next message that `wanted` accepts; those before it are dropped. Throws, which ends the
+  // test, when none comes any more.
   FromWorker Next(Workers& workers, const std::function<bool(const FromWorker&)>& wanted) {
     const absl::Time end = absl::Now() + kPatience;
     bool can_come = true;

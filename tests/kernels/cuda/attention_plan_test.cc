@@ -1,6 +1,6 @@
 // Goal: the plans of the CUDA attention kernels are right, without a device. Method: random shapes;
-// row tiles, visited key tiles, splits of sequences and pieces of strided copies against plain loops
-// over rows, keys and elements.
+// row tiles, visited key tiles, splits of sequences and pieces of strided copies against plain
+// loops over rows, keys and elements.
 #include "kernels/cuda/attention_plan.h"
 
 #include <gtest/gtest.h>

@@ -1,6 +1,7 @@
-// Goal: the border between document and query lies where document_splitter.h says, and the tokens are
-// those of the whole text. Method: the demo checkpoint's tokenizer and chat template; where a border
-// lies among the tokens is counted by their bytes. Tokens across borders: a tokenizer made for them.
+// Goal: the border between document and query lies where document_splitter.h says, and the tokens
+// are those of the whole text. Method: the demo checkpoint's tokenizer and chat template; where a
+// border lies among the tokens is counted by their bytes. Tokens across borders: a tokenizer made
+// for them.
 #include "server/text/document_splitter.h"
 
 #include <gmock/gmock.h>
@@ -68,8 +69,8 @@ Json Message(const char* role, const std::string& content) {
   return {{"role", role}, {"content", content}};
 }
 
-// The tokens of a context are those of its text, and the tokens of what goes on from it are those of
-// the whole: nearly all of the context's, and then its own.
+// The tokens of a context are those of its text, and the tokens of what goes on from it are those
+// of the whole: nearly all of the context's, and then its own.
 TEST_F(DocumentSplitterTest, ContextsAndWhatFollows) {
   const std::string document = Words(50) + " the end", question = "Which one is it?";
   const RenderOptions with_prompt{.special_tokens = tokenizer_->special_tokens()};

@@ -1,9 +1,9 @@
-// Runs the CUDA kernels' sources on the host, to check what they compute and how their threads wait for
-// each other where no GPU is. Every CUDA thread of a block is a fiber; warps, and what becomes visible
-// when, take turns at random: asynchronous copies come at once or as late as their wait allows, and
-// leave NaN until then. Threads that meet at different instructions, deadlocks, copies that outlive
-// their block and barriers left half full end the program. It knows nothing of speed, and not every
-// race. README.md tells more.
+// Runs the CUDA kernels' sources on the host, to check what they compute and how their threads wait
+// for each other where no GPU is. Every CUDA thread of a block is a fiber; warps, and what becomes
+// visible when, take turns at random: asynchronous copies come at once or as late as their wait
+// allows, and leave NaN until then. Threads that meet at different instructions, deadlocks, copies
+// that outlive their block and barriers left half full end the program. It knows nothing of speed,
+// and not every race. README.md tells more.
 #pragma once
 #include <chrono>
 #include <cmath>

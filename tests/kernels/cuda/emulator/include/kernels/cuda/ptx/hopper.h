@@ -1,4 +1,5 @@
-// kernels/cuda/ptx/{mbarrier,tma,wgmma}.cuh for the emulator. Descriptors are read bit by bit, as the hardware would.
+// kernels/cuda/ptx/{mbarrier,tma,wgmma}.cuh for the emulator. Descriptors are read bit by bit, as
+// the hardware would.
 #pragma once
 #include <cuda.h>
 #include "kernels/cuda/device.cuh"
@@ -40,8 +41,8 @@ inline void MbarrierWaitParity(uint64_t* p, int parity) {
 inline void BarSync(int id, int n) { emulator::NamedBarrier(id, n, true); }
 inline void BarArrive(int id, int n) { emulator::NamedBarrier(id, n, false); }
 inline uint32_t Swizzle(uint32_t a) { return a ^ ((a >> 7 & 7) << 4); }
-inline void TmaLoad3d(void* target, const CUtensorMap& map, uint64_t* barrier, int column,
-                       int head, int row) {
+inline void TmaLoad3d(void* target, const CUtensorMap& map, uint64_t* barrier, int column, int head,
+                      int row) {
   if (SharedAddress(target) % 1024) emulator::Die("TMA alignment");
   const CUtensorMap* m = &map;
   memset(target, 0xff, m->box[0] * m->box[2] * 2);
