@@ -8,13 +8,13 @@
 namespace apb::schedule {
 
 Scheduler::Scheduler(const SchedulerOptions& options)
-    : options_(options), used_blocks_(options.ranks, 0), cached_blocks_(options.ranks, 0) {}
+    : options_(options), ledger_(options.ranks, options.blocks_per_rank, options.prefix_cache) {}
 
 // ---- admission ----
 
 void Scheduler::Submit(Request request, absl::Time now) {
   const SequenceId id = request.spec.id;
-  if (sequences_.contains(id) || prefixes_.contains(id))
+  if (sequences_.contains(id) || ledger_.prefixes().contains(id))
     return Reject(id, absl::InvalidArgumentError("this sequence id is in use"));
   const int64_t tokens = static_cast<int64_t>(request.spec.tokens.size());
   if (waiting() >= options_.max_waiting ||
@@ -31,7 +31,7 @@ void Scheduler::Submit(Request request, absl::Time now) {
   if (!layout.ok()) return Reject(id, layout.status());
   s.fresh = *std::move(layout);
   // It has its context, also if that is given up while it waits.
-  if (s.request.context.has_value()) prefixes_.Pin(*s.request.context);
+  if (s.request.context.has_value()) ledger_.Pin(*s.request.context);
   waiting_tokens_ += tokens;
   waiting_.push_back(id);
   sequences_.emplace(id, std::move(s));
@@ -41,7 +41,7 @@ absl::Status Scheduler::CheckContext(const Request& request) const {
   if (request.keep && request.spec.sampling.max_tokens != 0)
     return absl::InvalidArgumentError("a prompt that is kept as a context generates no tokens");
   if (!request.context.has_value()) return absl::OkStatus();
-  if (prefixes_.kept(*request.context) == nullptr)
+  if (ledger_.prefixes().kept(*request.context) == nullptr)
     return absl::NotFoundError("the context is not kept here any more; create it again");
   return absl::OkStatus();
 }
@@ -60,25 +60,12 @@ int64_t Scheduler::BlocksFor(const Sequence& s, int rank, int64_t length) const 
 
 bool Scheduler::Grow(Sequence& s, int64_t length) {
   std::vector<int64_t> wanted(options_.ranks);
-  for (int r = 0; r < options_.ranks; ++r) {
-    wanted[r] = BlocksFor(s, r, length);
-    const int64_t held = s.blocks.empty() ? 0 : s.blocks[r];
-    while (used_blocks_[r] + wanted[r] - held > options_.blocks_per_rank) {
-      if (!EvictPrefix()) return false;
-    }
-  }
-  for (int r = 0; r < options_.ranks; ++r)
-    used_blocks_[r] += wanted[r] - (s.blocks.empty() ? 0 : s.blocks[r]);
-  s.blocks = std::move(wanted);
-  return true;
+  for (int r = 0; r < options_.ranks; ++r) wanted[r] = BlocksFor(s, r, length);
+  return ledger_.Take(s.request.spec.id, wanted);
 }
 
 void Scheduler::ReleaseBlocks(Sequence& s) {
-  if (s.blocks.empty()) return;
-  for (int r = 0; r < options_.ranks; ++r) used_blocks_[r] -= s.blocks[r];
-  s.blocks.clear();
-  releases_.push_back(s.request.spec.id);
-  DropParent(s);
+  if (ledger_.Release(s.request.spec.id)) DropParent(s);
 }
 
 // Takes the blocks for a waiting sequence's prompt, over a cached prefix if there is one.
@@ -141,7 +128,7 @@ void Scheduler::Admit(StepPlan& plan, absl::Time now) {
 bool Scheduler::FitsBesideContexts(const Sequence& s) const {
   const int64_t length = static_cast<int64_t>(s.request.spec.tokens.size()) + 1;
   for (int r = 0; r < options_.ranks; ++r) {
-    const int64_t held = prefixes_.HeldBlocks(r, s.request.context);
+    const int64_t held = ledger_.kept_beside(r, s.request.context);
     if (BlocksFor(s, r, length) + held > options_.blocks_per_rank) return false;
   }
   return true;
@@ -154,7 +141,7 @@ void Scheduler::RefuseForRoom(Sequence& s, absl::Time now) {
   for (int r = 0; r < options_.ranks; ++r) {
     const int64_t length = static_cast<int64_t>(s.request.spec.tokens.size()) + 1;
     needed = std::max(needed, BlocksFor(s, r, length));
-    held = std::max(held, prefixes_.HeldBlocks(r, s.request.context));
+    held = std::max(held, ledger_.kept_beside(r, s.request.context));
   }
   End(s, EndReason::kRejected, now,
       absl::ResourceExhaustedError(
@@ -171,7 +158,7 @@ StepPlan Scheduler::NextStep(absl::Time now) {
   plan.step = next_step_++;
   AddDecodeRows(plan, now);
   Admit(plan, now);
-  plan.releases.swap(releases_);  // both may preempt and evict
+  plan.releases = ledger_.TakeReleases();  // both may preempt and evict
   AddQueryRows(plan);
   AddPrefillSlice(plan, now);
   return plan;
@@ -391,13 +378,13 @@ void Scheduler::End(Sequence& s, EndReason reason, absl::Time now, absl::Status 
   if (reason == EndReason::kFailed || !KeepAsPrefix(s, kept)) ReleaseBlocks(s);
   const std::optional<SequenceId> context = s.request.context;
   sequences_.erase(id);
-  if (context.has_value()) Unpin(*context);
+  if (context.has_value()) ledger_.Unpin(*context);
 }
 
 void Scheduler::Cancel(SequenceId id, absl::Time now) {
   auto found = sequences_.find(id);
   if (found != sequences_.end()) return End(found->second, EndReason::kCancelled, now);
-  if (prefixes_.Unkeep(id) && !options_.prefix_cache) ForgetPrefixes();
+  ledger_.Unkeep(id);
 }
 
 std::vector<Event> Scheduler::TakeEvents() { return std::exchange(events_, {}); }

@@ -1,9 +1,8 @@
 // What happens in the next step: pure logic over a clock that the caller gives, so that it can be
 // simulated.
 //
-//   waiting   submitted or preempted, until its prompt fits the KV blocks of every rank (first
-//   come,
-//             first served)
+//   waiting   submitted or preempted, until its prompt fits the KV blocks of every rank; the first
+//             to come is the first to be served
 //   prefill   admitted with a document, or with much that is not cached, until all layers are done
 //   query     no document, nearly all of the prompt cached, or prefill done, until all rows of the
 //             prompt have run
@@ -32,6 +31,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "engine/schedule/kv_ledger.h"
 #include "engine/schedule/prefix_cache.h"
 #include "engine/schedule/request.h"
 #include "engine/schedule/step_plan.h"
@@ -90,17 +90,13 @@ class Scheduler {
   void Complete(const StepPlan& plan, const StepResult& result, absl::Time now);
   std::vector<Event> TakeEvents();
   // Gives back, with the next step, all that only cached prefixes hold.
-  void ForgetPrefixes();
+  void ForgetPrefixes() { ledger_.EvictAll(); }
 
-  bool idle() const { return sequences_.empty() && releases_.empty(); }
+  bool idle() const { return sequences_.empty() && !ledger_.has_releases(); }
   int64_t running() const { return static_cast<int64_t>(sequences_.size() - waiting_.size()); }
   int64_t waiting() const { return static_cast<int64_t>(waiting_.size()); }
-  // Blocks that running sequences hold, shared ones included once; and those that only cached
-  // prefixes hold.
-  int64_t used_blocks(int rank) const { return used_blocks_[rank] - cached_blocks_[rank]; }
-  int64_t cached_blocks(int rank) const { return cached_blocks_[rank]; }
-  // Those of cached_blocks that stay because of contexts.
-  int64_t kept_blocks(int rank) const { return prefixes_.HeldBlocks(rank); }
+  // For statistics.
+  const KvLedger& ledger() const { return ledger_; }
   int64_t prompt_tokens_computed() const { return prompt_tokens_computed_; }
   int64_t preemptions() const { return preemptions_; }
 
@@ -113,7 +109,6 @@ class Scheduler {
     KvLayout fresh;                    // where its KV goes if nothing of it is cached
     KvLayout layout;                   // where it goes
     std::vector<int64_t> shared;       // blocks of `parent` that it uses, by rank
-    std::vector<int64_t> blocks;       // its own, by rank; empty while waiting
     std::optional<SequenceId> parent;  // a cached prefix that it starts from
     std::string maker;                 // of its document's KV, as CachedPrefix has it
     int64_t least = 0;
@@ -135,7 +130,6 @@ class Scheduler {
   // Takes the blocks for `length` tokens, from cached prefixes if need be; false: they are not
   // there.
   bool Grow(Sequence& s, int64_t length);
-  bool EvictPrefix();
   void ReleaseBlocks(Sequence& s);
   // The sequence's KV stays as a cached prefix, if it is whole; `kept`: as a context.
   bool KeepAsPrefix(Sequence& s, bool kept);
@@ -144,7 +138,6 @@ class Scheduler {
   PrefixCache::Match FindPrefix(const Sequence& s, bool search);
   void UsePrefix(Sequence& s, bool search);
   void DropParent(Sequence& s);
-  void Unpin(SequenceId prefix);
   absl::Status CheckContext(const Request& request) const;
   bool TakeRoom(Sequence& s);
   bool FitsBesideContexts(const Sequence& s) const;
@@ -170,10 +163,7 @@ class Scheduler {
   const SchedulerOptions options_;
   std::map<SequenceId, Sequence> sequences_;
   std::deque<SequenceId> waiting_;
-  std::vector<SequenceId> releases_;
-  std::vector<int64_t> used_blocks_;    // by running sequences and cached prefixes
-  std::vector<int64_t> cached_blocks_;  // by cached prefixes
-  PrefixCache prefixes_;
+  KvLedger ledger_;
   std::vector<Event> events_;
   int64_t waiting_tokens_ = 0;
   uint64_t next_step_ = 1, next_admission_ = 1, next_batch_ = 1;

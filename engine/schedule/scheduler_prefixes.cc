@@ -28,43 +28,24 @@ std::string MakerOf(const SequenceSpec& spec) {
 
 }  // namespace
 
-bool Scheduler::EvictPrefix() {
-  std::optional<CachedPrefix> evicted = prefixes_.Evict();
-  if (!evicted.has_value()) return false;
-  for (int r = 0; r < options_.ranks; ++r) {
-    used_blocks_[r] -= evicted->own_blocks[r];
-    cached_blocks_[r] -= evicted->own_blocks[r];
-  }
-  releases_.push_back(evicted->id);
-  return true;
-}
-
-void Scheduler::ForgetPrefixes() {
-  while (EvictPrefix()) {
-  }
-}
-
 bool Scheduler::KeepAsPrefix(Sequence& s, bool kept) {
   SequenceSpec& spec = s.request.spec;
   const int64_t length = s.next_row;  // all rows below have run
   const bool wanted = kept || (options_.prefix_cache && length >= PrefixCache::kChunk);
-  if (!wanted || s.blocks.empty() || (s.state != State::kDecode && s.state != State::kQuery) ||
-      length < spec.query_begin || length > static_cast<int64_t>(spec.tokens.size())) {
+  if (!wanted || !ledger_.holds(spec.id) ||
+      (s.state != State::kDecode && s.state != State::kQuery) || length < spec.query_begin ||
+      length > static_cast<int64_t>(spec.tokens.size())) {
     return false;
   }
   CachedPrefix prefix{.id = spec.id, .maker = s.maker, .least = s.least};
   prefix.kept = kept;
   prefix.tokens.assign(spec.tokens.begin(), spec.tokens.begin() + length);
-  for (int r = 0; r < options_.ranks; ++r) {
+  for (int r = 0; r < options_.ranks; ++r)  // without the room for one more row
     prefix.own_blocks.push_back(BlocksFor(s, r, length));
-    used_blocks_[r] += prefix.own_blocks[r] - s.blocks[r];  // without the room for one more row
-    cached_blocks_[r] += prefix.own_blocks[r];
-  }
   prefix.layout = s.layout;
   prefix.parent = s.parent;  // the pin goes with it
   s.parent.reset();
-  s.blocks.clear();
-  prefixes_.Insert(std::move(prefix));
+  ledger_.Keep(std::move(prefix));
   return true;
 }
 
@@ -85,11 +66,11 @@ void Scheduler::StartFresh(Sequence& s) {
 PrefixCache::Match Scheduler::FindPrefix(const Sequence& s, bool search) {
   const SequenceSpec& spec = s.request.spec;
   if (s.request.context.has_value())
-    return prefixes_.FindFrom(*s.request.context, spec.tokens, search);
+    return ledger_.prefixes().FindFrom(*s.request.context, spec.tokens, search);
   if (!options_.prefix_cache || !search) return {};
   std::vector<std::string> makers = {""};  // what is exact is good for all
   if (!s.maker.empty()) makers.push_back(s.maker);
-  const PrefixCache::Match match = prefixes_.Find(spec.tokens, makers);
+  const PrefixCache::Match match = ledger_.prefixes().Find(spec.tokens, makers);
   // An approximate prefill of the whole may be less work than an exact one of most of it.
   const bool most = 2 * match.length >= static_cast<int64_t>(spec.tokens.size());
   return IsExact(spec) || most ? match : PrefixCache::Match{};
@@ -109,7 +90,7 @@ void Scheduler::UsePrefix(Sequence& s, bool search) {
   s.maker = match.prefix->maker;
   // Of a context's document it may have all but the last tokens.
   s.least = std::min(match.prefix->least, match.length);
-  prefixes_.Pin(*s.parent);
+  ledger_.Pin(*s.parent);
   s.layout = match.prefix->layout.Prefix(match.length);
   for (int r = 0; r < options_.ranks; ++r)
     s.shared.push_back(s.layout.Count(r, match.length) / options_.block_size);
@@ -128,13 +109,8 @@ void Scheduler::UsePrefix(Sequence& s, bool search) {
 }
 
 void Scheduler::DropParent(Sequence& s) {
-  if (s.parent.has_value()) Unpin(*s.parent);
+  if (s.parent.has_value()) ledger_.Unpin(*s.parent);
   s.parent.reset();
-}
-
-void Scheduler::Unpin(SequenceId prefix) {
-  prefixes_.Unpin(prefix);
-  if (!options_.prefix_cache) ForgetPrefixes();  // but for those that are pinned
 }
 
 }  // namespace apb::schedule

@@ -23,7 +23,6 @@ std::string SerializedRankStats(const comm::MpiRuntime& mpi,
     (*stats.mutable_collective_calls())[operation.name] = operation.calls;
     (*stats.mutable_collective_seconds())[operation.name] = operation.seconds;
   }
-  stats.set_kv_blocks_used(executor.pool().used_count());
   stats.set_kv_blocks_total(executor.pool().total_count());
   return stats.SerializeAsString();
 }

@@ -228,12 +228,12 @@ class Leader {
       cluster::v1::RankStats* rank = stats->add_ranks();
       if (!rank->ParseFromString(all[r]))
         return absl::DataLossError("statistics of a rank are damaged");
-      // The pool does not know which of its blocks only a cached prefix holds.
+      // The ledger's counts: a pool does not know for whom its blocks are.
+      const schedule::KvLedger& ledger = scheduler_.ledger();
       const int context_rank = static_cast<int>(r) / options_.tensor_parallel;
-      const int64_t cached = scheduler_.cached_blocks(context_rank);
-      rank->set_kv_blocks_used(rank->kv_blocks_used() - cached);
-      rank->set_kv_blocks_pinned(scheduler_.kept_blocks(context_rank));
-      rank->set_kv_blocks_cached(cached - rank->kv_blocks_pinned());
+      rank->set_kv_blocks_used(ledger.used(context_rank));
+      rank->set_kv_blocks_pinned(ledger.kept(context_rank));
+      rank->set_kv_blocks_cached(ledger.cached(context_rank) - ledger.kept(context_rank));
       // The ranks of a tensor group hold the heads of the same tokens.
       if (r % options_.tensor_parallel == 0)
         stats->set_kv_blocks_used(stats->kv_blocks_used() + rank->kv_blocks_used() +

@@ -131,7 +131,7 @@ StepPlan Group::Step() {
   // What the scheduler counts is enough: an executor never runs out of blocks in a step.
   for (size_t r = 0; r < used_.size(); ++r) {
     const int context = static_cast<int>(r) / tensor_;
-    EXPECT_LE(used_[r], scheduler_.used_blocks(context) + scheduler_.cached_blocks(context));
+    EXPECT_LE(used_[r], scheduler_.ledger().used(context) + scheduler_.ledger().cached(context));
   }
   for (const schedule::PrefillSlice& slice : plan.prefill)
     most_together = std::max(most_together, slice.ids.size());

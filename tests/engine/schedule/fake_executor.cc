@@ -102,7 +102,7 @@ void FakeExecutor::RunUntilIdle() {
   for (int i = 0; i < 100000 && !scheduler_.idle(); ++i) Step();
   EXPECT_TRUE(scheduler_.idle());
   EXPECT_TRUE(live_.empty());
-  for (int r = 0; r < 2; ++r) EXPECT_EQ(scheduler_.used_blocks(r), 0);
+  for (int r = 0; r < 2; ++r) EXPECT_EQ(scheduler_.ledger().used(r), 0);
 }
 
 }  // namespace apb::schedule

@@ -40,8 +40,8 @@ TEST_P(SchedulerContexts, StayUntilTheyAreCancelled) {
     Submit(context);
     Run();
     EXPECT_EQ(End(id).reason, EndReason::kLength);
-    EXPECT_GT(scheduler_.kept_blocks(0) + scheduler_.kept_blocks(1), 0);
-    EXPECT_EQ(scheduler_.used_blocks(0), 0);
+    EXPECT_GT(scheduler_.ledger().kept(0) + scheduler_.ledger().kept(1), 0);
+    EXPECT_EQ(scheduler_.ledger().used(0), 0);
     // These need all the rest.
     for (uint64_t i = 1; i <= 20; ++i) Submit(MakeRequest(id + i, 100, 20, 20));
     Submit(MakeQuestion(id + 30, context, 3, 4));
@@ -50,7 +50,7 @@ TEST_P(SchedulerContexts, StayUntilTheyAreCancelled) {
     EXPECT_EQ(End(id + 30).cached_tokens, length);
     EXPECT_EQ(End(id + 30).strategy, End(id).strategy);
     scheduler_.Cancel(SequenceId{id}, run_.now());
-    EXPECT_EQ(scheduler_.kept_blocks(0), 0);
+    EXPECT_EQ(scheduler_.ledger().kept(0), 0);
     Submit(MakeQuestion(id + 31, context, 3, 4));
     Run();
     EXPECT_EQ(End(id + 31).status.code(), absl::StatusCode::kNotFound);
@@ -99,7 +99,7 @@ TEST_P(SchedulerContexts, ThatAreCancelledStayForWhomHasThem) {
   scheduler_.ForgetPrefixes();
   run_.Step();
   EXPECT_EQ(run_.live(), 0u);
-  EXPECT_EQ(scheduler_.cached_blocks(0), 0);
+  EXPECT_EQ(scheduler_.ledger().cached(0), 0);
 }
 
 // Also a creation that ends while the server takes it back.
@@ -109,7 +109,7 @@ TEST_P(SchedulerContexts, AreNotKeptWhenCancelledBeforeTheyAreDone) {
   scheduler_.Cancel(SequenceId{1}, run_.now());
   Run();
   EXPECT_EQ(End(1).reason, EndReason::kCancelled);
-  EXPECT_EQ(scheduler_.kept_blocks(0), 0);
+  EXPECT_EQ(scheduler_.ledger().kept(0), 0);
 }
 
 TEST_P(SchedulerContexts, RefuseWhatCanNeverFitBesideThem) {
@@ -204,7 +204,7 @@ TEST_P(SchedulerContexts, AreUsedUpToTheFirstTokenThatDiffers) {
     scheduler_.ForgetPrefixes();
     run_.Step();
     EXPECT_EQ(run_.live(), 0u);
-    EXPECT_EQ(scheduler_.cached_blocks(0), 0);
+    EXPECT_EQ(scheduler_.ledger().cached(0), 0);
   }
 }
 

@@ -25,7 +25,7 @@ TEST(Scheduler, AnIdIsNotUsedAgainWhileItsPrefixIsKept) {
   FakeExecutor run(scheduler);
   scheduler.Submit(MakeRequest(1, 80, 3, 2), run.now());
   while (!scheduler.idle()) run.Step();
-  EXPECT_GT(scheduler.cached_blocks(0), 0);
+  EXPECT_GT(scheduler.ledger().cached(0), 0);
   run.ends.clear();
   scheduler.Submit(MakeRequest(1, 80, 3, 2), run.now());
   run.Step();

@@ -55,10 +55,10 @@ TEST_P(SchedulerSimulation, HundredThousandRequestsWithCancels) {
     }
     run.Step();
     for (int r = 0; r < 2; ++r) {
-      ASSERT_LE(scheduler.kept_blocks(r), scheduler.cached_blocks(r));
-      ASSERT_GE(scheduler.used_blocks(r), 0);
-      ASSERT_GE(scheduler.cached_blocks(r), 0);
-      ASSERT_LE(scheduler.used_blocks(r) + scheduler.cached_blocks(r), 64);
+      ASSERT_LE(scheduler.ledger().kept(r), scheduler.ledger().cached(r));
+      ASSERT_GE(scheduler.ledger().used(r), 0);
+      ASSERT_GE(scheduler.ledger().cached(r), 0);
+      ASSERT_LE(scheduler.ledger().used(r) + scheduler.ledger().cached(r), 64);
     }
     if (HasFailure()) return;
   }
@@ -69,7 +69,7 @@ TEST_P(SchedulerSimulation, HundredThousandRequestsWithCancels) {
   for (const auto& [id, end] : run.ends) questions += end.cached_tokens > 0;
   EXPECT_GT(questions, 1000u);
   EXPECT_GT(run.forks, 1000);
-  for (int r = 0; r < 2; ++r) EXPECT_EQ(scheduler.cached_blocks(r), 0);
+  for (int r = 0; r < 2; ++r) EXPECT_EQ(scheduler.ledger().cached(r), 0);
 }
 INSTANTIATE_TEST_SUITE_P(PrefixCache, SchedulerSimulation, testing::Bool());
 

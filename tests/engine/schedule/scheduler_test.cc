@@ -88,10 +88,10 @@ TEST(Scheduler, CancelFreesWithinOneStep) {
   FakeExecutor run(scheduler);
   scheduler.Submit(MakeRequest(1, 100, 5, 50), run.now());
   run.Step();  // in the middle of the prefill
-  EXPECT_GT(scheduler.used_blocks(0), 0);
+  EXPECT_GT(scheduler.ledger().used(0), 0);
   scheduler.Cancel(SequenceId{1}, run.now());
   scheduler.Cancel(SequenceId{1}, run.now());
-  EXPECT_EQ(scheduler.used_blocks(0), 0);
+  EXPECT_EQ(scheduler.ledger().used(0), 0);
   EXPECT_EQ(run.Step().releases, std::vector<SequenceId>{SequenceId{1}});
   EXPECT_EQ(run.live(), 0u);
   EXPECT_EQ(run.ends.at(SequenceId{1}).reason, EndReason::kCancelled);
