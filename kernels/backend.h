@@ -100,7 +100,7 @@ class Backend {
     if (!stream.failed()) Do(&args, stream);
   }
 
-  // The same in short.
+  // The same in short, of operations that are called all over.
   void Copy(const TensorView& source, const TensorView& target, Stream& stream) {
     Run(CopyArgs{source, target}, stream);
   }
@@ -140,10 +140,6 @@ class Backend {
   }
   void KeyScores(const KeyScoreArgs& args, Stream& stream) { Run(args, stream); }
   void TopKPerHead(const TopKPerHeadArgs& args, Stream& stream) { Run(args, stream); }
-  void GatherRowsPerHead(const TensorView& x, const TensorView& indices, const TensorView& out,
-                         Stream& stream) {
-    Run(GatherRowsPerHeadArgs{x, indices, out}, stream);
-  }
   void Sample(const SampleArgs& args, Stream& stream) { Run(args, stream); }
 
   // Records what `work` gives to the stream instead of doing it: to launch many small operations

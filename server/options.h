@@ -9,7 +9,7 @@
 
 namespace apb::server {
 
-inline constexpr char kVersion[] = "0.1.0";
+inline constexpr char kVersion[] = APB_VERSION;  // of the CMake project
 
 struct Options {
   std::string model;

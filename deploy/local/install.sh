@@ -10,7 +10,7 @@ packages=(
   libdnnl-dev libopenmpi-dev openmpi-bin libboost1.81-dev libgtest-dev libgmock-dev
 )
 if [[ "${1:-}" == --tests ]]; then
-  packages+=(python3 python3-venv python3-numpy curl iproute2)
+  packages+=(clang-format python3 python3-venv python3-numpy curl iproute2)
 fi
 
 missing=()

@@ -415,8 +415,9 @@ void OtherFamily(Bench& bench, const Ceilings& c) {
                         stream);
   });
   report("gather of an eighth", 4.0 * n / 8 * kv, [&] {
-    backend.GatherRowsPerHead(keys.SplitHeads(128), indices,
-                              y.Rows(0, n / 8).Columns(0, kv).SplitHeads(128), stream);
+    backend.Run(GatherRowsPerHeadArgs{keys.SplitHeads(128), indices,
+                                      y.Rows(0, n / 8).Columns(0, kv).SplitHeads(128)},
+                stream);
   });
   bench.Release();
 }

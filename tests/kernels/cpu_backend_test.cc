@@ -145,7 +145,9 @@ TEST(CpuBackend, RefusesFloat16ButCopiesIt) {
       [&](Stream& s) {
         backend->KeyScores({.k = heads, .query = heads, .scale = 1, .scores = scores.view}, s);
       },
-      [&](Stream& s) { backend->GatherRowsPerHead(heads, chosen.view, out, s); }};
+      [&](Stream& s) {
+        backend->Run(GatherRowsPerHeadArgs{heads, chosen.view, out}, s);
+      }};
   for (const auto& operation : operations) {
     auto stream = *backend->NewStream();
     operation(*stream);

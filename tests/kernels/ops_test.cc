@@ -279,7 +279,7 @@ TEST_P(Ops, SelectionAndCache) {
     EXPECT_EQ(order,
               std::vector<int32_t>(indices.view.as<int32_t>(), indices.view.as<int32_t>() + 30));
     HostTensor gathered = HostTensor::Zeros(dtype, {30, heads, d});
-    backend_->GatherRowsPerHead(k.view, indices.view, gathered.view, *stream_);
+    backend_->Run(GatherRowsPerHeadArgs{k.view, indices.view, gathered.view}, *stream_);
     EXPECT_EQ(reference::At(gathered.view, 3, 1, 5),
               reference::At(k.view, indices.view.as<int32_t>()[30 + 3], 1, 5));
 

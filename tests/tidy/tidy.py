@@ -49,7 +49,7 @@ VENDORS = {
     r"prometheus/.*": ["server/observability/"],
     r"boost/.*": ["server/http/"],
 }
-TOP_LEVEL = {"CMakeLists.txt", "CMakePresets.json", "LICENSE", "README.md", "CHANGELOG.md", "server", "proto", "engine",
+TOP_LEVEL = {"CMakeLists.txt", "CMakePresets.json", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "server", "proto", "engine",
              "kernels", "deploy", "docker", "tests", "docs"}
 # Folders under engine/ and server/ without a folder of the same path in tests/, and why.
 UNMIRRORED = {
@@ -121,15 +121,41 @@ def check_strategy_names(path, text, folders, errors):
                           " ask its StrategyInfo")
 
 
-def check_sampling_field(files, errors):
-    """docs/architecture.md lists the files to touch for a new sampling field: those that name its example."""
-    section = re.search(r"^## Add a sampling field\n(.*?)^## ", read("docs/architecture.md"), re.M | re.S).group(1)
-    listed = set(re.findall(r"^\d+\. `([^`]+)`", section, re.M))
-    named = {f for f in files if f.startswith(("proto/", "engine/", "server/", "kernels/"))
-             and re.search(r"\bmin_p\b", read(f))}
-    for path in sorted(listed ^ named):
-        errors.append(f"{path}: {'names' if path in named else 'does not name'} min_p, unlike the list of "
-                      "docs/architecture.md, \"Add a sampling field\"")
+def check_recipes(files, errors):
+    """CONTRIBUTING.md lists the files of the product that each kind of addition touches: exactly those that name
+    the recipe's example, and no more of them than it promises."""
+    text = read("CONTRIBUTING.md")
+    recipes = re.findall(r"^## (Add [^\n]*)\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    for title, section in recipes:
+        example = re.search(r"^Example: `([^`]+)`, at most (\d+) files(?: of `([^`]+)`)?", section, re.M)
+        if example is None:
+            continue
+        listed = set(re.findall(r"^\d+\. `([^`]+)`", section, re.M))
+        folders = (example.group(3),) if example.group(3) else ("proto/", "engine/", "server/", "kernels/")
+        named = {f for f in files if f.startswith(folders) and not f.endswith((".md", "CMakeLists.txt"))
+                 and re.search(rf"\b{example.group(1)}", read(f))}
+        for path in sorted(listed ^ named):
+            errors.append(f"{path}: {'names' if path in named else 'does not name'} {example.group(1)}, unlike the list of "
+                          f"CONTRIBUTING.md, \"{title}\"")
+        if len(listed) > int(example.group(2)):
+            errors.append(f"CONTRIBUTING.md: \"{title}\" lists {len(listed)} files, and promises {example.group(2)}")
+    if sum("Example: `" in section for _, section in recipes) < 4:
+        errors.append("CONTRIBUTING.md: fewer than four recipes have an example")
+
+
+def check_format(files, errors):
+    """Layout is clang-format's, of the version that Debian 12 has; another version lays out otherwise."""
+    try:
+        version = subprocess.run(["clang-format", "--version"], capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        version = ""
+    if " version 14." not in version:
+        print("clang-format 14 is not there: layout is not checked")
+        return
+    sources = [f for f in files if f.endswith(SOURCE)]
+    done = subprocess.run(["clang-format", "--dry-run", *sources], capture_output=True, text=True, cwd=ROOT)
+    for path in sorted(set(re.findall(r"^([^:\n]+):\d+:\d+: (?:warning|error)", done.stderr, re.M))):
+        errors.append(f"{path}: run clang-format -i on it")
 
 
 def check_mirror(files, errors):
@@ -162,7 +188,8 @@ def main():
         lines = text.count("\n")
         if lines > (700 if path.startswith("tests/") else 600 if path.startswith("kernels/") else 500):
             print(f"long file: {path} {lines} lines")
-    check_sampling_field(files, errors)
+    check_recipes(files, errors)
+    check_format(files, errors)
     check_mirror(files, errors)
     for error in errors:
         print("error:", error)

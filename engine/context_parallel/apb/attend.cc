@@ -141,8 +141,8 @@ absl::StatusOr<TensorView> AnchorStrategy::Select(const LayerCall& call, kernels
       target.rank = 3;
       target.shape = {count, kv_heads, d, 0};
       target.stride = {kv_heads * d, d, 1, 0};
-      backend_.GatherRowsPerHead((part == 0 ? call.k : call.v).Rows(rows.begin, rows.end), indices,
-                                 target, stream);
+      const TensorView from = (part == 0 ? call.k : call.v).Rows(rows.begin, rows.end);
+      backend_.Run(kernels::GatherRowsPerHeadArgs{from, indices, target}, stream);
     }
   }
   return send;

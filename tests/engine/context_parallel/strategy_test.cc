@@ -234,8 +234,8 @@ TEST(Strategy, PassingKeysMayBePermuted) {
   }
   HostTensor k2 = HostTensor::Zeros(kF32, {kPassing, 2, 16}),
              v2 = HostTensor::Zeros(kF32, {kPassing, 2, 16});
-  backend->GatherRowsPerHead(k.view, indices.view, k2.view, *stream);
-  backend->GatherRowsPerHead(v.view, indices.view, v2.view, *stream);
+  backend->Run(kernels::GatherRowsPerHeadArgs{k.view, indices.view, k2.view}, *stream);
+  backend->Run(kernels::GatherRowsPerHeadArgs{v.view, indices.view, v2.view}, *stream);
   const std::vector<double> after = attend(k2.view, v2.view);
   for (size_t i = 0; i < before.size(); ++i) EXPECT_NEAR(before[i], after[i], 1e-5);
 }
