@@ -1,0 +1,42 @@
+// A step plan as it goes over the wire. What is accepted is the same plan when it is sent again.
+#include "engine/schedule/step_plan.h"
+#include "tests/fuzz/fuzz_target.h"
+
+namespace apb::fuzz {
+
+using schedule::SequenceId;
+using schedule::StepPlan;
+
+std::vector<std::string> Seeds() {
+  StepPlan plan{.step = 7};
+  plan.releases = {SequenceId{1}, SequenceId{2}};
+  schedule::SequenceSpec& spec = plan.admissions.emplace_back();
+  spec.id = SequenceId{3};
+  spec.tokens = {1, 2, 3, 4, 5};
+  spec.query_begin = 3;
+  spec.embedded_query = {4, 5};
+  spec.strategy = "apb";
+  spec.compressor = "query_aware";
+  spec.hosts = 4;
+  spec.sampling.stop_tokens = {2};
+  plan.prefill.push_back({.ids = {SequenceId{3}}, .layer_begin = 0, .layer_end = 2});
+  plan.rows.push_back({.id = SequenceId{4}, .position = 9, .tokens = {6}, .sample = true});
+  StepPlan last;
+  last.shutdown = true;
+  return {EncodeStepPlan(plan), EncodeStepPlan(StepPlan{}), EncodeStepPlan(last)};
+}
+
+bool Accepts(std::string_view input) {
+  const auto plan = schedule::DecodeStepPlan(input);
+  if (!plan.ok()) {
+    APB_PROPERTY(absl::IsDataLoss(plan.status()));
+    return false;
+  }
+  const std::string bytes = EncodeStepPlan(*plan);
+  APB_PROPERTY(bytes.size() == input.size());  // a flag may be any byte but 0
+  const auto again = schedule::DecodeStepPlan(bytes);
+  APB_PROPERTY(again.ok() && EncodeStepPlan(*again) == bytes);
+  return true;
+}
+
+}  // namespace apb::fuzz
