@@ -10,6 +10,7 @@
 #include <variant>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "apb/common/v1/context_parallel.pb.h"
 #include "apb/common/v1/sampling.pb.h"
