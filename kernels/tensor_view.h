@@ -75,7 +75,7 @@ struct Float16 {
 };
 
 // Where the bytes are. Ops want all operands in the place of their backend.
-enum class Place : uint8_t { kHost, kDevice };
+enum class Place : uint8_t { kCpu, kDevice };
 
 // Up to four dimensions; strides are in elements; the last dimension always has stride 1. Of block
 // types, rows begin at blocks: strides and borders of columns are multiples of kBlockLength. A

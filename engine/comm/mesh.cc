@@ -7,7 +7,7 @@ namespace apb::comm {
 
 CommunicatorStats Mesh::stats() const {
   std::map<std::string, CommunicatorStats::Operation> sums;
-  for (const Communicator* communicator : {all_.get(), context_.get(), tensor_.get()}) {
+  for (const Communicator* communicator : {all_.get(), cp_group_.get(), tensor_.get()}) {
     if (communicator == nullptr) continue;
     for (const CommunicatorStats::Operation& operation : communicator->stats().operations) {
       CommunicatorStats::Operation& sum = sums[operation.name];

@@ -15,13 +15,13 @@ class Mesh {
  public:
   // Without tensor parallelism: `all` is the context group.
   explicit Mesh(std::unique_ptr<Communicator> all) : all_(std::move(all)) {}
-  Mesh(std::unique_ptr<Communicator> all, std::unique_ptr<Communicator> context,
+  Mesh(std::unique_ptr<Communicator> all, std::unique_ptr<Communicator> cp_group,
        std::unique_ptr<Communicator> tensor)
-      : all_(std::move(all)), context_(std::move(context)), tensor_(std::move(tensor)) {}
+      : all_(std::move(all)), cp_group_(std::move(cp_group)), tensor_(std::move(tensor)) {}
 
   Communicator& all() const { return *all_; }
   // Ranks with the same tensor index, by context index.
-  Communicator& context() const { return context_ ? *context_ : *all_; }
+  Communicator& cp_group() const { return cp_group_ ? *cp_group_ : *all_; }
   // Ranks with the same context index, by tensor index; null: no tensor parallelism.
   Communicator* tensor() const { return tensor_.get(); }
 
@@ -29,7 +29,7 @@ class Mesh {
   CommunicatorStats stats() const;
 
  private:
-  std::unique_ptr<Communicator> all_, context_, tensor_;
+  std::unique_ptr<Communicator> all_, cp_group_, tensor_;
 };
 
 }  // namespace apb::comm

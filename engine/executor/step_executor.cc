@@ -34,10 +34,10 @@ absl::StatusOr<std::unique_ptr<StepExecutor>> StepExecutor::Create(const model::
   APB_ASSIGN_OR_RETURN(executor->decoder_, model::Decoder::Create(weights, backend, mesh.tensor()));
   APB_ASSIGN_OR_RETURN(executor->cache_, cache::PagedKvCache::Create(shape, backend));
   executor->row_attention_ = std::make_unique<executor::TokenBatchAttention>(
-      *executor->cache_, backend, mesh.context(),
+      *executor->cache_, backend, mesh.cp_group(),
       1.0f / std::sqrt(static_cast<float>(weights.config().head_dim)));
-  if (mesh.context().size() > 1)
-    executor->why_not_sliced_ = executor->decoder_->EnableSlices(mesh.context(), mesh.all());
+  if (mesh.cp_group().size() > 1)
+    executor->why_not_sliced_ = executor->decoder_->EnableSlices(mesh.cp_group(), mesh.all());
   return executor;
 }
 
@@ -63,7 +63,7 @@ absl::StatusOr<schedule::StepResult> StepExecutor::Execute(const schedule::StepP
   for (const schedule::PrefillSlice& slice : plan.prefill) APB_RETURN_IF_ERROR(RunPrefill(slice));
   result.prefill_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (!plan.rows.empty()) APB_RETURN_IF_ERROR(RunRows(plan.rows, result));
+  if (!plan.spans.empty()) APB_RETURN_IF_ERROR(RunSpans(plan.spans, result));
   APB_RETURN_IF_ERROR(stream_->Synchronize());  // also on ranks that have nothing to read
   return result;
 }
@@ -111,7 +111,7 @@ absl::Status StepExecutor::StartPrefill(const std::vector<SequenceId>& ids) {
       return absl::InternalError("the plan begins the prefill of a sequence that is not here");
     Sequence& s = found->second;
     APB_ASSIGN_OR_RETURN(context_parallel::ShardPlan plan,
-                         schedule::PlanOf(s.spec, mesh_.context().size()));
+                         schedule::PlanOf(s.spec, mesh_.cp_group().size()));
     documents.push_back({.plan = std::move(plan),
                          .tokens = std::span(s.spec.tokens).first(schedule::PrefillEnd(s.spec)),
                          .embedded_query = s.spec.embedded_query,
@@ -123,7 +123,7 @@ absl::Status StepExecutor::StartPrefill(const std::vector<SequenceId>& ids) {
                                       .weights = weights_,
                                       .cache = *cache_,
                                       .backend = backend_,
-                                      .communicator = mesh_.context(),
+                                      .communicator = mesh_.cp_group(),
                                       .tensor = mesh_.tensor(),
                                       .overlap_passing = overlap_passing_};
   APB_ASSIGN_OR_RETURN(const std::shared_ptr<executor::DocumentPrefill> prefill,
@@ -143,11 +143,11 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
     return absl::InternalError("the plan computes layers of a sequence that has no prefill");
   executor::DocumentPrefill& prefill = *found->second.prefill;
   const model::PhaseSeconds before = decoder_->phase_seconds();
-  const double waited = SecondsIn(mesh_.context()), chosen = prefill.compress_seconds();
+  const double waited = SecondsIn(mesh_.cp_group()), chosen = prefill.compress_seconds();
   APB_RETURN_IF_ERROR(prefill.RunLayers(slice.layer_begin, slice.layer_end, *stream_));
   APB_RETURN_IF_ERROR(stream_->Synchronize());
   const model::PhaseSeconds& after = decoder_->phase_seconds();
-  const double communicate = SecondsIn(mesh_.context()) - waited;
+  const double communicate = SecondsIn(mesh_.cp_group()) - waited;
   const double choose = prefill.compress_seconds() - chosen;
   phases_.projection += after.projection - before.projection;
   phases_.compress += after.compress - before.compress + choose;
@@ -165,11 +165,11 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
   return absl::OkStatus();
 }
 
-absl::Status StepExecutor::RunRows(const std::vector<schedule::RowSpan>& rows,
-                                   schedule::StepResult& result) {
+absl::Status StepExecutor::RunSpans(const std::vector<schedule::TokenSpan>& spans,
+                                    schedule::StepResult& result) {
   std::vector<executor::BatchTokens> batch;
   tokens_.clear();
-  for (const schedule::RowSpan& span : rows) {
+  for (const schedule::TokenSpan& span : spans) {
     auto found = sequences_.find(span.id);
     if (found == sequences_.end())
       return absl::InternalError("the plan runs rows of a sequence that is not here");
@@ -179,12 +179,12 @@ absl::Status StepExecutor::RunRows(const std::vector<schedule::RowSpan>& rows,
                      .count = static_cast<int64_t>(span.tokens.size())});
     tokens_.insert(tokens_.end(), span.tokens.begin(), span.tokens.end());
   }
-  const auto decodes = [](const schedule::RowSpan& span) {
+  const auto decodes = [](const schedule::TokenSpan& span) {
     return span.tokens.size() == 1 && span.sample;
   };
-  if (graphs_.enabled() && rows.size() <= StepGraphs::kMaxRows &&
-      std::all_of(rows.begin(), rows.end(), decodes)) {
-    return Decode(rows, batch, result);
+  if (graphs_.enabled() && spans.size() <= StepGraphs::kMaxRows &&
+      std::all_of(spans.begin(), spans.end(), decodes)) {
+    return Decode(spans, batch, result);
   }
   const model::ModelConfig& config = weights_.config();
   APB_ASSIGN_OR_RETURN(
@@ -194,8 +194,9 @@ absl::Status StepExecutor::RunRows(const std::vector<schedule::RowSpan>& rows,
   APB_RETURN_IF_ERROR(decoder_->Embed(tokens_, hidden, *stream_));
   APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, row_attention_->positions(),
                                           *row_attention_, *stream_, sliced_));
-  NoteLogits(std::count_if(rows.begin(), rows.end(), [](const auto& span) { return span.sample; }));
-  return computes_logits() ? SampleRows(rows, hidden, result) : absl::OkStatus();
+  NoteLogits(
+      std::count_if(spans.begin(), spans.end(), [](const auto& span) { return span.sample; }));
+  return computes_logits() ? SampleSpans(spans, hidden, result) : absl::OkStatus();
 }
 
 void StepExecutor::NoteLogits(int64_t rows) {
@@ -210,13 +211,13 @@ int64_t StepExecutor::memory_moves() const {
          decoder_->row_memory_moves();
 }
 
-absl::Status StepExecutor::Decode(const std::vector<schedule::RowSpan>& rows,
+absl::Status StepExecutor::Decode(const std::vector<schedule::TokenSpan>& spans,
                                   const std::vector<executor::BatchTokens>& batch,
                                   schedule::StepResult& result) {
-  const int64_t count = static_cast<int64_t>(rows.size());
+  const int64_t count = static_cast<int64_t>(spans.size());
   int64_t slots = 0;  // on any rank: each token of a sequence has one at most
   std::vector<Sequence*> owners;
-  for (const schedule::RowSpan& span : rows) {
+  for (const schedule::TokenSpan& span : spans) {
     slots += span.position + 1;
     owners.push_back(&sequences_.at(span.id));
   }
@@ -250,13 +251,13 @@ absl::Status StepExecutor::Decode(const std::vector<schedule::RowSpan>& rows,
   return mesh_.all().rank() == 0 ? Draw(owners, logits.Rows(0, count), result) : absl::OkStatus();
 }
 
-absl::Status StepExecutor::SampleRows(const std::vector<schedule::RowSpan>& rows,
-                                      const TensorView& hidden, schedule::StepResult& result) {
+absl::Status StepExecutor::SampleSpans(const std::vector<schedule::TokenSpan>& spans,
+                                       const TensorView& hidden, schedule::StepResult& result) {
   const model::ModelConfig& config = weights_.config();
   std::vector<int64_t> last_rows;
   std::vector<Sequence*> owners;
   int64_t at = 0;
-  for (const schedule::RowSpan& span : rows) {
+  for (const schedule::TokenSpan& span : spans) {
     at += static_cast<int64_t>(span.tokens.size());
     if (!span.sample) continue;
     last_rows.push_back(at - 1);

@@ -71,9 +71,10 @@ class StepExecutor {
   absl::Status Admit(const schedule::SequenceSpec& spec);
   absl::Status StartPrefill(const std::vector<schedule::SequenceId>& ids);
   absl::Status RunPrefill(const schedule::PrefillSlice& slice);
-  absl::Status RunRows(const std::vector<schedule::RowSpan>& rows, schedule::StepResult& result);
+  absl::Status RunSpans(const std::vector<schedule::TokenSpan>& spans,
+                        schedule::StepResult& result);
   // The same of a batch of one row for each sequence, all of which draw a token: by graphs.
-  absl::Status Decode(const std::vector<schedule::RowSpan>& rows,
+  absl::Status Decode(const std::vector<schedule::TokenSpan>& spans,
                       const std::vector<executor::BatchTokens>& batch,
                       schedule::StepResult& result);
   // All ranks call it before logits of `rows` rows, which some of them compute.
@@ -81,9 +82,9 @@ class StepExecutor {
   // How often memory of decode steps has moved, on any rank.
   int64_t memory_moves() const;
   // Whether this rank has a part of the output projection that the leader needs.
-  bool computes_logits() const { return sliced_ || mesh_.context().rank() == 0; }
-  absl::Status SampleRows(const std::vector<schedule::RowSpan>& rows,
-                          const kernels::TensorView& hidden, schedule::StepResult& result);
+  bool computes_logits() const { return sliced_ || mesh_.cp_group().rank() == 0; }
+  absl::Status SampleSpans(const std::vector<schedule::TokenSpan>& spans,
+                           const kernels::TensorView& hidden, schedule::StepResult& result);
   absl::Status Draw(const std::vector<Sequence*>& owners, const kernels::TensorView& logits,
                     schedule::StepResult& result);
 

@@ -25,7 +25,7 @@ StepGraphs::StepGraphs(kernels::Backend& backend, const comm::Mesh& mesh)
     : backend_(backend),
       mesh_(mesh),
       enabled_(backend.place() == kernels::Place::kDevice && Recordable(&mesh.all()) &&
-               Recordable(&mesh.context()) && Recordable(mesh.tensor())),
+               Recordable(&mesh.cp_group()) && Recordable(mesh.tensor())),
       agreement_(backend) {}
 
 void StepGraphs::Disable() {

@@ -30,7 +30,7 @@ absl::Status TokenBatchAttention::Prepare(const std::vector<BatchTokens>& batch,
                                           const TokenBatchOptions& options) {
   sliced_ = options.sliced;
   host_positions_.clear();
-  host_slots_.clear();
+  staging_slots_.clear();
   rows_.clear();
   sequences_.clear();
   int64_t slots = 0;
@@ -49,7 +49,7 @@ absl::Status TokenBatchAttention::Prepare(const std::vector<BatchTokens>& batch,
     rows_.push_back({static_cast<int64_t>(host_positions_.size()), 1});
     sequences_.emplace_back();
     host_positions_.push_back(0);
-    host_slots_.push_back(-1);
+    staging_slots_.push_back(-1);
   }
   return PlaceInputs(stream);
 }
@@ -65,7 +65,7 @@ absl::Status TokenBatchAttention::AddSequence(const BatchTokens& rows) {
   size_t next = 0;
   for (int64_t p = rows.position; p < rows.position + rows.count; ++p) {
     host_positions_.push_back(static_cast<int32_t>(p));
-    host_slots_.push_back(next < kept.size() && kept[next] == p ? slots[next++] : -1);
+    staging_slots_.push_back(next < kept.size() && kept[next] == p ? slots[next++] : -1);
   }
   sequences_.push_back({.slot_count = rows.kv->slot_count(), .causal_begin = rows.document_slots});
   return absl::OkStatus();
@@ -86,9 +86,9 @@ absl::Status TokenBatchAttention::PlaceInputs(kernels::Stream& stream) {
   };
   place(host_inputs_.data());
   std::memcpy(host_inputs_.data(), sequences_.data(), sequences * sizeof(kernels::PagedSequence));
-  std::copy(host_slots_.begin(), host_slots_.end(), slots_view_.as<int64_t>());
+  std::copy(staging_slots_.begin(), staging_slots_.end(), slots_view_.as<int64_t>());
   std::copy(host_positions_.begin(), host_positions_.end(), positions_view_.as<int32_t>());
-  if (backend_.place() == kernels::Place::kHost) return absl::OkStatus();
+  if (backend_.place() == kernels::Place::kCpu) return absl::OkStatus();
   APB_ASSIGN_OR_RETURN(const TensorView inputs, inputs_.Get(DType::kI64, {size}));
   backend_.Copy(TensorView::Contiguous(host_inputs_.data(), DType::kI64, {size}), inputs, stream);
   place(inputs.as<int64_t>());
@@ -102,7 +102,7 @@ absl::Status TokenBatchAttention::PlaceTables(const std::vector<BatchTokens>& ba
     sequences_[i].block_table = kv.blocks.data();
     sequences_[i].slot_positions = kv.positions.data() + batch[i].document_slots;
   }
-  if (backend_.place() == kernels::Place::kHost) return absl::OkStatus();
+  if (backend_.place() == kernels::Place::kCpu) return absl::OkStatus();
   host_tables_.clear();
   for (const BatchTokens& rows : batch) {
     const cache::SequenceKv& kv = *rows.kv;

@@ -79,7 +79,7 @@ class TokenBatchAttention : public model::LayerAttention {
   comm::Communicator& communicator_;
   const float scale_;
   std::vector<int32_t> host_positions_;
-  std::vector<int64_t> host_slots_;
+  std::vector<int64_t> staging_slots_;
   std::vector<int32_t> host_tables_;
   std::vector<kernels::PagedRows> rows_;  // by sequence, as the next one
   std::vector<kernels::PagedSequence> sequences_;

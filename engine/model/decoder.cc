@@ -55,7 +55,7 @@ absl::Status CheckSlices(const LayerWeights& layer, const PartShape& whole, int6
 Decoder::Decoder(const Weights& weights, kernels::Backend& backend)
     : weights_(weights),
       backend_(backend),
-      row_chunk_(backend.place() == kernels::Place::kHost ? kHostRowChunk : kDeviceRowChunk),
+      row_chunk_(backend.place() == kernels::Place::kCpu ? kCpuRowChunk : kDeviceRowChunk),
       few_(backend),
       many_(backend),
       ids_(backend) {}
@@ -291,7 +291,7 @@ absl::Status Decoder::RunLayers(int layer_begin, int layer_end, const TensorView
     return absl::InternalError("sliced layers asked of a decoder that has no slices");
   const Division& division = sliced ? *sliced_ : whole_;
   const ModelConfig& c = config();
-  timed_ = backend_.place() == kernels::Place::kHost || hidden.rows() >= kTimedRows;
+  timed_ = backend_.place() == kernels::Place::kCpu || hidden.rows() >= kTimedRows;
   const int64_t rows = hidden.rows(), d = c.head_dim, q_width = weights_.query_heads() * d,
                 kv_width = weights_.kv_heads() * d,
                 own_width = division.shape.query_heads.length() * d;

@@ -36,7 +36,7 @@ class Decoder {
  public:
   // Rows that the row-wise parts take at a time: enough to fill a device with a matrix product; on
   // a CPU, few enough for its cache.
-  static constexpr int64_t kHostRowChunk = 1024, kDeviceRowChunk = 4096;
+  static constexpr int64_t kCpuRowChunk = 1024, kDeviceRowChunk = 4096;
 
   // All references must outlive the decoder. `tensor`: the ranks with the other tensor parallel
   // shares, in their order; null where `weights` are whole. Scratch for a few rows is allocated

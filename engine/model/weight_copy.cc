@@ -256,7 +256,7 @@ absl::Status CopyWeights(std::vector<WeightCopy> copies, kernels::Backend& backe
   });
   const std::vector<Piece> pieces = Divide(copies);
   std::vector<Staging> staging;
-  if (backend.place() != kernels::Place::kHost) {
+  if (backend.place() != kernels::Place::kCpu) {
     APB_ASSIGN_OR_RETURN(staging, NewStaging(pieces, backend));
   }
   const bool quantizes = std::any_of(copies.begin(), copies.end(), [](const WeightCopy& copy) {

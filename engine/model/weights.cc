@@ -40,7 +40,7 @@ TensorView ViewOf(void* data, DType dtype, const std::vector<int64_t>& shape) {
 // The type to compute in.
 absl::StatusOr<DType> ChooseType(DType of_checkpoint, const kernels::Backend& backend,
                                  std::optional<DType> wanted) {
-  const bool host = backend.place() == kernels::Place::kHost;
+  const bool host = backend.place() == kernels::Place::kCpu;
   if (host && wanted == DType::kF16) {
     return absl::InvalidArgumentError(
         "float16: the CPU does not compute in it; choose bfloat16 or float32 (auto converts "
@@ -52,7 +52,7 @@ absl::StatusOr<DType> ChooseType(DType of_checkpoint, const kernels::Backend& ba
 
 absl::Status CheckQuantization(const ModelConfig& config, const LoadOptions& options,
                                const kernels::Backend& backend) {
-  if (backend.place() == kernels::Place::kHost) return absl::OkStatus();
+  if (backend.place() == kernels::Place::kCpu) return absl::OkStatus();
   if (config.quantization.format != PackedFormat::kNone) {
     return absl::InvalidArgumentError(
         absl::StrCat("the checkpoint is quantized (", NameOf(config.quantization.format),
@@ -180,7 +180,7 @@ absl::Status Weights::Place(std::vector<WantedTensor>& wanted, kernels::Backend&
     if (w.packed) return true;
     const bool aligned = reinterpret_cast<uintptr_t>(w.out->data) % SizeOf(w.out->dtype) == 0;
     return w.file == nullptr || w.columns.size() > 1 || !aligned || w.out->dtype != w.type ||
-           backend.place() != kernels::Place::kHost;
+           backend.place() != kernels::Place::kCpu;
   };
   std::vector<std::pair<WantedTensor*, size_t>> placed;  // and where it begins
   size_t bytes = 0;

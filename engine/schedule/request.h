@@ -42,7 +42,7 @@ struct SchedulerOptions {
   bool balanced = false;
   // KV of ended sequences is kept, while there is room, for prompts that begin like them.
   bool prefix_cache = false;
-  int64_t max_batch_rows = 512;
+  int64_t max_batch_tokens = 512;
   int64_t max_waiting = 256;  // sequences
   int64_t max_waiting_tokens = 4 << 20;
   double slice_seconds_busy = 0.05;

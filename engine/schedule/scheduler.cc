@@ -89,11 +89,11 @@ void Scheduler::JoinBatch(Sequence& s, std::map<std::string, Batch>& open) {
   const bool can_batch = info != nullptr && info->can_batch;  // null: rows only behind a prefix
   Batch& batch = open[strategy];
   if (batch.number == 0 || !can_batch ||
-      batch.rows + s.document_rows > options_.prefill_batch_tokens) {
+      batch.tokens + s.document_tokens > options_.prefill_batch_tokens) {
     batch = {.number = next_batch_++};
   }
   s.batch = batch.number;
-  batch.rows += s.document_rows;
+  batch.tokens += s.document_tokens;
 }
 
 void Scheduler::Admit(StepPlan& plan, absl::Time now) {
@@ -109,10 +109,10 @@ void Scheduler::Admit(StepPlan& plan, absl::Time now) {
     }
     waiting_.pop_front();
     waiting_tokens_ -= static_cast<int64_t>(spec.tokens.size());
-    const bool prefills = s.document_rows > 0;
+    const bool prefills = s.document_tokens > 0;
     s.state = prefills ? State::kPrefill : State::kQuery;
     s.layers_done = prefills ? 0 : options_.layers;
-    s.next_row = PrefillEnd(spec);
+    s.next_position = PrefillEnd(spec);
     if (prefills) JoinBatch(s, open);
     if (s.generated == 0) s.cached_tokens = spec.cached_tokens;
     if (spec.cached_tokens > 0 && s.request.report_progress) Progress(s, now);
@@ -156,10 +156,10 @@ void Scheduler::RefuseForRoom(Sequence& s, absl::Time now) {
 StepPlan Scheduler::NextStep(absl::Time now) {
   StepPlan plan;
   plan.step = next_step_++;
-  AddDecodeRows(plan, now);
+  AddDecodeTokens(plan, now);
   Admit(plan, now);
   plan.releases = ledger_.TakeReleases();  // both may preempt and evict
-  AddQueryRows(plan);
+  AddQueryTokens(plan);
   AddPrefillSlice(plan, now);
   return plan;
 }
@@ -173,7 +173,7 @@ Scheduler::Sequence* Scheduler::YoungestDecoding() {
   return youngest;
 }
 
-void Scheduler::AddDecodeRows(StepPlan& plan, absl::Time now) {
+void Scheduler::AddDecodeTokens(StepPlan& plan, absl::Time now) {
   std::vector<Sequence*> decoding;
   for (auto& [id, s] : sequences_) {
     if (s.state == State::kDecode) decoding.push_back(&s);
@@ -182,10 +182,10 @@ void Scheduler::AddDecodeRows(StepPlan& plan, absl::Time now) {
             [](const Sequence* a, const Sequence* b) { return a->admitted < b->admitted; });
   for (Sequence* s : decoding) {
     if (s->state != State::kDecode ||
-        static_cast<int64_t>(plan.rows.size()) >= options_.max_batch_rows)
+        static_cast<int64_t>(plan.spans.size()) >= options_.max_batch_tokens)
       continue;
     bool preempted_itself = false;
-    while (!Grow(*s, s->next_row + 1)) {
+    while (!Grow(*s, s->next_position + 1)) {
       Sequence* victim = YoungestDecoding();
       Preempt(*victim, now);
       if (victim == s) {
@@ -194,10 +194,10 @@ void Scheduler::AddDecodeRows(StepPlan& plan, absl::Time now) {
       }
     }
     if (preempted_itself) continue;
-    plan.rows.push_back({.id = s->request.spec.id,
-                         .position = s->next_row,
-                         .tokens = {s->last_token},
-                         .sample = true});
+    plan.spans.push_back({.id = s->request.spec.id,
+                          .position = s->next_position,
+                          .tokens = {s->last_token},
+                          .sample = true});
   }
 }
 
@@ -212,31 +212,31 @@ void Scheduler::Preempt(Sequence& s, absl::Time) {
   waiting_tokens_ += static_cast<int64_t>(s.request.spec.tokens.size());
 }
 
-void Scheduler::AddQueryRows(StepPlan& plan) {
-  int64_t room = options_.max_batch_rows - static_cast<int64_t>(plan.rows.size());
+void Scheduler::AddQueryTokens(StepPlan& plan) {
+  int64_t room = options_.max_batch_tokens - static_cast<int64_t>(plan.spans.size());
   for (auto& [id, s] : sequences_) {
     if (s.state != State::kQuery || room <= 0) continue;
     const std::vector<int32_t>& tokens = s.request.spec.tokens;
-    const int64_t count = std::min(room, static_cast<int64_t>(tokens.size()) - s.next_row);
-    RowSpan span{.id = id, .position = s.next_row};
-    span.tokens.assign(tokens.begin() + s.next_row, tokens.begin() + s.next_row + count);
-    span.sample = s.next_row + count == static_cast<int64_t>(tokens.size()) &&
+    const int64_t count = std::min(room, static_cast<int64_t>(tokens.size()) - s.next_position);
+    TokenSpan span{.id = id, .position = s.next_position};
+    span.tokens.assign(tokens.begin() + s.next_position, tokens.begin() + s.next_position + count);
+    span.sample = s.next_position + count == static_cast<int64_t>(tokens.size()) &&
                   s.request.spec.sampling.max_tokens > s.generated;
-    plan.rows.push_back(std::move(span));
+    plan.spans.push_back(std::move(span));
     room -= count;
   }
 }
 
 void Scheduler::AddPrefillSlice(StepPlan& plan, absl::Time now) {
-  std::map<uint64_t, int64_t> batch_rows;
+  std::map<uint64_t, int64_t> batch_tokens;
   for (const auto& [id, s] : sequences_) {
-    if (s.state == State::kPrefill) batch_rows[s.batch] += s.document_rows;
+    if (s.state == State::kPrefill) batch_tokens[s.batch] += s.document_tokens;
   }
   const Sequence* chosen = nullptr;
   double least = 0;
   for (const auto& [id, s] : sequences_) {
     if (s.state != State::kPrefill) continue;
-    const double left = static_cast<double>(batch_rows[s.batch]) *
+    const double left = static_cast<double>(batch_tokens[s.batch]) *
                         (options_.layers - s.layers_done) / options_.layers;
     const double work = left - kAgingTokensPerSecond * absl::ToDoubleSeconds(now - s.submitted);
     if (chosen == nullptr || work < least) {
@@ -246,13 +246,13 @@ void Scheduler::AddPrefillSlice(StepPlan& plan, absl::Time now) {
   }
   if (chosen == nullptr) return;
   const double target =
-      plan.rows.empty() ? options_.slice_seconds_idle : options_.slice_seconds_busy;
+      plan.spans.empty() ? options_.slice_seconds_idle : options_.slice_seconds_busy;
   // Seconds of a layer: as measured for this prefill, else as earlier ones suggest, else unknown
   // (one layer).
   double layer_seconds =
       chosen->layers_done > 0
           ? chosen->prefill_seconds_spent / chosen->layers_done
-          : seconds_per_token_layer_ * static_cast<double>(batch_rows[chosen->batch]);
+          : seconds_per_token_layer_ * static_cast<double>(batch_tokens[chosen->batch]);
   int32_t layers =
       layer_seconds > 0
           ? static_cast<int32_t>(std::min<double>(target / layer_seconds, options_.layers))
@@ -269,16 +269,16 @@ void Scheduler::AddPrefillSlice(StepPlan& plan, absl::Time now) {
 
 void Scheduler::Complete(const StepPlan& plan, const StepResult& result, absl::Time now) {
   for (const PrefillSlice& slice : plan.prefill) OnPrefillDone(slice, result.prefill_seconds, now);
-  for (const RowSpan& rows : plan.rows) {
-    auto found = sequences_.find(rows.id);
+  for (const TokenSpan& span : plan.spans) {
+    auto found = sequences_.find(span.id);
     if (found == sequences_.end()) continue;  // cancelled meanwhile
     Sequence& s = found->second;
-    s.next_row = rows.position + static_cast<int64_t>(rows.tokens.size());
+    s.next_position = span.position + static_cast<int64_t>(span.tokens.size());
     if (s.state == State::kQuery)
-      prompt_tokens_computed_ += static_cast<int64_t>(rows.tokens.size());
+      prompt_tokens_computed_ += static_cast<int64_t>(span.tokens.size());
     const bool query_done = s.state == State::kQuery &&
-                            s.next_row == static_cast<int64_t>(s.request.spec.tokens.size());
-    if (query_done && !rows.sample)
+                            s.next_position == static_cast<int64_t>(s.request.spec.tokens.size());
+    if (query_done && !span.sample)
       End(s, EndReason::kLength, now);  // max_tokens 0: only the prompt was wanted
   }
   for (const SampledToken& token : result.tokens) {
@@ -293,24 +293,24 @@ void Scheduler::Complete(const StepPlan& plan, const StepResult& result, absl::T
 
 void Scheduler::OnPrefillDone(const PrefillSlice& slice, double seconds, absl::Time now) {
   const int32_t layers = slice.layer_end - slice.layer_begin;
-  int64_t rows = 0;
+  int64_t tokens = 0;
   for (const SequenceId id : slice.ids) {
     auto found = sequences_.find(id);
     if (found == sequences_.end()) continue;  // cancelled meanwhile
     Sequence& s = found->second;
     s.layers_done = slice.layer_end;
     s.prefill_seconds_spent += seconds;
-    rows += s.document_rows;
+    tokens += s.document_tokens;
     if (s.layers_done == options_.layers) s.state = State::kQuery;
     if (s.request.report_progress) Progress(s, now);
   }
-  if (rows == 0) return;
-  const double sample = seconds / (layers * static_cast<double>(rows));
+  if (tokens == 0) return;
+  const double sample = seconds / (layers * static_cast<double>(tokens));
   seconds_per_token_layer_ =
       seconds_per_token_layer_ == 0 ? sample : 0.7 * seconds_per_token_layer_ + 0.3 * sample;
   // What is done so far less what was done before: slices of a prefill add up to all of its rows.
   prompt_tokens_computed_ +=
-      rows * slice.layer_end / options_.layers - rows * slice.layer_begin / options_.layers;
+      tokens * slice.layer_end / options_.layers - tokens * slice.layer_begin / options_.layers;
 }
 
 void Scheduler::Progress(Sequence& s, absl::Time now) {
@@ -318,7 +318,7 @@ void Scheduler::Progress(Sequence& s, absl::Time now) {
   if (!done && now - s.last_progress < absl::Milliseconds(250)) return;
   s.last_progress = now;
   const double share = static_cast<double>(s.layers_done) / options_.layers;
-  const double computed = share * static_cast<double>(s.document_rows);
+  const double computed = share * static_cast<double>(s.document_tokens);
   const double elapsed = absl::ToDoubleSeconds(now - s.prefill_begin);
   events_.push_back(
       {.kind = Event::Kind::kProgress,

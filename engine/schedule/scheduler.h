@@ -112,13 +112,13 @@ class Scheduler {
     std::optional<SequenceId> parent;  // a cached prefix that it starts from
     std::string maker;                 // of its document's KV, as CachedPrefix has it
     int64_t least = 0;
-    int64_t cached_tokens = 0;  // of the prompt, for the client
-    int64_t document_rows = 0;  // tokens that its document prefill computes
-    uint64_t batch = 0;         // prefills with the same number run together
+    int64_t cached_tokens = 0;    // of the prompt, for the client
+    int64_t document_tokens = 0;  // tokens that its document prefill computes
+    uint64_t batch = 0;           // prefills with the same number run together
     int32_t layers_done = 0;
-    int64_t next_row = 0;    // position of the next row to run (query or decode)
-    int32_t last_token = 0;  // the row at next_row while decoding
-    int64_t generated = 0;   // in total, over preemptions
+    int64_t next_position = 0;  // position of the next row to run (query or decode)
+    int32_t last_token = 0;     // the row at next_position while decoding
+    int64_t generated = 0;      // in total, over preemptions
     double prefill_seconds_spent = 0;
     uint64_t admitted = 0;  // order of admission
     absl::Time submitted, prefill_begin, first_token, last_progress;
@@ -146,11 +146,11 @@ class Scheduler {
   // Gives the prefill of a sequence that is admitted now to a batch of `open`, by strategy.
   struct Batch {
     uint64_t number = 0;
-    int64_t rows = 0;
+    int64_t tokens = 0;
   };
   void JoinBatch(Sequence& s, std::map<std::string, Batch>& open);
-  void AddDecodeRows(StepPlan& plan, absl::Time now);
-  void AddQueryRows(StepPlan& plan);
+  void AddDecodeTokens(StepPlan& plan, absl::Time now);
+  void AddQueryTokens(StepPlan& plan);
   void AddPrefillSlice(StepPlan& plan, absl::Time now);
   void Preempt(Sequence& s, absl::Time now);
   Sequence* YoungestDecoding();

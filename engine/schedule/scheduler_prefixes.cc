@@ -30,7 +30,7 @@ std::string MakerOf(const SequenceSpec& spec) {
 
 bool Scheduler::KeepAsPrefix(Sequence& s, bool kept) {
   SequenceSpec& spec = s.request.spec;
-  const int64_t length = s.next_row;  // all rows below have run
+  const int64_t length = s.next_position;  // all rows below have run
   const bool wanted = kept || (options_.prefix_cache && length >= PrefixCache::kChunk);
   if (!wanted || !ledger_.holds(spec.id) ||
       (s.state != State::kDecode && s.state != State::kQuery) || length < spec.query_begin ||
@@ -56,7 +56,7 @@ void Scheduler::StartFresh(Sequence& s) {
   s.shared.clear();
   s.maker = MakerOf(spec);
   s.least = s.maker.empty() ? 0 : spec.query_begin;
-  s.document_rows = spec.query_begin;
+  s.document_tokens = spec.query_begin;
   spec.parent = SequenceId{};
   spec.cached_tokens = spec.prefill_end = 0;
   spec.prefix_strategy.clear();
@@ -96,8 +96,8 @@ void Scheduler::UsePrefix(Sequence& s, bool search) {
     s.shared.push_back(s.layout.Count(r, match.length) / options_.block_size);
   const int64_t left = length - 1 - match.length;
   const int64_t prefill_from = options_.ring_from >= 0 ? options_.ring_from : kPrefillFrom;
-  s.document_rows = left >= prefill_from ? left : 0;
-  if (s.document_rows == 0) return;
+  s.document_tokens = left >= prefill_from ? left : 0;
+  if (s.document_tokens == 0) return;
   spec.prefill_end = length - 1;
   const bool as_asked = options_.ranks > 1 && !s.request.chosen &&
                         ReadsPrefixOnAllRanks(*context_parallel::FindStrategy(spec.strategy));

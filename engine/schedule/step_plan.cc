@@ -94,12 +94,12 @@ void Visit(A& a, PrefillSlice& s) {
   a(s.ids), a(s.layer_begin), a(s.layer_end);
 }
 template <typename A>
-void Visit(A& a, RowSpan& r) {
-  a(r.id), a(r.position), a(r.tokens), a(r.sample);
+void Visit(A& a, TokenSpan& s) {
+  a(s.id), a(s.position), a(s.tokens), a(s.sample);
 }
 template <typename A>
 void Visit(A& a, StepPlan& p) {
-  a(p.step), a(p.releases), a(p.admissions), a(p.prefill), a(p.rows), a(p.collect_stats),
+  a(p.step), a(p.releases), a(p.admissions), a(p.prefill), a(p.spans), a(p.collect_stats),
       a(p.shutdown);
 }
 

@@ -53,7 +53,7 @@ struct PrefillSlice {
 // sampled token. Row i has position `position + i`; rank (position + i) % ranks keeps its K and V,
 // so that new KV is balanced. The id has no part in this: the same request must give the same
 // answer again, and sums over ranks are rounded differently when rows move.
-struct RowSpan {
+struct TokenSpan {
   SequenceId id{};
   int64_t position = 0;
   std::vector<int32_t> tokens;
@@ -66,12 +66,12 @@ struct StepPlan {
       releases;  // executed first: frees blocks of ended and cancelled sequences
   std::vector<SequenceSpec> admissions;
   std::vector<PrefillSlice> prefill;
-  std::vector<RowSpan> rows;   // one batch
-  bool collect_stats = false;  // ranks send their counters to the leader after the step
-  bool shutdown = false;       // the last plan
+  std::vector<TokenSpan> spans;  // one batch
+  bool collect_stats = false;    // ranks send their counters to the leader after the step
+  bool shutdown = false;         // the last plan
 
   bool empty() const {
-    return releases.empty() && admissions.empty() && prefill.empty() && rows.empty() &&
+    return releases.empty() && admissions.empty() && prefill.empty() && spans.empty() &&
            !collect_stats && !shutdown;
   }
 };

@@ -37,12 +37,12 @@ struct Work {
   int64_t most_product_rows, most_attention_rows;
   int64_t large_message;
 };
-constexpr Work kHostWork = {5e9, 5e9, 2048, 4096, 4 << 20};
+constexpr Work kCpuWork = {5e9, 5e9, 2048, 4096, 4 << 20};
 constexpr Work kDeviceWork = {2e12, 1e12, 4096, 16384, 64 << 20};
 constexpr int64_t kSmallMessage = 64 << 10;
 
 const Work& WorkFor(const kernels::Backend& backend) {
-  return backend.place() == kernels::Place::kHost ? kHostWork : kDeviceWork;
+  return backend.place() == kernels::Place::kCpu ? kCpuWork : kDeviceWork;
 }
 
 // Zeros: kernels take as long as with other numbers.

@@ -45,7 +45,7 @@ absl::StatusOr<std::unique_ptr<comm::Communicator>> NcclBetween(comm::Communicat
 absl::StatusOr<comm::Mesh> NcclMesh(comm::Mesh& host, absl::Duration deadline) {
   APB_ASSIGN_OR_RETURN(auto all, NcclBetween(host.all(), deadline));
   if (host.tensor() == nullptr) return comm::Mesh(std::move(all));
-  APB_ASSIGN_OR_RETURN(auto context, NcclBetween(host.context(), deadline));
+  APB_ASSIGN_OR_RETURN(auto context, NcclBetween(host.cp_group(), deadline));
   APB_ASSIGN_OR_RETURN(auto tensor, NcclBetween(*host.tensor(), deadline));
   return comm::Mesh(std::move(all), std::move(context), std::move(tensor));
 }
@@ -96,7 +96,7 @@ absl::StatusOr<Device> ChooseDevice(const WorkerOptions& options, int threads,
 }
 
 absl::StatusOr<int64_t> KvCacheBytes(const WorkerOptions& options, const Device& device) {
-  if (device.backend->place() == kernels::Place::kHost)
+  if (device.backend->place() == kernels::Place::kCpu)
     return AvailableMemoryBytes() / 2 / device.ranks_on_it;
   APB_ASSIGN_OR_RETURN(const int64_t free, kernels::FreeCudaBytes());
   return static_cast<int64_t>(static_cast<double>(free) * options.gpu_memory_utilization) /

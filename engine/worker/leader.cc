@@ -69,8 +69,8 @@ class Leader {
         engine_(engine),
         stop_(stop),
         deadline_(absl::Seconds(options.collective_timeout_seconds)),
-        scheduler_({.ranks = engine.device.mesh->context().size(),
-                    .default_hosts = engine.device.mesh->context().size() * options.virtual_hosts,
+        scheduler_({.ranks = engine.device.mesh->cp_group().size(),
+                    .default_hosts = engine.device.mesh->cp_group().size() * options.virtual_hosts,
                     .block_size = engine.shape.block_size,
                     .blocks_per_rank = engine.shape.block_count,
                     .layers = engine.weights->config().layers,
@@ -85,7 +85,7 @@ class Leader {
                     .ring_from = options.ring_from,
                     .balanced = options.balanced,
                     .prefix_cache = options.prefix_cache,
-                    .max_batch_rows = options.max_batch_rows,
+                    .max_batch_tokens = options.max_batch_tokens,
                     .max_waiting = options.max_queued_requests,
                     .max_waiting_tokens = options.max_queued_tokens}) {}
 
@@ -124,9 +124,9 @@ class Leader {
     hello.set_model_fingerprint(config.fingerprint);
     hello.set_max_model_len(engine_.max_model_len);
     hello.set_kv_block_size(engine_.shape.block_size);
-    hello.set_kv_blocks_total(engine_.shape.block_count * engine_.device.mesh->context().size());
+    hello.set_kv_blocks_total(engine_.shape.block_count * engine_.device.mesh->cp_group().size());
     hello.set_has_retaining_heads(engine_.weights->has_retaining_heads());
-    hello.set_default_hosts(engine_.device.mesh->context().size() * options_.virtual_hosts);
+    hello.set_default_hosts(engine_.device.mesh->cp_group().size() * options_.virtual_hosts);
     hello.set_dtype(std::string(model::TorchName(config.dtype)));
     hello.set_weight_type(std::string(engine_.weights->weight_type()));
     hello.set_token(options_.token);
@@ -170,7 +170,7 @@ class Leader {
 
   absl::Status Step() {
     schedule::StepPlan plan = scheduler_.NextStep(absl::Now());
-    const bool busy = !plan.prefill.empty() || !plan.rows.empty();
+    const bool busy = !plan.prefill.empty() || !plan.spans.empty();
     // The one more report after the last request shows the KV cache empty again.
     const bool due = absl::Now() - last_stats_ >= (busy ? kStatsWhileBusy : kStatsWhileIdle);
     plan.collect_stats = due || (!busy && was_busy_);

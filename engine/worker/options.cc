@@ -61,7 +61,8 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
   app.add_option("--max-model-len", o->max_model_len,
                  "Limit of prompt + completion; 0: the model's")
       ->check(CLI::NonNegativeNumber);
-  app.add_option("--max-batch-rows", o->max_batch_rows, "Rows (query and decode tokens) of a step")
+  app.add_option("--max-batch-tokens,--max-batch-rows", o->max_batch_tokens,
+                 "Query and decode tokens of a step (--max-batch-rows is its older name)")
       ->check(CLI::Range(1, 65536));
   app.add_option("--max-queued-requests", o->max_queued_requests,
                  "Waiting requests before new ones are refused")

@@ -24,7 +24,7 @@ struct WorkerOptions {
   int64_t kv_cache_tokens = 0;  // of the whole group; 0 = from free memory
   int64_t kv_block_size = 32;
   int64_t max_model_len = 0;  // 0 = the model's, as far as the KV cache goes
-  int64_t max_batch_rows = 512;
+  int64_t max_batch_tokens = 512;
   int64_t max_queued_requests = 256;
   int64_t max_queued_tokens = 4 << 20;
   int64_t full_below = 8192;  // `auto` computes shorter documents exactly

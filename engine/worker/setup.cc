@@ -136,7 +136,7 @@ absl::StatusOr<float> SecondsOfStep(executor::StepExecutor& executor) {
   constexpr int kSteps = 5;
   double best = 0;
   for (int step = 0; step < kSteps; ++step) {
-    plan.rows = {{.id = id, .position = step, .tokens = {0}, .sample = true}};
+    plan.spans = {{.id = id, .position = step, .tokens = {0}, .sample = true}};
     const absl::Time start = absl::Now();
     APB_RETURN_IF_ERROR(executor.Execute(plan).status());
     const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
@@ -152,7 +152,7 @@ absl::StatusOr<float> SecondsOfStep(executor::StepExecutor& executor) {
 // Replicated or sliced query and decode rows: as told, or what a measured step says is faster.
 absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine,
                            comm::Communicator& control) {
-  if (options.decode == "replicated" || engine.device.mesh->context().size() == 1)
+  if (options.decode == "replicated" || engine.device.mesh->cp_group().size() == 1)
     return absl::OkStatus();
   executor::StepExecutor& executor = *engine.executor;
   if (!executor.SetSliced(true)) {
@@ -180,7 +180,7 @@ absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine,
 // Of a GPU's memory, what the KV cache and all else have left for the activations of a prefill, on
 // the rank that has least. A tenth stays for the scratch of kernels.
 absl::StatusOr<int64_t> PrefillBytes(const Device& device, comm::Communicator& control) {
-  if (device.backend->place() == kernels::Place::kHost) return 0;
+  if (device.backend->place() == kernels::Place::kCpu) return 0;
   APB_ASSIGN_OR_RETURN(const int64_t free, kernels::FreeCudaBytes());
   APB_ASSIGN_OR_RETURN(const int64_t least,
                        comm::MinOverRanks(control, free / 10 * 9 / device.ranks_on_it));
@@ -191,7 +191,7 @@ absl::Status MeasureSpeed(const WorkerOptions& options, Engine& engine) {
   const absl::Time start = absl::Now();
   if (options.calibrate) {
     APB_ASSIGN_OR_RETURN(engine.speed, Calibrate(*engine.weights, *engine.device.backend,
-                                                 engine.device.mesh->context()));
+                                                 engine.device.mesh->cp_group()));
   }
   APB_LOG(Info, "calibration ", options.calibrate ? "measured" : "off, assumed",
           " product_gflops=", engine.speed.product_flops * 1e-9,
@@ -224,7 +224,7 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, comm::MpiRuntime& mpi
                   .block_size = options.kv_block_size,
                   .block_count = 0,
                   .dtype = config.dtype};
-  const int context_ranks = engine.device.mesh->context().size();
+  const int context_ranks = engine.device.mesh->cp_group().size();
   APB_ASSIGN_OR_RETURN(const int64_t memory, KvCacheBytes(options, engine.device));
   const int64_t mine = BlocksPerRank(options, config, engine.shape, memory, context_ranks);
   APB_ASSIGN_OR_RETURN(engine.shape.block_count, comm::MinOverRanks(*control, mine));

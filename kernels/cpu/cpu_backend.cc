@@ -122,7 +122,7 @@ class CpuBackend : public Backend {
         name_(absl::StrCat("cpu/", std::string(path.name))) {}
 
   std::string_view name() const override { return name_; }
-  Place place() const override { return Place::kHost; }
+  Place place() const override { return Place::kCpu; }
 
   absl::StatusOr<Buffer> Allocate(size_t size_bytes) override {
     const size_t rounded = (std::max<size_t>(size_bytes, 1) + 4095) / 4096 * 4096;

@@ -82,7 +82,7 @@ absl::StatusOr<Rank> MakeRank(const Options& options, comm::MpiRuntime& runtime)
   }
   const model::ModelConfig& config = rank.weights->config();
   if (config.dtype != DType::kBF16) return absl::InvalidArgumentError("a bfloat16 model is needed");
-  comm::Communicator& context = rank.mesh->context();
+  comm::Communicator& context = rank.mesh->cp_group();
   APB_ASSIGN_OR_RETURN(rank.decoder,
                        model::Decoder::Create(*rank.weights, *rank.backend, rank.mesh->tensor()));
   rank.can_slice = context.size() > 1 && rank.decoder->EnableSlices(context, rank.mesh->all()).ok();
@@ -108,7 +108,7 @@ absl::StatusOr<Rank> MakeRank(const Options& options, comm::MpiRuntime& runtime)
 absl::StatusOr<double> Steps(Rank& rank, const Options& options, int64_t depth, int64_t batch,
                              bool sliced) {
   const model::ModelConfig& config = rank.weights->config();
-  const comm::Communicator& context = rank.mesh->context();
+  const comm::Communicator& context = rank.mesh->cp_group();
   std::vector<cache::SequenceKv> sequences(batch);
   std::vector<int32_t> mine;
   for (int64_t p = context.rank(); p < depth; p += context.size())

@@ -188,9 +188,9 @@ absl::StatusOr<Rank> MakeRank(const Options& options, comm::MpiRuntime& runtime)
 }
 
 // One batch of new rows of one sequence, and on rank 0 the logits of the last one.
-absl::Status RunRows(Rank& rank, executor::TokenBatchAttention& rows, cache::SequenceKv& kv,
-                     int64_t document_slots, int64_t position, std::span<const int32_t> tokens,
-                     core::Workspace& hidden_memory, core::Workspace& logits_memory) {
+absl::Status RunSpans(Rank& rank, executor::TokenBatchAttention& rows, cache::SequenceKv& kv,
+                      int64_t document_slots, int64_t position, std::span<const int32_t> tokens,
+                      core::Workspace& hidden_memory, core::Workspace& logits_memory) {
   const model::ModelConfig& config = rank.weights->config();
   const int64_t count = static_cast<int64_t>(tokens.size());
   APB_RETURN_IF_ERROR(rows.Prepare(
@@ -216,7 +216,7 @@ absl::Status Decode(Rank& rank, const Options& options, executor::TokenBatchAtte
   for (int i = 0; i < options.decode_tokens; ++i) {
     const int32_t next = static_cast<int32_t>((i * 7919 + 13) % rank.weights->config().vocab_size);
     APB_RETURN_IF_ERROR(
-        RunRows(rank, rows, kv, document_slots, position + i, {&next, 1}, hidden, logits));
+        RunSpans(rank, rows, kv, document_slots, position + i, {&next, 1}, hidden, logits));
   }
   return absl::OkStatus();
 }
@@ -276,7 +276,7 @@ absl::StatusOr<json> RunCase(Rank& rank, const Options& options, const std::stri
   constexpr int64_t kQueryChunk = 512;
   for (int64_t done = 0; done < query; done += kQueryChunk) {
     const int64_t count = std::min(kQueryChunk, query - done);
-    APB_RETURN_IF_ERROR(RunRows(
+    APB_RETURN_IF_ERROR(RunSpans(
         rank, rows, kv, document_slots, length - query + done,
         question.subspan(static_cast<size_t>(done), static_cast<size_t>(count)), hidden, logits));
   }

@@ -20,7 +20,7 @@ std::vector<std::string> Seeds() {
   spec.hosts = 4;
   spec.sampling.stop_tokens = {2};
   plan.prefill.push_back({.ids = {SequenceId{3}}, .layer_begin = 0, .layer_end = 2});
-  plan.rows.push_back({.id = SequenceId{4}, .position = 9, .tokens = {6}, .sample = true});
+  plan.spans.push_back({.id = SequenceId{4}, .position = 9, .tokens = {6}, .sample = true});
   StepPlan last;
   last.shutdown = true;
   return {EncodeStepPlan(plan), EncodeStepPlan(StepPlan{}), EncodeStepPlan(last)};

@@ -29,7 +29,7 @@ class Decoding {
       spec.query_begin = depth - 1;
       spec.sampling.temperature = 0;
       if (depth > 1) plan.prefill.push_back({{spec.id}, 0, layers});
-      plan.rows.push_back({spec.id, depth - 1, {spec.tokens.back()}, /*sample=*/true});
+      plan.spans.push_back({spec.id, depth - 1, {spec.tokens.back()}, /*sample=*/true});
       plan.admissions.push_back(std::move(spec));
       APB_RETURN_IF_ERROR(Execute(plan));
     }
@@ -45,7 +45,7 @@ class Decoding {
       StepPlan plan;
       for (int64_t i = 1; i <= sequences_; ++i) {
         const int32_t token = static_cast<int32_t>((position_ * 7919 + i) % vocabulary_);
-        plan.rows.push_back({SequenceId{static_cast<uint64_t>(i)}, position_, {token}, true});
+        plan.spans.push_back({SequenceId{static_cast<uint64_t>(i)}, position_, {token}, true});
       }
       APB_RETURN_IF_ERROR(Execute(plan));
     }

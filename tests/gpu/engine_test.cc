@@ -110,8 +110,8 @@ class Side {
     const int64_t document_slots = kv.slot_count();
     std::vector<float> logits;
     const auto run = [&](int64_t begin, int64_t count) {
-      RunRows({.kv = &kv, .document_slots = document_slots, .position = begin, .count = count},
-              all.subspan(begin, count), logits);
+      RunSpans({.kv = &kv, .document_slots = document_slots, .position = begin, .count = count},
+               all.subspan(begin, count), logits);
     };
     run(n, kQuery);
     for (int64_t i = 0; i < kDecoded; ++i) run(n + kQuery + i, 1);
@@ -144,8 +144,8 @@ class Side {
     Check(stream_->Synchronize());
   }
 
-  void RunRows(const executor::BatchTokens& rows, std::span<const int32_t> tokens,
-               std::vector<float>& logits) {
+  void RunSpans(const executor::BatchTokens& rows, std::span<const int32_t> tokens,
+                std::vector<float>& logits) {
     core::Tensor hidden =
         Check(core::Tensor::Create(*backend_, config_.dtype, {rows.count, config_.hidden_size}));
     core::Tensor out =

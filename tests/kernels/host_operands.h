@@ -14,7 +14,7 @@ class HostOperands : public Backend {
   explicit HostOperands(std::unique_ptr<Backend> device) : device_(std::move(device)) {}
 
   std::string_view name() const override { return device_->name(); }
-  Place place() const override { return Place::kHost; }
+  Place place() const override { return Place::kCpu; }
   absl::StatusOr<Buffer> Allocate(size_t size_bytes) override {
     return device_->Allocate(size_bytes);
   }

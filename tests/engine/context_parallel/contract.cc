@@ -233,12 +233,12 @@ void CheckNewRowsAreExact(const TestRank& rank) {
     const int64_t document_slots = document.kv.slot_count();
     const auto run = [&](int64_t begin, int64_t count) {
       const int64_t at = n + begin;
-      const Hidden rows = engine.RunRows({{.kv = &document.kv,
-                                           .document_slots = document_slots,
-                                           .position = at,
-                                           .count = count,
-                                           .owner_offset = 7}},
-                                         {{text.begin() + at, text.begin() + at + count}});
+      const Hidden rows = engine.RunSpans({{.kv = &document.kv,
+                                            .document_slots = document_slots,
+                                            .position = at,
+                                            .count = count,
+                                            .owner_offset = 7}},
+                                          {{text.begin() + at, text.begin() + at + count}});
       const int64_t width = static_cast<int64_t>(rows.values.size()) / count;
       const Hidden want{
           count, {dense.values.begin() + at * width, dense.values.begin() + (at + count) * width}};
@@ -277,11 +277,11 @@ void CheckBatchesAreLikeAlone(const TestRank& rank) {
       tokens.push_back(Text(1000 * s + at, 1000 * s + at + counts[s]));
       done[s] += counts[s];
     }
-    const Hidden rows = engine.RunRows(batch, tokens);
+    const Hidden rows = engine.RunSpans(batch, tokens);
     int64_t at = 0;
     for (int s = 0; s < 3; ++s) {
       batch[s].kv = &alone[s];
-      const Hidden single = engine.RunRows({batch[s]}, {tokens[s]});
+      const Hidden single = engine.RunSpans({batch[s]}, {tokens[s]});
       const int64_t width = static_cast<int64_t>(rows.values.size()) / rows.rows;
       const Hidden part{
           counts[s],

@@ -55,11 +55,11 @@ void CheckBatchesOverPrefixesAreFull(const TestRank& rank) {
                             {{.text = {text.begin(), text.begin() + first}, .kv = &kv[i]}});
       }
       if (rows > 0) {
-        engine.RunRows({{.kv = &kv[i],
-                         .document_slots = kv[i].slot_count(),
-                         .position = first,
-                         .count = rows}},
-                       {{text.begin() + first, text.begin() + cached}});
+        engine.RunSpans({{.kv = &kv[i],
+                          .document_slots = kv[i].slot_count(),
+                          .position = first,
+                          .count = rows}},
+                        {{text.begin() + first, text.begin() + cached}});
       }
       dense.push_back(Dense(text));
       batch.push_back({.text = {text.begin(), text.end() - 2}, .cached = cached, .kv = &kv[i]});
@@ -70,7 +70,7 @@ void CheckBatchesOverPrefixesAreFull(const TestRank& rank) {
       const std::string name = absl::StrCat(strategy, " ", batch[i].cached, " of ", length);
       EXPECT_LT(Difference(hidden[i], Part(dense[i], batch[i].cached, length)), 1e-4) << name;
       // And the KV is where later rows find it.
-      const Hidden next = engine.RunRows(
+      const Hidden next = engine.RunSpans(
           {{.kv = &kv[i], .document_slots = kv[i].slot_count(), .position = length, .count = 2}},
           {Text(1000 * static_cast<int64_t>(i) + length,
                 1000 * static_cast<int64_t>(i) + length + 2)});

@@ -124,7 +124,7 @@ TestRank::TestRank(comm::Communicator& communicator, std::shared_ptr<kernels::Ba
 TinyEngine::TinyEngine(const TestRank& rank)
     : communicator_(rank.communicator), backend_(rank.backend) {
   const TinyModel& tiny = TinyModel::Get();
-  if (backend_->place() != kernels::Place::kHost)
+  if (backend_->place() != kernels::Place::kCpu)
     own_weights_ = TinyModel::Weights(*backend_, model::Share());
   weights_ = own_weights_ == nullptr ? tiny.weights.get() : own_weights_.get();
   decoder_ = Check(model::Decoder::Create(*weights_, *backend_));
@@ -216,8 +216,8 @@ absl::Status TinyEngine::TryPrefill(const PrefillCase& c) {
   return prefill.status();
 }
 
-Hidden TinyEngine::RunRows(const std::vector<executor::BatchTokens>& spans,
-                           const std::vector<std::vector<int32_t>>& tokens) {
+Hidden TinyEngine::RunSpans(const std::vector<executor::BatchTokens>& spans,
+                            const std::vector<std::vector<int32_t>>& tokens) {
   std::vector<int32_t> all;
   for (const auto& part : tokens) all.insert(all.end(), part.begin(), part.end());
   const int64_t rows = static_cast<int64_t>(all.size());
@@ -263,8 +263,8 @@ Hidden Dense(const std::vector<int32_t>& tokens) {
   TinyEngine engine(*alone[0]);
   cache::SequenceKv kv;
   // All tokens as query rows of a sequence without a document.
-  return engine.RunRows({{.kv = &kv, .position = 0, .count = static_cast<int64_t>(tokens.size())}},
-                        {tokens});
+  return engine.RunSpans({{.kv = &kv, .position = 0, .count = static_cast<int64_t>(tokens.size())}},
+                         {tokens});
 }
 
 }  // namespace apb::context_parallel

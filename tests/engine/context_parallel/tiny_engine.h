@@ -90,8 +90,8 @@ class TinyEngine {
                                    const std::vector<BatchDocument>& documents);
 
   // One batch of new rows: hidden states behind the last layer. tokens[i] belong to spans[i].
-  Hidden RunRows(const std::vector<executor::BatchTokens>& spans,
-                 const std::vector<std::vector<int32_t>>& tokens);
+  Hidden RunSpans(const std::vector<executor::BatchTokens>& spans,
+                  const std::vector<std::vector<int32_t>>& tokens);
 
   // Elementwise over ranks.
   std::vector<float> Reduced(std::vector<float> values, comm::ReduceOp op);

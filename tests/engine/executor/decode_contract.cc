@@ -94,10 +94,10 @@ class Plans {
     StepPlan plan;
     plan.step = ++step_;
     for (const auto& [id, position] : positions_) {
-      plan.rows.push_back({.id = SequenceId{id},
-                           .position = position,
-                           .tokens = Text(7 * step_ + id, 7 * step_ + id + 1),
-                           .sample = true});
+      plan.spans.push_back({.id = SequenceId{id},
+                            .position = position,
+                            .tokens = Text(7 * step_ + id, 7 * step_ + id + 1),
+                            .sample = true});
     }
     for (auto& [id, position] : positions_) ++position;
     return plan;
@@ -108,7 +108,7 @@ class Plans {
     plan.admissions.push_back(Spec(id, document, query));
     const schedule::SequenceSpec& spec = plan.admissions.back();
     if (document > 0) plan.prefill.push_back({{spec.id}, 0, TinyModel::Get().config.layers});
-    plan.rows.push_back(
+    plan.spans.push_back(
         {.id = spec.id, .position = document, .tokens = spec.embedded_query, .sample = true});
     positions_[id] = document + query;
   }
@@ -116,7 +116,7 @@ class Plans {
     const auto gone = std::next(positions_.begin(), rng_() % positions_.size());
     const SequenceId id{gone->first};
     plan.releases.push_back(id);
-    std::erase_if(plan.rows, [&](const auto& span) { return span.id == id; });
+    std::erase_if(plan.spans, [&](const auto& span) { return span.id == id; });
     positions_.erase(gone);
   }
   // A prefill that is given up after a layer: long scratch comes and goes.

@@ -64,7 +64,8 @@ std::unique_ptr<StepExecutor> MakeExecutor(const comm::Mesh& mesh, int64_t block
                                        BackendOf(division), mesh);
   EXPECT_TRUE(executor.ok()) << executor.status();
   // One rank, and groups with as many ranks as heads at most, can.
-  EXPECT_EQ((*executor)->SetSliced(division.sliced), !division.sliced || mesh.context().size() > 1);
+  EXPECT_EQ((*executor)->SetSliced(division.sliced),
+            !division.sliced || mesh.cp_group().size() > 1);
   return *std::move(executor);
 }
 
@@ -94,7 +95,7 @@ Group::Group(const comm::Mesh& mesh, int64_t blocks, bool prefix_cache, const Di
     : ranks_(mesh.all().size()),
       tensor_(mesh.tensor() == nullptr ? 1 : mesh.tensor()->size()),
       executor_(MakeExecutor(mesh, blocks, division)),
-      scheduler_({.ranks = mesh.context().size(),
+      scheduler_({.ranks = mesh.cp_group().size(),
                   .default_hosts = kHosts,
                   .block_size = kBlockSize,
                   .blocks_per_rank = blocks,
@@ -110,7 +111,7 @@ Group::Group(const comm::Mesh& mesh, int64_t blocks, bool prefix_cache, const Di
                   .ring_from = 24,
                   .prefill_batch_tokens = 150,
                   .prefix_cache = prefix_cache,
-                  .max_batch_rows = 24,
+                  .max_batch_tokens = 24,
                   .max_waiting = 100000,
                   // A slice is one layer: room for a cancellation.
                   .slice_seconds_busy = 1e-9,

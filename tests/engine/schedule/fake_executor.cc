@@ -16,7 +16,7 @@ SchedulerOptions TestOptions() {
           .max_model_len = 200,
           .has_retaining_heads = true,
           .full_below = 32,
-          .max_batch_rows = 16,
+          .max_batch_tokens = 16,
           .max_waiting = 1000,
           .max_waiting_tokens = 1 << 20};
 }
@@ -75,7 +75,7 @@ StepPlan FakeExecutor::Step() {
     result.prefill_seconds = 0.01 * (slice.layer_end - slice.layer_begin);
   }
   int64_t rows = 0;
-  for (const RowSpan& span : plan.rows) {
+  for (const TokenSpan& span : plan.spans) {
     EXPECT_TRUE(live_.contains(span.id));
     rows += static_cast<int64_t>(span.tokens.size());
     if (span.sample)

@@ -69,7 +69,7 @@ TEST(Scheduler, ALongRestBehindAPrefixIsPrefilled) {
   next.spec.strategy = "apb";
   StepPlan plan = submit(next);
   EXPECT_TRUE(plan.prefill.empty());
-  EXPECT_EQ(plan.rows[0].position, 90);
+  EXPECT_EQ(plan.spans[0].position, 90);
   next = Alike(3, 200, 2);
   next.spec.strategy = "apb";
   plan = submit(next);

@@ -106,7 +106,7 @@ TEST(Scheduler, DecodingGoesOnBesideALongPrefill) {
   for (int slices = 0, i = 0; i < 2; ++i) {
     const StepPlan plan = run.Step();
     slices += static_cast<int>(plan.prefill.size());
-    ASSERT_EQ(plan.rows.size(), 1u);
+    ASSERT_EQ(plan.spans.size(), 1u);
     ASSERT_GT(slices, 0);
   }
   run.RunUntilIdle();

@@ -33,7 +33,7 @@ StepPlan Example() {
   spec.sampling.temperature = 0.5f;
   plan.admissions = {spec, spec};
   plan.prefill = {{{SequenceId{4}, SequenceId{6}}, 1, 3}};
-  plan.rows = {{.id = SequenceId{5}, .position = 10, .tokens = {42}, .sample = true}};
+  plan.spans = {{.id = SequenceId{5}, .position = 10, .tokens = {42}, .sample = true}};
   plan.collect_stats = true;
   return plan;
 }
@@ -48,7 +48,7 @@ TEST(StepPlan, RoundTrip) {
   EXPECT_EQ(plan->admissions[1].row_cost_pairs, 2048);
   EXPECT_EQ(plan->admissions[1].prefix_strategy, "ring_q");
   EXPECT_EQ(plan->prefill[0].ids, (std::vector<SequenceId>{SequenceId{4}, SequenceId{6}}));
-  EXPECT_TRUE(plan->rows[0].sample && plan->collect_stats && !plan->shutdown);
+  EXPECT_TRUE(plan->spans[0].sample && plan->collect_stats && !plan->shutdown);
 }
 
 TEST(StepPlan, DamagedBytes) {
