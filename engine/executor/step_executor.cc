@@ -277,10 +277,36 @@ absl::Status StepExecutor::SampleSpans(const std::vector<schedule::TokenSpan>& s
   return mesh_.all().rank() == 0 ? Draw(owners, logits, result) : absl::OkStatus();
 }
 
+absl::StatusOr<std::vector<int32_t>> StepExecutor::Observe(const std::vector<Sequence*>& owners,
+                                                           const TensorView& logits) {
+  std::vector<int32_t> chosen(owners.size(), -1);
+  if (observer_ == nullptr) return chosen;
+  std::vector<size_t> rows;
+  for (size_t i = 0; i < owners.size(); ++i) {
+    if (observer_->Wants(owners[i]->spec.id)) rows.push_back(i);
+  }
+  if (rows.empty()) return chosen;
+  const int64_t vocab = logits.shape[1];
+  observed_.resize(rows.size() * vocab);
+  for (size_t i = 0; i < rows.size(); ++i)
+    backend_.Copy(logits.Rows(rows[i], rows[i] + 1),
+                  TensorView::Contiguous(observed_.data() + i * vocab, DType::kF32, {1, vocab}),
+                  *stream_);
+  APB_RETURN_IF_ERROR(stream_->Synchronize());
+  for (size_t i = 0; i < rows.size(); ++i)
+    chosen[rows[i]] =
+        observer_
+            ->OnLogits(owners[rows[i]]->spec.id, std::span(observed_).subspan(i * vocab, vocab))
+            .value_or(-1);
+  return chosen;
+}
+
 absl::Status StepExecutor::Draw(const std::vector<Sequence*>& owners, const TensorView& logits,
                                 schedule::StepResult& result) {
   std::vector<sampling::SampleRequest> requests;
   for (const Sequence* s : owners) requests.push_back({s->spec.sampling, s->counts});
+  // First: Sample changes the logits.
+  APB_ASSIGN_OR_RETURN(const std::vector<int32_t> chosen, Observe(owners, logits));
   APB_ASSIGN_OR_RETURN(std::vector<absl::StatusOr<sampling::SampleResult>> results,
                        sampler_.Sample(requests, logits, *stream_));
   for (size_t i = 0; i < owners.size(); ++i) {
@@ -290,6 +316,7 @@ absl::Status StepExecutor::Draw(const std::vector<Sequence*>& owners, const Tens
       result.failures.push_back({s.spec.id, drawn.status()});
       continue;
     }
+    if (chosen[i] >= 0) drawn->token = chosen[i];
     s.counts.AddGenerated(drawn->token);
     result.tokens.push_back({.id = s.spec.id,
                              .token = drawn->token,

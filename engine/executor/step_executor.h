@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "engine/comm/mesh.h"
 #include "engine/executor/document_prefill.h"
+#include "engine/executor/logits_observer.h"
 #include "engine/executor/step_graphs.h"
 #include "engine/executor/token_batch.h"
 #include "engine/sampling/sampler.h"
@@ -51,6 +52,9 @@ class StepExecutor {
   void DisableGraphs() { graphs_.Disable(); }
   bool uses_graphs() const { return graphs_.enabled(); }
 
+  // On rank 0, between steps; null: none. Must outlive the executor, or be taken away.
+  void SetLogitsObserver(LogitsObserver* observer) { observer_ = observer; }
+
   const PrefillPhases& phases() const { return phases_; }
   const cache::BlockPool& pool() const { return cache_->pool(); }
   const comm::Mesh& mesh() const { return mesh_; }
@@ -87,6 +91,10 @@ class StepExecutor {
                            const kernels::TensorView& hidden, schedule::StepResult& result);
   absl::Status Draw(const std::vector<Sequence*>& owners, const kernels::TensorView& logits,
                     schedule::StepResult& result);
+  // Tokens that the observer chooses, by row; -1: the row's token is drawn. Synchronizes if it
+  // wants any row.
+  absl::StatusOr<std::vector<int32_t>> Observe(const std::vector<Sequence*>& owners,
+                                               const kernels::TensorView& logits);
 
   const model::Weights& weights_;
   kernels::Backend& backend_;
@@ -103,6 +111,8 @@ class StepExecutor {
   int64_t most_logits_ = 0, logits_moves_ = 0;
   StepGraphs graphs_;
   sampling::Sampler sampler_;  // rank 0
+  LogitsObserver* observer_ = nullptr;
+  std::vector<float> observed_;  // [observed rows, V]
   PrefillPhases phases_;
   double attend_rest_ = 0;  // at most 0: still to be taken off phases_.attend
   bool overlap_passing_ = false;

@@ -12,17 +12,11 @@
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <thread>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "engine/base/status_macros.h"
-#include "engine/comm/local_communicator.h"
-#include "engine/executor/step_executor.h"
-#include "engine/schedule/scheduler.h"
+#include "tests/bench/one_rank_engine.h"
 
 namespace apb::bench {
 namespace {
@@ -31,17 +25,9 @@ using nlohmann::json;
 using schedule::SequenceId;
 
 struct Options {
-  std::string model, prompts, json_file, answers_file, quantize = "none";
+  OneRankOptions engine;
+  std::string prompts, json_file, answers_file;
   std::vector<std::string> configurations;
-  bool float32 = false;
-  int threads = 0;
-};
-
-struct Configuration {
-  std::string strategy, compressor;
-  int hosts = 1;
-  bool again = false;
-  int64_t anchor = -1, passing = -1;  // lengths; -1: default for the length
 };
 
 struct Prompt {
@@ -54,30 +40,6 @@ struct Tally {
   int64_t documents = 0, correct = 0;
   double seconds = 0;  // to the first token, summed
 };
-
-absl::StatusOr<Configuration> ParseConfiguration(const std::string& text) {
-  const std::vector<std::string> parts = absl::StrSplit(text, ':');
-  Configuration c{.strategy = parts[0]};
-  if (parts.size() > 1) c.compressor = parts[1];
-  bool good = parts.size() < 3 || absl::SimpleAtoi(parts[2], &c.hosts);
-  for (size_t i = 3; i < parts.size(); ++i) {
-    absl::string_view option = parts[i];
-    if (option == "again") {
-      c.again = true;
-    } else if (absl::ConsumePrefix(&option, "anchor=")) {
-      good = good && absl::SimpleAtoi(option, &c.anchor);
-    } else {
-      good =
-          good && absl::ConsumePrefix(&option, "passing=") && absl::SimpleAtoi(option, &c.passing);
-    }
-  }
-  if (!good) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--configurations: '", text,
-                     "' is not strategy[:compressor[:hosts[:again][:anchor=N][:passing=N]]]"));
-  }
-  return c;
-}
 
 absl::StatusOr<std::vector<Prompt>> ReadPrompts(const std::string& file) {
   std::ifstream in(file);
@@ -107,58 +69,16 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const std::string& file) {
   return prompts;
 }
 
-struct Engine {
-  std::unique_ptr<kernels::Backend> backend;
-  std::unique_ptr<comm::Mesh> mesh;
-  std::unique_ptr<model::Weights> weights;
-  std::unique_ptr<executor::StepExecutor> executor;
-  std::unique_ptr<schedule::Scheduler> scheduler;
-};
-
-absl::StatusOr<Engine> MakeEngine(const Options& options, int64_t longest) {
-  Engine e;
-  APB_ASSIGN_OR_RETURN(e.backend, kernels::CreateCpuBackend({.threads = options.threads}));
-  model::LoadOptions load;
-  if (options.float32) load.dtype = kernels::DType::kF32;
-  load.quantize = model::BlockTypeNamed(options.quantize);
-  e.mesh = std::make_unique<comm::Mesh>(std::move(comm::CreateLocalGroup(1, absl::Minutes(1))[0]));
-  APB_ASSIGN_OR_RETURN(e.weights, model::Weights::Load(options.model, *e.backend, {}, load));
-  const model::ModelConfig& config = e.weights->config();
-  constexpr int64_t kBlock = 32;
-  const cache::KvCacheShape shape{.layers = config.layers,
-                                  .kv_heads = config.kv_heads,
-                                  .head_dim = config.head_dim,
-                                  .block_size = kBlock,
-                                  .block_count = 2 * (longest / kBlock + 2),
-                                  .dtype = config.dtype};
-  APB_ASSIGN_OR_RETURN(e.executor,
-                       executor::StepExecutor::Create(*e.weights, shape, *e.backend, *e.mesh));
-  schedule::SchedulerOptions limits;
-  limits.block_size = kBlock;
-  limits.blocks_per_rank = shape.block_count;
-  limits.layers = config.layers;
-  limits.max_model_len = longest;
-  limits.vocab_size = config.vocab_size;
-  limits.has_retaining_heads = e.weights->has_retaining_heads();
-  limits.prefix_cache = true;  // emptied before each document
-  e.scheduler = std::make_unique<schedule::Scheduler>(limits);
-  return e;
-}
-
 // The greedy answer to one prompt, unless `whole` as far as it is right; `seconds` gets the time
 // to its first token.
-absl::StatusOr<std::vector<int32_t>> Answer(Engine& e, const schedule::SequenceSpec& spec,
+absl::StatusOr<std::vector<int32_t>> Answer(OneRankEngine& e, const schedule::SequenceSpec& spec,
                                             const std::vector<int32_t>& expected,
                                             const Configuration& configuration, uint64_t id,
                                             bool whole, double* seconds) {
   schedule::Request request;
   request.spec = spec;
   request.spec.id = SequenceId{id};
-  request.spec.strategy = configuration.strategy;
-  request.spec.compressor = configuration.compressor;
-  request.spec.hosts = configuration.hosts;
-  request.spec.anchor_length = configuration.anchor;
-  request.spec.passing_length = configuration.passing;
+  Apply(configuration, request.spec);
   request.spec.sampling.temperature = 0;
   request.spec.sampling.max_tokens = static_cast<int32_t>(expected.size());
   const absl::Time start = absl::Now();
@@ -185,7 +105,7 @@ absl::Status Run(const Options& options) {
   int64_t longest = 64;
   for (const Prompt& p : prompts)
     longest = std::max<int64_t>(longest, p.spec.tokens.size() + p.expected.size() + 1);
-  APB_ASSIGN_OR_RETURN(Engine engine, MakeEngine(options, longest));
+  APB_ASSIGN_OR_RETURN(OneRankEngine engine, MakeOneRankEngine(options.engine, longest));
   json results = json::array();
   std::ofstream answers;
   if (!options.answers_file.empty()) answers.open(options.answers_file);
@@ -241,7 +161,7 @@ absl::Status Run(const Options& options) {
 int Main(int argc, char** argv) {
   Options options;
   CLI::App app("Accuracy of strategies on prompts with known answers");
-  app.add_option("--model", options.model, "checkpoint directory")->required();
+  AddOptions(app, options.engine);
   app.add_option(
          "--prompts", options.prompts,
          "JSON lines: tokens, query_begin, query_insert_position, embedded_query, expected, "
@@ -252,14 +172,8 @@ int Main(int argc, char** argv) {
       ->delimiter(',')
       ->required();
   app.add_option("--answers", options.answers_file, "JSON lines of whole answers go there");
-  app.add_flag("--float32", options.float32, "compute in float32, whatever the checkpoint's type");
-  app.add_option("--quantize", options.quantize, "weights of products: none, int8, int4")
-      ->check(CLI::IsMember({"none", "int8", "int4"}));
-  app.add_option("--threads", options.threads, "0 = all cores");
   app.add_option("--json", options.json_file, "writes the results there instead of stdout");
   CLI11_PARSE(app, argc, argv);
-  if (options.threads == 0)
-    options.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   const absl::Status status = Run(options);
   if (!status.ok()) std::fprintf(stderr, "engine_quality: %s\n", status.ToString().c_str());
   return status.ok() ? 0 : 1;

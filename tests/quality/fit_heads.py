@@ -116,7 +116,7 @@ def document(documents, index, tokens):
     text = "<|user|>\n" + made["document"] + "<|end|>\n"
     encoding = documents.tokenizer.encode(text, add_special_tokens=False)
     ends = {m.end() for m in FACT.finditer(text)}
-    facts = [1 + i for i, (_, end) in enumerate(encoding.offsets) if end in ends]
+    facts = [1 + i for i, (_, end) in enumerate(encoding.offsets) if end in ends or (text[end - 1] == "\n" and end - 1 in ends)]
     question = documents.encode(table.render([{"role": "user", "content": made["question"]}])
                                 + made["answer"])
     ids = [documents.bos] + encoding.ids + question

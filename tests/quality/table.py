@@ -158,9 +158,9 @@ def page_table(args, results):
     return "\n\n".join(parts)
 
 
-def write_page(page, table):
+def write_page(page, table, first=BEGIN, last=END):
     text = page.read_text()
-    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    begin, end = text.index(first) + len(first), text.index(last)
     page.write_text(text[:begin] + "\n\n" + table + "\n\n" + text[end:])
 
 
