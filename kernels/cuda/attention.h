@@ -43,6 +43,25 @@ struct SegmentedArgs {
   DeviceSegment segment[kMaxSegments];
 };
 
+// The work of one thread block of the prefill kernels: a tile of rows and a query head.
+struct PrefillTile {
+  int64_t index;  // of the row tile in tile_counts
+  RowTile rows;
+  int head, kv_head;
+};
+
+// The heads of a group run side by side, because they read the same keys. The last rows come first,
+// because they see the most keys.
+APB_HOST_DEVICE inline PrefillTile PrefillTileAt(const SegmentedArgs& a, unsigned block,
+                                                 int tile_rows) {
+  const int group = a.heads / a.kv_heads;
+  const int64_t tiles = RowTiles(a.rows, a.group_split, tile_rows);
+  const int64_t index = tiles - 1 - block / group % tiles;
+  const int kv_head = static_cast<int>(block / group / tiles);
+  return {index, RowTileAt(index, a.rows, a.group_split, tile_rows),
+          static_cast<int>(kv_head * group + block % group), kv_head};
+}
+
 // Everything but tile_counts; at most kMaxSegments keys. Drops segments without keys or readers.
 SegmentedArgs ToDevice(const AttentionArgs& args);
 
@@ -70,7 +89,7 @@ constexpr int kHopperTileKeys = 128;
 bool IsHopperHeadDim(int64_t head_dim);
 cudaError_t HopperAttention(const SegmentedArgs& args, cudaStream_t stream);
 
-// paged_attention.cu
+// paged/paged_attention.cu
 bool MatrixPagedAttentionTakes(const PagedAttentionArgs& args);
 // Bytes of scratch for the partial results of keys that are split.
 size_t PagedScratchBytes(const PagedAttentionArgs& args, int multiprocessors);

@@ -26,7 +26,7 @@ struct WarpAttention {
 
   uint32_t q[D / 16][4];
   float out[D / 8][4] = {};
-  SoftmaxState softmax;
+  SoftmaxRows softmax;
 
   // The two rows of this lane, null for one that is not there.
   __device__ __forceinline__ void LoadRows(const T* row0, const T* row1) {
@@ -93,12 +93,12 @@ struct WarpAttention {
 
   // Row `half` of this lane to elements at, at + 1, ... of `to`; after softmax.ReduceLanes.
   __device__ __forceinline__ void WriteRow(int half, void* to, bool is_float, int64_t at) const {
-    const float inverse = softmax.Inverse(half);
+    const float normalizer = softmax.row[half].Normalizer();
     const int column = threadIdx.x % 4 * 2;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-      StorePair<T>(to, is_float, at + n * 8 + column, out[n][2 * half] * inverse,
-                   out[n][2 * half + 1] * inverse);
+      StorePair<T>(to, is_float, at + n * 8 + column, out[n][2 * half] * normalizer,
+                   out[n][2 * half + 1] * normalizer);
     }
   }
 

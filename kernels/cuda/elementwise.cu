@@ -4,6 +4,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/softmax_state.cuh"
 
 namespace apb::kernels::cuda {
 namespace {
@@ -270,26 +271,25 @@ __global__ void MergePartialsKernel(PartialViews in, Rows<T> out, Rows<float> ls
   if (index >= rows * heads) return;
   const int lane = threadIdx.x % kWarp;
   const int64_t t = index / heads, h = index % heads;
-  const float* sums = in.lses + t * in.lse_row + h * in.lse_head;
-  float row_max = -INFINITY;
-  for (int p = 0; p < parts; ++p) row_max = fmaxf(row_max, sums[p * in.lse_part]);
-  float total = 0;
-  for (int p = 0; p < parts && row_max != -INFINITY; ++p)
-    total += expf(sums[p * in.lse_part] - row_max);
+  const float* lses = in.lses + t * in.lse_row + h * in.lse_head;
+  SoftmaxState all;
+  for (int p = 0; p < parts; ++p) all.row_max = fmaxf(all.row_max, lses[p * in.lse_part]);
+  for (int p = 0; p < parts; ++p) all.Merge({lses[p * in.lse_part], 1}, kLog2E);
+  const float normalizer = all.Normalizer();
   for (int c = lane; c < width; c += kWarp) {
     float sum = 0;
-    for (int p = 0; p < parts && row_max != -INFINITY; ++p) {
-      // A part that saw no key counts for nothing, whatever is in its row.
-      if (sums[p * in.lse_part] == -INFINITY) continue;
-      const float weight = expf(sums[p * in.lse_part] - row_max) / total;
+    for (int p = 0; p < parts; ++p) {
+      // A part that saw no key counts for nothing, whatever its row holds.
+      if (lses[p * in.lse_part] == -INFINITY) continue;
+      const float weight = all.Rescale(lses[p * in.lse_part], kLog2E);
       sum += weight * in.outs[p * in.out_part + t * in.out_row + h * in.out_head + c];
     }
-    out.At(t, h)[c] = FromFloat<T>(sum);
+    out.At(t, h)[c] = FromFloat<T>(sum * normalizer);
   }
   // Behind the last look of all lanes: the place may be a part's.
   __syncwarp();
   if (lse.data != nullptr && lane == 0) {
-    lse.At(t)[h] = row_max == -INFINITY ? -INFINITY : row_max + logf(total);
+    lse.At(t)[h] = all.LogSumExp(1);
   }
 }
 
