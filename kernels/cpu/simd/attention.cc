@@ -148,7 +148,8 @@ class Prefill {
         unit.WriteRow(row, static_cast<O*>(args_.out.data) + t * args_.out.stride[0] +
                                q_head * args_.out.stride[1]);
         if (args_.lse.data != nullptr)
-          static_cast<float*>(args_.lse.data)[t * args_.lse.stride[0] + q_head] = unit.Lse(row);
+          static_cast<float*>(args_.lse.data)[t * args_.lse.stride[0] + q_head] =
+              unit.LogSumExp(row);
       }
     }
   }

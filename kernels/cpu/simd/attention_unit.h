@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cpu/simd/packed_keys.h"
+#include "kernels/cpu/simd/softmax_state.h"
 
 namespace apb::kernels::APB_ISA {
 
@@ -72,20 +73,19 @@ struct AttentionUnit {
       AddToTile(block, see_all, begin, static_cast<int>(Min(kTileRows, rows - begin)));
   }
 
-  float Lse(int row) const {
-    return row_sum[row] > 0 ? (row_max[row] + __builtin_log2f(row_sum[row])) * kLn2
-                            : -__builtin_inff();
-  }
+  float LogSumExp(int row) const { return StateOf(row).LogSumExp(kLn2); }
   template <typename O>
   void WriteRow(int row, O* out) const {
     const float* o = acc + static_cast<int64_t>(row) * dp;
-    const float inverse = row_sum[row] > 0 ? 1.0f / row_sum[row] : 0.0f;
+    const float normalizer = StateOf(row).Normalizer();
     int c = 0;
-    for (; c + kLanes <= d; c += kLanes) StoreAs(out + c, Load(o + c) * Splat(inverse));
-    for (; c < d; ++c) Assign(out[c], o[c] * inverse);
+    for (; c + kLanes <= d; c += kLanes) StoreAs(out + c, Load(o + c) * Splat(normalizer));
+    for (; c < d; ++c) Assign(out[c], o[c] * normalizer);
   }
 
  private:
+  SoftmaxState<float> StateOf(int row) const { return {row_max[row], row_sum[row]}; }
+
   // Keys behind this number (a multiple of 32) are not seen by rows up to position `last`.
   static int SeenKeys(const int32_t* key_positions, int32_t last, int n) {
     for (; n > 32; n -= 32) {
@@ -150,13 +150,11 @@ struct AttentionUnit {
   // Raises the running maxima of kLanes rows, rescales their sums and acc, and tells the new
   // shifts.
   void RaiseMaxima(int row, const float* highest, float* shift) {
-    const Vec none = Splat(0.5f * kMasked), before = Load(row_max + row), raw = Load(highest);
-    const Vec scaled = raw <= none ? Splat(kMasked) : raw * Splat(scale_log2);
-    const Vec now = MaxOf(before, scaled), minus = now <= none ? Vec{} : now;
-    const Vec rescale = before <= none ? Vec{} : Exp2(before - minus);
-    Store(row_max + row, now);
-    Store(shift, minus);
-    Store(row_sum + row, Load(row_sum + row) * rescale);
+    SoftmaxState<Vec> states{Load(row_max + row), Load(row_sum + row)};
+    const Vec rescale = states.RaiseMax(Load(highest), scale_log2);
+    Store(row_max + row, states.row_max);
+    Store(row_sum + row, states.row_sum);
+    Store(shift, states.Reference());
     for (int r = 0; r < kLanes && row + r < rows; ++r) {
       if (rescale[r] == 1.0f) continue;
       float* o = acc + static_cast<int64_t>(row + r) * dp;

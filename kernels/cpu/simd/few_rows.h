@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/cpu/simd/paged_keys.h"
+#include "kernels/cpu/simd/softmax_state.h"
 
 namespace apb::kernels::APB_ISA {
 
@@ -106,8 +107,7 @@ class FewRows {
       if constexpr (kPairs<T>) __builtin_memcpy(pairs_[r], q, sizeof(T) * d_);
       __builtin_memset(acc_[r], 0, sizeof(float) * d_);
       position_[r] = static_cast<const int32_t*>(args.q_positions.data)[t];
-      row_max_[r] = kMasked;
-      row_sum_[r] = 0;
+      state_[r] = {};
     }
   }
 
@@ -199,11 +199,8 @@ class FewRows {
       top0 = MaxOf(top0, Load(s + j));
       top1 = MaxOf(top1, Load(s + j + kLanes));
     }
-    const float highest = LargestOf(MaxOf(top0, top1)), before = row_max_[r];
-    const float scaled = highest <= 0.5f * kMasked ? kMasked : highest * factor;
-    const float now = scaled > before ? scaled : before;
-    const float shift = now <= 0.5f * kMasked ? 0 : now;
-    const float rescale = before <= 0.5f * kMasked ? 0 : Exp2Of(before - shift);
+    const float rescale = state_[r].RaiseMax(LargestOf(MaxOf(top0, top1)), factor);
+    const float shift = state_[r].Reference();
     Vec sum0{}, sum1{};
     for (int j = 0; j < count; j += kStep) {
       const Vec a = Exp2(Load(s + j) * Splat(factor) - Splat(shift));
@@ -213,8 +210,7 @@ class FewRows {
       Store(s + j, a);
       Store(s + j + kLanes, b);
     }
-    row_max_[r] = now;
-    row_sum_[r] = row_sum_[r] * rescale + SumOf(sum0 + sum1);
+    state_[r].row_sum += SumOf(sum0 + sum1);
     if (rescale == 1.0f) return;
     for (int c = 0; c < d_; c += kLanes) Store(acc_[r] + c, Load(acc_[r] + c) * Splat(rescale));
   }
@@ -264,15 +260,15 @@ class FewRows {
   // The sums lie in the order of LoadPair.
   template <typename T>
   void Write(int r, float* out) const {
-    const float sum = row_sum_[r], inverse = sum > 0 ? 1.0f / sum : 0.0f;
+    const float normalizer = state_[r].Normalizer();
     for (int c = 0; c < d_; c += kStep) {
       for (int i = 0; i < kLanes; ++i) {
-        const float a = acc_[r][c + i] * inverse, b = acc_[r][c + kLanes + i] * inverse;
+        const float a = acc_[r][c + i] * normalizer, b = acc_[r][c + kLanes + i] * normalizer;
         out[sizeof(T) == 2 ? c + 2 * i : c + i] = a;
         out[sizeof(T) == 2 ? c + 2 * i + 1 : c + kLanes + i] = b;
       }
     }
-    out[d_] = sum > 0 ? (row_max_[r] + __builtin_log2f(sum)) * kLn2 : -__builtin_inff();
+    out[d_] = state_[r].LogSumExp(kLn2);
   }
 
   int d_ = 0, rows_ = 0;
@@ -280,7 +276,7 @@ class FewRows {
   alignas(64) uint16_t pairs_[kMostRows][kMaxDim];  // q as it is, for AddPairs
   alignas(64) float acc_[kMostRows][kMaxDim];       // likewise
   alignas(64) float scores_[kMostRows][kChunkKeys];
-  float row_max_[kMostRows], row_sum_[kMostRows];
+  SoftmaxState<float> state_[kMostRows];
   int32_t position_[kMostRows];
 };
 

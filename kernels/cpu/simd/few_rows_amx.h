@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/simd/packed_keys.h"
 #include "kernels/cpu/simd/paged_keys.h"
+#include "kernels/cpu/simd/softmax_state.h"
 
 #ifdef __AMX_BF16__
 namespace apb::kernels::APB_ISA {
@@ -23,7 +24,7 @@ struct AmxFewRows {
   alignas(64) uint16_t v[4 * 512];                     // 4 x [16 pairs of keys][16 dims][2]
   alignas(64) float acc[kMaxDim * kFewRows];           // [d / 16][16 rows][16 dims]
   alignas(64) uint16_t stage[kAmxChunk * kMaxDim];     // keys that do not lie side by side
-  Vec top, sum;                                        // of each row; top in units of log2
+  SoftmaxState<Vec> states;                            // of the rows
   IntVec position;
 };
 
@@ -202,8 +203,7 @@ static void StartAmxFewRows(AmxFewRows& few, const PagedAttentionArgs& args, con
     TransposeTo(lines, few.q + c * 16);
   }
   __builtin_memset(few.acc, 0, sizeof(float) * kFewRows * d);
-  few.top = Splat(kMasked);
-  few.sum = Vec{};
+  few.states = {};
 }
 
 static void RunAmxFewRows(const PagedAttentionArgs& args, const PagedTask& task, AmxFewRows& few,
@@ -212,20 +212,17 @@ static void RunAmxFewRows(const PagedAttentionArgs& args, const PagedTask& task,
   StartAmxFewRows(few, args, task, group, d);
   const KeyChunks keys(args.k_cache, sequence, task.head, task.slot_end),
       values(args.v_cache, sequence, task.head, task.slot_end);
-  const Vec factor = Splat(args.scale * kLog2e);
+  const float factor = args.scale * kLog2e;
   for (int64_t s = task.slot_begin; s < task.slot_end; s += kAmxKeys) {
     const int64_t end = Min(s + kAmxKeys, task.slot_end);
     Vec highest = Splat(kMasked);
     for (int64_t c = s; c < end; c += kAmxChunk) {
       highest = MaxOf(highest, ScoreChunk(few, keys, sequence, c, d, few.scores + (c - s) * 16));
     }
-    const Vec none = Splat(0.5f * kMasked);
-    const Vec top = MaxOf(few.top, highest <= none ? Splat(kMasked) : highest * factor);
-    const Vec shift = top <= none ? Vec{} : top;
-    const Vec rescale = few.top <= none ? Vec{} : Exp2(few.top - shift);
-    Vec sum = few.sum * rescale;
+    const Vec rescale = few.states.RaiseMax(highest, factor), shift = few.states.Reference();
+    Vec sum = few.states.row_sum;
     for (int64_t c = s; c < end; c += kAmxChunk) {
-      WeighChunk(few.scores + (c - s) * 16, factor, shift, sum, few.p + (c - s) * 16,
+      WeighChunk(few.scores + (c - s) * 16, Splat(factor), shift, sum, few.p + (c - s) * 16,
                  ChunkPrefetcher(keys, s + kAmxKeys, (c - s) / kAmxChunk));
     }
     for (int64_t i = 0; i < d * kFewRows; i += 16) {
@@ -234,22 +231,22 @@ static void RunAmxFewRows(const PagedAttentionArgs& args, const PagedTask& task,
     int64_t c = 0;
     for (; c + 64 <= d; c += 64) AddValues<4>(few, values, s, end, d, c);
     if (c < d) AddValues<2>(few, values, s, end, d, c);
-    few.sum = sum;
-    few.top = top;
+    few.states.row_sum = sum;
   }
   const __m512i front = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
   const __m512i back = _mm512_add_epi32(front, _mm512_set1_epi32(8));
   for (int64_t r = 0; r < args.rows[task.sequence].count * group; ++r) {
     float* out = partials + task.partial + r * (d + 1);
-    const float sum = few.sum[r], inverse = sum > 0 ? 1.0f / sum : 0.0f;
+    const SoftmaxState<float> state{few.states.row_max[r], few.states.row_sum[r]};
+    const float normalizer = state.Normalizer();
     for (int64_t c = 0; c < d; c += 32) {
       const float* tiles = few.acc + c * kFewRows + r * 16;
-      const __m512 lo = reinterpret_cast<__m512>(Load(tiles) * Splat(inverse)),
-                   hi = reinterpret_cast<__m512>(Load(tiles + 256) * Splat(inverse));
+      const __m512 lo = reinterpret_cast<__m512>(Load(tiles) * Splat(normalizer)),
+                   hi = reinterpret_cast<__m512>(Load(tiles + 256) * Splat(normalizer));
       _mm512_storeu_ps(out + c, _mm512_permutex2var_ps(lo, front, hi));
       _mm512_storeu_ps(out + c + 16, _mm512_permutex2var_ps(lo, back, hi));
     }
-    out[d] = sum > 0 ? (few.top[r] + __builtin_log2f(sum)) * kLn2 : -__builtin_inff();
+    out[d] = state.LogSumExp(kLn2);
   }
 }
 

@@ -92,6 +92,8 @@ static inline Vec MaxOf(Vec a, Vec b) {
 #endif
 }
 
+static inline float MaxOf(float a, float b) { return b > a ? b : a; }
+
 static inline float ToFloat(uint16_t b) {
   uint32_t u = static_cast<uint32_t>(b) << 16;
   float f;
@@ -257,8 +259,7 @@ static inline Vec Exp2(Vec x) {
 #endif
 }
 
-// 2^x of one number.
-static inline float Exp2Of(float x) { return Exp2(Splat(x))[0]; }
+static inline float Exp2(float x) { return Exp2(Splat(x))[0]; }
 
 #if defined(__AVX512F__)
 using WordVec = __m512i;
