@@ -1,4 +1,4 @@
-// Norms, rotary embedding, activation, sums, merges and key scores.
+// Norms, rotary embedding, activation, sums, the combine of partial results, and key scores.
 #include <math.h>
 #include <omp.h>
 
@@ -78,7 +78,7 @@ bool Rope(const RopeArgs& args, int threads, Scratch&) {
 }
 
 static inline Vec Silu(Vec x) {
-  // x * sigmoid(x), with the exponential always of a number <= 0.
+  // x * sigmoid(x). The argument of the exponential is never positive.
   Vec magnitude = x < Vec{} ? -x : x;
   Vec e = Exp2(magnitude * Splat(-kLog2e));
   Vec sigmoid = Splat(1.0f) / (Splat(1.0f) + e);
@@ -157,7 +157,7 @@ bool Run(const KeyScoreArgs& args, int threads, Scratch&) {
   WithType(args.k.dtype, [&](auto* tag) {
     using E = typename ElementOf<decltype(tag)>::type;
     for (int64_t j = 0; j < kv_heads; ++j) {
-      // The mean of dot products is the dot product with the mean.
+      // The mean of dot products is the dot product with the mean query.
       alignas(64) float mean[256] = {};
       for (int64_t m = 0; m < queries; ++m) {
         for (int64_t h = j * group; h < (j + 1) * group; ++h) {

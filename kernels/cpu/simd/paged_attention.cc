@@ -1,5 +1,5 @@
-// Attention of new rows over the paged cache. Long sequences are split, so that all threads have
-// work; the splits' results are combined in order.
+// Attention over the paged cache. The keys of long sequences are split, so that all threads have
+// work. The results of the splits are combined in order.
 #include <omp.h>
 
 #include "kernels/cpu/simd/attention_unit.h"
@@ -10,7 +10,7 @@
 namespace apb::kernels::APB_ISA {
 namespace {
 
-// Slots of a split: multiples of a block of keys, at most 16 splits.
+// Slots of a split, a multiple of kChunkKeys. A sequence has at most 16 splits.
 int64_t SplitSlots(int64_t slots) {
   const int64_t splits = slots <= 1024 ? 1 : Min((slots + 1023) / 1024, 16);
   return RoundUp((slots + splits - 1) / splits, kChunkKeys);
@@ -53,7 +53,7 @@ class Paged {
   using Unit = AttentionUnit<Tiles>;
   using Block = PackedBlock<Tiles>;
 
-  // Floats of one split of one KV head of a sequence.
+  // Floats of the partial results of one split and KV head of a sequence.
   int64_t SplitFloats(int sequence) const { return args_.rows[sequence].count * group_ * (d_ + 1); }
   int64_t ThreadBytes() const {
     const int64_t dp = RoundUp(d_, 32);
@@ -105,7 +105,7 @@ class Paged {
     Tiles::End();
   }
 
-  // With more rows than a unit holds the keys are packed once per unit of rows.
+  // For many rows. The keys are packed once for each unit of rows.
   void RunUnits(const PagedTask& task, Unit& unit, Block& block) {
     const PagedRows& tokens = args_.rows[task.sequence];
     const int64_t rows = tokens.count * group_;
@@ -128,7 +128,7 @@ class Paged {
     }
   }
 
-  // All keys of the task, packed block by block.
+  // Packs all keys of the task block by block, and adds them to the unit.
   void AddKeys(const PagedTask& task, Unit& unit, Block& block) {
     const PagedSequence& sequence = args_.sequences[task.sequence];
     const PagedRowsOf<T> keys(args_.k_cache, sequence, task.head);

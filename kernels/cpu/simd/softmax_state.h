@@ -1,6 +1,6 @@
-// The softmax state of attention: the running maximum, sum and output over the keys seen so far,
-// and the algebra that all attention kernels and combines of this folder use. The same as
-// kernels/cuda/softmax_state.cuh, with its names.
+// The softmax state of attention (maximum, sum and output over the keys seen so far) and its
+// algebra, which every attention kernel and every combine of this folder uses. The names are those
+// of kernels/cuda/softmax_state.cuh.
 #pragma once
 
 #include "kernels/cpu/simd/vector.h"
@@ -18,29 +18,31 @@ static inline F AllOf(float x) {
 }
 
 // The softmax of one query row (F = float) or of kLanes rows (F = Vec). The weight of a score s is
-// 2^((s - row_max) * scale_log2). The output o, the weighted sum of the values, lies where its
-// kernel keeps it: whoever holds it multiplies it by the same factors as row_sum. While keys are
-// added, scores are in units of log2, so that scale_log2 is 1.
+// 2^((s - row_max) * scale_log2). The kernel keeps the output o, the weighted sum of the values,
+// and multiplies it by the same factors as row_sum. Kernels that add keys use scores in units of
+// log2, so that scale_log2 is 1.
 //
-// To merge states over disjoint keys, raise row_max to the largest of theirs first, then Merge()
-// each and add its output times the returned factor. A normalized partial result with its
-// log-sum-exp is the state {lse, 1} with scale_log2 = log2(e) and scale 1.
+// To combine states over disjoint keys, raise row_max to the largest maximum of all, then Merge()
+// each state and add its output times the returned factor. A normalized partial result with its
+// log-sum-exp is the state {lse, 1} with scale_log2 = log2(e) and scale = 1.
 template <typename F>
 struct SoftmaxState {
-  F row_max = AllOf<F>(kMasked);  // m; half of kMasked or less without keys
-  F row_sum = AllOf<F>(0);        // d, of the weights
+  F row_max = AllOf<F>(kMasked);  // m, the largest score; at most kMasked / 2 before the first key
+  F row_sum = AllOf<F>(0);        // d, the sum of the weights
 
-  // The score that weights are relative to: row_max, or 0 for a row without keys, whose weights are
-  // then 0.
+  // The score to which weights are relative: row_max, or 0 before the first key, which makes the
+  // weights of masked scores 0.
   F Reference() const { return HasNoKeys(row_max) ? AllOf<F>(0) : row_max; }
-  // The factor that makes sums of weights relative to `other_max` relative to row_max. Exactly 1
-  // for an unchanged maximum, 0 for a state without keys. other_max <= row_max.
+  // Converts a sum of weights relative to other_max <= row_max into one relative to row_max:
+  // returns the factor. Exactly 1 if both are equal, 0 if other_max is that of a state without
+  // keys.
   F Rescale(F other_max, float scale_log2 = 1) const {
     return HasNoKeys(other_max) ? AllOf<F>(0)
                                 : Exp2((other_max - Reference()) * AllOf<F>(scale_log2));
   }
-  // Raises the maximum to the highest of some more scores times `factor`, which gives them units of
-  // log2. Returns the factor for the output so far; the caller adds the scores' weights to row_sum.
+  // Raises row_max to highest * factor, in units of log2; `highest` is the highest score of some
+  // more keys. Returns the factor for the output so far. The caller adds the weights of the keys to
+  // row_sum.
   F RaiseMax(F highest, float factor) {
     const F old_max = row_max;
     row_max = MaxOf(old_max, HasNoKeys(highest) ? AllOf<F>(kMasked) : highest * AllOf<F>(factor));
@@ -56,7 +58,7 @@ struct SoftmaxState {
   }
   // The factor that normalizes the output; 0 for a row without keys.
   F Normalizer() const { return row_sum > AllOf<F>(0) ? AllOf<F>(1) / row_sum : AllOf<F>(0); }
-  // `scale`: of the scores, in natural units. Of F = float alone.
+  // `scale` turns scores into natural logarithms. Only for F = float.
   float LogSumExp(float scale = kLn2) const {
     return row_sum > 0 ? row_max * scale + __builtin_log2f(row_sum) * kLn2 : -__builtin_inff();
   }
@@ -64,9 +66,9 @@ struct SoftmaxState {
   static auto HasNoKeys(F maximum) { return maximum <= AllOf<F>(0.5f * kMasked); }
 };
 
-// Combines the partial results of one row over disjoint keys, in order: part i's normalized output
-// of d <= 256 floats at outs + i * out_stride, its log-sum-exp at lses[i * lse_stride]. Writes the
-// output and, unless null, the log-sum-exp; both may be the places of a part.
+// Combines the partial results of one row over disjoint keys, in their order. Part i's normalized
+// output of d <= 256 floats is at outs + i * out_stride, its log-sum-exp at lses[i * lse_stride].
+// Writes out[d] and, unless null, *lse; both may lie where a part does.
 template <typename O>
 static void CombineParts(const float* outs, int64_t out_stride, const float* lses,
                          int64_t lse_stride, int64_t parts, int64_t d, O* out, float* lse) {
@@ -75,7 +77,7 @@ static void CombineParts(const float* outs, int64_t out_stride, const float* lse
   float sum[256] = {};
   for (int64_t i = 0; i < parts; ++i) {
     const float weight = all.Merge({lses[i * lse_stride], 1}, kLog2e);
-    if (weight == 0) continue;  // whatever the row of a part without keys holds
+    if (weight == 0) continue;  // the output of a part without keys may hold anything
     for (int64_t c = 0; c < d; ++c) sum[c] += weight * outs[i * out_stride + c];
   }
   const float normalizer = all.Normalizer();
