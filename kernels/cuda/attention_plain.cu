@@ -1,6 +1,6 @@
-// Attention without conditions: any type, alignment and head dimension up to 256. One warp takes a
-// row and query head, goes over the keys one by one and keeps its share of the dimensions. For
-// models in f32 and as the matrix kernels' check; slow.
+// Attention for any type, any alignment and head dimensions up to 256. A warp takes one row and
+// query head and goes over the keys one by one; a lane keeps every 32nd dimension. Slow: for models
+// in f32, and to check the matrix kernels.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/softmax_state.cuh"
@@ -12,7 +12,8 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kPerLane = 256 / kWarp;  // dimensions: lane, lane + 32, ...
 
-// One query row of a warp. The query is scaled beforehand, so that scores are in units of log2.
+// One query row, its state and its output. The query is scaled first, so that scores are in units
+// of log2.
 template <typename T>
 struct PlainRow {
   static constexpr float kScaleLog2 = 1;

@@ -1,8 +1,8 @@
-// Which tiles of rows meet which tiles of keys: shared by the host, the kernels and the tests that
-// need no device. Row tiles never cross the border of the two groups, so a tile has one visibility
-// for each segment. Of a segment a row tile visits the first `seen` key tiles, and the first
-// `whole` of those without a mask. With keys in the order of their positions nothing is visited in
-// vain; with keys in any order the result is the same.
+// The plan of prefill attention: which key tiles a row tile visits. Shared by the CPU side, the
+// kernels and the tests that need no device. A row tile has rows of one group only, so that it has
+// one visibility for each segment. It visits the first `seen` key tiles of a segment, the first
+// `whole` of them without a mask. Results do not depend on the order of the keys; if their
+// positions ascend, no tile is visited in vain.
 #pragma once
 
 #include <cstdint>
@@ -41,18 +41,19 @@ APB_HOST_DEVICE inline RowTile RowTileAt(int64_t index, int64_t rows, int64_t gr
   return {begin, static_cast<int>(left < tile_rows ? left : tile_rows), first ? 0 : 1};
 }
 
-// Lowest and highest position of the keys of a tile, or of the rows of one.
+// The lowest and highest position of the keys of a tile, or of the rows of one.
 struct PositionRange {
   int32_t low, high;
 };
 
-// Key tiles of one segment for one row tile: [0, seen) are visited, [0, whole) without a mask.
+// The key tiles of one segment for one row tile: [0, seen) are visited, [0, whole) without a mask.
 struct TileCount {
   int32_t whole, seen;
 };
 
-// The part of a TileCount that the key tiles first, first + step, ... decide; the parts are joined
-// by the lowest `whole` and the highest `seen`. `ranges` is read for kCausal only.
+// Counts over the key tiles first, first + step, ... The TileCount of all tiles has the lowest
+// `whole` and the highest `seen` of all such parts. `ranges` (of the key tiles) is read for kCausal
+// only.
 APB_HOST_DEVICE inline TileCount CountTiles(Visibility visibility, int keys, int tile_keys,
                                             const PositionRange* ranges, PositionRange rows,
                                             int first, int step) {
@@ -67,7 +68,8 @@ APB_HOST_DEVICE inline TileCount CountTiles(Visibility visibility, int keys, int
   return count;
 }
 
-// Walks over the key tiles of a row tile, segment by segment. Next() goes to the first one too.
+// Walks over the key tiles of a row tile, segment by segment. The first Next() goes to the first
+// tile.
 struct TileWalk {
   const TileCount* counts;  // [segments]
   int segments;

@@ -1,6 +1,6 @@
-// Segmented FlashAttention with mma.sync: a block of four warps takes 64 rows of one query head,
-// 16 rows for each warp, and goes over the key tiles of its plan; the next tile is copied to shared
-// memory (cp.async) while the warps compute on this one.
+// Segmented FlashAttention with mma.sync. A block of four warps takes 64 rows of one query head, 16
+// for each warp, and goes over the key tiles of its plan. The next tile is copied to shared memory
+// (cp.async) while the warps compute on the current one. Bound by the tensor cores.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_mma.cuh"
 #include "kernels/cuda/launch.h"
@@ -17,7 +17,7 @@ struct SharedTiles {
   T v[kStages][kMatrixTileKeys][WarpAttention<T, D>::kStride];
 };
 
-// Rows [first, first + 64) of one head; zeros behind the last key.
+// Starts the copy of rows [first, first + 64) of one head. Rows behind the last key become 0.
 template <typename T, int D>
 __device__ void CopyTile(const T* source, int64_t row_stride, int64_t first, int keys,
                          T (&target)[kMatrixTileKeys][WarpAttention<T, D>::kStride]) {

@@ -1,8 +1,9 @@
-// Segmented FlashAttention for Hopper. A block takes 128 rows of one query head. One thread of the
-// first warpgroup copies key tiles to shared memory (TMA); the other two warpgroups have 64 rows
-// each. A warpgroup starts the scores of the next key tile before the values of this one, so that
-// its softmax runs beside a product, and the two take turns in starting products, so that one's
-// softmax also runs beside the other's products.
+// Segmented FlashAttention for Hopper. A block takes 128 rows of one query head. The producer, one
+// thread of the first warpgroup, copies key tiles to shared memory (TMA). The two consumers, the
+// other warpgroups, have 64 rows each. A consumer starts the scores of the next key tile before the
+// values of the current one, so that its softmax runs beside a product. The consumers take turns in
+// starting products, so that the softmax of one also runs beside the products of the other. Bound
+// by the tensor cores.
 #include <cuda.h>
 
 #include "kernels/cuda/attention.h"
@@ -19,7 +20,8 @@ constexpr int kConsumers = 2;  // warpgroups
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
 constexpr int kStages = 2;
 constexpr int kBlockColumns = 64;  // of a swizzled block: 128 bytes
-// Registers of a thread: the sum over the warpgroups is at most what the launch has, 3 * 168.
+// Registers of a thread. Their sum over the three warpgroups is at most that of the launch, 3 *
+// 168.
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
 static_assert(kHopperTileRows == kConsumers * 64 && kHopperTileKeys == 128);
@@ -38,14 +40,14 @@ struct HopperShared {
   T k[kStages][kBlocks][kHopperTileKeys][kBlockColumns];
   T v[kStages][kBlocks][kHopperTileKeys][kBlockColumns];
   uint64_t q_full, k_full[kStages], v_full[kStages], k_empty[kStages], v_empty[kStages];
-  float sums[kConsumers * kWarpgroup];  // see ComputeNow
+  float sums[kConsumers * kWarpgroup];  // for ComputeNow; never read
 };
 
 template <int D>
-constexpr int kTileBytes = 128 * D * 2;  // of q, k and v alike
+constexpr int kTileBytes = 128 * D * 2;  // of a tile of q, k or v
 constexpr int kBlockBytes = 128 * kBlockColumns * 2;
 
-// Where a ring of kStages is: the stage of turn i, and the parity of its phase.
+// The stage of a turn in a ring of kStages, and the parity of its phase.
 __device__ __forceinline__ int StageOf(int turn) { return turn % kStages; }
 __device__ __forceinline__ int ParityOf(int turn) { return turn / kStages % 2; }
 
@@ -60,12 +62,13 @@ __device__ __forceinline__ void CopyTile(T* target, const CUtensorMap& map, uint
   }
 }
 
-// The producer: one thread.
+// The producer, one thread: copies the tile of queries and all key tiles.
 template <typename T, int D>
 __device__ __forceinline__ void Produce(const HopperArgs& args, HopperShared<T, D>& shared,
                                         const PrefillTile& work, TileWalk walk) {
   for (int turn = 0; walk.Next(); ++turn) {
-    // Not for rows that see no key: nobody would wait for the copy, and the block could end before.
+    // Rows that see no key need no queries: nobody would wait for the copy, and the block could end
+    // before it.
     if (turn == 0)
       CopyTile<T, D>(&shared.q[0][0][0], args.q, &shared.q_full, work.head, work.rows.begin);
     const int stage = StageOf(turn), last_parity = ParityOf(turn) ^ 1;
@@ -109,7 +112,7 @@ struct Consumer {
     }
   }
 
-  // One warp has read its part of a tile; the last of the eight warps frees the stage.
+  // This warp has read its part of a stage. The last of the eight warps frees it.
   static __device__ __forceinline__ void Release(uint64_t* barrier) {
     if (threadIdx.x % kWarp == 0) MbarrierArrive(barrier);
   }
@@ -161,7 +164,7 @@ struct Consumer {
     }
   }
 
-  // The weights of the first key tile.
+  // Computes the weights of the first key tile.
   __device__ __forceinline__ void FirstScores(const TileWalk& walk) {
     float rescale[2];  // of an output that is 0 yet
     MbarrierWaitParity(&shared.q_full, 0);
@@ -174,8 +177,9 @@ struct Consumer {
     UpdateSoftmax(walk, rescale);
     PackWeights();
   }
-  // The scores of key tile number `turn` beside the values of the one before. Named barrier 1 + i:
-  // warpgroup i may start products. Each waits as often as the other arrives.
+  // Computes the weights of key tile number `turn` beside the values of the one before. Named
+  // barrier 1 + i lets warpgroup i start products; it waits there as often as the other warpgroup
+  // arrives.
   __device__ __forceinline__ void Turn(const TileWalk& walk, int turn, int turns) {
     const int k_stage = StageOf(turn), v_stage = StageOf(turn - 1);
     float rescale[2];
@@ -201,7 +205,7 @@ struct Consumer {
     for (int i = 0; i < D / 2; ++i) out[i] *= rescale[i / 2 % 2];
     PackWeights();
   }
-  // The values of the last key tile.
+  // Adds the values of the last key tile.
   __device__ __forceinline__ void LastValues(int turns) {
     const int v_stage = StageOf(turns - 1);
     MbarrierWaitParity(&shared.v_full[v_stage], ParityOf(turns - 1));
@@ -240,7 +244,7 @@ __device__ __forceinline__ void Consume(const SegmentedArgs& a, HopperShared<T, 
   if (turns > 0) {
     walk.Next();
     consumer.FirstScores(walk);
-    // Warpgroup 0 takes the first turn.
+    // Lets warpgroup 0 take the first turn.
     if (consumer.group_index == 1 && turns > 1) BarArrive(1, 2 * kWarpgroup);
     for (int turn = 1; turn < turns; ++turn) {
       walk.Next();
@@ -256,7 +260,7 @@ template <typename T, int D>
 __global__ void __launch_bounds__(kThreads, 1)
     HopperAttentionKernel(const __grid_constant__ HopperArgs args) {
   const SegmentedArgs& a = args.a;
-  // Swizzled blocks lie on multiples of 1024 bytes.
+  // Swizzled blocks begin on multiples of 1024 bytes.
   HopperShared<T, D>& shared = *reinterpret_cast<HopperShared<T, D>*>(
       SharedMemory() + (1024 - SharedAddress(SharedMemory()) % 1024) % 1024);
   const PrefillTile work = PrefillTileAt(a, blockIdx.x, kHopperTileRows);
@@ -283,7 +287,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// The driver's function, found at run time: the program starts without a driver.
+// Looks up the driver's function at run time, so that the program also starts without a driver.
 using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
 EncodeTiled FindEncodeTiled() {
   void* function = nullptr;
@@ -297,7 +301,8 @@ EncodeTiled FindEncodeTiled() {
   return reinterpret_cast<EncodeTiled>(function);
 }
 
-// [rows, heads, d] bf16 or f16 with strides in elements, copied in boxes of [128, 1, 64].
+// Makes the map of a [rows, heads, d] tensor of bf16 or f16, with strides in elements, for copies
+// of boxes [128, 1, 64].
 cudaError_t MakeMap(DType dtype, const void* data, int64_t rows, int64_t heads, int64_t d,
                     int64_t row_stride, int64_t head_stride, CUtensorMap& map) {
   static const EncodeTiled encode = FindEncodeTiled();
