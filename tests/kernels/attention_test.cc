@@ -1,8 +1,9 @@
 // Goal: segmented and paged attention of every backend and code path equal the float64 oracle.
-// Method: random shapes (0 and 1 rows, ragged, GQA 1..8, head_dim 64/80/96/128, odd ones), all
-// visibilities, strided views, guard bytes. Tolerance: inputs are exact in both; bf16 and f16 paths
-// round each probability once (2^-9 or 2^-12 relative) and the output once, so |error| <= 2^-7 or
-// 2^-10 * max|v| with room; float paths sum n terms, 2^-24 * n * max|v| with room.
+// Method: random shapes (0 and 1 rows, ragged, GQA 1..8, head_dim 64/80/96/128 and unusual ones),
+// all visibilities, strided views, guard bytes. Tolerance: both have the same inputs. bf16 and f16
+// paths round each weight once (2^-9 or 2^-12 relative) and the output once, so |error| <= 2^-7 or
+// 2^-10
+// * max|v| with a margin. Float paths add n terms: 2^-24 * n * max|v| with a margin.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -47,7 +48,7 @@ struct Shape {
   std::vector<int64_t> segments;  // keys of each
 };
 
-// Random operands of segmented attention, and what Attention() is given of them.
+// Random operands of segmented attention, and the arguments of a call with them.
 struct SegmentedCase {
   HostTensor q, q_positions, out, lse;
   std::vector<HostTensor> store;  // keys, values and positions of the segments
@@ -64,7 +65,7 @@ struct SegmentedCase {
     if (rng() % 2)
       std::iota(positions.begin(), positions.end(), static_cast<int32_t>(longest - s.rows));
     q_positions = HostTensor::Integers(positions);
-    // A wider buffer, so that rows are strided; fast paths want rows aligned to 16 bytes.
+    // A wider buffer makes rows strided. Fast paths need rows aligned to 16 bytes.
     const int64_t extra = rng() % 3 == 0 ? 5 : 8;
     for (int64_t n : s.segments) AddSegment(s, n, extra, rng);
     out = HostTensor::Random(rng() % 3 == 0 ? DType::kF32 : s.dtype,
@@ -156,8 +157,8 @@ TEST(Attention, ManyUnitsOfRowsAndBlocksOfKeys) {
   }
 }
 
-// Random operands of paged attention, and what PagedAttention() is given of them. `trial` decides
-// the shape.
+// Random operands of paged attention, and the arguments of a call with them. `trial` chooses the
+// shape.
 struct PagedCase {
   std::vector<PagedRows> rows;
   std::vector<PagedSequence> sequences;
@@ -229,7 +230,7 @@ TEST(PagedAttention, EqualsOracleOverRandomShapes) {
       auto stream = *backend->NewStream();
       backend->PagedAttention(test.args, *stream);
       ASSERT_TRUE(stream->Synchronize().ok()) << stream->Synchronize();
-      if (trial % 8 == 3) {  // under a higher bound the same, to the last bit
+      if (trial % 8 == 3) {  // a higher bound does not change a bit
         const std::vector<double> under_exact_bound = reference::ToDoubles(test.out.view);
         test.args.total_slots += 5000;
         backend->PagedAttention(test.args, *stream);
@@ -247,7 +248,7 @@ TEST(PagedAttention, EqualsOracleOverRandomShapes) {
 
 constexpr int64_t kLargeRows = 20, kLargeHeads = 2, kLargeKeys = 144;
 
-// Rows of numbers near 40, all of a row with the same random sign.
+// Numbers near 40. All numbers of a row have the same random sign.
 HostTensor SignedRows(DType dtype, int64_t rows, int64_t heads, int64_t d, std::mt19937& rng) {
   HostTensor t = HostTensor::Zeros(dtype, {rows, heads, d});
   std::normal_distribution<float> normal(40, 1);
@@ -259,7 +260,7 @@ HostTensor SignedRows(DType dtype, int64_t rows, int64_t heads, int64_t d, std::
   return t;
 }
 
-// The same attention over a cache: rows of one KV head lie in it as they do in segments.
+// The same attention over a paged cache, whose memory is that of a segment with one KV head.
 void AttendPaged(Backend& backend, const AttentionArgs& args, Stream& stream) {
   constexpr int64_t kBlock = 16, kBlocks = kLargeKeys / kBlock;
   std::vector<int32_t> table(kBlocks);
@@ -317,13 +318,13 @@ void CheckLargeNumbers(Backend& backend, DType dtype, int64_t d, float value, st
     const auto want = reference::Attention(args);
     const std::string what = std::string(backend.name()) + " " + NameOf(dtype) +
                              " d=" + std::to_string(d) + (paged ? " paged" : "");
-    // Sums of 100000 in float are good to 0.01 or so, and the logits to a 500th of that.
+    // Float sums of 100000 have an error of about 0.01, and the logits a 500th of that.
     ExpectClose(want.out, out.view, (Tolerance(dtype) + 2e-3) * std::max(1.0f, value), what);
     ExpectClose(want.lse, lse.view, 2e-3, what + " lse");
   }
 }
 
-// Logits of +-200 out of sums of +-100000, which no Float16 holds, and values near its largest.
+// Logits of +-200 from sums of +-100000, which no Float16 holds, and values near Float16's largest.
 TEST(Attention, LargeNumbersDoNotOverflow) {
   std::mt19937 rng(TestSeed(9));
   for (auto& backend : AllTestBackends()) {

@@ -1,6 +1,6 @@
-// Goal: what only the CPU backend promises: results do not depend on threads, unknown code paths
-// and operands that do not fit are errors, APB_CPU_ISA chooses the code path. Method: the same call
-// with other thread counts, wrong calls, the variable set.
+// Goal: the promises of the CPU backend alone: results do not depend on the number of threads,
+// unknown code paths and operands that do not fit are errors, APB_CPU_ISA chooses the code path.
+// Method: the same call with several thread counts, wrong calls, the variable set.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -55,7 +55,7 @@ TEST(CpuBackend, RefusesUnknownPathAndBadShapes) {
   EXPECT_EQ(stream->Synchronize().code(), absl::StatusCode::kInternal);
 }
 
-// Sets a variable of the environment, and puts back what was there.
+// Sets an environment variable, and restores its value at the end.
 class ScopedVariable {
  public:
   ScopedVariable(const char* name, const char* value) : name_(name) {
@@ -78,7 +78,7 @@ class ScopedVariable {
 TEST(CpuBackend, TheEnvironmentChoosesTheCodePath) {
   const ScopedVariable portable("APB_CPU_ISA", "portable");
   EXPECT_EQ((*CreateCpuBackend({.threads = 1, .force_isa = ""}))->name(), "cpu/portable");
-  // A name in the options is stronger.
+  // A name in the options overrides the variable.
   const absl::Status status = CreateCpuBackend({.threads = 1, .force_isa = "mmx"}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
 }

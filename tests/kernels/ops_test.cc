@@ -64,8 +64,8 @@ class Ops : public testing::TestWithParam<std::string> {
 
 TEST_P(Ops, Linear) {
   for (DType dtype : TypesOf(*backend_)) {
-    // Borders of the code paths: dot products up to 1, 2, 8 or 18 rows, AMX tiles up to 32, then
-    // panels or oneDNN.
+    // The limits of the code paths: dot products up to 1, 2, 8 or 18 rows, AMX tiles up to 32 rows,
+    // then panels or oneDNN.
     for (int64_t rows : {0, 1, 2, 3, 5, 8, 9, 16, 17, 18, 19, 32, 33, 130}) {
       for (auto [in, out] : {std::pair<int64_t, int64_t>{64, 48}, {100, 7}, {96, 15}, {32, 601}}) {
         HostTensor x = HostTensor::Random(dtype, {rows, in + 3}, rng_),
@@ -150,7 +150,7 @@ TEST_P(Ops, SiluMul) {
       Expect(reference::SiluMul(gate.view, up.view), out.view, dtype);
       backend_->SiluMul(gate.view, {}, out.view, *stream_);
       Expect(reference::SiluMul(gate.view, {}), out.view, dtype);
-      if (dtype != DType::kF32) {  // sums over ranks, which become the model's type again
+      if (dtype != DType::kF32) {  // f32 sums over ranks become the model's type
         HostTensor wide = HostTensor::Random(DType::kF32, {rows, n}, rng_, 4.0f);
         backend_->SiluMul(wide.view, {}, out.view, *stream_);
         Expect(reference::SiluMul(wide.view, {}), out.view, dtype);
@@ -160,7 +160,7 @@ TEST_P(Ops, SiluMul) {
   }
 }
 
-// Alone, and with the norm that follows: both leave the same residual.
+// Alone, and with the norm in one pass: both leave the same residual.
 TEST_P(Ops, Accumulate) {
   for (DType dtype : TypesOf(*backend_)) {
     for (const auto& [rows, n] : Shapes()) {
@@ -199,7 +199,7 @@ TEST_P(Ops, MergePartials) {
     HostTensor outs = HostTensor::Random(DType::kF32, {parts, 9, 4, 80}, rng_);
     HostTensor lses = HostTensor::Random(DType::kF32, {parts, 9, 4}, rng_, 50.0f);
     float* sums = lses.view.as<float>();
-    for (int64_t p = 0; p < parts; ++p) sums[p * 36] = -INFINITY;  // nobody saw a key
+    for (int64_t p = 0; p < parts; ++p) sums[p * 36] = -INFINITY;  // no part saw a key
     sums[1] = -INFINITY;                                           // one part is empty
     sums[2] = 1e4f;                                                // exp would overflow
     const auto want = reference::MergePartials(outs.view, lses.view);
@@ -220,7 +220,7 @@ TEST_P(Ops, MergePartials) {
         EXPECT_NEAR(got[i], want.lse[i], 1e-3);
       }
     }
-    // As rings merge: what comes takes the place of the first part.
+    // As rings combine: the result overwrites the first part.
     TensorView first_out = outs.view, first_lse = lses.view;
     first_out.rank = 3;
     first_out.shape = {9, 4, 80, 0};
@@ -234,7 +234,7 @@ TEST_P(Ops, MergePartials) {
   }
 }
 
-// Rotation of packed q and k, whole or of a part of the dimensions, with K and V stored as they go.
+// Rotation of packed q and k, of all dimensions or a part of them, that also stores K and V.
 TEST_P(Ops, RopeStoresKeysAndValues) {
   for (DType dtype : TypesOf(*backend_)) {
     for (const auto& [d, rotary] : {std::pair<int64_t, int64_t>{64, 64}, {80, 32}, {100, 100}}) {
@@ -295,7 +295,7 @@ TEST_P(Ops, MaxPoolRows) {
   const int64_t rows = 200, heads = 2;
   const int radius = 2;
   const HostTensor scores = HostTensor::Random(DType::kF32, {rows, heads}, rng_);
-  scores.view.as<float>()[20] = NAN;  // counts for nothing
+  scores.view.as<float>()[20] = NAN;  // is ignored
   HostTensor pooled = HostTensor::Zeros(DType::kF32, {rows, heads});
   backend_->MaxPoolRows(scores.view, 2 * radius + 1, pooled.view, *stream_);
   std::vector<double> want;
@@ -310,7 +310,7 @@ TEST_P(Ops, MaxPoolRows) {
   EXPECT_EQ(ToDoubles(pooled.view), want);
 }
 
-// Among equal scores the lower row wins; NaN is the lowest.
+// Of equal scores the lower row wins; NaN is the lowest score.
 TEST_P(Ops, TopKPerHead) {
   const int64_t rows = 200, heads = 2, count = 30;
   const int32_t nan_row = 11, begin = 10, end = 190;
@@ -366,7 +366,7 @@ TEST_P(Ops, GatherRowsPerHead) {
   }
 }
 
-// Rows of K and V, and a cache with more slots than there are rows.
+// Rows of K and V, and a cache with more slots than rows.
 struct CachedRows {
   static constexpr int64_t kRows = 200, kHeads = 2, kDim = 80, kBlocks = 20, kBlockSize = 16;
   HostTensor k, v, k_cache, v_cache;
@@ -421,7 +421,7 @@ TEST_P(Ops, StoreToCacheSkipsRows) {
   }
 }
 
-// Into rows that are not contiguous.
+// Reads into rows that are not contiguous.
 TEST_P(Ops, ReadFromCache) {
   for (DType dtype : TypesOf(*backend_)) {
     const CachedRows rows(dtype, rng_);
@@ -438,7 +438,7 @@ TEST_P(Ops, ReadFromCache) {
                             *stream_);
     ASSERT_TRUE(stream_->Synchronize().ok());
     for (int64_t i = 0; i < count; ++i) {
-      EXPECT_EQ(reference::At(k.view, i, 0), 0);  // the columns beside are left alone
+      EXPECT_EQ(reference::At(k.view, i, 0), 0);  // the columns beside stay as they are
       for (int64_t h = 0; h < rows.kHeads; ++h) {
         for (int64_t c = 0; c < rows.kDim; ++c) {
           ASSERT_EQ(reference::At(k_middle, i, h, c), reference::At(rows.k.view, row_of(i), h, c));
@@ -453,7 +453,7 @@ TEST_P(Ops, TimeBetweenMarksIsAddedAtTheLatestWhenSynchronized) {
   double first = 0, both = 0;
   for (int turn = 1; turn <= 3; ++turn) {
     const int64_t begin = stream_->Mark();
-    absl::SleepFor(absl::Milliseconds(2));  // nothing is under way: the stream waits as long
+    absl::SleepFor(absl::Milliseconds(2));  // nothing is in flight: the stream waits as long
     const int64_t middle = stream_->Mark();
     stream_->AddSeconds(begin, middle, &first);
     absl::SleepFor(absl::Milliseconds(1));

@@ -27,7 +27,7 @@ class RecordTest : public testing::Test {
     backend_ = *std::move(backend);
     stream_ = *backend_->NewStream();
   }
-  // Memory of the device like a view's, with its contents.
+  // A copy of a view in device memory.
   TensorView Device(const TensorView& host) {
     buffers_.push_back(*backend_->Allocate(host.numel() * SizeOf(host.dtype)));
     TensorView view = host;
@@ -94,7 +94,7 @@ class DecodeStep : public RecordTest, public testing::WithParamInterface<DType> 
     d_sequences_ = Device(ViewOf(sequences_, DType::kI64));
   }
 
-  // The first number of a row's block table in blocks_.
+  // The index in blocks_ at which a row's block table begins.
   static int64_t TableBegin(int64_t row) { return row == 0 ? 0 : kMaxBlocks - 8; }
 
   // Sets the sequences of the next step. counts: slots in the cache before it; 0 for padding.
@@ -142,7 +142,8 @@ class DecodeStep : public RecordTest, public testing::WithParamInterface<DType> 
     backend_->PagedAttention(Args(), *stream_);
     return absl::OkStatus();
   }
-  // Runs a step at once, and checks it. A recording needs one before it, for the stream's scratch.
+  // Runs a step without a recording, and checks it. A recording needs one such step before it,
+  // which allocates the stream's scratch.
   void RunUnrecorded(const std::vector<int64_t>& counts) {
     SetSequences(counts);
     ASSERT_TRUE(Enqueue().ok());
@@ -174,7 +175,7 @@ class DecodeStep : public RecordTest, public testing::WithParamInterface<DType> 
       ASSERT_NO_FATAL_FAILURE(CheckAppendedKey(r));
     }
   }
-  // The outputs against the oracle's, of the cache as the device left it.
+  // Compares the outputs with the oracle's for the cache as the device left it.
   void CheckAttention() {
     std::vector<PagedSequence> on_host = sequences_;
     for (int64_t r = 0; r < kRows; ++r) {
@@ -202,7 +203,7 @@ class DecodeStep : public RecordTest, public testing::WithParamInterface<DType> 
       }
     }
   }
-  // The first number of the rotated key that the step appended for a row.
+  // Checks the first number of the rotated key that the step appended for a row.
   void CheckAppendedKey(int64_t row) {
     const double key = reference::At(k_cache_.view, slots_[row] / kBlock, 0, slots_[row] % kBlock),
                  x = reference::At(k_.view, row, 0, 0),
@@ -224,7 +225,7 @@ class DecodeStep : public RecordTest, public testing::WithParamInterface<DType> 
   std::unique_ptr<Graph> graph_;
 };
 
-// Over the border of a KV block, and of a split, at 1024.
+// Sequence 0 grows beyond slot 1024, where a KV block and a split end.
 TEST_P(DecodeStep, ReplaysForSequencesThatGrow) {
   ASSERT_NO_FATAL_FAILURE(RunUnrecorded({1020, 40, 0}));
   for (int64_t i = 1; i < 12; ++i) {
@@ -286,7 +287,7 @@ TEST_F(RecordTest, AFailureLeavesTheStreamAsItWas) {
                  backend_->Accumulate(a.Columns(0, 4), b, *stream_);  // shapes differ
                  return absl::OkStatus();
                }).ok());
-  // Wants more scratch than the stream has had.
+  // Needs more scratch than the stream has.
   HostTensor keys = HostTensor::Zeros(DType::kF32, {2, 1, 4}),
              scores = HostTensor::Zeros(DType::kF32, {2, 1});
   const TensorView k = Device(keys.view), s = Device(scores.view);

@@ -35,7 +35,7 @@ TEST(RowTiles, CoverEachRowOnceInItsGroup) {
   }
 }
 
-// A segment as the kernels' planning step sees it: tiles with their ranges, counted by 32 lanes.
+// Counts a segment's tiles as the planning kernels do: from position ranges, by 32 lanes.
 TileCount Count(Visibility visibility, const std::vector<int32_t>& keys, int tile_keys,
                 PositionRange rows) {
   std::vector<PositionRange> ranges;
@@ -71,7 +71,7 @@ TEST(KeyTiles, MissNoKeyAndMaskWhereNeeded) {
     while (walk.Next()) {
       for (size_t k = walk.tile * tile_keys; k < size_t(walk.tile + 1) * tile_keys; ++k) {
         if (k >= keys.size()) {
-          ASSERT_TRUE(walk.masked());  // keys that are not there
+          ASSERT_TRUE(walk.masked());  // keys that do not exist
           continue;
         }
         visited[k] = true;
