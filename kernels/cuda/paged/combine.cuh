@@ -1,5 +1,5 @@
-// The combines of paged attention: of a block's warps, which had different keys of the same rows,
-// and of a sequence's splits.
+// The two combines of paged attention: of a block's warps, which had different keys of the same
+// rows, and of a sequence's splits. Both use SoftmaxState.
 #pragma once
 
 #include "kernels/cuda/attention_mma.cuh"
@@ -7,7 +7,7 @@
 
 namespace apb::kernels::cuda::paged {
 
-// Copies a lane's part of its warp's state to shared memory.
+// Copies a lane's part of its warp's states and outputs to shared memory.
 template <typename T, int D, typename WarpResults>
 __device__ __forceinline__ void ShareResults(const WarpAttention<T, D>& warp,
                                              WarpResults& results) {
@@ -25,15 +25,15 @@ __device__ __forceinline__ void ShareResults(const WarpAttention<T, D>& warp,
   }
 }
 
-// Combines the states of the block's warps and writes the rows, eight threads for a row. `results`
-// lies where the tiles were. After softmax.ReduceLanes().
+// Combines the block's warps and writes the rows, eight threads for a row. `results` takes the
+// memory of the tiles. After softmax.ReduceLanes().
 template <typename T, int D, typename WarpResults>
 __device__ __forceinline__ void CombineWarps(const Params& params, const WorkTile& work,
                                              const WarpAttention<T, D>& warp,
                                              WarpResults& results) {
   const float scale_log2 = params.scale * kLog2E;
   CpAsyncWaitGroup<0>();
-  __syncthreads();  // the tiles' memory is free
+  __syncthreads();  // no warp reads the tiles any more
   ShareResults(warp, results);
   __syncthreads();
   const int r = threadIdx.x / 8, packed = work.row_tile * kFewRows + r;
@@ -60,8 +60,9 @@ __device__ __forceinline__ void CombineWarps(const Params& params, const WorkTil
   if (to.lse != nullptr && threadIdx.x % 8 == 0) *to.lse = all.LogSumExp(params.scale);
 }
 
-// Combines the splits of row r of the work tile's row tile and writes it; one warp. The block is
-// the one of split 0, so that its partial results are the first.
+// Combines the splits of one row, with one warp, and writes the result. r is the row's number in
+// its tile, `packed` its number in the sequence, `row` its row of out. The block is that of split
+// 0, whose partial results come first.
 template <typename T, int D, int kRows>
 __device__ __forceinline__ void CombineSplits(const Params& params, const WorkTile& work, int r,
                                               int64_t row, int packed) {

@@ -1,7 +1,8 @@
-// The main loop of paged attention: a producer copies key tiles from the paged cache to shared
-// memory (cp.async), a consumer attends to them (mma.sync). Every thread is part of both. With few
-// packed rows the warps share the rows and take different keys, each with its own ring of stages
-// and no barrier; with many they share the keys and take different rows.
+// The main loop of paged attention. The producer copies key tiles from the paged cache to shared
+// memory (cp.async), the consumer attends to them (mma.sync); every thread is part of both. With
+// few packed rows the warps share the rows and take different keys, each with its own ring of
+// stages and no block barrier. With many packed rows the warps share the keys and take different
+// rows.
 #pragma once
 
 #include "kernels/cuda/attention_mma.cuh"
@@ -10,7 +11,7 @@
 
 namespace apb::kernels::cuda::paged {
 
-// Sizes and shared memory of a block.
+// A block's sizes and shared memory. kFew: a tile has few packed rows, see work_tiles.h.
 template <typename T, int D, bool kFew>
 struct Layout {
   static constexpr int kRows = kFew ? kFewRows : kManyRows;  // packed rows of a tile
@@ -18,13 +19,13 @@ struct Layout {
   static constexpr int kStages = kFew && D < 128 ? 3 : 2;
   static constexpr int kCopiers = kFew ? kWarp : kThreads;  // threads that share a ring
   static constexpr int kRings = kThreads / kCopiers;
-  static constexpr int kStep = kRings * kKeys;  // from a ring's tile to its next
+  static constexpr int kStep = kRings * kKeys;  // keys from a ring's tile to its next
 
   struct Tile {
     T k[kKeys][WarpAttention<T, D>::kStride];
     T v[kKeys][WarpAttention<T, D>::kStride];
   };
-  // The warps' results, where they had different keys.
+  // The results of warps that had different keys.
   struct WarpResults {
     float out[kWarps][kFewRows][D];
     float row_max[kWarps][kFewRows], row_sum[kWarps][kFewRows];
@@ -35,6 +36,7 @@ struct Layout {
   };
   static_assert(sizeof(Shared) <= kSharedBytesEverywhere);
 
+  // The ring of the calling thread, and a barrier for the threads that share it.
   static __device__ __forceinline__ int Ring() { return kFew ? threadIdx.x / kWarp : 0; }
   static __device__ __forceinline__ void SyncRing() {
     if (kFew) {
@@ -45,12 +47,14 @@ struct Layout {
   }
 };
 
-// Element offsets of a tile's keys in the cache. Lane i % 32 of every warp keeps key i's.
+// The offsets of a tile's keys in the cache, in elements. Lane i % 32 of every warp keeps that of
+// key i.
 template <int kKeys>
 struct KeyOffsets {
   static constexpr int kEach = (kKeys + kWarp - 1) / kWarp;
   int64_t mine[kEach];
 
+  // Looks up the keys from slot `first` on.
   __device__ __forceinline__ void Find(const Params& params, const WorkTile& work, int first) {
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
@@ -62,7 +66,7 @@ struct KeyOffsets {
       }
     }
   }
-  // All lanes call it, each with its own key.
+  // The offset of `key`. All lanes of a warp must call it, each with its own key.
   __device__ __forceinline__ int64_t Of(int key) const {
     int64_t offset = __shfl_sync(~0u, mine[0], key % kWarp);
 #pragma unroll
@@ -74,7 +78,7 @@ struct KeyOffsets {
   }
 };
 
-// Copies the tiles of this thread's ring: number ring, ring + kRings, ... of the split.
+// Copies the key tiles of the thread's ring: tiles number ring, ring + kRings, ... of the split.
 template <typename T, int D, bool kFew>
 struct Producer {
   using Sizes = Layout<T, D, kFew>;
@@ -83,7 +87,7 @@ struct Producer {
   const WorkTile& work;
   const T* k_head;  // the KV head's part of the caches
   const T* v_head;
-  int next;  // first key of the next tile
+  int next;  // the first key of the next tile
   KeyOffsets<Sizes::kKeys> offsets;
 
   __device__ __forceinline__ Producer(const Params& call, const WorkTile& tile)
@@ -94,7 +98,8 @@ struct Producer {
         next(tile.key_begin + Sizes::Ring() * Sizes::kKeys) {
     offsets.Find(params, work, next);
   }
-  // Starts the copy of the next tile, if there is one. Commits a cp.async group in either case.
+  // Starts the copy of the next tile, if there is one. Always commits a cp.async group, so that the
+  // number of groups does not depend on the number of tiles.
   __device__ __forceinline__ void Copy(typename Sizes::Tile& tile) {
     if (next < work.key_end) {
       constexpr int kChunks = D / 8;
@@ -108,20 +113,20 @@ struct Producer {
         CpAsync16(&tile.v[key][c], v_head + (valid ? from : 0), valid);
       }
       next += Sizes::kStep;
-      offsets.Find(params, work, next);  // read now, wanted in the next call
+      offsets.Find(params, work, next);  // read now, for the next call
     }
     CpAsyncCommitGroup();
   }
 };
 
-// A warp's 16 packed rows, of which a lane has two, and their state.
+// A warp's 16 packed rows, of which a lane has two, with their outputs and softmax states.
 template <typename T, int D, bool kFew>
 struct Consumer {
   using Sizes = Layout<T, D, kFew>;
 
   WarpAttention<T, D> warp;
   int in_tile[2], packed[2];  // numbers of the rows in the tile and in the sequence
-  int64_t row[2];             // -1 for a row that the sequence does not have
+  int64_t row[2];             // rows of q and out; -1 for rows past the sequence's last one
   int32_t position[2] = {0, 0};
 
   __device__ __forceinline__ Consumer(const Params& params, const WorkTile& work) {
@@ -166,7 +171,7 @@ struct Consumer {
   }
 };
 
-// Takes the consumer over all keys of the work tile that are its ring's.
+// Lets the consumer attend to all key tiles of its ring. Copies run kStages - 1 tiles ahead.
 template <typename T, int D, bool kFew>
 __device__ __forceinline__ void Mainloop(const Params& params, const WorkTile& work,
                                          typename Layout<T, D, kFew>::Shared& shared,
@@ -180,10 +185,10 @@ __device__ __forceinline__ void Mainloop(const Params& params, const WorkTile& w
   for (int stage = 0; stage + 1 < Sizes::kStages; ++stage) producer.Copy(tiles[stage]);
   int stage = 0;
   for (; first < work.key_end; first += Sizes::kStep) {
-    // The stage that was read last is free: its readers have passed the end of that turn.
+    // The stage of the turn before is free: SyncRing() at its end waited for all readers.
     producer.Copy(tiles[(stage + Sizes::kStages - 1) % Sizes::kStages]);
     CpAsyncWaitGroup<Sizes::kStages - 1>();
-    Sizes::SyncRing();  // all copiers' parts are there
+    Sizes::SyncRing();  // the parts of all copiers have arrived
     consumer.Attend(tiles[stage], work, first, scale_log2);
     Sizes::SyncRing();
     stage = (stage + 1) % Sizes::kStages;

@@ -1,5 +1,5 @@
-// The arguments of the paged attention kernels, and how a thread block finds its work tile and the
-// places of its rows.
+// The arguments of the paged attention kernels, and the functions by which a thread block finds its
+// work tile and the places of its rows.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -54,11 +54,13 @@ struct WorkTile {
   int split, num_splits;
 };
 
+// The splits of a launched sequence. gridDim.y is the number of KV heads.
 __device__ __forceinline__ SequenceSplits SplitsOf(const Params& params, const LaunchedRows& rows) {
   return SplitSequence(rows.count, static_cast<int>(params.sequences[rows.sequence].slot_count),
                        params.group, static_cast<int>(gridDim.y), params.parallel_blocks);
 }
 
+// Work tile number `index` of a launched sequence.
 __device__ __forceinline__ WorkTile WorkTileOf(const Params& params, const LaunchedRows& rows,
                                                int index) {
   const PagedSequence& s = params.sequences[rows.sequence];
@@ -78,13 +80,14 @@ __device__ __forceinline__ WorkTile WorkTileOf(const Params& params, const Launc
   return work;
 }
 
-// Finds work tile number `index` of the launch. The splits of a row tile have consecutive numbers.
-// Only the device knows the slots of each sequence, which decide how many tiles it has: each warp
-// counts them, a lane for a sequence. False if there are fewer tiles: the grid is an upper bound.
+// Finds work tile number `index` of the launch; the splits of a row tile have consecutive numbers.
+// Only the device knows how many slots, and so how many work tiles, a sequence has: each warp
+// counts them, a lane for a sequence. False if the launch has fewer work tiles, because its grid is
+// an upper bound.
 __device__ __forceinline__ bool FindWorkTile(const Params& params, int index, WorkTile& work) {
   const int lane = threadIdx.x % kWarp;
   for (int first = 0; first < params.launched; first += kWarp) {
-    int end = 0;  // work tiles from sequence `first` to the end of this lane's
+    int end = 0;  // the number of work tiles of the sequences from `first` to this lane's
     if (first + lane < params.launched) {
       const SequenceSplits splits = SplitsOf(params, params.rows[first + lane]);
       end = splits.row_tiles * splits.num_splits;
@@ -110,7 +113,7 @@ __device__ __forceinline__ int64_t RowOf(const Params& params, const WorkTile& w
   return packed < work.row_count * params.group ? work.row_begin + packed / params.group : -1;
 }
 
-// The place of a packed row's result: its final one, or among the partial results.
+// The place of a packed row's result: in out and lse, or among the partial results.
 struct RowTarget {
   void* out;
   bool is_float;

@@ -1,14 +1,15 @@
-// How paged attention cuts a batch into work tiles, one for each thread block and KV head; shared
-// by the host, the kernels and the tests that need no device. A packed row is a (token, query head
-// of the KV head's group) pair. A work tile is a tile of one sequence's packed rows with one split
-// of its keys. Long sequences are split over the keys, so that a single one fills the device.
+// The division of a paged attention call into work tiles; a thread block takes one work tile of one
+// KV head. Shared by the CPU side, the kernels and the tests that need no device. A packed row is a
+// (token, query head of the KV head's group) pair. A work tile is a tile of one sequence's packed
+// rows with one split of its keys. Long sequences are split over the keys, so that a single one
+// fills the device.
 #pragma once
 
 #include "kernels/cuda/attention_plan.h"
 
 namespace apb::kernels::cuda::paged {
 
-constexpr int kTileKeys = 64;  // splits begin on multiples of it
+constexpr int kTileKeys = 64;  // splits begin on multiples of this
 constexpr int kMinKeysPerSplit = 512;
 // A sequence of at most kFewRows packed rows (decode) has one tile of them, whose keys the warps of
 // a block divide. Other sequences have tiles of kManyRows packed rows, which the warps divide.
@@ -48,8 +49,8 @@ APB_HOST_DEVICE inline SequenceSplits SplitSequence(int row_count, int slots, in
   return split;
 }
 
-// An upper bound for the work tiles of a launch. The host needs it because only the device knows
-// the slots of each sequence.
+// An upper bound for the work tiles of a launch. The grid has this size, because only the device
+// knows the slots of each sequence.
 struct WorkTileBound {
   int64_t total_slots;  // of all sequences together, at most
   int group, kv_heads, parallel_blocks;
@@ -64,8 +65,8 @@ struct WorkTileBound {
     alone += tiles * (of_slots < 1 ? 1 : of_slots < most ? of_slots : most);
     largest = tiles > largest ? tiles : largest;
   }
-  // Two bounds, of which the lower one counts: each sequence's own (`alone`), and one from the
-  // slots of all, since every split but a sequence's first stands for kMinKeysPerSplit of them.
+  // The lower of two bounds: the sum of each sequence's own bound (`alone`), and one from the slots
+  // of all sequences, because every split but a sequence's first stands for kMinKeysPerSplit slots.
   int64_t work_tiles() const {
     const int64_t together = row_tiles + largest * (total_slots / kMinKeysPerSplit);
     return alone < together ? alone : together;
