@@ -111,9 +111,8 @@ struct AccumulateRmsNormArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// The places of rows of K and V in the paged cache: row t goes to slot slots[t] = block *
-// block_size
-// + offset; -1 skips the row.
+// The places of rows of K and V in the paged cache. Row t goes to slot slots[t], which is
+// block * block_size + offset; -1 skips the row.
 struct CacheRows {
   TensorView slots;    // [T] i64
   TensorView k_cache;  // [blocks, n_kv, block_size, d]
@@ -175,8 +174,9 @@ struct MergePartialsArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// The score of a key for the training-free compressor: how well the query rows match it. scores[t,
-// j] is the mean of q . k[t, j] * scale over the query rows and the g query heads of KV head j.
+// The score of a key for the training-free compressor: how well the query rows match it.
+// scores[t, j] is the mean of q . k[t, j] * scale over the query rows and the g query heads of KV
+// head j.
 struct KeyScoreArgs {
   TensorView k;      // [T, n_kv, d], after RoPE
   TensorView query;  // [m, n_q, d], after RoPE

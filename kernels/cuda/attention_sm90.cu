@@ -20,8 +20,7 @@ constexpr int kConsumers = 2;  // warpgroups
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
 constexpr int kStages = 2;
 constexpr int kBlockColumns = 64;  // of a swizzled block: 128 bytes
-// Registers of a thread. Their sum over the three warpgroups is at most that of the launch, 3 *
-// 168.
+// Registers of a thread. The sum over the three warpgroups is at most the launch's, 3 x 168.
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
 static_assert(kHopperTileRows == kConsumers * 64 && kHopperTileKeys == 128);

@@ -1,9 +1,9 @@
 // Goal: segmented and paged attention of every backend and code path equal the float64 oracle.
 // Method: random shapes (0 and 1 rows, ragged, GQA 1..8, head_dim 64/80/96/128 and unusual ones),
 // all visibilities, strided views, guard bytes. Tolerance: both have the same inputs. bf16 and f16
-// paths round each weight once (2^-9 or 2^-12 relative) and the output once, so |error| <= 2^-7 or
-// 2^-10
-// * max|v| with a margin. Float paths add n terms: 2^-24 * n * max|v| with a margin.
+// paths round each weight once (2^-9 or 2^-12 relative) and the output once: |error| is at most
+// 2^-7 or 2^-10 times max|v|, with a margin. Float paths add n terms: 2^-24 n max|v|, with a
+// margin.
 #include <gtest/gtest.h>
 
 #include <cmath>

@@ -1,5 +1,5 @@
-// Goal: paged attention's work tiles cover all rows and keys of a batch, and the host's bound for
-// their number holds, without a device. Method: random shapes, compared with sums over the
+// Goal: the work tiles of paged attention cover all rows and keys of a batch, and the upper bound
+// of their number holds, without a device. Method: random shapes, compared with sums over the
 // sequences.
 #include "kernels/cuda/paged/work_tiles.h"
 
