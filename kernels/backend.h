@@ -1,6 +1,6 @@
-// The narrow device interface: memory, streams, recorded steps, and operations (operations.h). All
-// above it is the same for CPU and GPU. Operations take plain views and a stream; they return
-// nothing: a failed kernel makes its stream fail for good, and Synchronize tells.
+// The narrow device interface: memory, streams, recorded steps, and operations (operations.h). The
+// code above it is the same for CPU and GPU. Operations take plain views and a stream and return
+// nothing: a failed kernel makes its stream fail for good, and Synchronize returns the error.
 #pragma once
 
 #include <chrono>
@@ -23,15 +23,15 @@ namespace apb::kernels {
 class Stream {
  public:
   virtual ~Stream() = default;
-  // Waits until all work given so far is done.
+  // Waits for all work enqueued so far.
   virtual absl::Status Synchronize() = 0;
-  // The stream has failed now, unless the status is OK or it had failed before.
+  // Makes the stream fail with this status, unless it is OK or the stream has failed before.
   void Fail(absl::Status status) {
     if (status_.ok()) status_ = std::move(status);
   }
   bool failed() const { return !status_.ok(); }
-  // The moment when the work given so far is done, for AddSeconds. Here for streams whose work is
-  // done when it is given.
+  // Marks the moment when the work enqueued so far is done, for AddSeconds. This version is for
+  // streams that work at once, such as the CPU's.
   virtual int64_t Mark() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
   // Adds the seconds between two marks to *total, at the latest in the next Synchronize, which
   // forgets all marks. `total` must live until then.
@@ -69,13 +69,14 @@ class Buffer {
   std::function<void(void*)> free_;
 };
 
-// Recorded work of a stream (Backend::Record). It reads and writes the memory that was named while
-// it was recorded, so that must be there, with what is to be worked on; what the host passed by
-// value is as it was. Must end before the backend, its stream, and communicators that took part.
+// Recorded work of a stream (Backend::Record). A launch reads and writes the memory whose addresses
+// the work had when it was recorded: that memory must still exist, and holds the launch's operands.
+// Values passed by value stay those of the recording. The backend, the stream, and the
+// communicators that took part must outlive the graph.
 class Graph {
  public:
   virtual ~Graph() = default;
-  // Gives the work to the stream that it was recorded from.
+  // Enqueues the work. `stream`: the one that it was recorded from.
   virtual void Launch(Stream& stream) = 0;
 };
 
@@ -86,21 +87,21 @@ class Backend {
   virtual std::string_view name() const = 0;
   virtual Place place() const = 0;
   // Memory for activations and caches, aligned to at least 64 bytes, contents undefined.
-  // kResourceExhausted when there is none.
+  // kResourceExhausted when there is not enough.
   virtual absl::StatusOr<Buffer> Allocate(size_t size_bytes) = 0;
-  // Host memory from and to which Copy works while the host goes on (page-locked where there is a
-  // device): it must stay until the stream has been synchronized. Aligned like Allocate's.
+  // CPU memory for copies that run while the CPU goes on (page-locked where there is a device). It
+  // must live until the stream has been synchronized. Aligned like Allocate's.
   virtual absl::StatusOr<Buffer> AllocateHost(size_t size_bytes) = 0;
   virtual absl::StatusOr<std::unique_ptr<Stream>> NewStream() = 0;
-  // Gives an operation to the stream; does nothing on a stream that has failed. Operands that do
-  // not fit fail it.
+  // Enqueues an operation. Operands that do not fit make the stream fail; on a failed stream it
+  // does nothing.
   template <typename Args>
   void Run(const Args& args, Stream& stream) {
     stream.Fail(args.Check());
     if (!stream.failed()) Do(&args, stream);
   }
 
-  // The same in short, of operations that are called all over.
+  // Short forms for operations with many callers.
   void Copy(const TensorView& source, const TensorView& target, Stream& stream) {
     Run(CopyArgs{source, target}, stream);
   }
@@ -142,28 +143,29 @@ class Backend {
   void TopKPerHead(const TopKPerHeadArgs& args, Stream& stream) { Run(args, stream); }
   void Sample(const SampleArgs& args, Stream& stream) { Run(args, stream); }
 
-  // Records what `work` gives to the stream instead of doing it: to launch many small operations
-  // costs a device's host more than the device needs to do them. `work` must have been done before,
-  // with operands of the same places and shapes (what is chosen and allocated the first time cannot
-  // be recorded), must not synchronize, and must not touch host memory. An error of `work`, or of
-  // the device, leaves the stream as it was. kUnimplemented where there is nothing to gain.
+  // Records the work that `work` enqueues, instead of doing it: the CPU needs longer to launch many
+  // small operations than the device needs to run them. `work` must have run before with operands
+  // of the same addresses and shapes (the kernel choices and allocations of a first run cannot be
+  // recorded). It must neither synchronize nor touch CPU memory. An error of `work` or of the
+  // device leaves the stream as it was. kUnimplemented from backends that would gain nothing.
   virtual absl::StatusOr<std::unique_ptr<Graph>> Record(Stream& stream,
                                                         absl::FunctionRef<absl::Status()> work) = 0;
 
  protected:
-  // Operands fit, and the stream has not failed.
+  // Does the work. Run() has checked the operands and that the stream has not failed.
   virtual void Do(Operation operation, Stream& stream) = 0;
 };
 
 struct CpuBackendOptions {
   int threads = 0;  // OpenMP threads of the calling (step) thread; 0 = OMP_NUM_THREADS or all cores
-  // amxbf16, avx512bf16, avx512vnni, avx512, avx2 or portable; "": what the environment's
-  // APB_CPU_ISA names, or the best that this CPU has.
+  // amxbf16, avx512bf16, avx512vnni, avx512, avx2 or portable. "" takes the environment's
+  // APB_CPU_ISA, or else the best instruction set of this CPU.
   std::string_view force_isa;
 };
 
-// The CPU backend. Work is done at once, on the calling thread and its OpenMP team.
-// kInvalidArgument, with what there is, when a path is named that this machine lacks.
+// The CPU backend. It does all work at once, on the calling thread and its OpenMP team.
+// kInvalidArgument if force_isa names an instruction set that this machine lacks; the message lists
+// the ones it has.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOptions& options);
 
 }  // namespace apb::kernels

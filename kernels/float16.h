@@ -1,4 +1,4 @@
-// Half precision on the host: conversions only, nothing computes in it there.
+// Half precision on the CPU: conversions only. No CPU code computes in it.
 #pragma once
 
 #include <bit>
@@ -19,8 +19,8 @@ inline float Float16ToFloat(Float16 x) {
   return std::bit_cast<float>(sign | ((magnitude << 13) + exponent_shift));
 }
 
-// Rounds to nearest, ties to even; from 65520 on the result is infinite. Every NaN becomes 0x7fff,
-// as on a GPU.
+// Rounds to nearest, ties to even. Magnitudes of 65520 and more become infinite. Every NaN becomes
+// 0x7fff, as on a GPU.
 inline Float16 FloatToFloat16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
   const uint32_t sign = bits >> 16 & 0x8000u;
@@ -29,7 +29,8 @@ inline Float16 FloatToFloat16(float x) {
   if (magnitude >= 0x477ff000u) {  // 65520
     rounded = 0x7c00;
   } else if (magnitude < 0x38800000u) {
-    // Below 2^-14, multiples of 2^-24: what a float beside 0.5 has as its last digit.
+    // Below 2^-14 the results are multiples of 2^-24, the unit in the last place of a float from
+    // 0.5 on: adding 0.5 rounds.
     rounded = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
   } else {
     rounded = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13;

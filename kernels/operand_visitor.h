@@ -1,4 +1,4 @@
-// Whoever wants to know, or to replace, the operands of an operation, whatever operation it is.
+// A visitor sees, and may replace, the operands of any operation.
 #pragma once
 
 #include <cstdint>
@@ -13,15 +13,15 @@ struct KeySegment;
 struct PagedAttentionArgs;
 struct PagedRows;
 
-// An operation's VisitOperands calls these for all operands, absent ones too, in an order that is
-// right for replacing them one by one: what lies in the place of another comes after it.
+// An operation's VisitOperands calls these for all operands, absent ones too. The order is right
+// for replacing them one by one: an operand that may share memory with another one comes after it.
 class OperandVisitor {
  public:
   virtual ~OperandVisitor() = default;
   virtual void Reads(TensorView& view) = 0;
-  // Writes, or reads and writes.
+  // An operand that is written, or read and written.
   virtual void Writes(TensorView& view) = 0;
-  // `count` values in backend memory.
+  // `count` values in memory of the backend's place.
   template <typename T>
   void Reads(const T*& values, int64_t count) {
     static_assert(sizeof(T) % 4 == 0);
@@ -31,12 +31,12 @@ class OperandVisitor {
     Reads(view);
     values = view.as<const T>();
   }
-  // args.sequences and what they point to, all in backend memory. Here: the sequences alone, as
-  // what they hold may be known only when the operation is done.
+  // args.sequences and the arrays that they point to, all in memory of the backend's place. This
+  // version visits the sequences alone, because their contents may be known only when the operation
+  // runs.
   virtual void Sequences(PagedAttentionArgs& args);
 
-  // Lists in host memory are copied into the visitor, which must outlive the operation's use of
-  // them.
+  // Copies a list in CPU memory into the visitor, which must outlive the operation.
   std::span<KeySegment> Own(std::span<const KeySegment>& keys);
   void Own(std::span<const PagedRows>& rows);
 

@@ -1,3 +1,4 @@
+// The checks of operations, and the order in which they show their operands.
 #include "kernels/operations.h"
 
 #include "absl/strings/str_cat.h"
@@ -15,7 +16,7 @@ bool IsFloat(DType dtype) {
   return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
 }
 
-// A weight in blocks is multiplied by what is computed in on a host.
+// Weights in blocks are multiplied by the types that the CPU backend computes in.
 bool IsWeightOf(const TensorView& x, const TensorView& weight) {
   if (!IsBlockType(weight.dtype)) return weight.dtype == x.dtype;
   return (x.dtype == DType::kF32 || x.dtype == DType::kBF16) &&
@@ -26,7 +27,7 @@ absl::Status CheckThat(bool ok, const char* operation, const TensorView& a, cons
   return ok ? absl::OkStatus() : ShapeError(operation, a, b);
 }
 
-// One offset is right for both.
+// Whether an element offset in one cache is right for the other.
 bool IsOneLayout(const TensorView& k_cache, const TensorView& v_cache) {
   return k_cache.rank == 4 && k_cache.shape == v_cache.shape && k_cache.stride == v_cache.stride;
 }

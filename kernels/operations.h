@@ -1,8 +1,8 @@
-// The operations of a device, as values: what they are given, whether that fits (Check), and which
+// The operations of a device, as values: their operands, whether these fit (Check), and which
 // memory they read and write (VisitOperands). Shapes: T rows, D hidden size, F MLP size, V
-// vocabulary, n_q / n_kv heads, d head dimension. Activations are bf16, f16 or f32 (the model's
-// type; the CPU backend refuses f16 in all operations but Copy); weights have the same type or, on
-// the CPU, a block type; accumulation is float.
+// vocabulary, n_q and n_kv heads, d head dimension. Activations have the model's type: bf16, f16 or
+// f32 (the CPU backend refuses f16 in all operations but Copy). Weights have the same type or, on
+// the CPU, a block type. Sums are float.
 //
 // A new operation is a struct here and a name in Operation, its two functions in operations.cc, and
 // a kernel in each backend: kernels/cpu (a function of operations_on_cpu.h, or a name in
@@ -22,9 +22,9 @@
 
 namespace apb::kernels {
 
-// Each operation has: kName; main(), the operand whose type it computes in; Check(): OK, or
-// kInternal with the name and two shapes (callers have checked what comes from outside);
-// VisitOperands().
+// Each operation has: kName; main(), the operand whose type it computes in; VisitOperands(); and
+// Check(), which returns OK, or kInternal with the name and two shapes (operands that do not fit
+// are a bug: callers have checked all input from outside).
 
 // Copies between any two places, in stream order. Views have the same shape and type; rows may be
 // strided.
@@ -63,9 +63,9 @@ struct RmsNormArgs {
 // out[T, out] = x[T, in] * weight[out, in]^T (+ bias[out]) (+ out if accumulate).
 struct LinearArgs {
   TensorView x;
-  // Checkpoint layout: row-major [out, in], need not be aligned to more than its type. Of the type
-  // of x, or of a block type (kernels/weight_blocks.h; in is a multiple of kBlockLength) where x is
-  // bf16 or f32 and the backend is the CPU's.
+  // Row-major [out, in], as in checkpoints, aligned to its element type only. It has the type of x,
+  // or, on the CPU backend with x in bf16 or f32, a block type (kernels/weight_blocks.h; in is a
+  // multiple of kBlockLength).
   TensorView weight;
   TensorView bias;  // may be absent
   TensorView out;   // f32, or the type of x; rows may be strided
@@ -77,8 +77,8 @@ struct LinearArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// out = silu(gate) * up, all [T, F]; an absent `up` gives silu(gate). gate and up have one type:
-// out's or f32. out may be gate.
+// out = silu(gate) * up, all [T, F]; silu(gate) without `up`. gate and up have the same type: out's
+// or f32. out may be gate.
 struct SiluMulArgs {
   TensorView gate, up, out;
 
@@ -98,8 +98,8 @@ struct AccumulateArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// Accumulate {x, residual}, then RmsNorm {residual, weight, epsilon, out}, in one pass. residual,
-// out [T, D] of one type, not the same memory.
+// Accumulate {x, residual}, then RmsNorm {residual, weight, epsilon, out}, in one pass. residual
+// and out are [T, D], of the same type, in different memory.
 struct AccumulateRmsNormArgs {
   TensorView x, residual, weight;
   float epsilon = 0;
@@ -111,23 +111,24 @@ struct AccumulateRmsNormArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// Where K and V rows go: to cache slot slots[t] = block * block_size + offset; -1 = skip the row.
+// The places of rows of K and V in the paged cache. Row t goes to slot slots[t], which is
+// block * block_size + offset; -1 skips the row.
 struct CacheRows {
   TensorView slots;    // [T] i64
   TensorView k_cache;  // [blocks, n_kv, block_size, d]
-  TensorView v_cache;  // of the same shape and strides
+  TensorView v_cache;  // the same shape and strides
 };
 
-// Rotary embedding, in place, "rotate half" pairing: (x[i], x[i + d/2]). Angle = position *
-// inv_freq[i]; cos and sin are multiplied by attention_factor (yarn), computed in float. K and V
-// can be stored in the cache in the same pass; without frequencies that is all that is done.
+// Rotary embedding in place, with "rotate half" pairs (x[i], x[i + rotary_dim / 2]). The angle is
+// position * inv_freq[i]; cos and sin are multiplied by attention_factor (yarn) and computed in
+// float. The same pass can store K and V in the cache; without frequencies it only stores them.
 struct RopeArgs {
   TensorView x;          // [T, heads, d]
   TensorView positions;  // [T] i32; may be absent without frequencies
-  TensorView inv_freq;   // [rotary_dim / 2] f32; dimensions past rotary_dim are left alone
+  TensorView inv_freq;   // [rotary_dim / 2] f32; dimensions past rotary_dim stay as they are
   float attention_factor = 1.0f;
-  // Stored if store.slots is present: K, which is the last n_kv heads of x, and V, of the rows from
-  // store_begin on; the slots are theirs.
+  // If store.slots is present, K (the last n_kv heads of x) and V of the rows from store_begin on
+  // are stored; store.slots has one slot for each of these rows.
   CacheRows store;
   TensorView v;  // [T, n_kv, d]
   int64_t store_begin = 0;
@@ -146,8 +147,8 @@ struct RopeArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// The way back from the cache: k[t], v[t] = what lies in slot slots[t] (>= 0, all of them). The
-// rest as in CacheRows.
+// Reads from the cache: k[t] and v[t] are the contents of slot slots[t] >= 0. Shapes and types as
+// in CacheRows.
 struct ReadFromCacheArgs {
   TensorView slots, k_cache, v_cache;
   TensorView k, v;  // [T, n_kv, d], rows may be strided
@@ -158,8 +159,9 @@ struct ReadFromCacheArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// Exact merge of partial results over disjoint keys (max-shifted, float32, host order); out and lse
-// may be in a part's place. Rows that saw no key anywhere: out 0, lse -inf.
+// Exact combine of partial results over disjoint keys (relative to the maximum, in f32, in the
+// order of the parts). out and lse may lie where one part does. A row that saw no key in any part
+// gets out 0 and lse -inf.
 struct MergePartialsArgs {
   TensorView outs;  // [H, T, n_q, d] f32 (strided)
   TensorView lses;  // [H, T, n_q] f32 (strided)
@@ -172,9 +174,9 @@ struct MergePartialsArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// Scores of keys by the attention mass that query rows give them (the training-free compressor):
-// scores[t, j] = mean over query rows and over the g query heads of KV head j of q . k[t, j] *
-// scale.
+// The score of a key for the training-free compressor: how well the query rows match it.
+// scores[t, j] is the mean of q . k[t, j] * scale over the query rows and the g query heads of KV
+// head j.
 struct KeyScoreArgs {
   TensorView k;      // [T, n_kv, d], after RoPE
   TensorView query;  // [m, n_q, d], after RoPE
@@ -187,8 +189,8 @@ struct KeyScoreArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// Max over a window of `window` (odd) rows around each row, -inf outside. scores, out [T, n_kv]
-// f32, not the same memory.
+// The maximum of the `window` (odd) rows around each row, fewer at the ends; NaN is ignored. scores
+// and out are [T, n_kv] f32, in different memory.
 struct MaxPoolRowsArgs {
   TensorView scores;
   int window = 1;
@@ -200,9 +202,9 @@ struct MaxPoolRowsArgs {
   void VisitOperands(OperandVisitor& visitor);
 };
 
-// For each KV head the `count` rows with the highest score among rows [eligible_begin,
-// eligible_end), equal scores: the lower row first (deterministic on every rank). indices[j, i] is
-// the i-th row of head j, ordered by row.
+// For each KV head, the `count` rows with the highest scores among rows [eligible_begin,
+// eligible_end). Of equal scores the lower row comes first, so that every rank chooses the same;
+// NaN counts as -inf. indices[j] holds head j's rows in ascending order.
 struct TopKPerHeadArgs {
   TensorView scores;  // [T, n_kv] f32
   int64_t eligible_begin = 0;
@@ -235,7 +237,7 @@ using Operation =
                  const KeyScoreArgs*, const TopKPerHeadArgs*, const GatherRowsPerHeadArgs*,
                  const SampleArgs*>;
 
-// The error of a check that did not hold, naming two operands.
+// The error of operands that do not fit. Names the operation and the types and shapes of a and b.
 absl::Status ShapeError(const char* operation, const TensorView& a, const TensorView& b);
 
 }  // namespace apb::kernels

@@ -1,5 +1,5 @@
-// The one tensor type that crosses module borders: a pointer with a type, a shape and strides. It
-// owns nothing.
+// The only tensor type that crosses module borders: a pointer with a type, a shape and strides. It
+// does not own its memory.
 #pragma once
 
 #include <array>
@@ -9,10 +9,10 @@
 
 namespace apb::kernels {
 
-// kI8Block and kI4Block: weights of a matrix product, packed by blocks (kernels/weight_blocks.h).
+// kI8Block and kI4Block are quantized weights, packed in blocks (kernels/weight_blocks.h).
 enum class DType : uint8_t { kF32, kBF16, kI32, kI64, kF16, kI8Block, kI4Block };
 
-// Weights of a block: consecutive numbers of one row.
+// Weights in a block, which are consecutive in one row.
 constexpr int64_t kBlockLength = 32;
 
 constexpr bool IsBlockType(DType dtype) {
@@ -37,14 +37,15 @@ constexpr size_t SizeOf(DType dtype) {
   return 0;
 }
 
-// Bytes of `elements` that lie side by side; of block types, whole blocks.
+// Bytes of `elements` contiguous elements. For block types `elements` is a multiple of
+// kBlockLength.
 constexpr int64_t BytesOf(DType dtype, int64_t elements) {
   if (dtype == DType::kI8Block) return elements / kBlockLength * 34;
   if (dtype == DType::kI4Block) return elements / kBlockLength * 20;
   return elements * static_cast<int64_t>(SizeOf(dtype));
 }
 
-// As messages have it.
+// The type's name in messages.
 constexpr const char* NameOf(DType dtype) {
   switch (dtype) {
     case DType::kF32:
@@ -74,12 +75,12 @@ struct Float16 {
   uint16_t bits;
 };
 
-// Where the bytes are. Ops want all operands in the place of their backend.
+// Where the bytes are. An operation's operands lie in the place of its backend.
 enum class Place : uint8_t { kCpu, kDevice };
 
-// Up to four dimensions; strides are in elements; the last dimension always has stride 1. Of block
-// types, rows begin at blocks: strides and borders of columns are multiples of kBlockLength. A
-// default-constructed view means "absent" (an optional operand).
+// Up to four dimensions; strides are in elements; the last dimension always has stride 1. For block
+// types, strides and the limits of Columns() are multiples of kBlockLength, so that rows begin with
+// a block. A default-constructed view stands for an absent optional operand.
 struct TensorView {
   void* data = nullptr;
   DType dtype = DType::kF32;
@@ -121,8 +122,8 @@ struct TensorView {
     view.shape[0] = end - begin;
     return view;
   }
-  // Columns [begin, end) of the last dimension of a rank-2 view, e.g. the K slice of a packed [T,
-  // qkv] buffer.
+  // Columns [begin, end) of the last dimension of a rank-2 view, for example the keys of a packed
+  // [T, qkv] buffer.
   TensorView Columns(int64_t begin, int64_t end) const {
     TensorView view = *this;
     view.data = static_cast<std::byte*>(data) + BytesOf(dtype, begin);

@@ -1,3 +1,4 @@
+// Quantization of weights to blocks, and back.
 #include "kernels/weight_blocks.h"
 
 #include <algorithm>
@@ -14,8 +15,8 @@ bool Encode(const float* x, I8Block& block) {
   for (int i = 0; i < kLength; ++i) top = std::max(top, std::abs(x[i]));
   if (top > 127 * kMaxScale) return false;
   block.scale = FloatToFloat16(top / 127);
-  // What is divided by is what the weights will be multiplied by. It is 0 where all weights are as
-  // good as 0.
+  // Divides by the rounded scale, by which the weights will be multiplied. It is 0 if all weights
+  // are too small for half precision.
   const float scale = Float16ToFloat(block.scale), inverse = scale > 0 ? 1 / scale : 0;
   for (int i = 0; i < kLength; ++i) {
     const float q = std::clamp(x[i] * inverse, -127.0f, 127.0f);
@@ -24,21 +25,21 @@ bool Encode(const float* x, I8Block& block) {
   return true;
 }
 
-// A way to write 32 weights as scale * (n - zero), and its error.
+// A choice of scale and zero for 32 weights scale * (n - zero), and its error.
 struct I4Fit {
   Float16 scale{0}, zero{0};
-  float error = 0;  // squared, summed
+  float error = 0;  // sum of squares
 };
 
-// The integers that are nearest to the weights.
+// Writes the integers whose weights are nearest to x.
 void NearestI4(const float* x, float scale, float zero, int* n) {
   const float inverse = 1 / scale;
   for (int i = 0; i < kLength; ++i)
     n[i] = static_cast<int>(std::clamp(x[i] * inverse + zero, 0.0f, 15.0f) + 0.5f);
 }
 
-// The scale and zero that have the smallest squared error with these integers, rounded to half
-// precision; those given where all integers are the same.
+// Sets scale and zero to those with the smallest squared error for these integers. Leaves them if
+// all integers are the same.
 void LeastSquares(const float* x, const int* n, float& scale, float& zero) {
   float sum_n = 0, sum_nn = 0, sum_x = 0, sum_nx = 0;
   for (int i = 0; i < kLength; ++i) {
@@ -56,8 +57,8 @@ void LeastSquares(const float* x, const int* n, float& scale, float& zero) {
   }
 }
 
-// Weights from low to high, low < high, become 0 to 15; then the scale and zero are fitted once
-// more.
+// Maps weights from low to high (low < high) to 0..15, then fits scale and zero to these integers.
+// The error is INFINITY if half precision cannot hold them.
 I4Fit FitRange(const float* x, float low, float high) {
   int n[kLength];
   float scale = (high - low) / 15, zero = -low / scale;
@@ -81,8 +82,8 @@ bool Encode(const float* x, I4Block& block) {
   const auto [low, high] = std::minmax_element(x, x + kLength);
   const float range = *high - *low, top = std::max(std::abs(*low), std::abs(*high));
   if (!(top <= kMaxScale)) return false;
-  // One number is a scale: n is 0 and the zero is 1 or -1. So are those whose range half precision
-  // has no 15th of; around 0 they are as good as 0.
+  // For equal weights: the magnitude is the scale, n is 0 and the zero is 1 or -1. The same serves
+  // weights of a range so small that half precision has no 15th of it; around 0 they become 0.
   I4Fit best{FloatToFloat16(*low < 0 && *high > 0 ? 0 : top),
              FloatToFloat16(*low < 0 ? 1.0f : -1.0f), INFINITY};
   uint8_t n[kLength] = {};

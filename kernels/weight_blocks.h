@@ -1,5 +1,5 @@
-// Quantized weights of matrix products: a row of a matrix [out, in], in a multiple of 32, is a
-// sequence of blocks of 32 consecutive weights each. Blocks are aligned to 2 bytes only.
+// Quantized weights of matrix products. A row of a matrix [out, in] (in is a multiple of 32) is a
+// sequence of blocks of 32 consecutive weights. Blocks are aligned to 2 bytes only.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ static_assert(sizeof(I8Block) == 34 && alignof(I8Block) == 2);
 static_assert(BytesOf(DType::kI8Block, kBlockLength) == sizeof(I8Block));
 
 // DType::kI4Block: weight i is scale * (n[i] - zero), n[i] from 0 to 15. q[i] holds n[i] in its low
-// half and n[i + 16] in its high one.
+// four bits and n[i + 16] in its high four.
 struct I4Block {
   Float16 scale;
   Float16 zero;
@@ -27,12 +27,12 @@ struct I4Block {
 static_assert(sizeof(I4Block) == 20 && alignof(I4Block) == 2);
 static_assert(BytesOf(DType::kI4Block, kBlockLength) == sizeof(I4Block));
 
-// The integers n of 32 weights, each from 0 to 15, into a block's bytes.
+// Packs the integers n of 32 weights, each from 0 to 15, into a block's bytes.
 inline void PackI4(const uint8_t* n, uint8_t* q) {
   for (int i = 0; i < 16; ++i) q[i] = static_cast<uint8_t>(n[i] | n[i + 16] << 4);
 }
 
-// The weights of a block.
+// Writes the 32 weights of a block.
 inline void DecodeBlock(const I8Block& block, float* out) {
   const float scale = Float16ToFloat(block.scale);
   for (int i = 0; i < kBlockLength; ++i) out[i] = scale * static_cast<float>(block.q[i]);
@@ -45,13 +45,13 @@ inline void DecodeBlock(const I4Block& block, float* out) {
   }
 }
 
-// `count` weights (a multiple of kBlockLength) that lie packed at `blocks`, as floats.
+// Writes the `count` weights (a multiple of kBlockLength) of the packed `blocks`.
 void DecodeBlocks(DType type, const void* blocks, int64_t count, float* out);
 
-// Quantizes `count` weights (a multiple of kBlockLength), each block by itself. kI8Block:
-// symmetric, the largest magnitude becomes 127. kI4Block: the range is clipped where that makes the
-// sum of squared errors smaller. False if a weight is not finite or too large for a scale of half
-// precision; `blocks` is then undefined.
+// Quantizes `count` weights (a multiple of kBlockLength), each block by itself. kI8Block is
+// symmetric: the largest magnitude becomes 127. kI4Block clips the range where that reduces the sum
+// of squared errors. False if a weight is not finite or too large for a scale in half precision;
+// `blocks` is undefined then.
 bool EncodeBlocks(const float* weights, int64_t count, DType type, void* blocks);
 
 }  // namespace apb::kernels

@@ -1,4 +1,4 @@
-// Copies, and look-ups of rows by number.
+// Copies, and reads of rows by index.
 #include <cstring>
 
 #include "kernels/cpu/operations_on_cpu.h"

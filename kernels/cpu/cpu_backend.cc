@@ -1,5 +1,5 @@
-// The CPU backend: each operation by the kernel of the chosen instruction set, if it has one, else
-// by the function for every CPU (operations_on_cpu.h).
+// The CPU backend. An operation runs the chosen instruction set's kernel, if there is one, or else
+// the function for every CPU (operations_on_cpu.h).
 #include <omp.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -38,7 +38,7 @@ class CpuStream : public Stream {
   absl::Status Synchronize() override { return status_; }
 };
 
-// AMX tiles need the kernel's permission, once per process.
+// AMX tiles need the Linux kernel's permission, once per process.
 bool AmxAllowed() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   static const bool allowed = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -77,7 +77,7 @@ constexpr CodePath kCodePaths[] = {{"amxbf16", &isa_amxbf16::kKernels, HasAmx},
                                    {"avx2", &isa_avx2::kKernels, HasAvx2},
                                    {"portable", &isa_portable::kKernels, [] { return true; }}};
 
-// Of those that code paths need, the ones that CPU and operating system let this process use.
+// The features that code paths need and that the CPU and the operating system let this process use.
 std::string CpuFeatures() {
   const std::pair<const char*, bool> features[] = {
       {"avx2", __builtin_cpu_supports("avx2")},
@@ -97,7 +97,7 @@ std::string CpuFeatures() {
   return names.empty() ? "none of avx2, avx512, amx" : names;
 }
 
-// `asked`: a name, or empty for the best. `source` is what stands before the name in an error.
+// `asked`: a code path's name, or empty for the best one. Errors name it after `source`.
 absl::StatusOr<CodePath> ChooseCodePath(std::string_view asked, std::string_view source) {
   std::string usable;
   bool known = false;
@@ -147,7 +147,7 @@ class CpuBackend : public Backend {
     std::visit([&](const auto* args) { Do(*args, stream); }, operation);
   }
 
-  // Copies are of any type; nothing else is done in f16.
+  // Copy is the only operation that takes f16.
   void Do(const CopyArgs& args, Stream&) { OnCpu(args, threads_); }
   template <typename Args>
   void Do(const Args& args, Stream& stream) {

@@ -1,6 +1,6 @@
-// The operations that have one version for each instruction set. Every version is the same source
-// (simd/) compiled with other flags in a namespace of its own, so no inline function is shared
-// between them.
+// The operations that have one version for each instruction set. All versions have the same source
+// (simd/), compiled with different flags in different namespaces, so that they share no inline
+// function.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,8 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch();
-  // 64-byte aligned, contents undefined, valid until the next call. Null when there is no memory.
+  // 64-byte aligned, contents undefined, valid until the next call. Null if there is not enough
+  // memory.
   void* Reserve(size_t bytes);
 
  private:
@@ -25,13 +26,13 @@ class Scratch {
   size_t size_ = 0;
 };
 
-// A kernel for operations with these arguments, which have been checked. Results do not depend on
-// `threads`: work is cut by shape alone and partial results merge in a fixed order. False: no
-// memory for scratch.
+// A kernel for an operation with these arguments, which have been checked. Results do not depend on
+// `threads`: the shape alone divides the work, and partial results are combined in a fixed order.
+// False if there is not enough memory for scratch.
 template <typename Args>
 using SimdKernel = bool (*)(const Args& args, int threads, Scratch& scratch);
 
-// The arguments of the operations that simd/ computes as they are.
+// The operations that simd/ computes in one kernel.
 #define APB_SIMD_OPERATIONS(X) \
   X(AttentionArgs)             \
   X(PagedAttentionArgs)        \
@@ -48,17 +49,17 @@ struct IsaKernels {
   SimdKernel<Args> Of(const Args*) const { return of_##Args; }
   APB_SIMD_OPERATIONS(APB_SIMD_KERNEL)
 #undef APB_SIMD_KERNEL
-  // Without the cache.
+  // The rotation alone: does not store to the cache.
   SimdKernel<RopeArgs> rope;
-  // Few rows. False, too, for more rows than these kernels are made for.
+  // For few rows. False also for more rows than this kernel takes.
   SimdKernel<LinearArgs> linear;
-  // Any number of rows.
+  // For any number of rows.
   SimdKernel<LinearArgs> packed_linear;
-  // The matrix library computes products of many rows faster.
+  // Whether the matrix library computes products of many rows faster.
   bool library_products;
 };
 
-// One for each instruction set that kernels/cpu/CMakeLists.txt builds kernels/cpu/simd for.
+// The tables of the instruction sets for which kernels/cpu/CMakeLists.txt builds kernels/cpu/simd.
 namespace isa_portable {
 extern const IsaKernels kKernels;
 }

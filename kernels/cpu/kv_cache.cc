@@ -1,4 +1,4 @@
-// Rows into the slots of a paged cache, and back.
+// Writes rows to the slots of a paged cache, and reads them.
 #include <cstring>
 
 #include "kernels/cpu/operations_on_cpu.h"
@@ -8,7 +8,7 @@ namespace apb::kernels {
 
 namespace {
 
-// Where head `head` of a cache slot lies.
+// The address of head `head` of a cache slot.
 std::byte* SlotAt(const TensorView& cache, int64_t slot, int64_t head) {
   const int64_t block = slot / cache.shape[2], offset = slot % cache.shape[2];
   return static_cast<std::byte*>(cache.data) +

@@ -1,3 +1,4 @@
+// Matrix products by oneDNN: primitives are made once for each shape.
 #include "kernels/cpu/library_products.h"
 
 #include <omp.h>
@@ -35,7 +36,7 @@ struct LibraryProducts::Impl {
                      a.bias.present(),   a.accumulate};
     auto found = products.find(key);
     if (found != products.end()) return found->second;
-    // Row counts vary with the prompts; a bounded cache keeps those of the running ones.
+    // Row counts vary with the prompts. A bounded cache holds the shapes of the current ones.
     if (products.size() > 512) products.clear();
     using Desc = dnnl::memory::desc;
     const int64_t rows = a.x.shape[0], in = a.x.shape[1], out = a.weight.shape[0];
@@ -63,7 +64,7 @@ LibraryProducts::LibraryProducts() : impl_(std::make_unique<Impl>()) {}
 LibraryProducts::~LibraryProducts() = default;
 
 bool LibraryProducts::Run(const LinearArgs& args, int threads) {
-  // oneDNN asks OpenMP for the number of threads; the caller's setting is put back afterwards.
+  // oneDNN takes its number of threads from OpenMP, whose setting is restored afterwards.
   const int before = omp_get_max_threads();
   omp_set_num_threads(threads);
   bool done = false;

@@ -1,5 +1,5 @@
-// Matrix products of many rows by oneDNN, with the primitives of recent shapes kept. A build
-// without oneDNN links library_products_none.cc, whose Run never computes.
+// Matrix products of many rows by oneDNN. Keeps the primitives of recent shapes. A build without
+// oneDNN links library_products_none.cc, whose Run refuses every product.
 #pragma once
 
 #include <memory>
@@ -12,8 +12,8 @@ class LibraryProducts {
  public:
   LibraryProducts();
   ~LibraryProducts();
-  // As Backend::Linear, on so many OpenMP threads. False, and nothing is computed, where the
-  // library has no such product on this machine (DNNL_MAX_CPU_ISA can take them away).
+  // Backend::Linear on `threads` OpenMP threads. False, without computing anything, if the library
+  // lacks this product on this machine (DNNL_MAX_CPU_ISA can disable some).
   bool Run(const LinearArgs& args, int threads);
 
  private:

@@ -1,4 +1,4 @@
-// Builds without oneDNN: no product is the library's.
+// For builds without oneDNN: Run refuses every product.
 #include "kernels/cpu/library_products.h"
 
 namespace apb::kernels {

@@ -1,5 +1,5 @@
-// The operations that are integer and copy work: one version for every CPU. Arguments have been
-// checked.
+// The operations that only copy, compare or sample: one version for every CPU. The arguments have
+// been checked.
 #pragma once
 
 #include "kernels/operations.h"
@@ -12,12 +12,13 @@ void OnCpu(const EmbeddingArgs& args, int threads);
 void OnCpu(const GatherRowsPerHeadArgs& args, int threads);
 // kv_cache.cc
 void OnCpu(const ReadFromCacheArgs& args, int threads);
+// Writes k and v [T, n_kv, d] to the slots [T] of the caches; -1 skips a row.
 void AppendToCacheOnCpu(const TensorView& k, const TensorView& v, const TensorView& slots,
                         const TensorView& k_cache, const TensorView& v_cache, int threads);
 // topk.cc
 void OnCpu(const MaxPoolRowsArgs& args, int threads);
 void OnCpu(const TopKPerHeadArgs& args, int threads);
-// sample.cc: a thread for a row
+// sample.cc: one thread for a row
 void OnCpu(const SampleArgs& args, int threads);
 
 }  // namespace apb::kernels

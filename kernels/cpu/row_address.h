@@ -1,4 +1,4 @@
-// Where rows of views lie.
+// Addresses of rows in views.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 
 namespace apb::kernels {
 
-// Row [row] or [row, second].
+// The address of row [row], or of row [row, second] of a view of rank 3.
 inline std::byte* RowAt(const TensorView& view, int64_t row, int64_t second = 0) {
   return static_cast<std::byte*>(view.data) + (row * view.stride[0] + second * view.stride[1]) *
                                                   static_cast<int64_t>(SizeOf(view.dtype));

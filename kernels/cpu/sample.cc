@@ -1,10 +1,11 @@
-#include "kernels/cpu/operations_on_cpu.h"
-
+// Sampling on the CPU: one pass over the logits, then work on the few that can be drawn.
 #include <algorithm>
 #include <cmath>
 #include <functional>
 #include <span>
 #include <vector>
+
+#include "kernels/cpu/operations_on_cpu.h"
 
 namespace apb::kernels {
 namespace {
@@ -31,8 +32,8 @@ std::vector<float> BlockMaxima(std::span<const float> logits) {
   return maxima;
 }
 
-// A bound that the `count` highest logits reach, and not many others: as many blocks have one above
-// it.
+// A lower bound of the `count` highest logits that few others reach: `count` blocks have a logit of
+// at least this height.
 float BoundOfHighest(std::vector<float> maxima, size_t count) {
   if (count > maxima.size()) return kBarred;
   const auto at = maxima.begin() + static_cast<std::ptrdiff_t>(count) - 1;
@@ -55,14 +56,14 @@ double TotalWeight(std::span<const Candidate> candidates) {
   return total;
 }
 
-// Keeps the fewest best candidates that together hold `share` of the weight.
+// Keeps the fewest candidates, from the best one down, that together have `share` of the weight.
 void KeepTopShare(std::vector<Candidate>& candidates, float share) {
   const double total = TotalWeight(candidates), wanted = share * total;
-  // Even all together, candidates that are so light cannot make up for what may be left out.
+  // All candidates below this weight together have less than the share that may be left out.
   const double light = (1.0 - std::max(share, 0.0f)) * total / 2 / candidates.size();
   std::erase_if(candidates, [&](const Candidate& c) { return c.weight < light; });
   double sum = 0;
-  size_t sorted = 0;  // no more than needed: a prefix that grows
+  size_t sorted = 0;  // length of the sorted prefix, which grows as needed
   for (size_t kept = 0; kept < candidates.size(); ++kept) {
     if (kept == sorted) {
       const auto begin = candidates.begin() + static_cast<std::ptrdiff_t>(sorted);
@@ -79,7 +80,7 @@ void KeepTopShare(std::vector<Candidate>& candidates, float share) {
   }
 }
 
-// What temperature, top_k, top_p and min_p leave, in the order of ids.
+// The tokens that top_k, top_p and min_p leave, in the order of ids.
 std::vector<Candidate> Candidates(std::span<const float> logits, const SampleRow& row,
                                   const std::vector<float>& maxima, float highest) {
   const bool cut = row.top_k > 0 && static_cast<size_t>(row.top_k) < logits.size();
@@ -95,12 +96,12 @@ std::vector<Candidate> Candidates(std::span<const float> logits, const SampleRow
                      IsBetter);
     candidates.resize(row.top_k);
   }
-  // The difference comes first, so a tiny temperature cannot overflow.
+  // The difference is taken first, so that a tiny temperature cannot overflow.
   for (Candidate& c : candidates) c.weight = std::exp((c.logit - highest) / row.temperature);
   if (row.top_p < 1.0f) KeepTopShare(candidates, row.top_p);
   if (row.min_p > 0.0f)
     std::erase_if(candidates, [&](const Candidate& c) { return c.weight < row.min_p; });
-  // Partial sorting leaves an order of its own; the order of ids is the same everywhere.
+  // The order of ids does not depend on how nth_element left the candidates.
   if (row.top_k > 0 || row.top_p < 1.0f) {
     std::sort(candidates.begin(), candidates.end(),
               [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
@@ -125,7 +126,7 @@ int32_t SampleRowOnCpu(std::span<float> logits, const SampleRow& row,
     target -= c.weight;
     if (target < 0) return c.token;
   }
-  return best;  // rounding left a rest after the last weight, or min_p left nothing
+  return best;  // rounding made the target exceed the sum, or min_p left no token
 }
 
 }  // namespace

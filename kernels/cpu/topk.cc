@@ -1,4 +1,4 @@
-// Selection of the tokens to pass on: the same on every CPU.
+// Selection of the tokens of a passing block by their scores: the same on every CPU.
 #include <algorithm>
 #include <cmath>
 #include <limits>

@@ -1,5 +1,5 @@
-// Attention of 16 rows by one warp with mma.sync (sm_80 and later), the step that prefill and paged
-// attention share. Tiles of K and V lie in shared memory as rows of D + 8 numbers: the 16 bytes of
+// Attention of 16 rows by one warp with mma.sync (sm_80 and later), which prefill and paged
+// attention share. Tiles of K and V are in shared memory as rows of D + 8 numbers: 16 bytes of
 // padding put the eight rows that one ldmatrix reads into different banks, for every D.
 #pragma once
 
@@ -9,7 +9,8 @@
 
 namespace apb::kernels::cuda {
 
-// Two neighbouring elements of an output row, of type T or float. `at` is in elements and even.
+// Stores two neighbouring elements of an output row, of type float or T. `at` counts elements and
+// is even.
 template <typename T>
 __device__ __forceinline__ void StorePair(void* out, bool is_float, int64_t at, float a, float b) {
   if (is_float) {
@@ -19,16 +20,17 @@ __device__ __forceinline__ void StorePair(void* out, bool is_float, int64_t at, 
   }
 }
 
-// Of queries, keys and values of type T, BFloat16 or Float16.
+// A warp's queries, outputs and softmax states. T is the type of queries, keys and values, BFloat16
+// or Float16. A lane has two of the 16 rows: lane / 4 and the row 8 after it.
 template <typename T, int D>
 struct WarpAttention {
   static constexpr int kStride = D + 8;
 
   uint32_t q[D / 16][4];
   float out[D / 8][4] = {};
-  SoftmaxState softmax;
+  SoftmaxRows softmax;
 
-  // The two rows of this lane, null for one that is not there.
+  // Loads the lane's two query rows; null for a row that does not exist.
   __device__ __forceinline__ void LoadRows(const T* row0, const T* row1) {
     const int column = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -43,8 +45,8 @@ struct WarpAttention {
     }
   }
 
-  // kKeys keys in shared memory. Where `masked`, sees(half, key) says whether row `half` of this
-  // lane sees key number `key` of the tile.
+  // Attends to the kKeys keys of a tile in shared memory. If `masked`, sees(half, key) tells
+  // whether row `half` of the lane sees key number `key` of the tile.
   template <int kKeys, typename Sees>
   __device__ __forceinline__ void Attend(const T* k, const T* v, float scale_log2, bool masked,
                                          Sees sees) {
@@ -77,7 +79,8 @@ struct WarpAttention {
     const T* v_row = v + (lane / 8 % 2 * 8 + lane % 8) * kStride + lane / 16 * 8;
 #pragma unroll
     for (int kk = 0; kk < kKeys / 16; ++kk) {
-      // At most 1, so f16 holds them; it drops what is below 2^-25 of the row's largest so far.
+      // Weights are at most 1, so f16 holds them. It drops weights below 2^-25 of the row's
+      // largest.
       const uint32_t p[4] = {
           PackPair<T>(s[8 * kk], s[8 * kk + 1]), PackPair<T>(s[8 * kk + 2], s[8 * kk + 3]),
           PackPair<T>(s[8 * kk + 4], s[8 * kk + 5]), PackPair<T>(s[8 * kk + 6], s[8 * kk + 7])};
@@ -91,14 +94,15 @@ struct WarpAttention {
     }
   }
 
-  // Row `half` of this lane to elements at, at + 1, ... of `to`; after softmax.ReduceLanes.
+  // Writes the lane's part of normalized row `half`, whose first element is number `at` of `to`.
+  // After softmax.ReduceLanes().
   __device__ __forceinline__ void WriteRow(int half, void* to, bool is_float, int64_t at) const {
-    const float inverse = softmax.Inverse(half);
+    const float normalizer = softmax.row[half].Normalizer();
     const int column = threadIdx.x % 4 * 2;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-      StorePair<T>(to, is_float, at + n * 8 + column, out[n][2 * half] * inverse,
-                   out[n][2 * half + 1] * inverse);
+      StorePair<T>(to, is_float, at + n * 8 + column, out[n][2 * half] * normalizer,
+                   out[n][2 * half + 1] * normalizer);
     }
   }
 

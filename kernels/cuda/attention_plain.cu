@@ -1,9 +1,9 @@
-// Attention without conditions: any type, alignment and head dimension up to 256. One warp takes a
-// row and query head, goes over the keys one by one and keeps its share of the dimensions. For
-// models in f32 and as the matrix kernels' check; slow.
+// Attention for any type, any alignment and head dimensions up to 256. A warp takes one row and
+// query head and goes over the keys one by one; a lane keeps every 32nd dimension. Slow: for models
+// in f32, and to check the matrix kernels.
 #include "kernels/cuda/attention.h"
-#include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/softmax_state.cuh"
 
 namespace apb::kernels::cuda {
 namespace {
@@ -12,12 +12,15 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kPerLane = 256 / kWarp;  // dimensions: lane, lane + 32, ...
 
-// The online softmax of one row. Scores are in units of log2.
+// One query row, its state and its output. The query is scaled first, so that scores are in units
+// of log2.
 template <typename T>
 struct PlainRow {
+  static constexpr float kScaleLog2 = 1;
+
   int lane, head_dim;
   float q[kPerLane] = {}, out[kPerLane] = {};
-  float row_max = -INFINITY, row_sum = 0;
+  SoftmaxState softmax;
 
   __device__ PlainRow(const T* row, int d, float scale) : lane(threadIdx.x % kWarp), head_dim(d) {
 #pragma unroll
@@ -34,10 +37,9 @@ struct PlainRow {
       if (c < head_dim) score += q[i] * ToFloat(k[c]);
     }
     score = WarpSum(score);
-    const float new_max = fmaxf(row_max, score);
-    const float rescale = exp2f(row_max - new_max), weight = exp2f(score - new_max);
-    row_max = new_max;
-    row_sum = row_sum * rescale + weight;
+    const float rescale = softmax.RaiseMax(fmaxf(softmax.row_max, score), kScaleLog2);
+    const float weight = softmax.Weight(score, kScaleLog2);
+    softmax.row_sum += weight;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       const int c = lane + i * kWarp;
@@ -46,19 +48,19 @@ struct PlainRow {
   }
   // `lse` may be null.
   __device__ void Write(void* to, bool is_float, float* lse) const {
+    const float normalizer = softmax.Normalizer();
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       const int c = lane + i * kWarp;
       if (c >= head_dim) continue;
-      const float x = row_sum > 0 ? out[i] / row_sum : 0.0f;
+      const float x = out[i] * normalizer;
       if (is_float) {
         static_cast<float*>(to)[c] = x;
       } else {
         static_cast<T*>(to)[c] = FromFloat<T>(x);
       }
     }
-    if (lane == 0 && lse != nullptr)
-      *lse = row_sum > 0 ? row_max * kLn2 + logf(row_sum) : -INFINITY;
+    if (lane == 0 && lse != nullptr) *lse = softmax.LogSumExp(kLn2);
   }
 };
 

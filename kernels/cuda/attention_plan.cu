@@ -1,4 +1,4 @@
-// Host arguments to device arguments, and the tile plan of prefill attention.
+// The device arguments and the tile plan of prefill attention.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.h"
@@ -23,7 +23,8 @@ __device__ PositionRange RangeOf(const int32_t* positions, int count, int lane) 
   return range;
 }
 
-// One warp for a key tile of a segment (blockIdx.y) that somebody sees causally.
+// The position range of each key tile, one warp for a tile. blockIdx.y is the segment; only
+// segments with a causal group need ranges.
 __global__ void KeyRangesKernel(const __grid_constant__ SegmentedArgs args, int tile_keys,
                                 PositionRange* ranges) {
   const DeviceSegment& segment = args.segment[blockIdx.y];
@@ -39,7 +40,7 @@ __global__ void KeyRangesKernel(const __grid_constant__ SegmentedArgs args, int 
   if (threadIdx.x % kWarp == 0) ranges[segment.first_tile + tile] = range;
 }
 
-// One warp for a row tile and segment.
+// The TileCount of each row tile and segment, one warp for each.
 __global__ void TileCountsKernel(const __grid_constant__ SegmentedArgs args, int tile_rows,
                                  int tile_keys, const PositionRange* ranges, TileCount* counts) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;

@@ -1,6 +1,6 @@
-// Segmented FlashAttention with mma.sync: a block of four warps takes 64 rows of one query head,
-// 16 rows for each warp, and goes over the key tiles of its plan; the next tile is copied to shared
-// memory (cp.async) while the warps compute on this one.
+// Segmented FlashAttention with mma.sync. A block of four warps takes 64 rows of one query head, 16
+// for each warp, and goes over the key tiles of its plan. The next tile is copied to shared memory
+// (cp.async) while the warps compute on the current one. Bound by the tensor cores.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_mma.cuh"
 #include "kernels/cuda/launch.h"
@@ -17,7 +17,7 @@ struct SharedTiles {
   T v[kStages][kMatrixTileKeys][WarpAttention<T, D>::kStride];
 };
 
-// Rows [first, first + 64) of one head; zeros behind the last key.
+// Starts the copy of rows [first, first + 64) of one head. Rows behind the last key become 0.
 template <typename T, int D>
 __device__ void CopyTile(const T* source, int64_t row_stride, int64_t first, int keys,
                          T (&target)[kMatrixTileKeys][WarpAttention<T, D>::kStride]) {
@@ -30,74 +30,87 @@ __device__ void CopyTile(const T* source, int64_t row_stride, int64_t first, int
   }
 }
 
+// Starts the copy of a key tile to a stage.
 template <typename T, int D>
-__global__ void __launch_bounds__(kThreads)
-    MatrixAttentionKernel(const __grid_constant__ SegmentedArgs a) {
-  SharedTiles<T, D>& shared = *reinterpret_cast<SharedTiles<T, D>*>(SharedMemory());
-  // Heads of a group run side by side, since they read the same keys; late rows come first, since
-  // they see most.
-  const int group = a.heads / a.kv_heads;
-  const int64_t tiles = RowTiles(a.rows, a.group_split, kMatrixTileRows);
-  const int64_t tile_index = tiles - 1 - blockIdx.x / group % tiles;
-  const int kv_head = static_cast<int>(blockIdx.x / group / tiles);
-  const int head = kv_head * group + blockIdx.x % group;
-  const RowTile tile = RowTileAt(tile_index, a.rows, a.group_split, kMatrixTileRows);
+__device__ __forceinline__ void CopyKeys(const SegmentedArgs& a, const TileWalk& at, int kv_head,
+                                         SharedTiles<T, D>& shared, int stage) {
+  const DeviceSegment& s = a.segment[at.segment];
+  const int64_t first = static_cast<int64_t>(at.tile) * kMatrixTileKeys;
+  CopyTile<T, D>(static_cast<const T*>(s.k) + kv_head * s.k_head, s.k_row, first, s.keys,
+                 shared.k[stage]);
+  CopyTile<T, D>(static_cast<const T*>(s.v) + kv_head * s.v_head, s.v_row, first, s.keys,
+                 shared.v[stage]);
+}
 
+// A warp's 16 rows, of which a lane has two, and their state.
+template <typename T, int D>
+struct Consumer {
   WarpAttention<T, D> warp;
   int64_t row[2];
   int32_t position[2] = {0, 0};
   bool present[2];
-  const T* q[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int in_tile = threadIdx.x / kWarp * 16 + threadIdx.x % kWarp / 4 + half * 8;
-    present[half] = in_tile < tile.rows;
-    row[half] = tile.begin + in_tile;
-    if (present[half]) position[half] = a.q_positions[row[half]];
-    q[half] = present[half] ? static_cast<const T*>(a.q) + row[half] * a.q_row + head * a.q_head
-                            : nullptr;
-  }
-  warp.LoadRows(q[0], q[1]);
 
-  const auto copy = [&](const TileWalk& walk, int stage) {
-    const DeviceSegment& s = a.segment[walk.segment];
-    const int64_t first = static_cast<int64_t>(walk.tile) * kMatrixTileKeys;
-    CopyTile<T, D>(static_cast<const T*>(s.k) + kv_head * s.k_head, s.k_row, first, s.keys,
-                   shared.k[stage]);
-    CopyTile<T, D>(static_cast<const T*>(s.v) + kv_head * s.v_head, s.v_row, first, s.keys,
-                   shared.v[stage]);
-  };
-  const float scale_log2 = a.scale * kLog2E;
-  TileWalk next{a.tile_counts + tile_index * a.segments, a.segments};
+  __device__ __forceinline__ Consumer(const SegmentedArgs& a, const PrefillTile& work) {
+    const T* q[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int in_tile = threadIdx.x / kWarp * 16 + threadIdx.x % kWarp / 4 + half * 8;
+      present[half] = in_tile < work.rows.rows;
+      row[half] = work.rows.begin + in_tile;
+      if (present[half]) position[half] = a.q_positions[row[half]];
+      q[half] = present[half]
+                    ? static_cast<const T*>(a.q) + row[half] * a.q_row + work.head * a.q_head
+                    : nullptr;
+    }
+    warp.LoadRows(q[0], q[1]);
+  }
+  // Attends to the key tile at `at`, which lies in `stage`.
+  __device__ __forceinline__ void Attend(const SegmentedArgs& a, const PrefillTile& work,
+                                         const TileWalk& at, const SharedTiles<T, D>& shared,
+                                         int stage) {
+    const DeviceSegment& s = a.segment[at.segment];
+    const int first = at.tile * kMatrixTileKeys;
+    const bool causal = s.visible_to_group[work.rows.group] == Visibility::kCausal;
+    warp.template Attend<kMatrixTileKeys>(
+        &shared.k[stage][0][0], &shared.v[stage][0][0], a.scale * kLog2E, at.masked(),
+        [&](int half, int key) {
+          return first + key < s.keys && (!causal || s.positions[first + key] <= position[half]);
+        });
+  }
+  // Writes the normalized rows and their log-sum-exps. After softmax.ReduceLanes().
+  __device__ __forceinline__ void Store(const SegmentedArgs& a, int head) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (!present[half]) continue;
+      warp.WriteRow(half, a.out, a.out_is_float, row[half] * a.out_row + head * a.out_head);
+      if (a.lse != nullptr && threadIdx.x % 4 == 0)
+        a.lse[row[half] * a.lse_row + head] = warp.softmax.row[half].LogSumExp(a.scale);
+    }
+  }
+};
+
+template <typename T, int D>
+__global__ void __launch_bounds__(kThreads)
+    MatrixAttentionKernel(const __grid_constant__ SegmentedArgs a) {
+  SharedTiles<T, D>& shared = *reinterpret_cast<SharedTiles<T, D>*>(SharedMemory());
+  const PrefillTile work = PrefillTileAt(a, blockIdx.x, kMatrixTileRows);
+  Consumer<T, D> consumer(a, work);
+  TileWalk next{a.tile_counts + work.index * a.segments, a.segments};
   bool more = next.Next();
-  if (more) copy(next, 0);
+  if (more) CopyKeys<T, D>(a, next, work.kv_head, shared, 0);
   CpAsyncCommitGroup();
   for (int stage = 0; more; stage ^= 1) {
     const TileWalk now = next;
     more = next.Next();
-    if (more) copy(next, stage ^ 1);
+    if (more) CopyKeys<T, D>(a, next, work.kv_head, shared, stage ^ 1);
     CpAsyncCommitGroup();
     CpAsyncWaitGroup<1>();
     __syncthreads();
-    const DeviceSegment& s = a.segment[now.segment];
-    const int first = now.tile * kMatrixTileKeys;
-    const bool causal = s.visible_to_group[tile.group] == Visibility::kCausal;
-    warp.template Attend<kMatrixTileKeys>(
-        &shared.k[stage][0][0], &shared.v[stage][0][0], scale_log2, now.masked(),
-        [&](int half, int key) {
-          return first + key < s.keys && (!causal || s.positions[first + key] <= position[half]);
-        });
+    consumer.Attend(a, work, now, shared, stage);
     __syncthreads();  // the stage may be overwritten
   }
-
-  warp.softmax.ReduceLanes();
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (!present[half]) continue;
-    warp.WriteRow(half, a.out, a.out_is_float, row[half] * a.out_row + head * a.out_head);
-    if (a.lse != nullptr && threadIdx.x % 4 == 0)
-      a.lse[row[half] * a.lse_row + head] = warp.softmax.LogSum(half, scale_log2);
-  }
+  consumer.warp.softmax.ReduceLanes();
+  consumer.Store(a, work.head);
 }
 
 template <typename T, int D>

@@ -1,4 +1,4 @@
-// The CUDA backend: the choice of kernel, and the launch.
+// The CUDA backend: chooses kernels and launches them.
 #include "kernels/cuda/cuda_backend.h"
 
 #include <cuda_runtime.h>
@@ -83,7 +83,7 @@ class CudaBackend : public Backend {
 
   void Do(const CopyArgs& args, CudaStream& stream) {
     for (const cuda::CopyRun& run : cuda::CopyRuns(args.source, args.target)) {
-      // Pitches have a limit of 2 GiB, single pieces have none.
+      // A pitch is at most 2 GiB; a single piece has no such limit.
       stream.Check(run.rows == 1 ? cudaMemcpyAsync(run.target, run.source, run.width,
                                                    cudaMemcpyDefault, stream.handle())
                                  : cudaMemcpy2DAsync(run.target, run.target_pitch, run.source,
@@ -130,7 +130,7 @@ class CudaBackend : public Backend {
     stream.Check(cuda::KeyScores(args, static_cast<float*>(means), stream.handle()), "KeyScores");
   }
 
-  // At most kMaxSegments keys; at least one row.
+  // For at most kMaxSegments segments and at least one row.
   void AttendOnce(const AttentionArgs& args, CudaStream& stream) {
     cuda::SegmentedArgs device = cuda::ToDevice(args);
     if (!cuda::MatrixAttentionTakes(args)) {
@@ -149,12 +149,12 @@ class CudaBackend : public Backend {
                  "Attention");
   }
 
-  // More segments than a launch takes: partial results of several launches, merged.
+  // For more segments than one launch takes: combines the partial results of several launches.
   void AttendInParts(const AttentionArgs& args, CudaStream& stream) {
     const int64_t rows = args.q.shape[0], heads = args.q.shape[1], d = args.q.shape[2];
     const int64_t count = static_cast<int64_t>(args.keys.size());
     const int64_t parts = (count + cuda::kMaxSegments - 1) / cuda::kMaxSegments;
-    // Not the stream's scratch: AttendOnce uses that.
+    // Not the stream's scratch, which AttendOnce uses.
     void* memory = nullptr;
     stream.Check(
         cudaMallocAsync(&memory, parts * rows * heads * (d + 1) * sizeof(float), stream.handle()),

@@ -1,3 +1,4 @@
+// Recording by stream capture.
 #include "kernels/cuda/cuda_graph.h"
 
 namespace apb::kernels::cuda {
@@ -5,8 +6,9 @@ namespace apb::kernels::cuda {
 absl::StatusOr<std::unique_ptr<Graph>> CudaGraph::Record(CudaStream& stream,
                                                          absl::FunctionRef<absl::Status()> work) {
   if (stream.failed()) return stream.Synchronize();
-  // Relaxed: other threads may use the device meanwhile (the watchdog of collectives looks at
-  // events, NCCL launches from threads of its own), and libraries may load kernels and allocate.
+  // Relaxed, because other threads may use the device meanwhile (the watchdog of collectives
+  // queries events, NCCL launches from threads of its own), and libraries may load kernels and
+  // allocate.
   absl::Status status = StatusOf(
       cudaStreamBeginCapture(stream.handle(), cudaStreamCaptureModeRelaxed), "begin of a graph");
   if (!status.ok()) {
@@ -16,7 +18,7 @@ absl::StatusOr<std::unique_ptr<Graph>> CudaGraph::Record(CudaStream& stream,
   stream.BeginRecording();
   status = work();
   cudaGraph_t graph = nullptr;
-  // Also ends a recording that an error has made worthless, so that the stream can be used again.
+  // Also ends a recording that an error has invalidated, so that the stream can be used again.
   const cudaError_t ended = cudaStreamEndCapture(stream.handle(), &graph);
   absl::StatusOr<Recording> recording = stream.EndRecording();
   if (status.ok()) status = recording.status();

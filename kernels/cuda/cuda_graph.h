@@ -16,7 +16,7 @@ namespace apb::kernels::cuda {
 
 class CudaGraph : public Graph {
  public:
-  // As Backend::Record says.
+  // See Backend::Record.
   static absl::StatusOr<std::unique_ptr<Graph>> Record(CudaStream& stream,
                                                        absl::FunctionRef<absl::Status()> work);
   ~CudaGraph() override { cudaGraphExecDestroy(graph_); }

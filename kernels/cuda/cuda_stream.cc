@@ -1,3 +1,4 @@
+// Errors, marks and scratch memory of CUDA streams.
 #include "kernels/cuda/cuda_stream.h"
 
 #include <utility>
@@ -18,7 +19,7 @@ absl::Status StatusOf(cudaError_t error, const char* what) {
 
 absl::StatusOr<std::unique_ptr<CudaStream>> CudaStream::Create() {
   std::unique_ptr<CudaStream> stream(new CudaStream());
-  // Not the legacy default stream's follower: nothing waits for it by accident.
+  // Non-blocking: it does not synchronize with the legacy default stream.
   absl::Status status =
       StatusOf(cudaStreamCreateWithFlags(&stream->stream_, cudaStreamNonBlocking), "new stream");
   if (!status.ok()) return status;
@@ -40,13 +41,14 @@ CudaStream::~CudaStream() {
 
 void CudaStream::Check(cudaError_t error, const char* operation) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // a later call must not see this one again
+  cudaGetLastError();  // clears the error, which a later call would return again
   Fail(StatusOf(error, operation));
 }
 
 absl::Status CudaStream::Synchronize() {
   const cudaError_t error = cudaStreamSynchronize(stream_);
-  // First, as it is the reason: what is behind a collective that was given up may fail as well.
+  // This failure comes first, because it is the cause: work behind an aborted collective may fail
+  // too.
   Fail(outside_failure_->Get());
   Check(error, "stream");
   if (*error_word_ != 0)
@@ -63,7 +65,7 @@ absl::Status CudaStream::Synchronize() {
 }
 
 int64_t CudaStream::Mark() {
-  if (recording()) return -1;  // there is no time yet
+  if (recording()) return -1;  // recorded work has no time
   if (marks_used_ == marks_.size()) {
     cudaEvent_t event = nullptr;
     Check(cudaEventCreate(&event), "time");
@@ -89,7 +91,7 @@ void* CudaStream::Scratch(size_t bytes) {
     void* memory = nullptr;
     Check(cudaMallocAsync(&memory, scratch_bytes_, stream_), "scratch");
     if (failed()) return nullptr;
-    // In the stream's order, so operations under way keep what they have.
+    // Freed in stream order, so that operations in flight keep their scratch.
     scratch_ = std::shared_ptr<void>(memory, [this](void* p) { cudaFreeAsync(p, stream_); });
   }
   return scratch_.get();

@@ -18,8 +18,8 @@ namespace apb::kernels::cuda {
 // The status of a CUDA call; `what` names it.
 absl::Status StatusOf(cudaError_t error, const char* what);
 
-// A failure that comes from outside of the stream's thread: a collective that the stream waits for
-// and that was given up. Thread-safe. Owners: the stream and the collective.
+// A failure from another thread: the watchdog aborted a collective that the stream waits for.
+// Thread-safe. The stream and the collective own it together.
 class StreamFailure {
  public:
   void Set(const absl::Status& status) {
@@ -38,19 +38,20 @@ class StreamFailure {
 
 class CudaStream;
 
-// Whoever has given work of its own to a recording (a communicator) and wants to know when it is
-// done again. The graph owns it.
+// A communicator whose collectives are part of a recording, and that wants to know of each launch.
+// The graph owns it.
 class GraphParticipant {
  public:
   virtual ~GraphParticipant() = default;
-  virtual void BeforeLaunch(CudaStream& stream) = 0;  // may fail the stream: no launch then
+  virtual void BeforeLaunch(
+      CudaStream& stream) = 0;  // may fail the stream: then there is no launch
   virtual void AfterLaunch(CudaStream& stream) = 0;
 };
 
-// What a graph needs besides what CUDA recorded.
+// The objects that a graph needs besides CUDA's own recording.
 struct Recording {
-  std::map<const void*, std::shared_ptr<GraphParticipant>> participants;  // by who made them
-  std::shared_ptr<void> scratch;  // of the stream: the graph goes on to use it
+  std::map<const void*, std::shared_ptr<GraphParticipant>> participants;  // by owner
+  std::shared_ptr<void> scratch;  // the stream's scratch, which the graph's kernels use
 };
 
 class CudaStream : public Stream {
@@ -63,30 +64,30 @@ class CudaStream : public Stream {
   void AddSeconds(int64_t begin, int64_t end, double* total) override;
 
   cudaStream_t handle() const { return stream_; }
-  // Fails the stream if a launch or an asynchronous call did not succeed.
+  // Makes the stream fail if a launch or an asynchronous call returned an error.
   void Check(cudaError_t error, const char* operation);
-  // Device memory for one operation; the next one may get the same. Null, and the stream fails,
-  // when there is none.
+  // Device memory for one operation; the next operation may get the same memory. Null, and the
+  // stream fails, if there is not enough.
   void* Scratch(size_t bytes);
-  // While the stream records (CudaGraph) nothing is done, and an error belongs to the recording.
-  // EndRecording returns the first one, and the stream is as before.
+  // Between these calls (CudaGraph) the stream records work instead of doing it. EndRecording
+  // returns the first error meanwhile, which does not make the stream fail.
   void BeginRecording() { recording_.emplace(); }
   absl::StatusOr<Recording> EndRecording();
   bool recording() const { return recording_.has_value(); }
-  // Of the recording under way.
+  // The participants of the current recording.
   std::map<const void*, std::shared_ptr<GraphParticipant>>& participants() {
     return recording_->participants;
   }
-  // Kernels write a number other than 0 here to fail the stream; memory that both sides see.
+  // Kernels write a number other than 0 here to make the stream fail. Mapped CPU memory.
   int32_t* error_word() const { return error_word_; }
-  // Synchronize returns what was set here before the stream came to its end.
+  // Synchronize returns an error that was set here before the stream's work ended.
   const std::shared_ptr<StreamFailure>& outside_failure() const { return outside_failure_; }
 
  private:
   CudaStream() = default;
   cudaStream_t stream_ = nullptr;
   int32_t* error_word_ = nullptr;
-  std::shared_ptr<void> scratch_;  // also of the graphs that were recorded with it
+  std::shared_ptr<void> scratch_;  // shared with the graphs that were recorded with it
   size_t scratch_bytes_ = 0;
   struct Span {
     int64_t begin, end;

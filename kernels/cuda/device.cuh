@@ -1,5 +1,5 @@
-// What all kernels say to the GPU below the level of CUDA C++: conversions, sums of a warp, shared
-// memory. Instructions that belong to one generation are in ptx/.
+// Helpers of all kernels below the level of CUDA C++: conversions, sums of a warp, shared memory.
+// Instructions that only some architectures have are in ptx/.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ __device__ __forceinline__ float ToFloat(Float16 x) {
   return y;
 }
 
-// What instructions call a type of two bytes.
+// The name of a two-byte type in PTX instructions.
 template <typename T>
 struct PtxType;
 template <>
@@ -35,8 +35,8 @@ struct PtxType<Float16> {
   static constexpr char kName[] = "f16";
 };
 
-// Two numbers of type T, the first in the low half; rounds to nearest even. What is beyond a
-// Float16 (65504) becomes infinite, as wherever models compute in f16.
+// Packs two numbers of type T, the first in the low half. Rounds to nearest even. Magnitudes beyond
+// Float16's largest (65504) become infinite.
 template <typename T>
 __device__ __forceinline__ uint32_t PackPair(float low, float high) {
   uint32_t packed;
@@ -60,14 +60,15 @@ __device__ __forceinline__ float Exp2(float x) {
   return y;
 }
 
-// Over all lanes of the warp; every lane gets the result.
+// The sum over all lanes of the warp; every lane gets it.
 __device__ __forceinline__ float WarpSum(float x) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
   return x;
 }
 
-// The block's dynamic shared memory, aligned to 1024 bytes when the launch asks for that much more.
+// The block's dynamic shared memory. Only 16 bytes of alignment are sure: a kernel that needs 1024
+// asks for 1024 bytes more and aligns the address itself.
 __device__ __forceinline__ unsigned char* SharedMemory() {
   extern __shared__ __align__(1024) unsigned char memory[];
   return memory;

@@ -1,9 +1,10 @@
-// Operations that touch each number once. They are bound by memory, so all of them use one pattern:
-// a block (or a warp) takes a row and its threads take 16-byte packs of it side by side; rows that
-// are not aligned go element by element, by the same code with packs of one.
+// Operations that touch each number once. Bound by memory, so they share one pattern: a block or a
+// warp takes a row, and its threads take neighbouring packs of 16 bytes. For rows that are not
+// aligned the same code runs with packs of one element.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/softmax_state.cuh"
 
 namespace apb::kernels::cuda {
 namespace {
@@ -25,7 +26,7 @@ __device__ void StorePack(const Pack<T, kPack>& pack, T* to) {
   *reinterpret_cast<Pack<T, kPack>*>(to) = pack;
 }
 
-// A view as kernels take it: elements of the last dimension are side by side.
+// A view as a kernel argument. Elements of the last dimension are contiguous.
 template <typename T>
 struct Rows {
   T* data;
@@ -49,7 +50,7 @@ __global__ void EmbeddingKernel(Rows<const T> table, int64_t vocabulary, const i
   }
 }
 
-// The sum over the threads of a row: a warp, or the block.
+// The sum over the threads of a row, which are a warp or the block.
 template <int kRowThreads>
 __device__ float RowSum(float sum) {
   sum = WarpSum(sum);
@@ -63,15 +64,15 @@ __device__ float RowSum(float sum) {
   return sum;
 }
 
-// Rows (t, h) of [T, heads, width] (heads = 1 for a matrix). kRowThreads threads take a row: a
-// warp, or the block.
+// Norms the rows (t, h) of [T, heads, width] (heads = 1 for a matrix). kRowThreads threads, a warp
+// or the block, take a row.
 template <typename T, int kPack, int kRowThreads>
 __global__ void RmsNormKernel(Rows<const T> x, const T* weight, float epsilon, Rows<T> out,
                               int64_t rows, int heads, int width) {
   const int thread = threadIdx.x % kRowThreads;
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * (kThreads / kRowThreads) + threadIdx.x / kRowThreads;
-  if (row >= rows) return;  // all threads of the row's warp, or block
+  if (row >= rows) return;  // for all threads of a row alike
   const T* from = x.At(row / heads, row % heads);
   float sum = 0;
   for (int c = thread * kPack; c < width; c += kRowThreads * kPack) {
@@ -94,8 +95,8 @@ __global__ void RmsNormKernel(Rows<const T> x, const T* weight, float epsilon, R
   }
 }
 
-// One block for a row. The norm is of what was stored, so that it equals that of two operations;
-// each thread reads back what it wrote.
+// One block for a row. Norms the rounded sums, so that the result equals that of two operations;
+// each thread reads back its own sums.
 template <typename T, int kPack>
 __global__ void AccumulateRmsNormKernel(Rows<const float> x, Rows<T> residual, const T* weight,
                                         float epsilon, Rows<T> out, int width) {
@@ -125,7 +126,7 @@ __global__ void AccumulateRmsNormKernel(Rows<const float> x, Rows<T> residual, c
   }
 }
 
-// Where the cache keeps rows; both caches have the same strides.
+// The paged caches as a kernel argument. Both have the same strides.
 template <typename T>
 struct CacheView {
   T* k;
@@ -142,7 +143,7 @@ CacheView<T> CacheOf(const TensorView& k_cache, const TensorView& v_cache) {
           k_cache.stride[1], k_cache.stride[2], static_cast<int>(k_cache.shape[2])};
 }
 
-// What Rope stores beside rotating; slots may be null.
+// The store to the cache that RopeKernel does beside the rotation. slots is null without one.
 template <typename T>
 struct StoreArgs {
   const int64_t* slots;
@@ -152,7 +153,7 @@ struct StoreArgs {
   int kv_heads;
 };
 
-// One block for a token: its angles are the same for all heads.
+// One block for a token, whose angles are the same for all heads.
 template <typename T, int kPack>
 __global__ void RopeKernel(Rows<T> x, const int32_t* positions, const float* inv_freq,
                            float attention_factor, int heads, int width, int pairs,
@@ -192,7 +193,7 @@ __global__ void RopeKernel(Rows<T> x, const int32_t* positions, const float* inv
     }
   }
   if (slot < 0) return;
-  // V, and what of K is not rotated.
+  // V, and the dimensions of K that are not rotated.
   const int plain = 2 * pairs, row_packs = width / kPack;
   for (int i = threadIdx.x; i < store.kv_heads * row_packs; i += kThreads) {
     const int head = i / row_packs, at = i % row_packs * kPack;
@@ -203,7 +204,7 @@ __global__ void RopeKernel(Rows<T> x, const int32_t* positions, const float* inv
   }
 }
 
-// `up.data` may be null. No __restrict__: out may be gate.
+// `up.data` may be null. No __restrict__, because out may be gate.
 template <typename In, typename T, int kPack>
 __global__ void SiluMulKernel(Rows<const In> gate, Rows<const In> up, Rows<T> out, int width) {
   for (int c = threadIdx.x * kPack; c < width; c += kThreads * kPack) {
@@ -270,26 +271,25 @@ __global__ void MergePartialsKernel(PartialViews in, Rows<T> out, Rows<float> ls
   if (index >= rows * heads) return;
   const int lane = threadIdx.x % kWarp;
   const int64_t t = index / heads, h = index % heads;
-  const float* sums = in.lses + t * in.lse_row + h * in.lse_head;
-  float row_max = -INFINITY;
-  for (int p = 0; p < parts; ++p) row_max = fmaxf(row_max, sums[p * in.lse_part]);
-  float total = 0;
-  for (int p = 0; p < parts && row_max != -INFINITY; ++p)
-    total += expf(sums[p * in.lse_part] - row_max);
+  const float* lses = in.lses + t * in.lse_row + h * in.lse_head;
+  SoftmaxState all;
+  for (int p = 0; p < parts; ++p) all.row_max = fmaxf(all.row_max, lses[p * in.lse_part]);
+  for (int p = 0; p < parts; ++p) all.Merge({lses[p * in.lse_part], 1}, kLog2E);
+  const float normalizer = all.Normalizer();
   for (int c = lane; c < width; c += kWarp) {
     float sum = 0;
-    for (int p = 0; p < parts && row_max != -INFINITY; ++p) {
-      // A part that saw no key counts for nothing, whatever is in its row.
-      if (sums[p * in.lse_part] == -INFINITY) continue;
-      const float weight = expf(sums[p * in.lse_part] - row_max) / total;
+    for (int p = 0; p < parts; ++p) {
+      // A part that saw no key counts for nothing, whatever its row holds.
+      if (lses[p * in.lse_part] == -INFINITY) continue;
+      const float weight = all.Rescale(lses[p * in.lse_part], kLog2E);
       sum += weight * in.outs[p * in.out_part + t * in.out_row + h * in.out_head + c];
     }
-    out.At(t, h)[c] = FromFloat<T>(sum);
+    out.At(t, h)[c] = FromFloat<T>(sum * normalizer);
   }
-  // Behind the last look of all lanes: the place may be a part's.
+  // After all lanes have read the lses: `lse` may be one of them.
   __syncwarp();
   if (lse.data != nullptr && lane == 0) {
-    lse.At(t)[h] = row_max == -INFINITY ? -INFINITY : row_max + logf(total);
+    lse.At(t)[h] = all.LogSumExp(1);
   }
 }
 

@@ -1,4 +1,4 @@
-// What the host code of kernels shares.
+// Helpers of the code that launches kernels.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,14 +12,14 @@
 
 namespace apb::kernels::cuda {
 
-// Shared memory that a block may have on every device: 99 KiB on 8.6, 8.9 and 12.x, 163 and more on
-// others.
+// Shared memory that a block may have on every device: compute capabilities 8.6, 8.9 and 12.x have
+// 99 KiB, others 163 KiB or more.
 constexpr size_t kSharedBytesEverywhere = 99 * 1024;
 
 inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Whether every row (of the last dimension) begins on a multiple of 16 bytes and is a number of
-// them.
+// Whether every row (along the last dimension) begins on a multiple of 16 bytes and has a multiple
+// of 16 bytes.
 inline bool IsAligned16(const TensorView& view) {
   const int64_t size = static_cast<int64_t>(SizeOf(view.dtype));
   bool aligned = reinterpret_cast<uintptr_t>(view.data) % 16 == 0 &&
@@ -40,7 +40,7 @@ cudaError_t WithElement(DType dtype, Body body) {
   return dtype == DType::kF32 ? body(float{}) : WithMatrixElement(dtype, body);
 }
 
-// Calls body(T{}, pack), pack a constant: elements of a 16-byte access, or 1.
+// Calls body(T{}, pack). pack.value is the number of elements in 16 bytes if aligned16, else 1.
 template <typename Body>
 cudaError_t WithElementAndPack(DType dtype, bool aligned16, Body body) {
   return WithElement(dtype, [&](auto element) {
@@ -50,7 +50,8 @@ cudaError_t WithElementAndPack(DType dtype, bool aligned16, Body body) {
   });
 }
 
-// Calls body(pack) for operations with an f32 operand beside one of another type.
+// Calls body(pack) for operations with an f32 operand beside one of another type: pack.value is 4
+// if aligned16, else 1.
 template <typename Body>
 cudaError_t WithFloatPack(bool aligned16, Body body) {
   return aligned16 ? body(std::integral_constant<int, 4>{})

@@ -7,7 +7,8 @@
 
 namespace apb::kernels::cuda {
 
-// Launches `kernel` unless the grid is empty. More than 48 KiB of shared memory are asked for here.
+// Launches `kernel`, unless the grid is empty. Opts in to more than 48 KiB of shared memory if
+// needed.
 template <typename... Params>
 cudaError_t Launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
                    cudaStream_t stream, std::type_identity_t<Params>... args) {

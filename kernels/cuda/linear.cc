@@ -1,5 +1,6 @@
-// cuBLASLt thinks in columns: out[T, out] by rows is out^T[out, T] by columns, so
-// out^T = weight x^T with weight read as the transposed of a column-major [in, out] matrix.
+// Matrix products by cuBLASLt, which is column-major: a row-major out[T, out] is its out^T[out, T].
+// So it computes out^T = weight x^T, with weight as the transpose of a column-major [in, out]
+// matrix.
 #include "kernels/cuda/linear.h"
 
 #include <cublasLt.h>
@@ -14,9 +15,9 @@
 namespace apb::kernels::cuda {
 namespace {
 
-constexpr size_t kWorkspaceBytes = 32 << 20;  // what NVIDIA advises for Hopper
+constexpr size_t kWorkspaceBytes = 32 << 20;  // NVIDIA's advice for Hopper
 constexpr size_t kMaxKept = 4096;
-// Of a product whose sums are split and rounded apart: as many rows and outputs at most.
+// The most rows and outputs of a product whose sums are split and rounded separately.
 constexpr int64_t kSplitRows = 64, kSplitOutputs = 8192;
 constexpr size_t kSplitBytes = kSplitRows * kSplitOutputs * sizeof(float);
 
@@ -40,7 +41,7 @@ struct Layout {
   ~Layout() {
     if (handle != nullptr) cublasLtMatrixLayoutDestroy(handle);
   }
-  // A matrix of `view`'s rows as columns.
+  // A matrix whose columns are the rows of `view`.
   absl::Status Set(const TensorView& view) {
     return LtStatus(cublasLtMatrixLayoutCreate(&handle, TypeOf(view.dtype), view.shape[1],
                                                view.shape[0], view.stride[0]),
@@ -72,7 +73,7 @@ struct Preference {
   }
 };
 
-// All that the choice of an algorithm depends on.
+// Everything that the choice of an algorithm depends on.
 using ShapeKey = std::array<int64_t, 13>;
 
 }  // namespace
@@ -86,7 +87,7 @@ struct CudaLinear::Impl {
   }
 
   absl::Status Run(const LinearArgs& a, CudaStream& stream) {
-    // The size never changes, so that it does not move under recorded steps.
+    // Always the same size, so that the memory does not move under recorded steps.
     void* workspace = stream.Scratch(kWorkspaceBytes + kSplitBytes);
     if (workspace == nullptr) return absl::OkStatus();  // the stream has failed
     if (!GainsBySplits(a)) return RunOne(a, workspace, stream);
@@ -100,17 +101,18 @@ struct CudaLinear::Impl {
     return status;
   }
 
-  // A few rows of long sums and few outputs occupy the device only if the sums are split. Those of
-  // half precision must not be (Choose), so they are computed in float and rounded once. (H200, 1
-  // row, 14336 -> 4096: 365 GB/s of weights without splits, 3,081 with them.)
+  // A product of few rows, few outputs and long sums fills the device only if the sums are split.
+  // Sums with a half precision output must not be split (Choose), so they are computed in float and
+  // rounded once. (H200, 1 row, 14336 -> 4096: 365 GB/s of weights without splits, 3,081 with
+  // them.)
   static bool GainsBySplits(const LinearArgs& a) {
     return a.accumulate && !a.bias.present() && a.out.dtype != DType::kF32 &&
            a.out.shape[0] <= kSplitRows && a.out.shape[1] <= kSplitOutputs && a.x.shape[1] >= 1024;
   }
 
   absl::Status RunOne(const LinearArgs& a, void* workspace, CudaStream& stream) {
-    // The bias has the type of x; the epilogue wants it in the type of the output. No preference
-    // tells cuBLASLt where it begins, and its kernels load 16 bytes.
+    // The bias has the type of x, and the epilogue needs that of the output. No preference tells
+    // cuBLASLt the alignment of the bias, of which its kernels load 16 bytes at a time.
     const bool fused_bias =
         a.bias.present() && a.out.dtype == a.x.dtype && AlignmentOf(a.bias) >= 16;
     Product product;
@@ -172,8 +174,8 @@ struct CudaLinear::Impl {
       status = preference.Set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out_alignment);
     if (status.ok())
       status = preference.Set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out_alignment);
-    // Split-K rounds partial sums to the output's type, whichever of cuBLASLt's schemes adds them:
-    // where they cancel, or are added to a larger output, leading digits of bf16 are lost.
+    // All of cuBLASLt's split-K schemes round partial sums to the output's type. Where the sums
+    // cancel, or are added to a larger output, leading digits of bf16 would be lost.
     if (status.ok() && a.out.dtype != DType::kF32) {
       status = preference.Set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                               uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});

@@ -1,4 +1,4 @@
-// Matrix products by cuBLASLt, with the algorithms of recent shapes kept.
+// Matrix products by cuBLASLt. Keeps the algorithms of recent shapes.
 #pragma once
 
 #include <memory>
@@ -13,7 +13,7 @@ class CudaLinear {
  public:
   static absl::StatusOr<std::unique_ptr<CudaLinear>> Create();
   ~CudaLinear();
-  // As Backend::Linear, of checked arguments with at least one row.
+  // Backend::Linear for checked arguments with at least one row. Errors make the stream fail.
   void Run(const LinearArgs& args, CudaStream& stream);
 
  private:

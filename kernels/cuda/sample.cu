@@ -1,6 +1,6 @@
-// Logits -> tokens (kernels/sample_args.h). A block takes a row, which stays in the L2 between the
-// passes over it. Weights are added as 64-bit integers, in units of 2^-40 of the best one's: sums
-// are exact, so the order in which threads come does not matter.
+// Samples tokens from logits (kernels/sample_args.h). A block takes a row, which stays in the L2
+// cache between the passes over it. Weights are added as 64-bit integers, in units of 2^-40 of the
+// best token's weight. Such sums are exact, so that the order of threads does not matter.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/operations.h"
@@ -13,9 +13,9 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr float kHighestLogit = std::numeric_limits<float>::max();
 constexpr int kMaxId = std::numeric_limits<int>::max();
 
-// An element's rank: the lower, the better. Its high digit counts steps of the weight's logarithm
-// below the best, so that the elements of usual logits spread over all values of the digit; the
-// lower 32 bits are the logit itself.
+// An element's rank; a lower rank is better. Its high digit is the distance of the weight's
+// logarithm from the best one, in steps, so that usual logits spread over all values of the digit.
+// The lower 32 bits are the logit itself.
 constexpr int kDigitBits = 11, kDigits = 1 << kDigitBits;
 constexpr int kLogitBits = 32;
 constexpr int kFractionBits = 40;
@@ -28,14 +28,16 @@ struct Element {
   int id;
 };
 
-// What is left of a row: ranks below `rank`, and of those with this very rank ids up to `id`.
+// The elements of a row that are left: those of a rank below `rank`, and those of this rank with
+// ids up to `id`.
 struct Cut {
   uint64_t rank = ~uint64_t{0};
   int id = kMaxId;
 };
 
 struct Histogram {
-  uint32_t low[kDigits], high[kDigits];  // two words of a sum: shared memory adds no 64-bit numbers
+  // The two words of 64-bit sums. Shared memory has no atomic addition of 64 bits.
+  uint32_t low[kDigits], high[kDigits];
   __device__ void Add(int digit, uint64_t value) {
     const uint32_t before = atomicAdd(&low[digit], static_cast<uint32_t>(value));
     const bool carry = before + static_cast<uint32_t>(value) < before;
@@ -61,13 +63,13 @@ __device__ uint64_t WarpSum(uint64_t x) {
   return x;
 }
 
-// Calls body(element) for all elements of the row, shared among the threads, in no order.
+// Calls body(element) for all elements of the row, in any order. The threads share the elements.
 template <typename Body>
 __device__ void ForEach(const float* row, int count, Body body) {
   struct alignas(16) Four {
     float logit[4];
   };
-  constexpr int kLoads = 4;  // under way at a time
+  constexpr int kLoads = 4;  // in flight at a time
   const int misaligned = static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(float) % 4);
   const int head = min(count, (4 - misaligned) % 4), fours = (count - head) / 4;
   const int tail = head + fours * 4, thread = threadIdx.x;
@@ -91,13 +93,14 @@ __device__ void ForEach(const float* row, int count, Body body) {
 }
 
 struct Found {
-  int index;       // -1: the sum of all is 0
-  uint64_t above;  // what of the target is left at this index, less than its value
+  int index;       // -1 if the sum of all values is 0
+  uint64_t above;  // the target less the sum before this index; less than the value at it
 };
 
-// The first index in [0, count) where the running sum of value(index) exceeds target_of(sum of
-// all), a number below that sum. Each round gives each warp a part of the range, adds, and goes on
-// with the part where the target lies. All threads call it and get the same.
+// Finds the first index in [0, count) at which the running sum of value(index) exceeds
+// target_of(sum of all values), a number below that sum. In each round every warp adds a part of
+// the range; the next round takes the part that has the target. All threads call it and get the
+// same result.
 template <typename Value, typename Target>
 __device__ Found FindInOrder(int count, Value value, Target target_of, uint64_t* of_part) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -119,7 +122,7 @@ __device__ Found FindInOrder(int count, Value value, Target target_of, uint64_t*
     if (total > 0) {
       while (target >= of_part[chosen]) target -= of_part[chosen++];
     }
-    __syncthreads();  // of_part has been read
+    __syncthreads();  // all threads have read of_part
     if (total == 0) return {-1, 0};
     begin += chosen * part;
     if (part == 1) return {begin, target};
@@ -143,7 +146,7 @@ class RowSampler {
     if (best.logit == -INFINITY) return kNothingToDraw;
     if (!(row_.temperature > 0.0f)) return best.id;
     highest_ = best.logit;
-    // Finite, so that 0 times it is 0.
+    // Finite, so that 0 times this number is 0.
     bits_per_logit_ = fminf(kLog2E / row_.temperature, kHighestLogit);
     if (row_.top_k > 0 && row_.top_k < count_) {
       const uint64_t wanted = static_cast<uint64_t>(row_.top_k);
@@ -172,7 +175,7 @@ class RowSampler {
   }
 
  private:
-  // The best element; shared_.bad if a logit is NaN or +inf.
+  // Returns the best element. Sets shared_.bad if a logit is NaN or +inf.
   __device__ Element Best() {
     Element best{-INFINITY, kMaxId};
     bool bad = false;
@@ -196,8 +199,8 @@ class RowSampler {
     return b.logit > a.logit || (b.logit == a.logit && b.id < a.id) ? b : a;
   }
 
-  // Logarithm (to the base 2) of best weight / weight: 0 to inf. Rounded at once (__fmul_rn), so
-  // that every pass gets the same.
+  // log2(best weight / weight), from 0 to inf. __fmul_rn keeps the product out of multiply-adds, so
+  // that every pass gets the same number.
   __device__ float Bits(float logit) const { return __fmul_rn(highest_ - logit, bits_per_logit_); }
   __device__ float Share(float logit) const { return Exp2(-Bits(logit)); }  // of the best weight
   __device__ uint64_t Weight(float logit) const {
@@ -211,7 +214,7 @@ class RowSampler {
     const uint32_t descending = bits & 0x80000000u ? bits : ~bits & 0x7fffffffu;
     return static_cast<uint64_t>(Steps(logit)) << kLogitBits | descending;
   }
-  // The steps alone decide of most elements.
+  // The steps alone decide for most elements.
   __device__ bool IsLeft(float logit, int id) const {
     const uint32_t steps = Steps(logit), last = static_cast<uint32_t>(cut_.rank >> kLogitBits);
     if (steps != last) return steps < last;
@@ -219,12 +222,12 @@ class RowSampler {
     return rank < cut_.rank || (rank == cut_.rank && id <= cut_.id);
   }
 
-  // Narrows the cut to the fewest best elements whose values together come to wanted_of(value of
-  // all that are left). Radix selection: digit by digit, the rank of the last element that is
-  // needed.
+  // Narrows the cut to the fewest elements, from the best one down, whose values add up to
+  // wanted_of(sum of the values that are left). Radix selection finds the rank of the last such
+  // element digit by digit.
   template <typename Value, typename Wanted>
   __device__ void Keep(Value value, Wanted wanted_of) {
-    uint64_t prefix = 0;  // the digits known so far
+    uint64_t prefix = 0;  // the known digits
     int known_from = kLogitBits + kDigitBits;
     uint64_t target = 0;
     for (int shift = kLogitBits; known_from > 0; shift = max(0, shift - kDigitBits)) {
@@ -237,13 +240,13 @@ class RowSampler {
       prefix = prefix * digits + found.index;
       target = found.above;
       known_from = shift;
-      // All elements with these digits are needed, or there is but one.
+      // Ends if all elements with these digits are needed, or if there is only one.
       const bool whole = target + 1 == shared_.histogram.At(found.index);
       const bool single = shared_.matches == 1;
-      __syncthreads();  // the histogram has been read
+      __syncthreads();  // all threads have read the histogram
       if (whole || single) return Narrow({((prefix + 1) << shift) - 1, kMaxId});
     }
-    // Equal logits: the lower ids of them.
+    // Of equal logits, those with the lower ids.
     const Found last = FindInOrder(
         count_,
         [&](int id) {
@@ -253,13 +256,13 @@ class RowSampler {
         [&](uint64_t) { return target; }, shared_.of_part);
     Narrow({prefix, last.index});
   }
-  // A cut behind the one that is there changes nothing: it leaves all that is left.
+  // A cut behind the current one changes nothing.
   __device__ void Narrow(const Cut& cut) {
     if (cut.rank < cut_.rank || (cut.rank == cut_.rank && cut.id < cut_.id)) cut_ = cut;
   }
 
-  // Values of the elements that are left and whose rank begins with `prefix`, by their next digit;
-  // shared_.matches is their number.
+  // Fills the histogram, by their next digit, with the values of the elements that are left and
+  // whose ranks begin with `prefix`. shared_.matches becomes their number.
   template <typename Value>
   __device__ void FillHistogram(Value value, uint64_t prefix, int known_from, int shift,
                                 int digits) {
@@ -267,7 +270,8 @@ class RowSampler {
       shared_.histogram.low[i] = shared_.histogram.high[i] = 0;
     if (threadIdx.x == 0) shared_.matches = 0;
     __syncthreads();
-    uint64_t matches = 0, of_last = 0;  // most elements may have the last digit
+    uint64_t matches = 0,
+             of_last = 0;  // the last digit, which most elements may have, needs no atomics
     const bool all = known_from > kLogitBits;
     const uint32_t steps = all ? 0 : static_cast<uint32_t>(prefix >> (kLogitBits - known_from));
     ForEach(logits_, count_, [&](const Element& e) {

@@ -1,4 +1,4 @@
-// A strided copy as few two-dimensional ones: pure arithmetic, tested without a device.
+// Cuts a strided copy into few two-dimensional ones: pure arithmetic, tested without a device.
 #pragma once
 
 #include <algorithm>
@@ -9,21 +9,22 @@
 
 namespace apb::kernels::cuda {
 
-// `rows` pieces of `width` bytes, `pitch` bytes apart.
+// `rows` pieces of `width` bytes; the pitches are the distances of pieces in bytes.
 struct CopyRun {
   std::byte* target;
   const std::byte* source;
   size_t target_pitch, source_pitch, width, rows;
 };
 
-// Views of the same shape and type. Dimensions that lie dense in both become one.
+// The copies for views of the same shape and type. Dimensions that are dense in both views become
+// one.
 inline std::vector<CopyRun> CopyRuns(const TensorView& source, const TensorView& target) {
   if (source.numel() == 0) return {};
   struct Dimension {
     int64_t extent, from, to;  // strides in bytes
   };
   const int64_t size = static_cast<int64_t>(SizeOf(source.dtype));
-  std::vector<Dimension> dims = {{size, 1, 1}};  // from the innermost: the bytes of an element
+  std::vector<Dimension> dims = {{size, 1, 1}};  // innermost first: the bytes of an element
   for (int i = source.rank - 1; i >= 0; --i) {
     const Dimension next{source.shape[i], source.stride[i] * size, target.stride[i] * size};
     if (next.extent == 1) continue;

@@ -1,4 +1,4 @@
-// Scores of keys and the choice of the best ones: pooling, top-k, gathering.
+// Scores of keys, and the choice of the best keys: pooling, top-k, gathering.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/operations.h"
@@ -21,13 +21,13 @@ __global__ void MaxPoolKernel(const float* scores, int64_t score_stride, float* 
   float top = -INFINITY;
   for (int64_t r = first; r <= last; ++r) {
     const float x = scores[r * score_stride + h];
-    top = x > top ? x : top;  // NaN counts for nothing
+    top = x > top ? x : top;  // ignores NaN
   }
   out[t * out_stride + h] = top;
 }
 
-// means[j, c] = sum over queries and the heads of group j, times factor. One thread for a
-// dimension, in a fixed order: the same on every rank.
+// means[j, c] = factor times the sum over the queries and the heads of group j. One thread adds a
+// dimension, in a fixed order, so that every rank gets the same.
 template <typename T>
 __global__ void QueryMeanKernel(const T* query, int64_t row_stride, int64_t head_stride,
                                 int queries, int group, int width, float factor, float* means) {
@@ -58,7 +58,7 @@ __global__ void KeyScoreKernel(const T* k, int64_t row_stride, int64_t head_stri
   if (lane == 0) scores[t * score_stride + h] = sum;
 }
 
-// Unsigned numbers in the order of the floats: -0 equals 0, NaN is as low as -inf.
+// Maps floats to unsigned numbers of the same order. -0 equals 0, and NaN equals -inf.
 __device__ uint32_t Ordered(float x) {
   if (x != x) x = -INFINITY;
   if (x == 0.0f) x = 0.0f;
@@ -66,7 +66,8 @@ __device__ uint32_t Ordered(float x) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// Sum over the threads before this one; *total over all of them. All threads of the block call it.
+// Returns the sum over the threads before this one; *total is that of all. All threads of the block
+// call it. of_warp is shared memory.
 __device__ int PrefixSum(int value, int* total, int* of_warp) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   int inclusive = value;
@@ -75,7 +76,7 @@ __device__ int PrefixSum(int value, int* total, int* of_warp) {
     const int other = __shfl_up_sync(~0u, inclusive, offset);
     if (lane >= offset) inclusive += other;
   }
-  __syncthreads();  // of_warp of the call before has been read
+  __syncthreads();  // all threads have read of_warp in the call before
   if (lane == kWarp - 1) of_warp[warp] = inclusive;
   __syncthreads();
   int before = 0, all = 0;
@@ -88,8 +89,8 @@ __device__ int PrefixSum(int value, int* total, int* of_warp) {
 }
 
 // One block for a head. Radix selection: four passes find the count-th largest score, digit by
-// digit; a last pass writes in the order of rows what is above it, and of its equals the first
-// ones.
+// digit. A last pass writes, in ascending order, the rows with higher scores and the first ones of
+// those with the same score.
 __global__ void __launch_bounds__(kTopKThreads)
     TopKKernel(const float* scores, int64_t stride, int begin, int end, int count, int32_t* indices,
                int64_t index_stride) {
@@ -98,14 +99,14 @@ __global__ void __launch_bounds__(kTopKThreads)
   __shared__ uint32_t found_prefix;
   __shared__ int found_wanted;
   const float* mine = scores + blockIdx.x;
-  uint32_t prefix = 0;  // the digits known so far of the count-th largest
-  int wanted = count;   // its place among those with these digits
+  uint32_t prefix = 0;  // the known digits of the count-th largest score
+  int wanted = count;   // its place among the scores with these digits
   for (int shift = 32 - kDigitBits; shift >= 0; shift -= kDigitBits) {
     for (int i = threadIdx.x; i < kDigits; i += kTopKThreads) histogram[i] = 0;
     __syncthreads();
     for (int t = begin + threadIdx.x; t < end; t += kTopKThreads) {
       const uint32_t key = Ordered(mine[t * stride]);
-      // (Two shifts, because a shift by all 32 bits is not defined.)
+      // Two shifts, because a shift by all 32 bits is undefined.
       if ((key >> shift >> kDigitBits) == prefix)
         atomicAdd(&histogram[key >> shift & (kDigits - 1)], 1);
     }

@@ -1,3 +1,4 @@
+// The backends of this build and machine. The GPU (or the emulator) is one of them.
 #include "tests/kernels/backends.h"
 
 #include <cstdlib>

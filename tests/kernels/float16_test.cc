@@ -1,5 +1,5 @@
-// Goal: half precision is converted right on the host. Method: every Float16 against the definition
-// (tests/reference), there and back; floats at, beside and between all of them.
+// Goal: the CPU converts half precision correctly. Method: every Float16 to float and back, and
+// floats at, beside and between all Float16s, against the definition (tests/reference).
 #include "kernels/float16.h"
 
 #include <gtest/gtest.h>
@@ -33,14 +33,14 @@ TEST(Float16, RoundsToNearestEven) {
     ASSERT_EQ(FloatToFloat16(x).bits, reference::FloatToFloat16(x)) << std::hexfloat << x;
     ASSERT_EQ(FloatToFloat16(-x).bits, reference::FloatToFloat16(-x)) << std::hexfloat << -x;
   };
-  for (uint16_t bits = 0; bits < 0x7c00; ++bits) {  // halfway to the next, and beside that
+  for (uint16_t bits = 0; bits < 0x7c00; ++bits) {  // halfway to the next one, and beside that
     const float low = Float16ToFloat(Float16{bits});
     const float next =
         bits == 0x7bff ? 65536.0f : Float16ToFloat(Float16{static_cast<uint16_t>(bits + 1)});
     const float middle = low + (next - low) / 2;
     for (const float x : {middle, std::nextafter(middle, 0.0f), std::nextafter(middle, 1e9f)})
       same(x);
-    // An even one stays, an odd one goes up.
+    // An even Float16 stays, an odd one goes up.
     ASSERT_EQ(FloatToFloat16(middle).bits, bits + bits % 2);
   }
   for (const float x : {1e9f, INFINITY, 1e-45f, 0x1p-25f, 0x1p-26f}) same(x);

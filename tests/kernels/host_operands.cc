@@ -1,3 +1,4 @@
+// Uploads, guards and downloads the operands of operations.
 #include "tests/kernels/host_operands.h"
 
 #include <gtest/gtest.h>
@@ -12,17 +13,17 @@ namespace {
 constexpr size_t kGuard = 256;
 constexpr std::byte kGuardByte{0xa5};
 
-// The operands of one operation.
+// The operands of one operation, on the device.
 class Operands : public OperandVisitor {
  public:
   Operands(Backend& device, Stream& stream) : device_(device), stream_(stream) {}
 
-  // Downloads what the operation wrote and looks at the guards.
+  // Downloads the written operands and checks the guards.
   ~Operands() override {
     for (Operand& operand : all_) {
       std::vector<std::byte> bytes(operand.buffer.size_bytes());
       Transfer(operand.buffer.data(), bytes.data(), bytes.size());
-      if (!stream_.Synchronize().ok()) return;  // the test sees it
+      if (!stream_.Synchronize().ok()) return;  // the test checks the stream
       const size_t end = operand.begin + operand.span;
       for (size_t i = 0; i < bytes.size(); ++i) {
         if (i == operand.begin) i = end;
@@ -55,7 +56,7 @@ class Operands : public OperandVisitor {
   struct Operand {
     std::byte* host;
     size_t span;   // bytes from the first to the last element
-    size_t begin;  // of the operand in the buffer
+    size_t begin;  // offset of the operand in the buffer
     bool written;
     Buffer buffer;
   };
@@ -70,7 +71,7 @@ class Operands : public OperandVisitor {
     }
     std::byte* host = view.as<std::byte>();
     TensorView placed = view;
-    for (Operand& operand : all_) {  // in place, or in the place of a part
+    for (Operand& operand : all_) {  // memory that an earlier operand has already
       if (host < operand.host || host + span > operand.host + operand.span) continue;
       operand.written = operand.written || written;
       placed.data =
@@ -86,14 +87,14 @@ class Operands : public OperandVisitor {
     std::vector<std::byte> bytes(buffer->size_bytes(), kGuardByte);
     std::copy(host, host + span, bytes.begin() + begin);
     Transfer(bytes.data(), buffer->data(), bytes.size());
-    stream_.Synchronize().IgnoreError();  // `bytes` ends here
+    stream_.Synchronize().IgnoreError();  // the copy reads `bytes`
     placed.data = static_cast<std::byte*>(buffer->data()) + begin;
     all_.push_back({host, span, begin, written, *std::move(buffer)});
     return placed;
   }
 
   void Transfer(void* from, void* to, size_t bytes) {
-    // As two-byte numbers, the smallest there are.
+    // As numbers of two bytes, the smallest element type.
     const auto view = [&](void* data) {
       return TensorView::Contiguous(data, DType::kBF16, {static_cast<int64_t>(bytes / 2)});
     };

@@ -1,6 +1,6 @@
-// A backend whose operands are in host memory, over one whose operands are on a device: each
-// operation uploads what it reads and downloads what it writes. Copies keep strides and alignment
-// and have guard bytes around them; a guard that changed is a test failure.
+// A backend with operands in CPU memory on top of a device's backend. Each operation uploads the
+// operands and downloads those that it writes. The copies on the device keep strides and alignment,
+// and have guard bytes around them: a guard byte that changes is a test failure.
 #pragma once
 
 #include <memory>

@@ -1,6 +1,6 @@
-"""Goal: no machine runs instructions that it lacks. An inline function that objects of several instruction sets
-define is kept once by the linker, perhaps the copy with AVX-512 in it. Method: every weak symbol that an object
-of kernels/cpu/simd defines is in the namespace of its instruction set. Usage: isa_symbols.py OBJECT..."""
+"""Goal: no machine runs instructions that it lacks. Of an inline function that objects of several instruction sets
+define, the linker keeps one copy, perhaps the one with AVX-512. Method: every weak symbol that an object of
+kernels/cpu/simd defines is in the namespace of its instruction set. Usage: isa_symbols.py OBJECT..."""
 
 import re
 import subprocess

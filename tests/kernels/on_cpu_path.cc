@@ -1,7 +1,7 @@
-// Runs a program on another code path of the CPU backend than this CPU's best, for CTest:
-// `on_cpu_path ISA [NAME=VALUE ...] PROGRAM ARGUMENT ...`. Exit code 77, which CTest reports as
-// skipped, where the CPU lacks the path, and where it is the best one and nothing else is set: that
-// is what the test runs on without this program.
+// Runs a program on a code path of the CPU backend, for CTest:
+// `on_cpu_path ISA [NAME=VALUE ...] PROGRAM ARGUMENT ...`. Exits with 77, which CTest reports as
+// skipped, if the CPU lacks the path, or if the path is the best one and no variable is set: then
+// the test runs there without this program, too.
 #include <unistd.h>
 
 #include <cstdio>

@@ -1,5 +1,6 @@
-// Goal: operands that do not fit are refused, alike by all backends, with the operation and the
-// shapes. Method: for each operation a call that fits and calls that differ from it in one thing.
+// Goal: operands that do not fit are refused, for all backends alike, with the operation's name and
+// the shapes. Method: for each operation, a call that fits and calls that differ from it in one
+// respect.
 #include "kernels/operations.h"
 
 #include <gtest/gtest.h>
@@ -18,7 +19,7 @@ TensorView BF16(std::initializer_list<int64_t> shape) { return View(DType::kBF16
 TensorView F16(std::initializer_list<int64_t> shape) { return View(DType::kF16, shape); }
 TensorView I32(std::initializer_list<int64_t> shape) { return View(DType::kI32, shape); }
 
-// Operands in short.
+// Short forms of operands.
 absl::Status CheckCopy(const TensorView& source, const TensorView& target) {
   return CopyArgs{source, target}.Check();
 }
@@ -85,7 +86,7 @@ TEST(ArgumentChecks, Linear) {
             "Linear: shapes or types do not fit: bf16[3, 7] and bf16[5, 8]");
 }
 
-// f16 is allowed where bf16 is, and the two do not mix though they have one size.
+// f16 is allowed where bf16 is. The two do not mix, although they have the same size.
 TEST(ArgumentChecks, HalfPrecision) {
   EXPECT_TRUE(
       CheckLinear({.x = F16({3, 8}), .weight = F16({5, 8}), .bias = {}, .out = F16({3, 5})}).ok());
@@ -121,7 +122,7 @@ TEST(ArgumentChecks, HalfPrecision) {
                    .ok());
 }
 
-// Blocks are weights of products, and nothing else; rows and their borders are whole blocks.
+// Block types are only for weights of products. Rows and their slices are whole blocks.
 TEST(ArgumentChecks, QuantizedWeights) {
   for (const DType type : {DType::kI8Block, DType::kI4Block}) {
     const TensorView weight = View(type, {5, 64});

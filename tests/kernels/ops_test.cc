@@ -37,6 +37,26 @@ class Ops : public testing::TestWithParam<std::string> {
       ASSERT_NEAR(want[i], values[i], tolerance) << "element " << i;
     }
   }
+  // Rows and widths of the elementwise operations.
+  static std::vector<std::pair<int64_t, int64_t>> Shapes() {
+    std::vector<std::pair<int64_t, int64_t>> shapes;
+    for (int64_t rows : {0, 1, 17}) {
+      for (int64_t width : {64, 80, 100}) shapes.emplace_back(rows, width);
+    }
+    return shapes;
+  }
+  HostTensor RandomPositions(int64_t rows, int64_t end) {
+    std::vector<int32_t> positions(rows);
+    for (int32_t& p : positions) p = static_cast<int32_t>(rng_() % end);
+    return HostTensor::Integers(positions);
+  }
+  // The rotary frequencies of `rotary` dimensions.
+  static HostTensor Frequencies(int64_t rotary) {
+    HostTensor frequencies = HostTensor::Zeros(DType::kF32, {rotary / 2});
+    for (int64_t i = 0; i < rotary / 2; ++i)
+      frequencies.view.as<float>()[i] = std::pow(10000.0f, -2.0f * i / rotary);
+    return frequencies;
+  }
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Stream> stream_;
   std::mt19937 rng_{TestSeed(3)};
@@ -44,8 +64,8 @@ class Ops : public testing::TestWithParam<std::string> {
 
 TEST_P(Ops, Linear) {
   for (DType dtype : TypesOf(*backend_)) {
-    // Borders of the code paths: dot products up to 1, 2, 8 or 18 rows, AMX tiles up to 32, then
-    // panels or oneDNN.
+    // The limits of the code paths: dot products up to 1, 2, 8 or 18 rows, AMX tiles up to 32 rows,
+    // then panels or oneDNN.
     for (int64_t rows : {0, 1, 2, 3, 5, 8, 9, 16, 17, 18, 19, 32, 33, 130}) {
       for (auto [in, out] : {std::pair<int64_t, int64_t>{64, 48}, {100, 7}, {96, 15}, {32, 601}}) {
         HostTensor x = HostTensor::Random(dtype, {rows, in + 3}, rng_),
@@ -92,51 +112,72 @@ TEST_P(Ops, LinearDoesNotDependOnThreads) {
   }
 }
 
-TEST_P(Ops, NormRopeSilu) {
+TEST_P(Ops, RmsNorm) {
   for (DType dtype : TypesOf(*backend_)) {
-    for (int64_t rows : {0, 1, 17}) {
-      for (int64_t n : {64, 80, 100}) {
-        HostTensor x = HostTensor::Random(dtype, {rows, 3, n}, rng_),
-                   w = HostTensor::Random(dtype, {n}, rng_);
-        HostTensor y = HostTensor::Zeros(dtype, {rows, 3, n});
-        backend_->RmsNorm(x.view, w.view, 1e-5f, y.view, *stream_);
-        Expect(reference::RmsNorm(x.view, w.view, 1e-5), y.view, dtype);
-        std::vector<int32_t> positions(rows);
-        for (int32_t& p : positions) p = static_cast<int32_t>(rng_() % 100000);
-        HostTensor at = HostTensor::Integers(positions),
-                   freq = HostTensor::Zeros(DType::kF32, {n / 2});
-        for (int64_t i = 0; i < n / 2; ++i)
-          freq.view.as<float>()[i] = std::pow(10000.0f, -2.0f * i / n);
-        RopeArgs rope{
-            .x = x.view, .positions = at.view, .inv_freq = freq.view, .attention_factor = 1.1f};
-        const std::vector<double> want = reference::Rope(rope);
-        backend_->Rope(rope, *stream_);
-        Expect(want, x.view, dtype);
-        HostTensor gate = HostTensor::Random(dtype, {rows, n}, rng_, 4.0f),
-                   up = HostTensor::Random(dtype, {rows, n}, rng_);
-        HostTensor out = HostTensor::Zeros(dtype, {rows, n});
-        backend_->SiluMul(gate.view, up.view, out.view, *stream_);
-        Expect(reference::SiluMul(gate.view, up.view), out.view, dtype);
-        backend_->SiluMul(gate.view, {}, out.view, *stream_);
-        Expect(reference::SiluMul(gate.view, {}), out.view, dtype);
-        if (dtype != DType::kF32) {  // sums of several ranks, back to the model's type
-          HostTensor wide = HostTensor::Random(DType::kF32, {rows, n}, rng_, 4.0f);
-          backend_->SiluMul(wide.view, {}, out.view, *stream_);
-          Expect(reference::SiluMul(wide.view, {}), out.view, dtype);
-        }
-        const HostTensor sums = HostTensor::Random(DType::kF32, {rows, n}, rng_);
-        std::vector<double> total = ToDoubles(up.view);
-        for (size_t i = 0; i < total.size(); ++i) total[i] += sums.view.as<float>()[i];
-        HostTensor residual = HostTensor::Zeros(dtype, {rows, n}),
-                   normed = HostTensor::Zeros(dtype, {rows, n});
-        backend_->Copy(up.view, residual.view, *stream_);
-        backend_->AccumulateRmsNorm(sums.view, residual.view, w.view, 1e-5f, normed.view, *stream_);
-        backend_->Accumulate(sums.view, up.view, *stream_);
-        Expect(total, up.view, dtype);
-        EXPECT_EQ(ToDoubles(residual.view), ToDoubles(up.view));
-        Expect(reference::RmsNorm(residual.view, w.view, 1e-5), normed.view, dtype);
-        if (HasFatalFailure()) return;
+    for (const auto& [rows, n] : Shapes()) {
+      HostTensor x = HostTensor::Random(dtype, {rows, 3, n}, rng_),
+                 w = HostTensor::Random(dtype, {n}, rng_);
+      HostTensor y = HostTensor::Zeros(dtype, {rows, 3, n});
+      backend_->RmsNorm(x.view, w.view, 1e-5f, y.view, *stream_);
+      Expect(reference::RmsNorm(x.view, w.view, 1e-5), y.view, dtype);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(Ops, Rope) {
+  for (DType dtype : TypesOf(*backend_)) {
+    for (const auto& [rows, n] : Shapes()) {
+      HostTensor x = HostTensor::Random(dtype, {rows, 3, n}, rng_);
+      HostTensor at = RandomPositions(rows, 100000), freq = Frequencies(n);
+      RopeArgs rope{
+          .x = x.view, .positions = at.view, .inv_freq = freq.view, .attention_factor = 1.1f};
+      const std::vector<double> want = reference::Rope(rope);
+      backend_->Rope(rope, *stream_);
+      Expect(want, x.view, dtype);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(Ops, SiluMul) {
+  for (DType dtype : TypesOf(*backend_)) {
+    for (const auto& [rows, n] : Shapes()) {
+      HostTensor gate = HostTensor::Random(dtype, {rows, n}, rng_, 4.0f),
+                 up = HostTensor::Random(dtype, {rows, n}, rng_);
+      HostTensor out = HostTensor::Zeros(dtype, {rows, n});
+      backend_->SiluMul(gate.view, up.view, out.view, *stream_);
+      Expect(reference::SiluMul(gate.view, up.view), out.view, dtype);
+      backend_->SiluMul(gate.view, {}, out.view, *stream_);
+      Expect(reference::SiluMul(gate.view, {}), out.view, dtype);
+      if (dtype != DType::kF32) {  // f32 sums over ranks become the model's type
+        HostTensor wide = HostTensor::Random(DType::kF32, {rows, n}, rng_, 4.0f);
+        backend_->SiluMul(wide.view, {}, out.view, *stream_);
+        Expect(reference::SiluMul(wide.view, {}), out.view, dtype);
       }
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// Alone, and with the norm in one pass: both leave the same residual.
+TEST_P(Ops, Accumulate) {
+  for (DType dtype : TypesOf(*backend_)) {
+    for (const auto& [rows, n] : Shapes()) {
+      const HostTensor x = HostTensor::Random(DType::kF32, {rows, n}, rng_),
+                       w = HostTensor::Random(dtype, {n}, rng_);
+      HostTensor sums = HostTensor::Random(dtype, {rows, n}, rng_);
+      std::vector<double> want = ToDoubles(sums.view);
+      for (size_t i = 0; i < want.size(); ++i) want[i] += x.view.as<float>()[i];
+      HostTensor residual = HostTensor::Zeros(dtype, {rows, n}),
+                 normed = HostTensor::Zeros(dtype, {rows, n});
+      backend_->Copy(sums.view, residual.view, *stream_);
+      backend_->AccumulateRmsNorm(x.view, residual.view, w.view, 1e-5f, normed.view, *stream_);
+      backend_->Accumulate(x.view, sums.view, *stream_);
+      Expect(want, sums.view, dtype);
+      EXPECT_EQ(ToDoubles(residual.view), ToDoubles(sums.view));
+      Expect(reference::RmsNorm(residual.view, w.view, 1e-5), normed.view, dtype);
+      if (HasFatalFailure()) return;
     }
   }
 }
@@ -158,7 +199,7 @@ TEST_P(Ops, MergePartials) {
     HostTensor outs = HostTensor::Random(DType::kF32, {parts, 9, 4, 80}, rng_);
     HostTensor lses = HostTensor::Random(DType::kF32, {parts, 9, 4}, rng_, 50.0f);
     float* sums = lses.view.as<float>();
-    for (int64_t p = 0; p < parts; ++p) sums[p * 36] = -INFINITY;  // nobody saw a key
+    for (int64_t p = 0; p < parts; ++p) sums[p * 36] = -INFINITY;  // no part saw a key
     sums[1] = -INFINITY;                                           // one part is empty
     sums[2] = 1e4f;                                                // exp would overflow
     const auto want = reference::MergePartials(outs.view, lses.view);
@@ -179,7 +220,7 @@ TEST_P(Ops, MergePartials) {
         EXPECT_NEAR(got[i], want.lse[i], 1e-3);
       }
     }
-    // As rings merge: what comes takes the place of the first part.
+    // As rings combine: the result overwrites the first part.
     TensorView first_out = outs.view, first_lse = lses.view;
     first_out.rank = 3;
     first_out.shape = {9, 4, 80, 0};
@@ -193,19 +234,14 @@ TEST_P(Ops, MergePartials) {
   }
 }
 
-// Rotation of packed q and k, whole or of a part of the dimensions, with K and V stored as they go.
+// Rotation of packed q and k, of all dimensions or a part of them, that also stores K and V.
 TEST_P(Ops, RopeStoresKeysAndValues) {
   for (DType dtype : TypesOf(*backend_)) {
     for (const auto& [d, rotary] : {std::pair<int64_t, int64_t>{64, 64}, {80, 32}, {100, 100}}) {
       for (const int64_t rows : {0, 1, 23}) {
         const int64_t q_heads = 4, kv_heads = 2, before = rows / 3, blocks = 5, block_size = 8;
         HostTensor qkv = HostTensor::Random(dtype, {rows, (q_heads + 2 * kv_heads) * d}, rng_);
-        std::vector<int32_t> positions(rows);
-        for (int32_t& p : positions) p = static_cast<int32_t>(rng_() % 1000);
-        HostTensor at = HostTensor::Integers(positions),
-                   freq = HostTensor::Zeros(DType::kF32, {rotary / 2});
-        for (int64_t i = 0; i < rotary / 2; ++i)
-          freq.view.as<float>()[i] = std::pow(10000.0f, -2.0f * i / rotary);
+        HostTensor at = RandomPositions(rows, 1000), freq = Frequencies(rotary);
         std::vector<int64_t> all(blocks * block_size);
         std::iota(all.begin(), all.end(), 0);
         std::shuffle(all.begin(), all.end(), rng_);
@@ -244,84 +280,169 @@ TEST_P(Ops, RopeStoresKeysAndValues) {
   }
 }
 
-TEST_P(Ops, SelectionAndCache) {
+TEST_P(Ops, KeyScores) {
   for (DType dtype : TypesOf(*backend_)) {
-    const int64_t rows = 200, heads = 2, d = 80;
-    HostTensor k = HostTensor::Random(dtype, {rows, heads, d}, rng_),
-               v = HostTensor::Random(dtype, {rows, heads, d}, rng_);
-    HostTensor query = HostTensor::Random(dtype, {7, 6, d}, rng_);
-    HostTensor scores = HostTensor::Zeros(DType::kF32, {rows, heads}),
-               pooled = HostTensor::Zeros(DType::kF32, {rows, heads});
+    const HostTensor k = HostTensor::Random(dtype, {200, 2, 80}, rng_),
+                     query = HostTensor::Random(dtype, {7, 6, 80}, rng_);
+    HostTensor scores = HostTensor::Zeros(DType::kF32, {200, 2});
     KeyScoreArgs args{.k = k.view, .query = query.view, .scale = 0.1f, .scores = scores.view};
     backend_->KeyScores(args, *stream_);
     Expect(reference::KeyScores(args), scores.view, DType::kF32);
-    scores.view.as<float>()[20] = NAN;
-    backend_->MaxPoolRows(scores.view, 5, pooled.view, *stream_);
-    // Ties on purpose: the lower row must win; NaN is the lowest.
-    for (int64_t t = 0; t < rows; ++t)
-      scores.view.as<float>()[t * heads] = static_cast<float>((t * 7) % 10);
-    scores.view.as<float>()[11 * heads] = NAN;
-    HostTensor indices = HostTensor::Zeros(DType::kI32, {heads, 30});
-    backend_->TopKPerHead({.scores = scores.view,
-                           .eligible_begin = 10,
-                           .eligible_end = 190,
-                           .count = 30,
-                           .indices = indices.view},
-                          *stream_);
-    std::vector<int32_t> order;
-    for (int32_t t = 10; t < 190; ++t) {
-      if (t != 11) order.push_back(t);
-    }
-    std::stable_sort(order.begin(), order.end(),
-                     [](int32_t a, int32_t b) { return (a * 7) % 10 > (b * 7) % 10; });
-    order.resize(30);
-    std::sort(order.begin(), order.end());
-    EXPECT_EQ(order,
-              std::vector<int32_t>(indices.view.as<int32_t>(), indices.view.as<int32_t>() + 30));
-    HostTensor gathered = HostTensor::Zeros(dtype, {30, heads, d});
-    backend_->Run(GatherRowsPerHeadArgs{k.view, indices.view, gathered.view}, *stream_);
-    EXPECT_EQ(reference::At(gathered.view, 3, 1, 5),
-              reference::At(k.view, indices.view.as<int32_t>()[30 + 3], 1, 5));
+  }
+}
 
-    HostTensor k_cache = HostTensor::Zeros(dtype, {20, heads, 16, d}),
-               v_cache = HostTensor::Zeros(dtype, {20, heads, 16, d});
-    HostTensor slots = HostTensor::Zeros(DType::kI64, {rows});
-    std::vector<int64_t> all(320);
-    std::iota(all.begin(), all.end(), 0);
-    std::shuffle(all.begin(), all.end(), rng_);
-    for (int64_t t = 0; t < rows; ++t) slots.view.as<int64_t>()[t] = t % 5 == 0 ? -1 : all[t];
-    backend_->Rope({.x = k.view, .store = {slots.view, k_cache.view, v_cache.view}, .v = v.view},
-                   *stream_);
-    ASSERT_TRUE(stream_->Synchronize().ok());
-    double sum = 0, want = 0;
-    for (double x : ToDoubles(k_cache.view)) sum += x;
-    for (int64_t t = 0; t < rows; ++t) {
-      if (t % 5 == 0) continue;
-      const int64_t slot = all[t];
-      EXPECT_EQ(reference::At(v_cache.view, slot / 16, 1, slot % 16, 9),
-                reference::At(v.view, t, 1, 9));
+TEST_P(Ops, MaxPoolRows) {
+  const int64_t rows = 200, heads = 2;
+  const int radius = 2;
+  const HostTensor scores = HostTensor::Random(DType::kF32, {rows, heads}, rng_);
+  scores.view.as<float>()[20] = NAN;  // is ignored
+  HostTensor pooled = HostTensor::Zeros(DType::kF32, {rows, heads});
+  backend_->MaxPoolRows(scores.view, 2 * radius + 1, pooled.view, *stream_);
+  std::vector<double> want;
+  for (int64_t t = 0; t < rows; ++t) {
+    for (int64_t h = 0; h < heads; ++h) {
+      want.push_back(-HUGE_VAL);
+      for (int64_t i = std::max<int64_t>(t - radius, 0); i <= std::min(t + radius, rows - 1); ++i)
+        want.back() = std::max(want.back(), reference::At(scores.view, i, h));
+    }
+  }
+  ASSERT_TRUE(stream_->Synchronize().ok()) << stream_->Synchronize();
+  EXPECT_EQ(ToDoubles(pooled.view), want);
+}
+
+// Of equal scores the lower row wins; NaN is the lowest score.
+TEST_P(Ops, TopKPerHead) {
+  const int64_t rows = 200, heads = 2, count = 30;
+  const int32_t nan_row = 11, begin = 10, end = 190;
+  const auto score = [](int32_t t) { return t * 7 % 10; };  // many are equal
+  HostTensor scores = HostTensor::Random(DType::kF32, {rows, heads}, rng_);
+  for (int32_t t = 0; t < rows; ++t)
+    scores.view.as<float>()[t * heads] = static_cast<float>(score(t));
+  scores.view.as<float>()[nan_row * heads] = NAN;
+  HostTensor indices = HostTensor::Zeros(DType::kI32, {heads, count});
+  backend_->TopKPerHead({.scores = scores.view,
+                         .eligible_begin = begin,
+                         .eligible_end = end,
+                         .count = count,
+                         .indices = indices.view},
+                        *stream_);
+  ASSERT_TRUE(stream_->Synchronize().ok()) << stream_->Synchronize();
+  const auto highest = [&](int64_t head, auto less_good) {
+    std::vector<int32_t> order;
+    for (int32_t t = begin; t < end; ++t) {
+      if (head > 0 || t != nan_row) order.push_back(t);
+    }
+    std::stable_sort(order.begin(), order.end(), less_good);
+    order.resize(count);
+    std::sort(order.begin(), order.end());
+    return order;
+  };
+  const int32_t* got = indices.view.as<int32_t>();
+  EXPECT_EQ(std::vector<int32_t>(got, got + count),
+            highest(0, [&](int32_t a, int32_t b) { return score(a) > score(b); }));
+  EXPECT_EQ(std::vector<int32_t>(got + count, got + 2 * count),
+            highest(1, [&](int32_t a, int32_t b) {
+              return reference::At(scores.view, a, 1) > reference::At(scores.view, b, 1);
+            }));
+}
+
+TEST_P(Ops, GatherRowsPerHead) {
+  for (DType dtype : TypesOf(*backend_)) {
+    const int64_t rows = 200, heads = 2, count = 30, d = 80;
+    const HostTensor x = HostTensor::Random(dtype, {rows, heads, d}, rng_);
+    HostTensor indices = HostTensor::Zeros(DType::kI32, {heads, count}),
+               gathered = HostTensor::Zeros(dtype, {count, heads, d});
+    for (int64_t i = 0; i < heads * count; ++i)
+      indices.view.as<int32_t>()[i] = static_cast<int32_t>(rng_() % rows);
+    backend_->Run(GatherRowsPerHeadArgs{x.view, indices.view, gathered.view}, *stream_);
+    ASSERT_TRUE(stream_->Synchronize().ok()) << stream_->Synchronize();
+    for (int64_t i = 0; i < count; ++i) {
       for (int64_t h = 0; h < heads; ++h) {
-        for (int64_t c = 0; c < d; ++c) want += reference::At(k.view, t, h, c);
+        const int32_t row = indices.view.as<int32_t>()[h * count + i];
+        for (int64_t c = 0; c < d; ++c)
+          ASSERT_EQ(reference::At(gathered.view, i, h, c), reference::At(x.view, row, h, c));
       }
     }
+  }
+}
+
+// Rows of K and V, and a cache with more slots than rows.
+struct CachedRows {
+  static constexpr int64_t kRows = 200, kHeads = 2, kDim = 80, kBlocks = 20, kBlockSize = 16;
+  HostTensor k, v, k_cache, v_cache;
+  std::vector<int64_t> slot_of_row;
+
+  CachedRows(DType dtype, std::mt19937& rng)
+      : k(HostTensor::Random(dtype, {kRows, kHeads, kDim}, rng)),
+        v(HostTensor::Random(dtype, {kRows, kHeads, kDim}, rng)),
+        k_cache(HostTensor::Zeros(dtype, {kBlocks, kHeads, kBlockSize, kDim})),
+        v_cache(HostTensor::Zeros(dtype, {kBlocks, kHeads, kBlockSize, kDim})),
+        slot_of_row(kBlocks * kBlockSize) {
+    std::iota(slot_of_row.begin(), slot_of_row.end(), 0);
+    std::shuffle(slot_of_row.begin(), slot_of_row.end(), rng);
+    slot_of_row.resize(kRows);
+  }
+  static bool IsSkipped(int64_t row) { return row % 5 == 0; }
+
+  // Stores all rows that are not skipped.
+  void Store(Backend& backend, Stream& stream) const {
+    HostTensor slots = HostTensor::Zeros(DType::kI64, {kRows});
+    for (int64_t t = 0; t < kRows; ++t)
+      slots.view.as<int64_t>()[t] = IsSkipped(t) ? -1 : slot_of_row[t];
+    backend.Rope({.x = k.view, .store = {slots.view, k_cache.view, v_cache.view}, .v = v.view},
+                 stream);
+    ASSERT_TRUE(stream.Synchronize().ok()) << stream.Synchronize();
+  }
+  static double AtSlot(const HostTensor& cache, int64_t slot, int64_t head, int64_t c) {
+    return reference::At(cache.view, slot / kBlockSize, head, slot % kBlockSize, c);
+  }
+};
+
+TEST_P(Ops, StoreToCacheSkipsRows) {
+  for (DType dtype : TypesOf(*backend_)) {
+    const CachedRows rows(dtype, rng_);
+    ASSERT_NO_FATAL_FAILURE(rows.Store(*backend_, *stream_));
+    double want = 0;
+    for (int64_t t = 0; t < rows.kRows; ++t) {
+      if (rows.IsSkipped(t)) continue;
+      for (int64_t h = 0; h < rows.kHeads; ++h) {
+        for (int64_t c = 0; c < rows.kDim; ++c) {
+          want += reference::At(rows.k.view, t, h, c);
+          ASSERT_EQ(rows.AtSlot(rows.k_cache, rows.slot_of_row[t], h, c),
+                    reference::At(rows.k.view, t, h, c));
+          ASSERT_EQ(rows.AtSlot(rows.v_cache, rows.slot_of_row[t], h, c),
+                    reference::At(rows.v.view, t, h, c));
+        }
+      }
+    }
+    double sum = 0;
+    for (double x : ToDoubles(rows.k_cache.view)) sum += x;
     EXPECT_NEAR(sum, want, 1e-6);  // skipped rows left no trace
-    // And back, into rows that are not contiguous: slot slots[t] holds row t.
-    HostTensor read_k = HostTensor::Zeros(dtype, {40, 3 * heads * d}),
-               read_v = HostTensor::Zeros(dtype, {40, 3 * heads * d});
-    HostTensor kept = HostTensor::Zeros(DType::kI64, {40});
-    for (int64_t i = 0; i < 40; ++i) kept.view.as<int64_t>()[i] = all[i * 5 + 1];
-    const auto middle = [&](const HostTensor& x) {
-      return x.view.Columns(heads * d, 2 * heads * d).SplitHeads(d);
-    };
-    backend_->ReadFromCache(kept.view, k_cache.view, v_cache.view, middle(read_k), middle(read_v),
+  }
+}
+
+// Reads into rows that are not contiguous.
+TEST_P(Ops, ReadFromCache) {
+  for (DType dtype : TypesOf(*backend_)) {
+    const CachedRows rows(dtype, rng_);
+    ASSERT_NO_FATAL_FAILURE(rows.Store(*backend_, *stream_));
+    const int64_t count = 40, width = rows.kHeads * rows.kDim;
+    const auto row_of = [](int64_t i) { return i * 5 + 1; };
+    HostTensor k = HostTensor::Zeros(dtype, {count, 3 * width}),
+               v = HostTensor::Zeros(dtype, {count, 3 * width});
+    HostTensor slots = HostTensor::Zeros(DType::kI64, {count});
+    for (int64_t i = 0; i < count; ++i) slots.view.as<int64_t>()[i] = rows.slot_of_row[row_of(i)];
+    const TensorView k_middle = k.view.Columns(width, 2 * width).SplitHeads(rows.kDim),
+                     v_middle = v.view.Columns(width, 2 * width).SplitHeads(rows.kDim);
+    backend_->ReadFromCache(slots.view, rows.k_cache.view, rows.v_cache.view, k_middle, v_middle,
                             *stream_);
     ASSERT_TRUE(stream_->Synchronize().ok());
-    for (int64_t i = 0; i < 40; ++i) {
-      EXPECT_EQ(reference::At(read_k.view, i, 0), 0);  // what lies beside is left alone
-      for (int64_t h = 0; h < heads; ++h) {
-        for (int64_t c = 0; c < d; ++c) {
-          ASSERT_EQ(reference::At(middle(read_k), i, h, c), reference::At(k.view, i * 5 + 1, h, c));
-          ASSERT_EQ(reference::At(middle(read_v), i, h, c), reference::At(v.view, i * 5 + 1, h, c));
+    for (int64_t i = 0; i < count; ++i) {
+      EXPECT_EQ(reference::At(k.view, i, 0), 0);  // the columns beside stay as they are
+      for (int64_t h = 0; h < rows.kHeads; ++h) {
+        for (int64_t c = 0; c < rows.kDim; ++c) {
+          ASSERT_EQ(reference::At(k_middle, i, h, c), reference::At(rows.k.view, row_of(i), h, c));
+          ASSERT_EQ(reference::At(v_middle, i, h, c), reference::At(rows.v.view, row_of(i), h, c));
         }
       }
     }
@@ -332,7 +453,7 @@ TEST_P(Ops, TimeBetweenMarksIsAddedAtTheLatestWhenSynchronized) {
   double first = 0, both = 0;
   for (int turn = 1; turn <= 3; ++turn) {
     const int64_t begin = stream_->Mark();
-    absl::SleepFor(absl::Milliseconds(2));  // nothing is under way: the stream waits as long
+    absl::SleepFor(absl::Milliseconds(2));  // nothing is in flight: the stream waits as long
     const int64_t middle = stream_->Mark();
     stream_->AddSeconds(begin, middle, &first);
     absl::SleepFor(absl::Milliseconds(1));

@@ -1,7 +1,7 @@
-// Goal: every backend draws the token that float64 arithmetic draws, for all parameters and odd
-// logits. Method: an oracle by sorting gives the tokens that are right within the rounding of float
-// (a cut or a draw may fall on a border between two); where nothing is rounded, exact answers.
-// Draws at evenly spaced places count out the whole distribution.
+// Goal: every backend draws the token that float64 arithmetic draws, for all parameters and for
+// unusual logits. Method: a sorting oracle gives the tokens that are right within float's rounding
+// (a cut or a draw may fall on the border of two tokens); cases without rounding have exact
+// answers. Draws at evenly spaced places count the whole distribution.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -33,7 +33,7 @@ class Oracle {
   double Weight(int32_t id, float temperature) const {
     return std::exp((static_cast<double>(logits_[id]) - logits_[order_[0]]) / temperature);
   }
-  // Ascending. `off`: the relative error of top_p and min_p.
+  // The tokens that are kept, in ascending order. `off` is a relative error of top_p and min_p.
   std::vector<int32_t> Kept(const SampleRow& row, double off = 0) const {
     std::vector<int32_t> kept = order_;
     if (row.top_k > 0) kept.resize(std::min<size_t>(kept.size(), row.top_k));
@@ -53,7 +53,7 @@ class Oracle {
     std::sort(kept.begin(), kept.end());
     return kept;
   }
-  // Tokens that are right when uniform, top_p and min_p are off by up to kTolerance.
+  // The tokens that are right if uniform, top_p and min_p are off by up to kTolerance.
   std::set<int32_t> Right(const SampleRow& row) const {
     if (row.temperature <= 0) return {order_[0]};
     std::set<int32_t> right;
@@ -72,7 +72,7 @@ class Oracle {
 
  private:
   const std::vector<float>& logits_;
-  std::vector<int32_t> order_;  // finite ones, best first
+  std::vector<int32_t> order_;  // tokens with finite logits, best first
 };
 
 class Sample : public testing::TestWithParam<std::string> {
@@ -84,7 +84,7 @@ class Sample : public testing::TestWithParam<std::string> {
     stream_ = *backend_->NewStream();
   }
 
-  // Rows of equal length, which lie `gap` elements apart.
+  // Draws a token for each row. The rows have equal length, and `gap` elements between them.
   std::vector<int32_t> Draw(const std::vector<std::vector<float>>& logits,
                             const std::vector<SampleRow>& rows,
                             const std::vector<LogitEdit>& edits = {}, int64_t gap = 0) {
@@ -112,7 +112,7 @@ class Sample : public testing::TestWithParam<std::string> {
 
   float Normal(float deviation) { return std::normal_distribution<float>(0, deviation)(rng_); }
   double Uniform() { return std::uniform_real_distribution<double>()(rng_); }
-  // Perhaps an emulated one, which is slow.
+  // Perhaps emulated, and slow.
   bool is_cuda() const { return GetParam() == "cuda"; }
 
   std::unique_ptr<Backend> backend_;
@@ -128,7 +128,7 @@ TEST_P(Sample, EqualsOracle) {
       std::vector<float> row(vocab);
       const float deviation = i % 4 == 0 ? 0.1f : i % 4 == 1 ? 1.0f : i % 4 == 2 ? 4.0f : 20.0f;
       for (float& x : row) x = Normal(deviation);
-      if (i % 3 == 0) {  // many equal ones, and the two zeros
+      if (i % 3 == 0) {  // many equal logits, and both zeros
         for (float& x : row) x = std::round(x);
       }
       if (i % 5 == 0) {
@@ -156,7 +156,7 @@ TEST_P(Sample, EqualsOracle) {
   }
 }
 
-// Equal weights are added without rounding: which tokens are left, and which is drawn, is exact.
+// Equal weights are added without rounding, so that the kept tokens and the draw are exact.
 TEST_P(Sample, OfEqualLogitsTheLowestIds) {
   const int vocab = 700;
   for (const float level : {0.0f, -7.5f, 1e4f}) {
@@ -169,14 +169,15 @@ TEST_P(Sample, OfEqualLogitsTheLowestIds) {
     EXPECT_EQ(last({.top_k = 1}), 0);
     EXPECT_EQ(last({.top_k = 37}), 36);
     EXPECT_EQ(last({.top_p = 0.5f}), 349);
-    EXPECT_EQ(last({.top_p = 0.5f, .top_k = 41}), 20);  // 21 are the fewest with a half of 41
+    EXPECT_EQ(last({.top_p = 0.5f, .top_k = 41}),
+              20);  // 21 of 41 tokens are the fewest with half of the weight
     EXPECT_EQ(last({.top_p = 0.0f}), 0);
     EXPECT_EQ(last({.min_p = 1.0f}), vocab - 1);
     EXPECT_EQ(last({.temperature = 0}), 0);
     EXPECT_EQ(DrawOne(logits, {.uniform = 0.25}), 175);
     EXPECT_EQ(DrawOne(logits, {.uniform = 0}), 0);
   }
-  // The best, and ties at the border.
+  // The best token, and ties at the border.
   std::vector<float> logits(vocab, 1.0f);
   logits[500] = 2.0f;
   EXPECT_EQ(DrawOne(logits, {.uniform = 0.999999, .top_k = 3}), 500);
@@ -185,7 +186,7 @@ TEST_P(Sample, OfEqualLogitsTheLowestIds) {
   EXPECT_EQ(DrawOne({-1.0f, -0.0f, 0.0f}, {.uniform = 0.9, .top_k = 1}), 1);
 }
 
-// Draws at (i + 1/2) / N take each token N p times, give or take one at each border.
+// Draws at (i + 1/2) / N take a token of probability p N p times, up to one draw at each border.
 TEST_P(Sample, DrawsFollowTheDistribution) {
   const int draws = is_cuda() ? 200 : 20000;
   std::vector<float> logits(40);
@@ -230,7 +231,7 @@ TEST_P(Sample, LargeVocabularies) {
   }
 }
 
-// Light tokens that count by their number alone: each has just less than 2^-8 of the best weight.
+// Light tokens count by their number: each has just less than 2^-8 of the best weight.
 TEST_P(Sample, ManyLightTokens) {
   std::vector<float> logits(1001, -8.00001f * std::log(2.0f));
   logits[0] = 0;
@@ -242,7 +243,7 @@ TEST_P(Sample, ManyLightTokens) {
   }
 }
 
-// Logits that differ by less than the weight shows are still told apart by a cut.
+// A cut also separates logits whose difference is too small to change the weight.
 TEST_P(Sample, CutsByLogitNotByWeight) {
   std::vector<float> logits(100, -60.0f);
   logits[0] = 0;
@@ -254,7 +255,8 @@ TEST_P(Sample, CutsByLogitNotByWeight) {
 }
 
 TEST_P(Sample, Edits) {
-  // Rows take their own edits. Positive logits are divided, others multiplied, then less.
+  // Rows take their own edits: the penalty divides positive logits and multiplies others; then the
+  // edit subtracts.
   const std::vector<LogitEdit> edits = {
       {1, 2.0f, 0},        {0, 1, 0.75f}, {2, 1, INFINITY},  // row 0
       {2, 2.0f, 0},                                          // row 2
@@ -274,7 +276,7 @@ TEST_P(Sample, Edits) {
     row = {.uniform = 0.5, .edits_begin = row.edits_begin, .edits_end = row.edits_end};
   const std::vector<int32_t> drawn = Draw(logits, rows, edits);
   EXPECT_NE(drawn[0], 2);
-  EXPECT_EQ(drawn[3], 1);  // two equal ones
+  EXPECT_EQ(drawn[3], 1);  // both logits are equal
   EXPECT_EQ(DrawOne({1, 2}, {}, {{0, 1, INFINITY}, {1, 1, INFINITY}}), kNothingToDraw);
 }
 
@@ -288,7 +290,7 @@ TEST_P(Sample, LogitsThatAllowNoDraw) {
         std::vector<float> with_bad = logits;
         with_bad[place] = bad;
         EXPECT_EQ(DrawOne(with_bad, row), kBadLogit);
-        // Not hidden by an edit.
+        // An edit does not hide the bad logit.
         for (const LogitEdit edit : {LogitEdit{0, 2, 1}, LogitEdit{0, 1, inf}}) {
           LogitEdit there = edit;
           there.token = static_cast<int32_t>(place);
@@ -301,7 +303,7 @@ TEST_P(Sample, LogitsThatAllowNoDraw) {
     EXPECT_EQ(DrawOne({-3e38f}, row), 0);
     EXPECT_EQ(DrawOne({-3e38f, 3e38f, -inf}, row), 1);
   }
-  // A bad row does not touch its neighbours.
+  // A bad row does not change its neighbours.
   EXPECT_EQ(
       Draw({{1, 2}, {NAN, 0}, {3, 1}, {-inf, -inf}}, std::vector<SampleRow>(4, {.temperature = 0})),
       (std::vector<int32_t>{1, kBadLogit, 0, kNothingToDraw}));

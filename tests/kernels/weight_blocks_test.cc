@@ -1,6 +1,6 @@
-// Goal: quantized weights are packed as their definition says, near the weights that they stand
-// for, and multiplied as such. Method: float64 decoding of the bytes (tests/reference), error
-// bounds that follow from the formats, and products of all backends against float64.
+// Goal: quantized weights have the format of their definition, are near the original weights, and
+// are multiplied correctly. Method: float64 decoding of the bytes (tests/reference), error bounds
+// that follow from the formats, and products of all backends against float64.
 #include "kernels/weight_blocks.h"
 
 #include <gtest/gtest.h>
@@ -25,7 +25,7 @@ std::vector<double> Quantized(const std::vector<float>& weights, DType type) {
   DecodeBlocks(type, blocks.view.data, count, decoded.data());
   std::vector<double> exact = reference::ToDoubles(blocks.view);
   for (int64_t i = 0; i < count; ++i) {
-    // A product of two numbers of a few bits, and for int4 a difference that is rounded once.
+    // A product of two numbers of few bits; for int4 also a difference that is rounded once.
     EXPECT_NEAR(decoded[i], exact[i], 1e-6 * std::abs(exact[i]) + 1e-12);
   }
   return exact;
@@ -51,8 +51,8 @@ TEST(WeightBlocks, Int8IsWithinHalfAStep) {
     double top = 0;
     for (const float value : x) top = std::max(top, std::abs(double{value}));
     const std::vector<double> q = Quantized(x, DType::kI8Block);
-    // A scale is rounded to 11 bits (to multiples of 2^-24 if it is small), which moves 127 steps
-    // of it.
+    // The scale is rounded to 11 bits (or, if small, to a multiple of 2^-24), which moves 127
+    // steps.
     const double scale = top / 127, rounded = std::max(scale * 0x1p-11, 0x1p-25);
     for (size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(q[i], x[i], scale / 2 + 127 * rounded);
   }
@@ -68,7 +68,7 @@ TEST(WeightBlocks, Int4IsAtLeastAsGoodAsTheWholeRange) {
     std::vector<double> q(32);
     for (size_t i = 0; i < 32; ++i) q[i] = *low + step * std::nearbyint((x[i] - *low) / step);
     const double error = SquaredError(x, Quantized(x, DType::kI4Block));
-    // Rounding of the zero to half precision costs a little where the range is far from 0.
+    // Rounding the zero to half precision costs a little if the range is far from 0.
     EXPECT_LT(error, SquaredError(x, q) * 1.02);
     searched += error;
     plain += SquaredError(x, q);
@@ -89,7 +89,7 @@ TEST(WeightBlocks, WhatTheFormatsHoldComesBack) {
       const std::vector<float> x(32, same);
       EXPECT_LT(SquaredError(x, Quantized(x, type)), 32 * 1e-6 * same * same + 1e-30);
     }
-    for (const float tiny : {1e-9f, 1e-30f}) {  // as good as 0
+    for (const float tiny : {1e-9f, 1e-30f}) {  // become almost 0
       std::vector<float> x(32, tiny);
       x[3] = -tiny;
       for (const double q : Quantized(x, type)) EXPECT_LE(std::abs(q), 1e-7);
@@ -117,10 +117,10 @@ TEST(WeightBlocks, ViewsCountInBlocks) {
   EXPECT_EQ(BytesOf(DType::kBF16, 96), 192);
 }
 
-// Whether this code path multiplies quantized weights as integers, for which x is rounded too.
+// Whether this code path multiplies quantized weights as integers, which also rounds x.
 bool RoundsX(std::string_view backend) { return backend != "portable"; }
 
-// x with each 32 numbers of a row rounded to 127 steps of the largest one.
+// x with each 32 numbers of a row rounded to multiples of 1/127 of the largest one.
 HostTensor RoundedX(const TensorView& x) {
   HostTensor rounded = HostTensor::Zeros(DType::kF32, {x.shape[0], x.shape[1]});
   for (int64_t r = 0; r < x.shape[0]; ++r) {

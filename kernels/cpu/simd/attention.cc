@@ -1,6 +1,6 @@
-// Segmented FlashAttention on tiles. Keys are packed in blocks, once per call. Rows are (token,
-// query head of the group) pairs, so that all query heads of a KV head share its packed keys.
-// Online softmax in float.
+// Segmented FlashAttention on tiles. Keys are packed in blocks, once for each call. A row is a
+// (token, query head of the group) pair, so that all query heads of a KV head share its packed
+// keys. The softmax state is float.
 #include <omp.h>
 
 #include "kernels/cpu/simd/attention_unit.h"
@@ -9,7 +9,8 @@
 namespace apb::kernels::APB_ISA {
 namespace {
 
-// KV heads are packed and attended to together as long as their keys take no more memory than this.
+// Packed keys and values of the KV heads that are attended to together take at most this much
+// memory.
 constexpr int64_t kPackedBytes = int64_t{256} << 20;
 
 template <typename Tiles, typename T, typename O>
@@ -58,7 +59,7 @@ class Prefill {
   using Block = PackedBlock<Tiles>;
   static constexpr int64_t kHeaderBytes = (sizeof(Block) + 63) / 64 * 64;
 
-  // Where the keys of a block come from.
+  // The origin of a block's keys.
   struct Source {
     int segment;
     int keys;
@@ -80,7 +81,7 @@ class Prefill {
     return *reinterpret_cast<Block*>(headers_ + (head * block_count_ + block) * kHeaderBytes);
   }
 
-  // KV heads [first, first + count), whose blocks are numbered from 0.
+  // Attends with KV heads [first, first + count), whose blocks are numbered from 0.
   void RunHeads(int64_t first, int64_t count, char* unit_memory, int64_t unit_bytes, int threads) {
 #pragma omp parallel num_threads(threads)
     {
@@ -91,7 +92,7 @@ class Prefill {
       Unit unit;
       unit.Place(unit_memory + omp_get_thread_num() * unit_bytes, d_);
       unit.scale_log2 = args_.scale * kLog2e;
-      // The last units of a causal prompt have the most keys: they go first.
+      // The last units of a causal prompt see the most keys, so they go first.
 #pragma omp for schedule(dynamic, 1)
       for (int64_t w = 0; w < units_ * count; ++w)
         Attend(first, w % count, units_ - 1 - w / count, unit);
@@ -119,7 +120,7 @@ class Prefill {
     block.SetPositions(positions == nullptr ? nullptr : positions + source.begin, source.keys);
   }
 
-  // One unit of rows of KV head first_head + head over all blocks that it may see.
+  // Computes unit u of KV head first_head + head over all blocks that it may see.
   void Attend(int64_t first_head, int64_t head, int64_t u, Unit& unit) const {
     const int row_group = u < first_group_units_ ? 0 : 1;
     const int64_t first = row_group == 0
@@ -148,7 +149,8 @@ class Prefill {
         unit.WriteRow(row, static_cast<O*>(args_.out.data) + t * args_.out.stride[0] +
                                q_head * args_.out.stride[1]);
         if (args_.lse.data != nullptr)
-          static_cast<float*>(args_.lse.data)[t * args_.lse.stride[0] + q_head] = unit.Lse(row);
+          static_cast<float*>(args_.lse.data)[t * args_.lse.stride[0] + q_head] =
+              unit.LogSumExp(row);
       }
     }
   }

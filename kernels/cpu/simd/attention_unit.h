@@ -1,8 +1,9 @@
-// The rows that one thread carries over the keys: their queries, running maxima and sums of the
-// online softmax, and what they have gathered of the values so far.
+// A unit of rows, which one thread takes over all keys: their queries, their softmax states, and
+// their outputs so far.
 #pragma once
 
 #include "kernels/cpu/simd/packed_keys.h"
+#include "kernels/cpu/simd/softmax_state.h"
 
 namespace apb::kernels::APB_ISA {
 
@@ -13,7 +14,7 @@ struct AttentionUnit {
   static constexpr int kBlockKeys = Tiles::kBlockKeys, kTileRows = Tiles::kTileRows;
   static constexpr int kUnitRows = Tiles::kUnitRows;
   static constexpr int kScoreStride = kBlockKeys + 16;  // spreads the rows over the cache sets
-  // Probabilities of floats take the places of their scores.
+  // Float weights overwrite their scores.
   static constexpr bool kInPlace = sizeof(Elem) == 4;
   static constexpr int kWeightStride = kInPlace ? kScoreStride : kBlockKeys;
 
@@ -22,9 +23,10 @@ struct AttentionUnit {
   Elem* q;               // [kUnitRows, dp]
   float* acc;            // [kUnitRows, dp]
   float* scores;         // [kTileRows, kScoreStride]
-  Elem* weights;         // [kTileRows, kWeightStride], the probabilities
-  // Sixteen more than there are rows: vectors of rows may reach over the last tile.
-  float row_max[kUnitRows + 16];  // in units of log2
+  Elem* weights;         // [kTileRows, kWeightStride]
+  // The softmax states, row_max in units of log2. Vectors of rows may reach up to 16 rows past the
+  // last tile.
+  float row_max[kUnitRows + 16];
   float row_sum[kUnitRows + 16];
   int32_t position[kUnitRows];
 
@@ -33,7 +35,7 @@ struct AttentionUnit {
     return kUnitRows * dp * static_cast<int64_t>(sizeof(Elem) + 4) + weights +
            kTileRows * kScoreStride * 4;
   }
-  // `memory`: Bytes(dp) of them, aligned to 64; dp = d rounded up to 32.
+  // Takes Bytes(dp) bytes at `memory`, aligned to 64; dp = head_dim rounded up to 32.
   void Place(char* memory, int head_dim) {
     d = head_dim;
     dp = static_cast<int>(RoundUp(d, 32));
@@ -66,27 +68,27 @@ struct AttentionUnit {
     position[row] = pos;
   }
 
-  // One block of keys for all rows. `see_all`: positions are not compared.
+  // Adds a block of keys to all rows. see_all: every row sees every key; otherwise by position.
   void Add(const PackedBlock<Tiles>& block, bool see_all) {
     for (int begin = 0; begin < rows; begin += kTileRows)
       AddToTile(block, see_all, begin, static_cast<int>(Min(kTileRows, rows - begin)));
   }
 
-  float Lse(int row) const {
-    return row_sum[row] > 0 ? (row_max[row] + __builtin_log2f(row_sum[row])) * kLn2
-                            : -__builtin_inff();
-  }
+  float LogSumExp(int row) const { return StateOf(row).LogSumExp(kLn2); }
   template <typename O>
   void WriteRow(int row, O* out) const {
     const float* o = acc + static_cast<int64_t>(row) * dp;
-    const float inverse = row_sum[row] > 0 ? 1.0f / row_sum[row] : 0.0f;
+    const float normalizer = StateOf(row).Normalizer();
     int c = 0;
-    for (; c + kLanes <= d; c += kLanes) StoreAs(out + c, Load(o + c) * Splat(inverse));
-    for (; c < d; ++c) Assign(out[c], o[c] * inverse);
+    for (; c + kLanes <= d; c += kLanes) StoreAs(out + c, Load(o + c) * Splat(normalizer));
+    for (; c < d; ++c) Assign(out[c], o[c] * normalizer);
   }
 
  private:
-  // Keys behind this number (a multiple of 32) are not seen by rows up to position `last`.
+  SoftmaxState<float> StateOf(int row) const { return {row_max[row], row_sum[row]}; }
+
+  // The number of keys, rounded up to 32, that rows up to position `last` may see: none of the keys
+  // behind them is visible.
   static int SeenKeys(const int32_t* key_positions, int32_t last, int n) {
     for (; n > 32; n -= 32) {
       int seen = 0;
@@ -110,7 +112,7 @@ struct AttentionUnit {
     const int depth = kInPlace ? d : dp;
     Tiles::Gemm(m, q + static_cast<int64_t>(begin) * dp, dp, block.k, static_cast<int64_t>(dp) * 16,
                 seen, depth, scores, kScoreStride, false);
-    // In two passes over the rows, so that none of the rows waits for another one's maximum.
+    // Two passes over the rows: no row waits for the maximum of another one.
     alignas(64) float highest[kTileRows];
     for (int r = 0; r < kTileRows; ++r) {
       highest[r] = kMasked;
@@ -127,7 +129,7 @@ struct AttentionUnit {
                 acc + static_cast<int64_t>(begin) * dp, dp, true);
   }
 
-  // The highest score of a row; scores of keys that it does not see become kMasked.
+  // Returns the highest score of a row. Sets the scores of keys that it does not see to kMasked.
   float Highest(int r, int n, const int32_t* positions, int32_t row_position) {
     float* s = scores + r * kScoreStride;
     Vec top0 = Splat(kMasked), top1 = top0;
@@ -147,16 +149,14 @@ struct AttentionUnit {
     return LargestOf(MaxOf(top0, top1));
   }
 
-  // Raises the running maxima of kLanes rows, rescales their sums and acc, and tells the new
-  // shifts.
+  // Raises row_max of kLanes rows and rescales their row_sum and acc. Writes the scores to which
+  // the weights are relative now to `shift`.
   void RaiseMaxima(int row, const float* highest, float* shift) {
-    const Vec none = Splat(0.5f * kMasked), before = Load(row_max + row), raw = Load(highest);
-    const Vec scaled = raw <= none ? Splat(kMasked) : raw * Splat(scale_log2);
-    const Vec now = MaxOf(before, scaled), minus = now <= none ? Vec{} : now;
-    const Vec rescale = before <= none ? Vec{} : Exp2(before - minus);
-    Store(row_max + row, now);
-    Store(shift, minus);
-    Store(row_sum + row, Load(row_sum + row) * rescale);
+    SoftmaxState<Vec> states{Load(row_max + row), Load(row_sum + row)};
+    const Vec rescale = states.RaiseMax(Load(highest), scale_log2);
+    Store(row_max + row, states.row_max);
+    Store(row_sum + row, states.row_sum);
+    Store(shift, states.Reference());
     for (int r = 0; r < kLanes && row + r < rows; ++r) {
       if (rescale[r] == 1.0f) continue;
       float* o = acc + static_cast<int64_t>(row + r) * dp;
@@ -164,7 +164,7 @@ struct AttentionUnit {
     }
   }
 
-  // Turns a row's scores into probabilities (times a power of two); returns their sum.
+  // Turns a row's scores into weights; returns their sum.
   float Weigh(int r, int n, float shift) {
     const float* s = scores + r * kScoreStride;
     Elem* p = weights + r * kWeightStride;

@@ -1,6 +1,6 @@
-// Quantized weights (kernels/weight_blocks.h) in registers: the 32 weights of a block as floats, in
-// order. The scales are read with the machine's own conversion; the scalar one in weight_blocks.h
-// is an inline function, which files of different instruction sets must not share.
+// Loads the 32 quantized weights of a block (kernels/weight_blocks.h) as floats, in order. Scales
+// are converted here, because files of different instruction sets must not share an inline function
+// such as the conversion in float16.h.
 #pragma once
 
 #include "kernels/cpu/simd/vector.h"
@@ -92,19 +92,19 @@ __attribute__((always_inline)) static inline void LoadBlock(const I4Block& block
 #endif
 }
 
-// Whether W is a block of weights rather than one.
+// Whether W is a block of weights and not a single one.
 template <typename W>
 constexpr bool kIsBlock = false;
 template <>
 constexpr bool kIsBlock<I8Block> = true;
 template <>
 constexpr bool kIsBlock<I4Block> = true;
-// Whether a block has a zero of its own.
+// Whether a block stores a zero.
 template <typename Block>
 constexpr bool kHasZero = false;
 template <>
 constexpr bool kHasZero<I4Block> = true;
-// Weights that a W holds.
+// The number of weights in a W.
 template <typename W>
 constexpr int64_t kWeightsOf = kIsBlock<W> ? kBlockLength : 1;
 

@@ -1,9 +1,9 @@
-// Norms, rotary embedding, activation, sums, merges and key scores.
+// Norms, rotary embedding, activation, sums, the combine of partial results, and key scores.
 #include <math.h>
 #include <omp.h>
 
 #include "kernels/cpu/simd/kernels.h"
-#include "kernels/cpu/simd/vector.h"
+#include "kernels/cpu/simd/softmax_state.h"
 
 namespace apb::kernels::APB_ISA {
 
@@ -78,7 +78,7 @@ bool Rope(const RopeArgs& args, int threads, Scratch&) {
 }
 
 static inline Vec Silu(Vec x) {
-  // x * sigmoid(x), with the exponential always of a number <= 0.
+  // x * sigmoid(x). The argument of the exponential is never positive.
   Vec magnitude = x < Vec{} ? -x : x;
   Vec e = Exp2(magnitude * Splat(-kLog2e));
   Vec sigmoid = Splat(1.0f) / (Splat(1.0f) + e);
@@ -134,30 +134,18 @@ bool Run(const MergePartialsArgs& args, int threads, Scratch&) {
   const TensorView &outs = args.outs, &lses = args.lses, &out = args.out, &lse = args.lse;
   const int64_t parts = outs.shape[0], tokens = outs.shape[1], heads = outs.shape[2],
                 d = outs.shape[3];
-  const float* in = static_cast<const float*>(outs.data);
-  const float* sums = static_cast<const float*>(lses.data);
   WithType(out.dtype, [&](auto* tag) {
     using E = typename ElementOf<decltype(tag)>::type;
 #pragma omp parallel for schedule(static) num_threads(threads) if (tokens * heads * d > 16384)
     for (int64_t r = 0; r < tokens * heads; ++r) {
       const int64_t t = r / heads, h = r % heads;
-      const float* part_sum = sums + t * lses.stride[1] + h * lses.stride[2];
-      float top = -__builtin_inff(), total = 0, acc[256] = {};
-      for (int64_t p = 0; p < parts; ++p)
-        top = part_sum[p * lses.stride[0]] > top ? part_sum[p * lses.stride[0]] : top;
-      if (top > -__builtin_inff()) {
-        for (int64_t p = 0; p < parts; ++p) {
-          const float weight = expf(part_sum[p * lses.stride[0]] - top);
-          if (weight == 0) continue;
-          total += weight;
-          const float* row = in + p * outs.stride[0] + t * outs.stride[1] + h * outs.stride[2];
-          for (int64_t c = 0; c < d; ++c) acc[c] += weight * row[c];
-        }
-      }
-      E* o = static_cast<E*>(out.data) + t * out.stride[0] + h * out.stride[1];
-      for (int64_t c = 0; c < d; ++c) Assign(o[c], total > 0 ? acc[c] / total : 0.0f);
-      if (lse.data != nullptr)
-        static_cast<float*>(lse.data)[t * lse.stride[0] + h] = total > 0 ? top + logf(total) : top;
+      CombineParts(
+          static_cast<const float*>(outs.data) + t * outs.stride[1] + h * outs.stride[2],
+          outs.stride[0],
+          static_cast<const float*>(lses.data) + t * lses.stride[1] + h * lses.stride[2],
+          lses.stride[0], parts, d,
+          static_cast<E*>(out.data) + t * out.stride[0] + h * out.stride[1],
+          lse.data == nullptr ? nullptr : static_cast<float*>(lse.data) + t * lse.stride[0] + h);
     }
   });
   return true;
@@ -169,7 +157,7 @@ bool Run(const KeyScoreArgs& args, int threads, Scratch&) {
   WithType(args.k.dtype, [&](auto* tag) {
     using E = typename ElementOf<decltype(tag)>::type;
     for (int64_t j = 0; j < kv_heads; ++j) {
-      // The mean of dot products is the dot product with the mean.
+      // The mean of dot products is the dot product with the mean query.
       alignas(64) float mean[256] = {};
       for (int64_t m = 0; m < queries; ++m) {
         for (int64_t h = j * group; h < (j + 1) * group; ++h) {

@@ -1,13 +1,13 @@
-// Decode over the paged cache for a few rows (query heads of a group times new tokens), bound by
-// reading the cache: keys and values are used where they lie, each once for every three or four
-// rows.
+// Decode over the paged cache for a few rows (query heads of a group times new tokens). Bound by
+// reading the cache: keys and values are used in place and read once for every three or four rows.
 #pragma once
 
 #include "kernels/cpu/simd/paged_keys.h"
+#include "kernels/cpu/simd/softmax_state.h"
 
 namespace apb::kernels::APB_ISA {
 
-// Keys of a chunk, whose scores of all rows stay in the first cache.
+// Keys of a chunk. The scores of all rows for a chunk stay in the L1 cache.
 constexpr int kChunkKeys = 128;
 
 class FewRows {
@@ -53,23 +53,23 @@ class FewRows {
   }
 
  private:
-  // Rows whose sums the registers hold beside each other.
+  // Rows whose sums fit in the registers together.
 #if defined(__AVX512F__)
   static constexpr int kTogether = 4;
 #else
   static constexpr int kTogether = 3;
 #endif
-  // Keys whose values are added in one go.
+  // Keys whose values are added in one pass over the dimensions.
   static constexpr int kBatch = 16;
 
-  // Rows that are used next. They are fetched now, a few at a time between the arithmetic: a burst
-  // would stop the core.
+  // The cache rows that are used next. They are prefetched now, a few at a time between the
+  // arithmetic, because a burst would stall the core.
   template <typename T>
   struct RowsAhead {
     const T* const* rows;
     int count;
 
-    // Inlined by force: GCC 12 drops calls of a function that does nothing but fetch.
+    // Inlined by force: GCC 12 drops calls of a function that only prefetches.
     __attribute__((always_inline)) void Fetch(int i, int d) const {
       if (i >= count) return;
       const char* line = reinterpret_cast<const char*>(rows[i]);
@@ -106,13 +106,12 @@ class FewRows {
       if constexpr (kPairs<T>) __builtin_memcpy(pairs_[r], q, sizeof(T) * d_);
       __builtin_memset(acc_[r], 0, sizeof(float) * d_);
       position_[r] = static_cast<const int32_t*>(args.q_positions.data)[t];
-      row_max_[r] = kMasked;
-      row_sum_[r] = 0;
+      state_[r] = {};
     }
   }
 
-  // Scores of the chunk's keys for kRows rows from `first` on, kLanes keys at a time; behind the
-  // last key those of the last one again. Fetches `next`.
+  // Computes the scores of the chunk's keys for kRows rows from `first` on, kLanes keys at a time.
+  // The last key fills up the last vector. Prefetches `next`.
   template <int kRows, typename T>
   void Score(const T* const* keys, int count, int first, const RowsAhead<T>& next) {
     for (int j = 0; j < count; j += kLanes) {
@@ -160,7 +159,7 @@ class FewRows {
     }
   }
 
-  // Whether scores are sums of products of pairs of T, which saves turning keys into floats.
+  // Whether scores are computed with dot products of pairs of T, without converting keys to floats.
 #if defined(__AVX512BF16__)
   template <typename T>
   static constexpr bool kPairs = sizeof(T) == 2;
@@ -176,7 +175,8 @@ class FewRows {
   static void AddPairs(Vec&, const void*, const void*) {}
 #endif
 
-  // Takes away what rows do not see; fills up to a whole vector.
+  // Sets the scores of keys that rows do not see to kMasked, and those behind the last key up to a
+  // whole vector.
   void Mask(const PagedSequence& sequence, int64_t slot, int count) {
     const int padded = static_cast<int>(RoundUp(count, kStep));
     for (int r = 0; r < rows_; ++r) {
@@ -191,7 +191,7 @@ class FewRows {
     }
   }
 
-  // Turns a row's scores into probabilities (times a power of two).
+  // Turns a row's scores into weights, and updates its softmax state.
   void Weigh(int r, int count, float factor) {
     float* s = scores_[r];
     Vec top0 = Splat(kMasked), top1 = top0;
@@ -199,11 +199,8 @@ class FewRows {
       top0 = MaxOf(top0, Load(s + j));
       top1 = MaxOf(top1, Load(s + j + kLanes));
     }
-    const float highest = LargestOf(MaxOf(top0, top1)), before = row_max_[r];
-    const float scaled = highest <= 0.5f * kMasked ? kMasked : highest * factor;
-    const float now = scaled > before ? scaled : before;
-    const float shift = now <= 0.5f * kMasked ? 0 : now;
-    const float rescale = before <= 0.5f * kMasked ? 0 : Exp2Of(before - shift);
+    const float rescale = state_[r].RaiseMax(LargestOf(MaxOf(top0, top1)), factor);
+    const float shift = state_[r].Reference();
     Vec sum0{}, sum1{};
     for (int j = 0; j < count; j += kStep) {
       const Vec a = Exp2(Load(s + j) * Splat(factor) - Splat(shift));
@@ -213,13 +210,12 @@ class FewRows {
       Store(s + j, a);
       Store(s + j + kLanes, b);
     }
-    row_max_[r] = now;
-    row_sum_[r] = row_sum_[r] * rescale + SumOf(sum0 + sum1);
+    state_[r].row_sum += SumOf(sum0 + sum1);
     if (rescale == 1.0f) return;
     for (int c = 0; c < d_; c += kLanes) Store(acc_[r] + c, Load(acc_[r] + c) * Splat(rescale));
   }
 
-  // The chunk's values for kRows rows from `first` on.
+  // Adds the chunk's values to kRows rows from `first` on.
   template <int kRows, typename T>
   void AddValues(const T* const* rows, int count, int first, const RowsAhead<T>& next) {
     int fetched = 0;
@@ -232,7 +228,7 @@ class FewRows {
       }
     }
   }
-  // kStep columns from `c` on of `count` keys, the first of which is number `begin` of the chunk.
+  // Adds kStep columns from `c` on of `count` keys, which begin with number `begin` of the chunk.
   template <int kRows, typename T>
   __attribute__((noinline)) void AddColumns(const T* const* rows, int begin, int count, int first,
                                             int c) {
@@ -261,26 +257,26 @@ class FewRows {
     }
   }
 
-  // The sums lie in the order of LoadPair.
+  // Writes a row's output and log-sum-exp. The sums are in the order of LoadPair.
   template <typename T>
   void Write(int r, float* out) const {
-    const float sum = row_sum_[r], inverse = sum > 0 ? 1.0f / sum : 0.0f;
+    const float normalizer = state_[r].Normalizer();
     for (int c = 0; c < d_; c += kStep) {
       for (int i = 0; i < kLanes; ++i) {
-        const float a = acc_[r][c + i] * inverse, b = acc_[r][c + kLanes + i] * inverse;
+        const float a = acc_[r][c + i] * normalizer, b = acc_[r][c + kLanes + i] * normalizer;
         out[sizeof(T) == 2 ? c + 2 * i : c + i] = a;
         out[sizeof(T) == 2 ? c + 2 * i + 1 : c + kLanes + i] = b;
       }
     }
-    out[d_] = sum > 0 ? (row_max_[r] + __builtin_log2f(sum)) * kLn2 : -__builtin_inff();
+    out[d_] = state_[r].LogSumExp(kLn2);
   }
 
   int d_ = 0, rows_ = 0;
   alignas(64) float q_[kMostRows][kMaxDim];         // in the order of LoadPair
-  alignas(64) uint16_t pairs_[kMostRows][kMaxDim];  // q as it is, for AddPairs
-  alignas(64) float acc_[kMostRows][kMaxDim];       // likewise
+  alignas(64) uint16_t pairs_[kMostRows][kMaxDim];  // q unchanged, for AddPairs
+  alignas(64) float acc_[kMostRows][kMaxDim];       // in the order of LoadPair
   alignas(64) float scores_[kMostRows][kChunkKeys];
-  float row_max_[kMostRows], row_sum_[kMostRows];
+  SoftmaxState<float> state_[kMostRows];
   int32_t position_[kMostRows];
 };
 

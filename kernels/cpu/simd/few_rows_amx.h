@@ -1,17 +1,16 @@
 // Decode over the paged cache on AMX tiles, for at most 16 rows (query heads of a group times new
-// tokens), bound by reading the cache. Keys are used in place: S^T = K q^T, whose left operand is
-// rows of the cache, so that nothing of K is rearranged and a vector holds one key's scores of all
-// rows.
-
+// tokens). Bound by reading the cache. Keys are used in place: the left operand of S^T = K q^T is
+// rows of the cache, so that K needs no rearrangement. A vector holds one key's scores of all rows.
 #pragma once
 
 #include "kernels/cpu/simd/packed_keys.h"
 #include "kernels/cpu/simd/paged_keys.h"
+#include "kernels/cpu/simd/softmax_state.h"
 
 #ifdef __AMX_BF16__
 namespace apb::kernels::APB_ISA {
 
-constexpr int kAmxKeys = 256;  // of which the scores are kept
+constexpr int kAmxKeys = 256;  // keys whose scores are kept
 constexpr int kFewRows = 16;
 constexpr int kAmxChunk = 32;
 
@@ -22,18 +21,18 @@ struct AmxFewRows {
   alignas(64) uint16_t p[kAmxKeys / kAmxChunk * 512];  // [keys / 32][16 rows][32 keys]
   alignas(64) uint16_t v[4 * 512];                     // 4 x [16 pairs of keys][16 dims][2]
   alignas(64) float acc[kMaxDim * kFewRows];           // [d / 16][16 rows][16 dims]
-  alignas(64) uint16_t stage[kAmxChunk * kMaxDim];     // keys that do not lie side by side
-  Vec top, sum;                                        // of each row; top in units of log2
+  alignas(64) uint16_t stage[kAmxChunk * kMaxDim];     // copies of keys that are not contiguous
+  SoftmaxState<Vec> states;                            // of the rows
   IntVec position;
 };
 
-// Where 32 keys of a sequence lie, one KV head of one cache.
+// The keys (or values) of a sequence in one KV head of one cache, in chunks of 32.
 struct KeyChunks {
   const uint16_t* cache;
   int64_t block_stride, row_stride, block_size;
   const int32_t* table;
   int64_t end;
-  bool side_by_side;  // whole chunks
+  bool side_by_side;  // whether the 32 rows of a chunk are in one KV block
 
   KeyChunks(const TensorView& view, const PagedSequence& sequence, int head, int64_t end_slot)
       : cache(static_cast<const uint16_t*>(view.data) + head * view.stride[1]),
@@ -48,7 +47,8 @@ struct KeyChunks {
     const uint32_t at = static_cast<uint32_t>(slot), size = static_cast<uint32_t>(block_size);
     return cache + table[at / size] * block_stride + at % size * row_stride;
   }
-  // 32 rows `stride` apart; rows past the end are 0.
+  // The address of 32 rows that are `stride` elements apart; rows past the end are 0. Rows in
+  // several KV blocks are copied to `stage`.
   const uint16_t* Chunk(int64_t slot, int64_t d, uint16_t* stage, int64_t& stride) const {
     if (side_by_side && slot + kAmxChunk <= end) {
       stride = row_stride;
@@ -66,13 +66,13 @@ struct KeyChunks {
   }
 };
 
-// Fetches a quarter of each of four chunks, a few lines at a time between the arithmetic (a burst
-// would stop the core), from four streams (which memory serves faster than one).
+// Prefetches a quarter of each of four chunks: a few lines at a time between the arithmetic,
+// because a burst would stall the core, and from four streams, which memory serves faster than one.
 struct ChunkPrefetcher {
   const char* at[4] = {};
-  int64_t steps = 0;  // of 64 bytes of each stream in one call; 16 calls fetch it all
+  int64_t steps = 0;  // lines of 64 bytes from each stream for one call; 16 calls fetch all
 
-  // The part of chunk number `index` of the 8 from `block` on.
+  // Prefetches the share of chunk `index` of the 8 chunks from slot `block` on.
   ChunkPrefetcher(const KeyChunks& keys, int64_t block, int64_t index) {
     const int64_t slot = block + index / 4 * 4 * kAmxChunk, quarter = 8 * keys.row_stride;
     if (!keys.side_by_side || slot + 4 * kAmxChunk > keys.end) return;
@@ -91,7 +91,7 @@ struct ChunkPrefetcher {
   }
 };
 
-// scores of the keys [slot, slot + 32) and the highest of every row.
+// Writes the scores of the keys [slot, slot + 32), and returns the highest of each row.
 static inline Vec ScoreChunk(AmxFewRows& few, const KeyChunks& keys, const PagedSequence& sequence,
                              int64_t slot, int64_t d, float* scores) {
   int64_t stride;
@@ -125,7 +125,8 @@ static inline Vec ScoreChunk(AmxFewRows& few, const KeyChunks& keys, const Paged
   return MaxOf(top0, top1);
 }
 
-// p = 2^(scores * factor - shift) of 32 keys as rows of a left operand; adds to the sums.
+// Writes the weights p = 2^(scores * factor - shift) of 32 keys as a left operand, and adds them to
+// `sum`.
 static inline void WeighChunk(const float* scores, Vec factor, Vec shift, Vec& sum, uint16_t* p,
                               ChunkPrefetcher prefetcher) {
   const __m512i mix = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
@@ -143,8 +144,8 @@ static inline void WeighChunk(const float* scores, Vec factor, Vec shift, Vec& s
   TransposeTo(pairs, p);
 }
 
-// acc += p v for 32 or 64 dimensions from `c`. Of 32 dimensions the first tile has those whose
-// number & 4 is 0.
+// acc += p v for 32 (kTiles = 2) or 64 (kTiles = 4) dimensions from `c` on. Of each 32 dimensions,
+// the first tile has those with (number & 4) == 0.
 template <int kTiles>
 static void AddValues(AmxFewRows& few, const KeyChunks& values, int64_t begin, int64_t end,
                       int64_t d, int64_t c) {
@@ -202,8 +203,7 @@ static void StartAmxFewRows(AmxFewRows& few, const PagedAttentionArgs& args, con
     TransposeTo(lines, few.q + c * 16);
   }
   __builtin_memset(few.acc, 0, sizeof(float) * kFewRows * d);
-  few.top = Splat(kMasked);
-  few.sum = Vec{};
+  few.states = {};
 }
 
 static void RunAmxFewRows(const PagedAttentionArgs& args, const PagedTask& task, AmxFewRows& few,
@@ -212,20 +212,17 @@ static void RunAmxFewRows(const PagedAttentionArgs& args, const PagedTask& task,
   StartAmxFewRows(few, args, task, group, d);
   const KeyChunks keys(args.k_cache, sequence, task.head, task.slot_end),
       values(args.v_cache, sequence, task.head, task.slot_end);
-  const Vec factor = Splat(args.scale * kLog2e);
+  const float factor = args.scale * kLog2e;
   for (int64_t s = task.slot_begin; s < task.slot_end; s += kAmxKeys) {
     const int64_t end = Min(s + kAmxKeys, task.slot_end);
     Vec highest = Splat(kMasked);
     for (int64_t c = s; c < end; c += kAmxChunk) {
       highest = MaxOf(highest, ScoreChunk(few, keys, sequence, c, d, few.scores + (c - s) * 16));
     }
-    const Vec none = Splat(0.5f * kMasked);
-    const Vec top = MaxOf(few.top, highest <= none ? Splat(kMasked) : highest * factor);
-    const Vec shift = top <= none ? Vec{} : top;
-    const Vec rescale = few.top <= none ? Vec{} : Exp2(few.top - shift);
-    Vec sum = few.sum * rescale;
+    const Vec rescale = few.states.RaiseMax(highest, factor), shift = few.states.Reference();
+    Vec sum = few.states.row_sum;
     for (int64_t c = s; c < end; c += kAmxChunk) {
-      WeighChunk(few.scores + (c - s) * 16, factor, shift, sum, few.p + (c - s) * 16,
+      WeighChunk(few.scores + (c - s) * 16, Splat(factor), shift, sum, few.p + (c - s) * 16,
                  ChunkPrefetcher(keys, s + kAmxKeys, (c - s) / kAmxChunk));
     }
     for (int64_t i = 0; i < d * kFewRows; i += 16) {
@@ -234,22 +231,22 @@ static void RunAmxFewRows(const PagedAttentionArgs& args, const PagedTask& task,
     int64_t c = 0;
     for (; c + 64 <= d; c += 64) AddValues<4>(few, values, s, end, d, c);
     if (c < d) AddValues<2>(few, values, s, end, d, c);
-    few.sum = sum;
-    few.top = top;
+    few.states.row_sum = sum;
   }
   const __m512i front = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
   const __m512i back = _mm512_add_epi32(front, _mm512_set1_epi32(8));
   for (int64_t r = 0; r < args.rows[task.sequence].count * group; ++r) {
     float* out = partials + task.partial + r * (d + 1);
-    const float sum = few.sum[r], inverse = sum > 0 ? 1.0f / sum : 0.0f;
+    const SoftmaxState<float> state{few.states.row_max[r], few.states.row_sum[r]};
+    const float normalizer = state.Normalizer();
     for (int64_t c = 0; c < d; c += 32) {
       const float* tiles = few.acc + c * kFewRows + r * 16;
-      const __m512 lo = reinterpret_cast<__m512>(Load(tiles) * Splat(inverse)),
-                   hi = reinterpret_cast<__m512>(Load(tiles + 256) * Splat(inverse));
+      const __m512 lo = reinterpret_cast<__m512>(Load(tiles) * Splat(normalizer)),
+                   hi = reinterpret_cast<__m512>(Load(tiles + 256) * Splat(normalizer));
       _mm512_storeu_ps(out + c, _mm512_permutex2var_ps(lo, front, hi));
       _mm512_storeu_ps(out + c + 16, _mm512_permutex2var_ps(lo, back, hi));
     }
-    out[d] = sum > 0 ? (few.top[r] + __builtin_log2f(sum)) * kLn2 : -__builtin_inff();
+    out[d] = state.LogSumExp(kLn2);
   }
 }
 

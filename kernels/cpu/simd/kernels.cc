@@ -1,4 +1,4 @@
-// The table of one instruction set.
+// The table of kernels of one instruction set.
 #include "kernels/cpu/simd/kernels.h"
 
 namespace apb::kernels::APB_ISA {

@@ -1,4 +1,4 @@
-// What the files of this folder give to the table of their instruction set (kernels.cc).
+// The functions of this folder that the table of its instruction set lists (kernels.cc).
 #pragma once
 
 #include "kernels/cpu/isa_kernels.h"

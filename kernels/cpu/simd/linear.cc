@@ -1,5 +1,5 @@
-// Linear: dot products for few rows, tiles where there are AMX ones, panels of converted weights
-// for many rows. Where the matrix library has bf16 products they are faster for many rows.
+// Linear: dot products for few rows, AMX tiles where the CPU has them, panels of converted weights
+// for many rows. The matrix library's bf16 products are faster than panels for many rows.
 #include <omp.h>
 
 #include "kernels/cpu/simd/kernels.h"
@@ -11,7 +11,7 @@
 namespace apb::kernels::APB_ISA {
 namespace {
 
-// Up to so many rows a product is bound by reading the weights.
+// A product of at most so many rows is bound by reading the weights.
 #if defined(__AVX512BF16__)
 constexpr int64_t kMostDotRows = 8;
 #elif defined(__AVX2__)

@@ -1,8 +1,8 @@
-// Linear of few bf16 rows on AMX tiles, bound by reading the weights, which are used in place:
-// out^T = W x^T, so that rows of W are plain left operands and only x is rearranged (it is small).
-// The 16 rows of a tile of W lie far apart: each is one of 16 long streams that the hardware's
-// prefetchers follow. The sum of one output runs over k in the same order for every number of rows
-// that comes here and every number of threads.
+// Linear of few bf16 rows on AMX tiles. Bound by reading the weights, which are used in place: in
+// out^T = W x^T rows of W are the left operand, and only x, which is small, is rearranged. The 16
+// rows of a tile of W are far apart: each belongs to one of 16 long streams, which the hardware's
+// prefetchers follow. An output's sum over k has the same order for every number of rows and
+// threads.
 #pragma once
 
 #include <omp.h>
@@ -14,17 +14,17 @@
 #ifdef __AMX_BF16__
 namespace apb::kernels::APB_ISA {
 
-constexpr int64_t kAmxDotRows = 2;  // for so few, dot products are as good
+constexpr int64_t kAmxDotRows = 2;  // up to this number of rows dot products are as fast
 
 constexpr int kWeightStreams = 16;  // rows of a weight tile
 constexpr int kRowPanel = 16;       // rows of x in a tile
 constexpr int kAmxRows = 32;        // rows of x at most, two panels
-constexpr int kOutsAtOnce = 16;     // of each stream, written together
-// Floats of one stream's sums; the 16 spread the streams over the cache sets.
+constexpr int kOutsAtOnce = 16;     // outputs of each stream that are written together
+// Floats of one stream's sums. The 16 extra ones spread the streams over the cache sets.
 constexpr int64_t kStreamSums = kOutsAtOnce * kAmxRows + 16;
 constexpr int64_t kChainSums = kWeightStreams * kStreamSums;
 
-// x rows [first, first + 16) as right operands [k / 32][16 pairs][16 rows][2].
+// Packs rows [first, first + 16) of x as right operands [k / 32][16 pairs][16 rows][2].
 static void PackLinearRows(const LinearArgs& args, int64_t first, uint16_t* out) {
   const int64_t in = args.x.shape[1];
   const uint16_t* x = static_cast<const uint16_t*>(args.x.data) + first * args.x.stride[0];
@@ -39,8 +39,8 @@ static void PackLinearRows(const LinearArgs& args, int64_t first, uint16_t* out)
   }
 }
 
-// c[16 streams, rows] = w x^T. Even and odd steps of k have sums of their own (a product waits long
-// for the one before), the odd ones kChainSums behind.
+// c[16 streams, rows] = w x^T. Even and odd steps of k have separate sums, because a product waits
+// long for the one before it; the odd sums are kChainSums behind.
 template <int kPanels>
 static void LinearTiles(const uint16_t* w, int64_t stream_stride, const uint16_t* x, int64_t in,
                         float* c) {
@@ -68,8 +68,8 @@ static void LinearTiles(const uint16_t* w, int64_t stream_stride, const uint16_t
   if (kPanels == 2) _tile_stored(3, c + kChainSums + 16, kStreamSums * 4);
 }
 
-// Writes c[outputs, rows]^T (an output's sums are `step` floats apart) with bias and accumulation;
-// at most 16 outputs.
+// Writes c[outputs, rows]^T with bias and accumulation, for at most 16 outputs, whose sums are
+// `step` floats apart.
 template <typename O>
 static void WriteLinearBlock(const LinearArgs& args, const float* c, int64_t step, int64_t o,
                              int64_t outputs) {
@@ -103,7 +103,7 @@ static void WriteLinearBlock(const LinearArgs& args, const float* c, int64_t ste
   }
 }
 
-// Outputs [begin, end): 16 streams of equal length, then fewer than 16 more.
+// Computes outputs [begin, end): 16 streams of equal length, then the fewer than 16 that remain.
 template <int kPanels, typename O>
 static void LinearStreams(const LinearArgs& args, const uint16_t* x, int64_t begin, int64_t end,
                           float* c) {
@@ -122,7 +122,7 @@ static void LinearStreams(const LinearArgs& args, const uint16_t* x, int64_t beg
   }
   const int64_t rest = end - begin - kWeightStreams * length;
   if (rest == 0) return;
-  // A whole tile again, of which only the new outputs are written.
+  // Computes a whole tile again, and writes only its new outputs.
   LinearTiles<kPanels>(weights + (end - kWeightStreams) * w_stride, w_stride, x, in, c);
   WriteLinearBlock<O>(args, c + (kWeightStreams - rest) * kStreamSums, kStreamSums, end - rest,
                       rest);

@@ -1,5 +1,6 @@
-// Linear of few rows as dot products, bound by reading the weights, which are used where they lie.
-// Four rows of weights are read at a time: memory serves several streams half again as fast as one.
+// Linear of few rows as dot products. Bound by reading the weights, which are used in place. Four
+// rows of weights are read at a time, because memory serves several streams half again as fast as
+// one.
 #pragma once
 
 #include "kernels/backend.h"
@@ -13,8 +14,8 @@ namespace apb::kernels::APB_ISA {
 constexpr int kDotStreams = 4;
 constexpr int64_t kDotPrefetchBytes = 2048;
 
-// How weights of type W are multiplied with rows of x, kStep weights at a time. X: what x is made
-// of before, kStep / kXStep numbers each; Sum: a register of sums.
+// The product of weights of type W and rows of x, kStep weights at a time. Prepare() converts x to
+// elements X first, kXStep of them for kStep weights. Sum is a register of sums.
 template <typename W>
 struct DotStep {
   using X = float;  // in the order of LoadPair
@@ -41,7 +42,7 @@ struct DotStep {
   }
 };
 #if defined(__AVX2__)
-// Of blocks, as dot products of bytes.
+// For blocks of quantized weights: dot products of bytes.
 template <typename Block>
 struct BlockDotStep {
   using X = QuantizedX;
@@ -120,12 +121,12 @@ constexpr int kDotRows = 3;
 constexpr int kDotRows = 1;
 #endif
 
-// A product with x prepared. W: type of the weights; T: of x and the bias; O: of out.
+// A product with prepared x. W is the type of the weights, T of x and the bias, O of out.
 template <typename W, typename T, typename O>
 class DotLinear {
  public:
   DotLinear(const LinearArgs& args, Scratch& scratch) : args_(args), in_(args.x.shape[1]) {
-    // An odd number of cache lines, so that rows lie in different sets.
+    // An odd number of cache lines, so that rows are in different cache sets.
     x_stride_ = RoundUp(in_, 32) / Step::kStep * Step::kXStep + (Step::kXStep > 1 ? 16 : 1);
     x_ = static_cast<X*>(scratch.Reserve(args.x.shape[0] * x_stride_ * sizeof(X)));
     if (x_ == nullptr) return;
@@ -133,7 +134,7 @@ class DotLinear {
   }
   bool has_memory() const { return x_ != nullptr; }
 
-  // Outputs [begin, end).
+  // Computes outputs [begin, end).
   void Run(int64_t begin, int64_t end) const {
     const int64_t length = (end - begin) / kDotStreams;
     for (int64_t o = begin; o < begin + length; ++o) Outputs<kDotStreams>(o, length);
@@ -148,7 +149,7 @@ class DotLinear {
     return static_cast<const T*>(args_.x.data) + r * args_.x.stride[0];
   }
 
-  // All rows of x with kStreams outputs `length` apart.
+  // Computes kStreams outputs that are `length` apart, for all rows of x.
   template <int kStreams>
   void Outputs(int64_t o, int64_t length) const {
     const int64_t rows = args_.x.shape[0];
@@ -167,8 +168,8 @@ class DotLinear {
     const int64_t w_stride = args_.weight.stride[0] / kPer, stream = length * w_stride;
     const W* w = static_cast<const W*>(args_.weight.data) + o * w_stride;
     const X* x = x_ + first * x_stride_;
-    // What is read kDotPrefetchBytes later; where rows are columns of longer ones (a slice of the
-    // weights), what lies between them is not read.
+    // Prefetches the weights that are read kDotPrefetchBytes later. If the rows are slices of
+    // longer rows, the parts between them are skipped.
     const int64_t row = Max(in_ / kPer, 1), far = kDotPrefetchBytes / sizeof(W);
     const int64_t row_ends = row - far % row, ahead = far / row * w_stride + far % row;
     typename Step::Sum acc[kStreams][kRows];

@@ -1,6 +1,6 @@
-// Linear of many rows: panels of 16 outputs are converted to float and turned on the way, a block
-// of them at a time, and multiplied with all rows while they lie in the second cache. The weights
-// stay as they are; what is converted is as large as a block, for each thread.
+// Linear of many rows. A thread converts the weights of some outputs to float and transposes them
+// to panels of 16 outputs, then multiplies all rows by these panels while they are in the L2 cache.
+// The weights stay as they are; the converted panels are small.
 #pragma once
 
 #include "kernels/backend.h"
@@ -11,7 +11,7 @@
 
 namespace apb::kernels::APB_ISA {
 
-// Sixteen rows of weights from column `begin` on as a panel [count][16]; rows past `rows` are 0.
+// Packs `count` columns of 16 rows of weights as a panel [count][16]; rows from `rows` on become 0.
 template <typename W>
 static void PackPanel(const W* w, int64_t stride, int rows, int64_t count, float* panel) {
   for (int j = 0; j < 16; j += kLanes) {
@@ -33,7 +33,7 @@ static void PackPanel(const W* w, int64_t stride, int rows, int64_t count, float
   }
 }
 
-// The same of blocks, which are unpacked first.
+// The same for quantized weights. Decodes them to `unpacked` [rows][count] first.
 template <typename Block>
 static void PackBlockPanel(const Block* w, int64_t stride, int rows, int64_t count, float* panel,
                            float* unpacked) {
@@ -47,7 +47,7 @@ static void PackBlockPanel(const Block* w, int64_t stride, int rows, int64_t cou
   PackPanel(unpacked, count, rows, count, panel);
 }
 
-// W: type of the weights; T: of x and the bias; O: of out.
+// W is the type of the weights, T of x and the bias, O of out.
 template <typename W, typename T, typename O>
 class PackedLinearOf {
  public:
@@ -56,11 +56,11 @@ class PackedLinearOf {
         threads_(threads),
         in_(args.x.shape[1]),
         outs_(args.weight.shape[0]),
-        // Panels of a block of inputs stay in the first cache. Blocks are equally long.
+        // A panel of step_ inputs stays in the L1 cache. All steps have about the same length.
         step_(RoundUp(CeilDiv(in_, CeilDiv(in_, kMostInputs)), kBlockLength)),
-        // Enough blocks of outputs for all threads to end together.
+        // Blocks of width_ outputs, so many that all threads end together.
         width_(Max(16, Min(kMostOutputs, RoundUp(CeilDiv(outs_, 4 * threads), 16)))),
-        // Rows lie in different cache sets.
+        // The 16 extra floats put rows into different cache sets.
         x_stride_(RoundUp(in_, 16) + 16),
         rows_(Max(1, Min(args.x.shape[0], Min(kMostRows, kRowBytes / (x_stride_ * 4))))) {}
 
@@ -86,7 +86,7 @@ class PackedLinearOf {
   }
 
  private:
-  // The sums of kMostRows x kMostOutputs and the panels of a block stay in the second cache
+  // The sums of kMostRows x kMostOutputs and the panels of kMostInputs stay in the L2 cache
   // together.
   static constexpr int64_t kMostInputs = 320, kMostOutputs = 96, kMostRows = 512;
   static constexpr int64_t kRowBytes = int64_t{32} << 20;
@@ -94,14 +94,14 @@ class PackedLinearOf {
   void WidenRow(int64_t row, float* out) const {
     const T* x = static_cast<const T*>(args_.x.data) + row * args_.x.stride[0];
 #if defined(__AVX2__)
-    if constexpr (kIsBlock<W>) return RoundRow(x, in_, out);  // as few rows are (linear_dots.h)
+    if constexpr (kIsBlock<W>) return RoundRow(x, in_, out);  // to the bytes of linear_dots.h
 #endif
     int64_t i = 0;
     for (; i + kLanes <= in_; i += kLanes) Store(out + i, LoadAs(x + i));
     for (; i < in_; ++i) out[i] = ToFloat(x[i]);
   }
 
-  // Outputs [o, o + width) of `count` rows.
+  // Computes outputs [o, o + width_) of `count` rows.
   void Outputs(const float* x, int64_t first, int64_t count, int64_t o, float* panels, float* sums,
                int64_t sums_stride) const {
     const int64_t outputs = Min(width_, outs_ - o);
@@ -110,7 +110,7 @@ class PackedLinearOf {
       const int64_t inputs = Min(step_, in_ - k);
       for (int j = 0; j < columns; j += 16)
         Pack(o + j, static_cast<int>(Min(16, outputs - j)), k, inputs, panels + j * inputs);
-      // Few enough rows at a time for the first cache, while the panels pass.
+      // kRowsAtOnce rows of x stay in the L1 cache while the panels pass.
       for (int64_t r = 0; r < count; r += kRowsAtOnce) {
         FloatTiles::Gemm(static_cast<int>(Min(kRowsAtOnce, count - r)), x + r * x_stride_ + k,
                          x_stride_, panels, inputs * 16, columns, static_cast<int>(inputs),
@@ -121,7 +121,7 @@ class PackedLinearOf {
       WriteRow(first + r, o, outputs, in_ > 0 ? sums + r * sums_stride : nullptr);
   }
 
-  // Inputs [k, k + inputs) of `rows` outputs from `o` on.
+  // Packs inputs [k, k + inputs) of `rows` outputs from `o` on.
   void Pack(int64_t o, int rows, int64_t k, int64_t inputs, float* panel) const {
     const int64_t stride = args_.weight.stride[0] / kWeightsOf<W>;
     const W* w = static_cast<const W*>(args_.weight.data) + o * stride + k / kWeightsOf<W>;

@@ -1,6 +1,6 @@
-// Linear of many rows with quantized weights as dot products of bytes (VNNI): panels of 16 outputs
-// are turned on the way, so that four weights of each output lie in one register, and multiplied
-// with all rows. Sums of a block of 32 are integers, and exact.
+// Linear of many rows with quantized weights, as dot products of bytes (VNNI). A thread rearranges
+// panels of 16 outputs, so that a register holds four weights of each, and multiplies all rows by
+// them. The sums over a block of 32 are integers, and exact.
 #pragma once
 
 #if defined(__AVX512VNNI__)
@@ -11,14 +11,14 @@
 
 namespace apb::kernels::APB_ISA {
 
-// One block of 32 weights of each of 16 outputs.
+// A block of 32 weights for each of 16 outputs.
 struct alignas(64) VnniPanel {
   uint8_t weights[kBlockLength / 4][16][4];
   float scale[16];
-  float zero[16];  // of int4 blocks
+  float zero[16];  // only for int4 blocks
 };
 
-// Eight rows of eight 32-bit words each become word j of all rows side by side, 16 words apart.
+// Transposes eight rows of eight 32-bit words: word j of all rows goes to word 16 * j of `out`.
 static void TurnEight(const __m256i (&in)[8], uint8_t* out) {
   __m256i t[8], u[8];
 #pragma GCC unroll 4
@@ -42,7 +42,7 @@ static void TurnEight(const __m256i (&in)[8], uint8_t* out) {
   }
 }
 
-// `rows` rows of `blocks` blocks each; rows past them are 0.
+// Packs `rows` rows of `blocks` blocks each; the other rows of the panels become 0.
 template <typename Block>
 static void PackVnniPanels(const Block* w, int64_t stride, int rows, int64_t blocks,
                            VnniPanel* panels) {
@@ -63,7 +63,7 @@ static void PackVnniPanels(const Block* w, int64_t stride, int rows, int64_t blo
   }
 }
 
-// sums[r][16] of kRows rows of x. A function of its own, in which there is a register for each sum.
+// Writes sums[r][16] for kRows rows of x. Not inlined, so that every sum is in a register.
 template <int kRows, bool kZero>
 __attribute__((noinline)) static void VnniTile(const VnniPanel* panels, int64_t blocks,
                                                const QuantizedX* x, int64_t x_stride, float* sums) {
@@ -102,7 +102,7 @@ __attribute__((noinline)) static void VnniTile(const VnniPanel* panels, int64_t 
   for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(sums + r * 16, total[r]);
 }
 
-// Block: type of the weights; T: of x and the bias; O: of out.
+// Block is the type of the weights, T of x and the bias, O of out.
 template <typename Block, typename T, typename O>
 class VnniLinearOf {
  public:
@@ -111,7 +111,8 @@ class VnniLinearOf {
         threads_(threads),
         outs_(args.weight.shape[0]),
         blocks_(args.x.shape[1] / kBlockLength),
-        // Panels of a task stay in the second cache; enough tasks for all threads to end together.
+        // A task's panels stay in the L2 cache. There are so many tasks that all threads end
+        // together.
         panels_(Max(1, Min(Min(kMostPanels, kPanelBytes / (blocks_ * kPanelSize + 1)),
                            CeilDiv(outs_, 16 * 4 * threads)))),
         x_stride_(blocks_ + 1),

@@ -1,5 +1,5 @@
-// Keys and values of attention, packed in blocks: once per call, so that the tiles of all rows read
-// them as right operands of products.
+// Keys and values of attention, packed in blocks as right operands of products. The tiles of all
+// rows read the same blocks.
 #pragma once
 
 #include "kernels/cpu/simd/tile_math.h"
@@ -15,13 +15,13 @@ struct PackedBlock {
   typename Tiles::Elem* k;  // [keys / 16][dp / pair][16][pair]
   typename Tiles::Elem* v;  // [dp / 16][keys / pair][16][pair]
   int32_t positions[kKeys];
-  int32_t low, high;  // of the real keys
-  int keys;           // real ones
+  int32_t low, high;  // the lowest and highest position of the real keys
+  int keys;           // number of real keys; the others are padding
 
   // Elements of k, and of v.
   static int64_t Elements(int dp) { return static_cast<int64_t>(kKeys) * dp; }
 
-  // Positions of the real keys; null: they are not compared.
+  // Sets the positions of the `count` real keys. Null if positions will not be compared.
   void SetPositions(const int32_t* real, int count) {
     keys = count;
     low = INT32_MAX;
@@ -37,7 +37,7 @@ struct PackedBlock {
 };
 
 #ifdef __AVX512BF16__
-// Full bf16 rows whose head dimension is a multiple of 32.
+// Packs the keys of bf16 rows whose head dimension d is a multiple of 32.
 static inline void PackKeysFast(const uint16_t* const* rows, int keys, int d, uint16_t* out) {
   for (int j = 0; j < keys; j += 16) {
     for (int c = 0; c < d; c += 32) {
@@ -49,7 +49,8 @@ static inline void PackKeysFast(const uint16_t* const* rows, int keys, int d, ui
     }
   }
 }
-// 16 dimensions of all keys lie `panel` elements before the next 16.
+// Packs the values of such rows. A panel has 16 dimensions of all keys; panels are `panel` elements
+// apart.
 static inline void PackValuesFast(const uint16_t* const* rows, int keys, int padded, int d,
                                   int64_t panel, uint16_t* out) {
   const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
@@ -69,7 +70,7 @@ static inline void PackValuesFast(const uint16_t* const* rows, int keys, int pad
 }
 #endif
 
-// Full rows of floats or bf16 as floats, eight (sixteen, four) at a time; d a multiple of kLanes.
+// Packs the keys of f32 or bf16 rows as floats, kLanes rows at a time; d is a multiple of kLanes.
 template <typename T>
 static inline void PackFloatKeys(const T* const* rows, int keys, int padded, int d, int dp,
                                  float* out) {
@@ -96,8 +97,8 @@ static inline void PackFloatValues(const T* const* rows, int keys, int padded, i
   }
 }
 
-// Packs `keys` rows (k_rows[i], v_rows[i] point at d elements of type T). Padding keys and
-// dimensions are zero.
+// Packs `keys` rows of keys and values; k_rows[i] and v_rows[i] point at d elements of type T.
+// Padding keys and dimensions become zero.
 template <typename Tiles, typename T>
 static void PackRows(const T* const* k_rows, const T* const* v_rows, int keys, int d, int dp,
                      PackedBlock<Tiles>& block) {

@@ -1,5 +1,5 @@
-// Attention of new rows over the paged cache. Long sequences are split, so that all threads have
-// work; the splits' results are merged in order.
+// Attention over the paged cache. The keys of long sequences are split, so that all threads have
+// work. The results of the splits are combined in order.
 #include <omp.h>
 
 #include "kernels/cpu/simd/attention_unit.h"
@@ -10,31 +10,12 @@
 namespace apb::kernels::APB_ISA {
 namespace {
 
-// Slots of a split: multiples of a block of keys, at most 16 splits.
+// Slots of a split, a multiple of kChunkKeys. A sequence has at most 16 splits.
 int64_t SplitSlots(int64_t slots) {
   const int64_t splits = slots <= 1024 ? 1 : Min((slots + 1023) / 1024, 16);
   return RoundUp((slots + splits - 1) / splits, kChunkKeys);
 }
-int64_t SplitsOf(int64_t slots) { return slots == 0 ? 0 : CeilDiv(slots, SplitSlots(slots)); }
-
-// Merges the splits of one row in order and writes it.
-template <typename O>
-void MergeSplits(const float* partial, int64_t stride, int64_t splits, int d, O* out, float* lse) {
-  float top = -__builtin_inff();
-  for (int64_t s = 0; s < splits; ++s)
-    top = partial[s * stride + d] > top ? partial[s * stride + d] : top;
-  float total = 0, acc[256] = {};
-  if (top > -__builtin_inff()) {
-    for (int64_t s = 0; s < splits; ++s) {
-      const float weight = Exp2Of((partial[s * stride + d] - top) * kLog2e);
-      if (weight == 0) continue;
-      total += weight;
-      for (int c = 0; c < d; ++c) acc[c] += weight * partial[s * stride + c];
-    }
-  }
-  for (int c = 0; c < d; ++c) Assign(out[c], total > 0 ? acc[c] / total : 0.0f);
-  if (lse != nullptr) *lse = total > 0 ? top + __builtin_log2f(total) * kLn2 : top;
-}
+int64_t NumSplits(int64_t slots) { return slots == 0 ? 0 : CeilDiv(slots, SplitSlots(slots)); }
 
 template <typename Tiles, typename T, typename O>
 class Paged {
@@ -49,7 +30,7 @@ class Paged {
   bool Run(int threads, Scratch& scratch) {
     int64_t partial_floats = 0;
     for (int i = 0; i < sequences_; ++i) {
-      const int64_t splits = SplitsOf(args_.sequences[i].slot_count);
+      const int64_t splits = NumSplits(args_.sequences[i].slot_count);
       task_count_ += splits * kv_heads_;
       partial_floats += splits * kv_heads_ * SplitFloats(i);
     }
@@ -63,7 +44,7 @@ class Paged {
     ListTasks();
 #pragma omp parallel num_threads(threads)
     RunTasks(memory + omp_get_thread_num() * thread_bytes);
-    Merge(threads);
+    CombineSplits(threads);
     return true;
   }
 
@@ -72,7 +53,7 @@ class Paged {
   using Unit = AttentionUnit<Tiles>;
   using Block = PackedBlock<Tiles>;
 
-  // Floats of one split of one KV head of a sequence.
+  // Floats of the partial results of one split and KV head of a sequence.
   int64_t SplitFloats(int sequence) const { return args_.rows[sequence].count * group_ * (d_ + 1); }
   int64_t ThreadBytes() const {
     const int64_t dp = RoundUp(d_, 32);
@@ -124,7 +105,7 @@ class Paged {
     Tiles::End();
   }
 
-  // With more rows than a unit holds the keys are packed once per unit of rows.
+  // For many rows. The keys are packed once for each unit of rows.
   void RunUnits(const PagedTask& task, Unit& unit, Block& block) {
     const PagedRows& tokens = args_.rows[task.sequence];
     const int64_t rows = tokens.count * group_;
@@ -142,12 +123,12 @@ class Paged {
       for (int r = 0; r < count; ++r) {
         float* out = partials_ + task.partial + (first + r) * (d_ + 1);
         unit.WriteRow(r, out);
-        out[d_] = unit.Lse(r);
+        out[d_] = unit.LogSumExp(r);
       }
     }
   }
 
-  // All keys of the task, packed block by block.
+  // Packs all keys of the task block by block, and adds them to the unit.
   void AddKeys(const PagedTask& task, Unit& unit, Block& block) {
     const PagedSequence& sequence = args_.sequences[task.sequence];
     const PagedRowsOf<T> keys(args_.k_cache, sequence, task.head);
@@ -169,10 +150,10 @@ class Paged {
     }
   }
 
-  void Merge(int threads) {
+  void CombineSplits(int threads) {
     int64_t base = 0;
     for (int i = 0; i < sequences_; ++i) {
-      const int64_t splits = SplitsOf(args_.sequences[i].slot_count), stride = SplitFloats(i);
+      const int64_t splits = NumSplits(args_.sequences[i].slot_count), stride = SplitFloats(i);
       const int64_t rows = args_.rows[i].count * group_;
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * kv_heads_ * splits > 64)
       for (int64_t r = 0; r < rows * kv_heads_; ++r) {
@@ -182,10 +163,11 @@ class Paged {
         float* lse = args_.lse.data == nullptr ? nullptr
                                                : static_cast<float*>(args_.lse.data) +
                                                      token * args_.lse.stride[0] + q_head;
-        MergeSplits(partials_ + base + head * splits * stride + row * (d_ + 1), stride, splits, d_,
-                    static_cast<O*>(args_.out.data) + token * args_.out.stride[0] +
-                        q_head * args_.out.stride[1],
-                    lse);
+        const float* part = partials_ + base + head * splits * stride + row * (d_ + 1);
+        CombineParts(part, stride, part + d_, stride, splits, d_,
+                     static_cast<O*>(args_.out.data) + token * args_.out.stride[0] +
+                         q_head * args_.out.stride[1],
+                     lse);
       }
       base += stride * splits * kv_heads_;
     }

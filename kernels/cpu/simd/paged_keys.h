@@ -1,5 +1,4 @@
-// Attention over the paged cache: the pieces of work that threads take, and where keys of a
-// sequence lie.
+// Attention over the paged cache: the tasks of threads, and the addresses of a sequence's keys.
 #pragma once
 
 #include "kernels/attention_args.h"
@@ -7,8 +6,8 @@
 
 namespace apb::kernels::APB_ISA {
 
-// One share of a sequence's keys for one KV head; partial results lie at `partial` (rows x (d + 1)
-// floats: out, lse).
+// One split of a sequence's keys for one KV head. Its partial results are [rows][d + 1] floats
+// (out, lse) from element `partial` of the memory for partial results on.
 struct PagedTask {
   int sequence;
   int head;
@@ -16,7 +15,7 @@ struct PagedTask {
   int64_t partial;
 };
 
-// Rows of one KV head of one cache, by slot.
+// The rows of one KV head in one cache, by slot of a sequence.
 template <typename T>
 struct PagedRowsOf {
   const T* cache;
@@ -31,7 +30,7 @@ struct PagedRowsOf {
         block_size(static_cast<uint32_t>(view.shape[2])),
         table(sequence.block_table) {}
 
-  // The rows of slots [begin, begin + count).
+  // Writes the addresses of the rows of slots [begin, begin + count).
   void List(int64_t begin, int count, const T** rows) const {
     const uint32_t first = static_cast<uint32_t>(begin);
     const int32_t* block = table + first / block_size;

@@ -1,5 +1,6 @@
-// Rows of x in eight bits, for products with quantized weights (kernels/weight_blocks.h) as dot
-// products of integers: 32 numbers share a scale, as the weights do.
+// Rows of x quantized to eight bits, so that products with quantized weights
+// (kernels/weight_blocks.h) are dot products of integers. 32 numbers share a scale, like the
+// weights.
 #pragma once
 
 #if defined(__AVX2__)
@@ -8,12 +9,13 @@
 
 namespace apb::kernels::APB_ISA {
 
-// 32 numbers of a row; number i is scale * q[i], within half a step of 1/127 of the largest one.
+// 32 numbers of a row. Number i is scale * q[i], with an error of at most half a step, which is
+// 1/127 of the largest magnitude.
 struct QuantizedX {
   int8_t q[kBlockLength];
   float scale;
-  float sum;            // of q
-  int32_t minus_128_q;  // -128 times the sum of q, for weights whose bytes are 128 too large
+  float sum;            // of the q[i]
+  int32_t minus_128_q;  // -128 times that sum, for weights whose bytes are stored 128 too large
 };
 
 #if defined(__AVX512F__)
@@ -24,7 +26,7 @@ static inline float SumOf(__m256 v) {
 }
 #endif
 
-// To the nearest integers, as bytes; nothing is beyond 127.
+// Rounds to the nearest integers and stores them as bytes. |x| <= 127.
 static inline void StoreBytes(int8_t* out, const Vec (&x)[kBlockVecs]) {
 #if defined(__AVX512F__)
   for (int i = 0; i < kBlockVecs; ++i) {
@@ -42,17 +44,17 @@ static inline void StoreBytes(int8_t* out, const Vec (&x)[kBlockVecs]) {
 #endif
 }
 
-// 32 numbers.
+// Quantizes 32 numbers.
 template <typename T>
 static QuantizedX QuantizeBlock(const T* x) {
   Vec v[kBlockVecs], top = Vec{}, infinite = Vec{};
   for (int i = 0; i < kBlockVecs; ++i) {
     v[i] = LoadAs(x + i * kLanes);
     top = MaxOf(top, MaxOf(v[i], -v[i]));
-    infinite += v[i] - v[i];  // 0, if it is finite
+    infinite += v[i] - v[i];  // 0 if it is finite, else NaN
   }
   const float largest = LargestOf(top);
-  // What is not finite makes the products so.
+  // A number that is not finite makes the products NaN.
   const bool finite = SumOf(infinite) == 0;
   const Vec inverse = Splat(finite && largest > 0 ? 127 / largest : 0);
   for (int i = 0; i < kBlockVecs; ++i) v[i] *= inverse;
@@ -71,7 +73,7 @@ static void QuantizeRow(const T* x, int64_t n, QuantizedX* out) {
   for (int64_t b = 0; b * kBlockLength < n; ++b) out[b] = QuantizeBlock(x + b * kBlockLength);
 }
 
-// The row as floats that are rounded like that.
+// Writes the row as the floats that QuantizeRow would represent.
 template <typename T>
 static void RoundRow(const T* x, int64_t n, float* out) {
   for (int64_t b = 0; b < n; b += kBlockLength) {
@@ -105,7 +107,7 @@ __attribute__((always_inline)) static inline __m256 DotsOf(const I8Block& block,
                                                            const QuantizedX& x) {
   const __m256i q = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x.q));
   const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.q));
-  // |w| * (x with the sign of w): two of them fit 16 bits.
+  // |w| * (x with the sign of w): the sum of two such products fits in 16 bits.
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(q, w));
   return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }

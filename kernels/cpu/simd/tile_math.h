@@ -1,6 +1,6 @@
-// Matrix products of tiles, C[m, n] (+)= A[m, k] B[k, n], with A by rows and B packed in panels of
-// 16 columns. FloatTiles work everywhere. The bf16 ones keep pairs of k together, which is what
-// vdpbf16ps and AMX tiles want; for them m is a multiple of 16. n and k are multiples of 32.
+// Matrix products of tiles, C[m, n] (+)= A[m, k] B[k, n], with A in rows and B packed in panels of
+// 16 columns. FloatTiles work on every CPU. The bf16 tiles keep pairs of k together, as vdpbf16ps
+// and AMX read them; their m is a multiple of 16. n and k are multiples of 32.
 #pragma once
 
 #include "kernels/cpu/simd/vector.h"
@@ -10,8 +10,8 @@ namespace apb::kernels::APB_ISA {
 struct FloatTiles {
   using Elem = float;
   static constexpr int kPair = 1;
-  static constexpr int kVecs = 16 / kLanes;  // of a panel's row
-  // Panels and rows of C that the registers hold beside a row of B and a number of A.
+  static constexpr int kVecs = 16 / kLanes;  // vectors in a row of a panel
+  // Panels and rows of C that fit in the registers beside a row of B and a number of A.
 #if defined(__AVX512F__)
   static constexpr int kPanels = 2, kRows = 12;
 #elif defined(__AVX2__)
@@ -19,8 +19,8 @@ struct FloatTiles {
 #else
   static constexpr int kPanels = 1, kRows = 2;
 #endif
-  // Of attention: keys of a packed block, rows of a tile of scores, rows of a unit of work. A tile
-  // of scores and the block fit in the caches.
+  // For attention: keys of a packed block, rows of a tile of scores, rows of a unit. A tile of
+  // scores and a block fit in the caches.
   static constexpr int kBlockKeys = 128, kTileRows = 48, kUnitRows = 240;
 
   static void Begin() {}
@@ -41,7 +41,7 @@ struct FloatTiles {
       Columns<1>(m, a, lda, b + j / 16 * panel, panel, k, c + j, ldc, accumulate);
   }
 
-  // All rows of one or two panels.
+  // Computes all rows of one or two panels.
   template <int kCount>
   static void Columns(int m, const Elem* a, int64_t lda, const Elem* b, int64_t panel, int k,
                       float* c, int64_t ldc, bool accumulate) {
@@ -66,7 +66,7 @@ struct FloatTiles {
     Block<kHeight, kCount, false>(a, lda, b, panel, k, c, ldc);
   }
 
-  // A function of its own, in which GCC 12 finds a register for each of the sums.
+  // Not inlined: GCC 12 then keeps every sum in a register.
   template <int kHeight, int kCount, bool kAccumulate>
   __attribute__((noinline)) static void Block(const Elem* a, int64_t lda, const Elem* b,
                                               int64_t panel, int k, float* c, int64_t ldc) {
@@ -156,8 +156,8 @@ struct AmxTiles : Bf16Tiles {
   };
   // Tiles 0-3 hold C (2 x 2), 4-5 A, 6-7 B.
   static void Begin() {
-    // Static: the intrinsic tells the compiler of the first bytes only, the rest of a local would
-    // be dropped.
+    // Static, because the intrinsic declares only its first bytes as read: the compiler would drop
+    // the rest of a local object.
     static const Config config;
     _tile_loadconfig(&config);
   }
@@ -210,7 +210,7 @@ struct AmxTiles : Bf16Tiles {
 };
 #endif
 
-// What bf16 operands are multiplied with.
+// The tiles for products of bf16 operands.
 #if defined(__AMX_BF16__)
 using TilesForBf16 = AmxTiles;
 #elif defined(__AVX512BF16__)

@@ -1,8 +1,8 @@
-// One vector register of floats and what the kernels do with it: loads of float and bf16, maxima,
-// sums, exp2, transposition. Every file of this folder is compiled once for each instruction set
-// (kernels/cpu/CMakeLists.txt) in a namespace of its own, APB_ISA. Nothing here may call an inline
-// function that another file could share: the linker keeps one copy, which may be the one with
-// instructions that the machine lacks.
+// A vector register of floats and its operations: loads of float and bf16, maxima, sums, exp2,
+// transposition. Every file of this folder is compiled once for each instruction set
+// (kernels/cpu/CMakeLists.txt) in a namespace of its own, APB_ISA. These files may not call inline
+// functions that other files share: the linker keeps one copy, perhaps one with instructions that
+// the machine lacks.
 #pragma once
 
 #include <immintrin.h>
@@ -57,8 +57,8 @@ static inline Vec Splat(float x) {
 #endif
 }
 
-// acc += a * b. Written as the instruction: GCC 12 keeps a dozen of such sums in registers only if
-// it may not choose another form of it.
+// acc += a * b. Written in assembly, because GCC 12 keeps a dozen such sums in registers only if it
+// cannot choose another form of the instruction.
 static inline void MultiplyAdd(Vec& acc, Vec a, Vec b) {
 #if defined(__AVX2__)
   __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "vm"(b));
@@ -67,7 +67,7 @@ static inline void MultiplyAdd(Vec& acc, Vec a, Vec b) {
 #endif
 }
 
-// The same with b in memory, where it is read by the instruction.
+// The same with b in memory, read by the instruction itself.
 static inline void MultiplyAdd(Vec& acc, Vec a, const float* b) {
 #if defined(__AVX2__)
   typedef Vec Unaligned __attribute__((aligned(4), may_alias));
@@ -91,6 +91,8 @@ static inline Vec MaxOf(Vec a, Vec b) {
       _mm_max_ps(reinterpret_cast<__m128>(a), reinterpret_cast<__m128>(b)));
 #endif
 }
+
+static inline float MaxOf(float a, float b) { return b > a ? b : a; }
 
 static inline float ToFloat(uint16_t b) {
   uint32_t u = static_cast<uint32_t>(b) << 16;
@@ -123,8 +125,8 @@ static inline Vec LoadAs(const uint16_t* p) {
 #endif
 }
 
-// 2 * kLanes numbers as two vectors. Of bf16 the first has those with an even index and the second
-// those with an odd one, which costs one instruction each; of float both are in order.
+// Loads 2 * kLanes numbers as two vectors. For float both are in order. For bf16 the first vector
+// gets the numbers with even indices and the second those with odd ones, at one instruction each.
 static inline void LoadPair(const float* p, Vec& a, Vec& b) {
   a = Load(p);
   b = Load(p + kLanes);
@@ -186,10 +188,10 @@ static inline float LargestOf(Vec v) {
 #endif
 }
 
-// The sums of kLanes vectors, as one vector.
+// The sums of kLanes vectors as one vector.
 static inline Vec SumsOf(const Vec (&v)[kLanes]) {
 #if defined(__AVX512F__)
-  // Sums of pairs side by side, then of quarters, within 128 bits; then over the four quarters.
+  // Within each 128 bits, sums of pairs and then of four; then over the four quarters.
   __m512 four[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
@@ -223,7 +225,7 @@ static inline Vec SumsOf(const Vec (&v)[kLanes]) {
 #endif
 }
 
-// 2^f for f in [-0.5, 0.5], relative error 1e-7, or 3e-6 for results that are rounded to bf16.
+// 2^f for f in [-0.5, 0.5], with a relative error of 1e-7, or of 3e-6 if kForBf16.
 template <bool kForBf16>
 static inline Vec Exp2OfFraction(Vec f) {
   if (kForBf16) {
@@ -241,7 +243,7 @@ static inline Vec Exp2OfFraction(Vec f) {
   return p * f + Splat(1.0f);
 }
 
-// 2^x for x <= 0 (and small positive x); 0 for x < -150, at the latest.
+// 2^x for x <= 0 and small positive x. 0 for every x < -150.
 template <bool kForBf16 = false>
 static inline Vec Exp2(Vec x) {
 #ifdef __AVX512F__
@@ -250,15 +252,14 @@ static inline Vec Exp2(Vec x) {
   return reinterpret_cast<Vec>(
       _mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
 #else
-  // 1.5 * 2^23 + 127: the last bits of the sum are the exponent of 2^n. For n = -127 that is 0.
+  // 1.5 * 2^23 + 127: the last bits of the sum are the exponent of 2^n, which is 0 for n = -127.
   const Vec magic = Splat(12583039.0f), low = MaxOf(x, Splat(-127.0f)), shifted = low + magic;
   const Vec power = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(shifted) << 23);
   return Exp2OfFraction<kForBf16>(low - (shifted - magic)) * power;
 #endif
 }
 
-// 2^x of one number.
-static inline float Exp2Of(float x) { return Exp2(Splat(x))[0]; }
+static inline float Exp2(float x) { return Exp2(Splat(x))[0]; }
 
 #if defined(__AVX512F__)
 using WordVec = __m512i;
@@ -286,7 +287,7 @@ static inline void Transpose(__m512i (&in)[16]) {
     in[12 + i] = _mm512_shuffle_i32x4(c, d, 0xdd);
   }
 }
-// The same, written side by side.
+// Transposes, and writes the 16 vectors one after the other.
 static inline void TransposeTo(__m512i (&in)[16], uint16_t* out) {
   Transpose(in);
   for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + i * 32, in[i]);
@@ -324,7 +325,7 @@ static inline void Transpose(__m128i (&in)[4]) {
 }
 #endif
 
-// Runs f(type tag) for the element type of a view.
+// Calls f with a null pointer to the element type: uint16_t for bf16, else float.
 template <typename F>
 static inline void WithType(DType dtype, F f) {
   if (dtype == DType::kBF16) {

@@ -1,6 +1,6 @@
-// Bulk tensor copies to shared memory (cp.async.bulk.tensor, sm_90). Tiles come as the 128-byte
-// swizzle puts them: blocks of 64 columns, each [rows, 64] bf16 or f16 on a multiple of 1024 bytes,
-// the 16-byte chunks of a row exchanged by row % 8.
+// Bulk tensor copies to shared memory (cp.async.bulk.tensor, sm_90). Tiles have the 128-byte
+// swizzle: blocks [rows, 64] of bf16 or f16 on multiples of 1024 bytes, in which the 16-byte chunks
+// of a row are permuted by row % 8.
 #pragma once
 
 #include <cuda.h>
@@ -9,8 +9,8 @@
 
 namespace apb::kernels::cuda {
 
-// The box of `map` that begins at (column, head, row) to `target`; its bytes count for `barrier`.
-// What lies outside of the tensor is zero.
+// Starts the copy of the box of `map` that begins at (column, head, row) to `target`. `barrier`
+// counts its bytes. Elements outside the tensor become 0.
 __device__ __forceinline__ void TmaLoad3d(void* target, const CUtensorMap& map, uint64_t* barrier,
                                           int column, int head, int row) {
   asm volatile(

@@ -1,5 +1,5 @@
 // Matrix products of a warpgroup of four warps (wgmma, sm_90a) on tiles that tma.cuh has loaded,
-// and how its registers are dealt out (setmaxnreg).
+// and the division of registers among warpgroups (setmaxnreg).
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -8,7 +8,7 @@ namespace apb::kernels::cuda {
 
 constexpr int kWarpgroup = 128;  // threads
 
-// All warps of a warpgroup call it. The block's registers are dealt out anew.
+// Change the registers of each thread of the calling warpgroup, all of whose warps must call.
 template <int kRegisters>
 __device__ __forceinline__ void SetmaxnregDec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
@@ -18,14 +18,15 @@ __device__ __forceinline__ void SetmaxnregInc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// A tile in shared memory whose product runs along its rows: rows of 16 columns, 8 rows 1024 bytes
-// behind the 8 before. For the next 16 columns of the same 64-column block, add 32 bytes.
+// The descriptor of a K-major tile in shared memory: the product's sum runs along its rows, over 16
+// columns. Each 8 rows are 1024 bytes behind the 8 before. The next 16 columns of the same
+// 64-column block are 32 bytes further.
 __device__ __forceinline__ uint64_t KMajorDescriptor(const void* tile) {
   constexpr uint64_t kSwizzle128 = 1ull << 62, kNextRows = 1024 / 16;
   return kSwizzle128 | kNextRows << 32 | 1ull << 16 | (SharedAddress(tile) & 0x3ffff) / 16;
 }
-// A tile whose product runs down its rows: 16 rows of 64 columns, the next 64 columns
-// `block_bytes` behind. For the next 16 rows, add 2048 bytes.
+// The descriptor of an MN-major tile: the product's sum runs over its 16 rows, which have 64
+// columns. The next 64 columns are `block_bytes` further, the next 16 rows 2048 bytes.
 __device__ __forceinline__ uint64_t MnMajorDescriptor(const void* tile, int block_bytes) {
   constexpr uint64_t kSwizzle128 = 1ull << 62, kNextRows = 1024 / 16;
   return kSwizzle128 | kNextRows << 32 | static_cast<uint64_t>(block_bytes / 16) << 16 |
@@ -35,27 +36,27 @@ __device__ __forceinline__ uint64_t Advance(uint64_t descriptor, int bytes) {
   return descriptor + static_cast<uint64_t>(bytes / 16);
 }
 
-// Before the first product after registers of a product were touched.
+// Needed before the first product after its registers have been read or written.
 __device__ __forceinline__ void WgmmaFence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void WgmmaCommitGroup() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-// Until at most the `kBatches` youngest batches of products are under way.
+// Waits until at most the kBatches latest groups of products are in flight.
 template <int kBatches>
 __device__ __forceinline__ void WgmmaWaitGroup() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kBatches) : "memory");
 }
-// Puts what `value` is computed from in front of a WgmmaWaitGroup, beside the products under way.
-// ptxas would start to wait first (and it does not count waiting as work); it keeps the order of
-// waits and volatile stores, so the value is stored, where nobody reads it.
+// Makes the computation of `value` come before the next WgmmaWaitGroup, beside the products in
+// flight. ptxas would wait first, because it does not know that waiting takes time. It keeps the
+// order of waits and volatile stores, so the value is stored to a word that nobody reads.
 __device__ __forceinline__ void ComputeNow(float value, float* word) {
   asm volatile("st.volatile.shared.f32 [%0], %1;" ::"r"(SharedAddress(word)), "f"(value)
                : "memory");
 }
-// Keeps the compiler from moving reads and writes of registers that a product uses across this
-// point: it does not know that products go on after their instruction.
+// Keeps the compiler from moving reads and writes of a product's registers across this point. The
+// compiler does not know that a product continues after its instruction.
 template <int kCount>
 __device__ __forceinline__ void WarpgroupFenceOperand(float (&r)[kCount]) {
 #pragma unroll
@@ -70,9 +71,9 @@ __device__ __forceinline__ void WarpgroupFenceOperand(uint32_t (&r)[kCount][4]) 
   }
 }
 
-// The products are of type T, BFloat16 or Float16, with float sums.
-// d[64, 128] = a[64, 16] b[128, 16]^T of the warpgroup, added to d where `add`: both by rows of 16
-// columns in shared memory, see KMajorDescriptor.
+// Operands have type T, BFloat16 or Float16; sums are float.
+// d[64, 128] (+)= a[64, 16] b[128, 16]^T of the warpgroup, added to d if `add`. Both operands are
+// in shared memory, see KMajorDescriptor.
 template <typename T>
 __device__ __forceinline__ void WgmmaSS(float (&d)[64], uint64_t a, uint64_t b, bool add) {
   asm volatile(
@@ -100,8 +101,8 @@ __device__ __forceinline__ void WgmmaSS(float (&d)[64], uint64_t a, uint64_t b, 
       : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(PtxType<T>::kName));
 }
 
-// d[64, 128] += a[64, 16] b[16, 128] of the warpgroup: a in registers, laid out as MmaSync's
-// (16 rows for each warp); b by rows in shared memory, see MnMajorDescriptor.
+// d[64, 128] += a[64, 16] b[16, 128] of the warpgroup. a is in registers, in MmaSync's layout, with
+// 16 rows for each warp; b is in shared memory, see MnMajorDescriptor. The overload has 64 columns.
 template <typename T>
 __device__ __forceinline__ void WgmmaRS(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(

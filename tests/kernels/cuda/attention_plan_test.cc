@@ -1,5 +1,5 @@
-// Goal: the plans of the CUDA attention kernels are right, without a device. Method: random shapes;
-// row tiles, visited key tiles, splits of sequences and pieces of strided copies against plain
+// Goal: the plans of the CUDA prefill kernels and of strided copies are right, without a device.
+// Method: random shapes; row tiles, visited key tiles and pieces of copies are compared with plain
 // loops over rows, keys and elements.
 #include "kernels/cuda/attention_plan.h"
 
@@ -35,7 +35,7 @@ TEST(RowTiles, CoverEachRowOnceInItsGroup) {
   }
 }
 
-// A segment as the kernels' planning step sees it: tiles with their ranges, counted by 32 lanes.
+// Counts a segment's tiles as the planning kernels do: from position ranges, by 32 lanes.
 TileCount Count(Visibility visibility, const std::vector<int32_t>& keys, int tile_keys,
                 PositionRange rows) {
   std::vector<PositionRange> ranges;
@@ -71,7 +71,7 @@ TEST(KeyTiles, MissNoKeyAndMaskWhereNeeded) {
     while (walk.Next()) {
       for (size_t k = walk.tile * tile_keys; k < size_t(walk.tile + 1) * tile_keys; ++k) {
         if (k >= keys.size()) {
-          ASSERT_TRUE(walk.masked());  // keys that are not there
+          ASSERT_TRUE(walk.masked());  // keys that do not exist
           continue;
         }
         visited[k] = true;
@@ -104,54 +104,6 @@ TEST(TileWalk, GoesOverSegmentsInOrder) {
   EXPECT_EQ(visited, (std::vector<std::pair<int, int>>{{1, 0}, {1, 1}, {3, 0}}));
   TileWalk nothing{counts, 1};
   EXPECT_FALSE(nothing.Next());
-}
-
-TEST(PagedSplit, CoversRowsAndSlots) {
-  std::mt19937 rng(3);
-  for (int trial = 0; trial < 300; ++trial) {
-    const int rows = 1 + static_cast<int>(rng() % 300),
-              slots = static_cast<int>(rng() % (trial % 2 ? 100000 : 3000));
-    const int group = 1 + static_cast<int>(rng() % 16);
-    const PagedSplit split = SplitSequence(rows, slots, group, 1 + rng() % 8, 4 * 132);
-    const int64_t tile = rows * group <= kFewRows ? kFewRows : kManyRows;
-    EXPECT_GE(split.row_tiles * tile, rows * group);
-    EXPECT_LT((split.row_tiles - 1) * tile, rows * group);
-    EXPECT_EQ(split.keys_per_split % kPagedTileKeys, 0);
-    EXPECT_GE(int64_t{split.splits} * split.keys_per_split, slots);
-    EXPECT_TRUE(split.splits == 1 || int64_t{split.splits - 1} * split.keys_per_split < slots);
-  }
-  // A long sequence alone fills the device: 8 KV heads, one row, 64K keys.
-  const PagedSplit decode = SplitSequence(1, 65536, 4, 8, 4 * 132);
-  EXPECT_GE(decode.splits * 8, 2 * 132);
-}
-
-TEST(PagedUnitBound, IsNotExceededAndNotFarOff) {
-  std::mt19937 rng(5);
-  for (int trial = 0; trial < 300; ++trial) {
-    const int count = 1 + static_cast<int>(rng() % 60), group = 1 + static_cast<int>(rng() % 8),
-              kv_heads = 1 + static_cast<int>(rng() % 8);
-    int64_t total = 0, units = 0;
-    std::vector<int> rows(count), slots(count);
-    for (int i = 0; i < count; ++i) {
-      rows[i] = 1 + static_cast<int>(rng() % (trial % 2 ? 200 : 1));
-      slots[i] = static_cast<int>(rng() % (rng() % 5 ? 3000 : 70000));
-      total += slots[i];
-    }
-    PagedUnitBound bound{
-        .total_slots = total, .group = group, .kv_heads = kv_heads, .parallel_blocks = 4 * 132};
-    bool any_split = false;
-    for (int i = 0; i < count; ++i) {
-      const PagedSplit split = SplitSequence(rows[i], slots[i], group, kv_heads, 4 * 132);
-      bound.Add(rows[i]);
-      units += split.row_tiles * split.splits;
-      any_split = any_split || split.splits > 1;
-    }
-    EXPECT_LE(units, bound.units());
-    EXPECT_TRUE(bound.any_split() || !any_split);
-    EXPECT_TRUE(count > 1 || bound.units() <= 2 * units);
-    // Short sequences need no second launch, which joins splits.
-    EXPECT_FALSE(total <= kMinKeysPerSplit && bound.any_split());
-  }
 }
 
 TEST(CopyRuns, MoveEveryElementToItsPlace) {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Launcher of nvcc: keeps what ptxas says of each kernel beside the object file, as OBJECT.ptxas, and
-# passes on the rest: errors, warnings, and notes with a number such as (C7520).
+# Launches nvcc. Keeps ptxas's report of each kernel beside the object file, as OBJECT.ptxas, and passes
+# on the rest of its output: errors, warnings, and notes with a number such as (C7520).
 object= previous=
 for argument in "$@"; do
   [ "$previous" = -o ] && object=$argument

@@ -1,6 +1,6 @@
-"""Goal: no kernel spills registers, none loses wgmma's asynchrony, and a change of registers or shared memory is
-seen. Method: read what ptxas said of every kernel while the build compiled it (*.ptxas beside the objects) and
-compare it with resources.txt, where that was written by the same nvcc. `--update` writes resources.txt."""
+"""Goal: no kernel spills registers or loses wgmma's asynchrony, and every change of registers or shared memory is
+noticed. Method: read ptxas's reports of all kernels from the build (*.ptxas beside the objects) and compare them
+with resources.txt, if the same nvcc wrote it. `--update` writes resources.txt."""
 
 import glob
 import os
@@ -17,7 +17,7 @@ def short_names(mangled):
     for line in plain.splitlines():
         name = line.split("(anonymous namespace)::", 1)[1]
         depth = 0
-        for i, c in enumerate(name):  # up to the parameters
+        for i, c in enumerate(name):  # the name ends at the parameters
             depth += (c == "<") - (c == ">")
             if c == "(" and depth == 0 and not name[:i].endswith("<"):
                 name = name[:i]

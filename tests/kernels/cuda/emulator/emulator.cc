@@ -1,3 +1,4 @@
+// The emulator's fibers, collectives, barriers and blocks.
 #include "tests/kernels/cuda/emulator/emulator.h"
 #include <algorithm>
 #include <mutex>
@@ -135,6 +136,56 @@ void RunDeferred() {
   f();
   ++progress;
 }
+static void StartBlock(int threads, size_t shared) {
+  warps.assign((threads + 31) / 32, Warp());
+  groups.assign((threads + 127) / 128, Group());
+  for (Named& n : named) n = Named();
+  at_barrier = 0;
+  deferred.clear();
+  memset(shared_, 0xff, std::max<size_t>(shared, 1));  // NaN
+  alive = threads;
+  for (int i = 0; i < threads; ++i) {
+    fibers[i]->linear = i;
+    fibers[i]->tid = {(unsigned)i, 0, 0};
+    Start(fibers[i]);
+  }
+}
+// Lets each thread of a warp run to its next wait.
+static void RunWarp(int warp, int threads) {
+  for (int i = warp * 32; i < std::min(threads, warp * 32 + 32); ++i) {
+    Fiber* f = fibers[i];
+    if (f->done) continue;
+    current = f;
+    emulator_switch(&main_sp, f->sp);
+    if (f->done) {
+      --alive;
+      CheckBarrier();
+    }
+  }
+}
+[[noreturn]] static void DieOfDeadlock(int threads) {
+  for (int i = 0; i < threads; i += 32)
+    fprintf(stderr, "warp %d done=%d arrived=%d\n", i / 32, fibers[i]->done, warps[i / 32].arrived);
+  Die("deadlock");
+}
+static void RunBlock(int threads) {
+  std::vector<int> warp_order(warps.size());
+  for (size_t i = 0; i < warp_order.size(); ++i) warp_order[i] = i;
+  int idle = 0;
+  while (alive > 0) {
+    const long before = progress;
+    std::shuffle(warp_order.begin(), warp_order.end(), Rng());
+    for (int w : warp_order) RunWarp(w, threads);
+    RunDeferred();
+    idle = progress == before ? idle + 1 : 0;
+    if (idle > 1000) DieOfDeadlock(threads);
+  }
+  for (Named& n : named)
+    if (n.arrived) Die("a named barrier is left half full");
+  if (!deferred.empty()) Die("a copy outlives its block");
+  for (Group& gr : groups)
+    if (!gr.open.empty() || !gr.committed.empty()) Die("wgmma left");
+}
 void RunGrid(dim3 g, int threads, size_t shared, const std::function<void()>& body) {
   static std::mutex one_at_a_time;  // ranks may be threads
   const std::lock_guard<std::mutex> lock(one_at_a_time);
@@ -149,49 +200,8 @@ void RunGrid(dim3 g, int threads, size_t shared, const std::function<void()>& bo
   std::shuffle(order.begin(), order.end(), Rng());
   for (unsigned b : order) {
     block = {b % g.x, b / g.x, 0};
-    warps.assign((threads + 31) / 32, Warp());
-    groups.assign((threads + 127) / 128, Group());
-    for (Named& n : named) n = Named();
-    at_barrier = 0;
-    deferred.clear();
-    memset(shared_, 0xff, std::max<size_t>(shared, 1));  // NaN
-    alive = threads;
-    for (int i = 0; i < threads; ++i) {
-      fibers[i]->linear = i;
-      fibers[i]->tid = {(unsigned)i, 0, 0};
-      Start(fibers[i]);
-    }
-    std::vector<int> warp_order(warps.size());
-    for (size_t i = 0; i < warp_order.size(); ++i) warp_order[i] = i;
-    int idle = 0;
-    while (alive > 0) {
-      const long before = progress;
-      std::shuffle(warp_order.begin(), warp_order.end(), Rng());
-      for (int w : warp_order)
-        for (int i = w * 32; i < std::min(threads, w * 32 + 32); ++i) {
-          Fiber* f = fibers[i];
-          if (f->done) continue;
-          current = f;
-          emulator_switch(&main_sp, f->sp);
-          if (f->done) {
-            --alive;
-            CheckBarrier();
-          }
-        }
-      RunDeferred();
-      idle = progress == before ? idle + 1 : 0;
-      if (idle > 1000) {
-        for (int i = 0; i < threads; i += 32)
-          fprintf(stderr, "warp %d done=%d arrived=%d\n", i / 32, fibers[i]->done,
-                  warps[i / 32].arrived);
-        Die("deadlock");
-      }
-    }
-    for (Named& n : named)
-      if (n.arrived) Die("a named barrier is left half full");
-    if (!deferred.empty()) Die("a copy outlives its block");
-    for (Group& gr : groups)
-      if (!gr.open.empty() || !gr.committed.empty()) Die("wgmma left");
+    StartBlock(threads, shared);
+    RunBlock(threads);
   }
   current = nullptr;
 }

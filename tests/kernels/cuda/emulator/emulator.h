@@ -1,9 +1,9 @@
-// Runs the CUDA kernels' sources on the host, to check what they compute and how their threads wait
-// for each other where no GPU is. Every CUDA thread of a block is a fiber; warps, and what becomes
-// visible when, take turns at random: asynchronous copies come at once or as late as their wait
-// allows, and leave NaN until then. Threads that meet at different instructions, deadlocks, copies
-// that outlive their block and barriers left half full end the program. It knows nothing of speed,
-// and not every race. README.md tells more.
+// Runs the CUDA kernels' sources on the CPU, to check their results and their synchronization
+// without a GPU. Every CUDA thread of a block is a fiber. Warps take turns in random order. An
+// asynchronous copy happens at a random time between its start and its wait, and leaves NaN until
+// then. The program ends if threads meet at different instructions, at deadlocks, if a copy
+// outlives its block, and if a barrier is left half full. The emulator cannot see speed or every
+// race. See README.md.
 #pragma once
 #include <chrono>
 #include <cmath>
@@ -39,18 +39,21 @@ namespace emulator {
 struct Idx {
   unsigned x = 0, y = 0, z = 0;
 };
+// A warp's current collective: an instruction at which its threads meet.
 struct Warp {
   int arrived = 0;
   long generation = 0;
   void* args[32];
   const void* op = nullptr;
 };
+// An asynchronous copy; writes zeros if not valid.
 struct Copy {
   void* to;
   const void* from;
   int bytes;
   bool valid;
 };
+// A CUDA thread, with its cp.async copies: those of the open group and the committed groups.
 struct Fiber {
   Idx tid;
   int linear = 0;
@@ -60,7 +63,9 @@ struct Fiber {
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
 };
-struct Group {  // 128 threads
+// A warpgroup of 128 threads: its current collective, and its wgmma products, which run at the
+// wait.
+struct Group {
   int arrived = 0;
   long generation = 0;
   void* args[128];
@@ -70,19 +75,26 @@ struct Group {  // 128 threads
 };
 extern Fiber* current;
 extern Idx block, grid, block_dim;
-extern long progress;
+extern long progress;  // grows with every event; a block without progress is deadlocked
+// Lets the other threads of the block run.
 void Yield();
-void Collective(const void* op, void* arg, const std::function<void(void**)>& body);  // warp
-void GroupCollective(const void* op, void* arg,
-                     const std::function<void(void**)>& body);  // warpgroup
+// Waits for all threads of the warp (or the warpgroup) at the instruction `op`. The last one calls
+// `body` with the threads' arguments. Ends the program if the threads are at different
+// instructions.
+void Collective(const void* op, void* arg, const std::function<void(void**)>& body);
+void GroupCollective(const void* op, void* arg, const std::function<void(void**)>& body);
 Group& MyGroup();
 void SyncThreads();
+// Arrives at a named barrier of `count` threads, and waits for it if `wait`.
 void NamedBarrier(int id, int count, bool wait);
+// The block's shared memory.
 unsigned char* Shared();
 std::mt19937& Rng();
+// Does f now, or later in RunDeferred, at random: a bulk copy.
 void Defer(std::function<void()> f);
 void RunDeferred();
 [[noreturn]] void Die(const char* what);
+// Runs body() as every thread of every block, one block at a time, in random order.
 void RunGrid(dim3 g, int threads, size_t shared, const std::function<void()>& body);
 }  // namespace emulator
 #define threadIdx (emulator::current->tid)

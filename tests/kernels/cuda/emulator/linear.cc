@@ -1,4 +1,4 @@
-// Matrix products of the emulated backend: plain loops in place of cuBLASLt.
+// Matrix products of the emulated backend: plain loops instead of cuBLASLt.
 #include "kernels/cuda/linear.h"
 
 #include <cstring>

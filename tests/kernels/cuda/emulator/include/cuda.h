@@ -1,5 +1,4 @@
-// The part of the CUDA driver's interface that kernels/cuda uses: tensor maps, with the driver's
-// checks.
+// The part of the CUDA driver API that kernels/cuda uses: tensor maps, with the driver's checks.
 #pragma once
 #include <cuda_runtime.h>
 using cuuint64_t = uint64_t;

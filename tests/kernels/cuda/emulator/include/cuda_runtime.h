@@ -1,4 +1,4 @@
-// The part of the CUDA runtime that kernels/cuda uses, on host memory.
+// The part of the CUDA runtime API that kernels/cuda uses, on CPU memory.
 #pragma once
 #include <utility>
 
@@ -20,7 +20,7 @@ using cudaStream_t = EmuStream*;
 using cudaGraph_t = EmuWork*;
 using cudaGraphExec_t = EmuWork*;
 enum { cudaStreamCaptureModeRelaxed };
-// Does the work, or captures it.
+// Does the work, or captures it if the stream is capturing.
 inline cudaError_t EmuDo(cudaStream_t s, std::function<void()> work) {
   if (s->capturing) {
     s->captured.push_back(std::move(work));
@@ -87,7 +87,7 @@ inline cudaError_t cudaFree(void* p) {
   return cudaSuccess;
 }
 inline cudaError_t cudaMallocAsync(void** p, size_t n, cudaStream_t s) {
-  if (s->capturing) return EmuForbidden(s);  // a real one would be memory of the graph
+  if (s->capturing) return EmuForbidden(s);  // a real capture would make it memory of the graph
   int e = posix_memalign(p, 256, n);
   memset(*p, 0xff, n);
   return e ? cudaErrorMemoryAllocation : cudaSuccess;
@@ -113,7 +113,7 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
   delete s;
   return cudaSuccess;
 }
-// Work is done when it is given, so an event is the time of its recording.
+// Work is done when it is enqueued, so an event is the time of its recording.
 using cudaEvent_t = double*;
 inline cudaError_t cudaEventCreate(cudaEvent_t* e) {
   *e = new double(0);

@@ -1,4 +1,4 @@
-// The launch of a kernel, on fibers.
+// kernels/cuda/launch_kernel.h for the emulator: launches a kernel on fibers.
 #pragma once
 
 #include <cuda_runtime.h>

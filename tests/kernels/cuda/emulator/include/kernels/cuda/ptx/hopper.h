@@ -1,5 +1,5 @@
-// kernels/cuda/ptx/{mbarrier,tma,wgmma}.cuh for the emulator. Descriptors are read bit by bit, as
-// the hardware would.
+// kernels/cuda/ptx/{mbarrier,tma,wgmma}.cuh for the emulator. Reads descriptors bit by bit, like
+// the hardware.
 #pragma once
 #include <cuda.h>
 #include "kernels/cuda/device.cuh"
