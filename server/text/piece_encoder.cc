@@ -5,7 +5,7 @@
 namespace apb::text {
 namespace {
 
-constexpr size_t kRememberedBytes = 48;  // longer words hardly come twice
+constexpr size_t kRememberedBytes = 48;  // longer words rarely occur twice
 constexpr size_t kRememberedWords = 1 << 16;
 
 }  // namespace
