@@ -1,4 +1,4 @@
-// The life of a request.
+// The life of a request, from its text work to its last event.
 #include "server/frontend/active_request.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// A bounded cache of the tokens of short words.
 #include "server/text/piece_encoder.h"
 
 #include <span>

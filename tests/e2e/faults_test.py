@@ -157,7 +157,7 @@ class SignalTest(unittest.TestCase):
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             with fixture.Server() as server:
                 self.assertEqual(len(server.workers()), 2)
-                # Stop() asserts that no process is left.
+                # server.stop() asserts that no process is left.
                 self.assertEqual(server.stop(signal_number), 0)
 
     def test_requests_in_flight_are_finished(self):

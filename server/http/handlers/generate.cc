@@ -1,4 +1,4 @@
-// Events to responses.
+// Turns events into responses.
 #include "server/http/handlers/generate.h"
 
 #include "absl/strings/str_cat.h"

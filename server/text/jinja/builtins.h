@@ -1,5 +1,5 @@
 // The filters, tests, methods and functions that templates may use. They mean what they mean in
-// Python and jinja2. All of them fail with a TemplateError.
+// Python and jinja2. A failure is a TemplateError.
 #pragma once
 
 #include <string>

@@ -343,7 +343,7 @@ class Renderer {
     for (size_t i = 0; i + 1 < e.arguments.size(); i += 2) {
       const Value key = Evaluate(*e.arguments[i]);
       if (!key.IsString()) FailUnsupported("a dictionary key that is a ", key.TypeName());
-      if (!dict.origin) dict.origin = OriginOf(key);  // loops print keys
+      if (!dict.origin) dict.origin = OriginOf(key);  // loops print keys, with this origin
       dict.Set(key.bytes(), Evaluate(*e.arguments[i + 1]));
     }
     return Value::MakeDict(std::move(dict));
