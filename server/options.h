@@ -31,7 +31,7 @@ struct Options {
   int virtual_hosts = 0;  // 0: the worker's default
   // 0: cores / ranks.
   int threads_per_rank = 0;
-  // 0: the worker decides by its memory.
+  // KV cache of the whole group, in tokens. 0: sized from free memory.
   int64_t kv_cache_tokens = 0;
   std::string device;
   std::vector<std::string> worker_arguments;

@@ -17,7 +17,7 @@ namespace apb::text {
 
 class Regex {
  public:
-  // kUnimplemented for a pattern that PCRE2 cannot express; kInvalidArgument for a broken one.
+  // kUnimplemented for a pattern that is refused; kInvalidArgument for a broken one.
   static absl::StatusOr<Regex> Compile(const std::string& pattern);
 
   // All matches that are not empty, from left to right. `text` must be valid UTF-8.

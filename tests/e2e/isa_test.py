@@ -1,8 +1,8 @@
 """Serving with each code path of the CPU backend.
 
-Goal: on every code path that this CPU has, the demo model answers right, exactly and with APB. A server with a path that
-the CPU lacks or that does not exist says at the start which paths there are, and ends. Method: servers with --cpu-isa
-and with APB_CPU_ISA.
+Goal: on every code path that this CPU has, the demo model answers right, exactly and with APB. With a path that the CPU
+lacks, or an unknown one in APB_CPU_ISA, the server says which paths there are and ends; with an unknown --cpu-isa it
+reports the ranks' error and tries again. Method: servers with --cpu-isa and with APB_CPU_ISA.
 """
 import os
 import subprocess
