@@ -1,4 +1,4 @@
-// apb-server: options to objects to serving, and the one order in which everything stops.
+// apb-server: turns options into objects, serves, and stops everything in one fixed order.
 #include <signal.h>
 
 #include <atomic>
@@ -90,7 +90,8 @@ launcher::LauncherOptions LauncherOptionsOf(const Options& o, const std::string&
   return launcher;
 }
 
-// All that runs. Members are destroyed from the last to the first: listeners before what they use.
+// Owns everything that runs. Members are destroyed last to first: listeners before the objects that
+// they use.
 class Server {
  public:
   Server(const Options& options, std::unique_ptr<frontend::PromptProcessor> prompts)
@@ -103,8 +104,9 @@ class Server {
         groups_({.fingerprint = prompts_->fingerprint(), .token = token_}, metrics_),
         frontend_(FrontendOptionsOf(options), *prompts_, groups_, metrics_) {}
 
+  // Binds the ports and starts the workers. Errors: a wrong address, a taken port.
   absl::Status Start();
-  // Blocks until a signal or a fatal end of the workers; returns the exit code.
+  // Blocks until a signal arrives or the workers fail for good; returns the exit code.
   int Run();
 
  private:
@@ -175,7 +177,7 @@ void Server::OnReadiness(bool ready) {
 }
 
 bool Server::OnWorkersEnded(const launcher::GroupExit& exit) {
-  // Whoever may not use the server is not told what is on its disks either.
+  // A caller without access to the server learns nothing about its disks either.
   const bool tell = options_.api_keys.empty() && !exit.reason.empty();
   groups_.SetAbsenceReason(
       exit.failed_starts == 0
@@ -242,7 +244,8 @@ int Main(int argc, char** argv) {
 
   signal(SIGPIPE, SIG_IGN);
   const sigset_t signals = StopSignals();
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // every thread inherits this; Run takes them
+  // Every thread inherits the blocked signals; Run waits for them.
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   launcher::AdoptOrphans();
 
   auto prompts = frontend::PromptProcessor::Load(parsed.options.model);

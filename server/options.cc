@@ -153,7 +153,7 @@ void AddLimits(CLI::App& app, Options& o) {
       ->group("Limits");
 }
 
-// The first of these paths that exists, from the folder of this program; empty: none.
+// The first of these paths that exists, relative to this program's folder; empty if none does.
 std::string FindBeside(std::initializer_list<const char*> candidates) {
   std::error_code error;
   const auto here = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
@@ -164,7 +164,8 @@ std::string FindBeside(std::initializer_list<const char*> candidates) {
   return "";
 }
 
-// Beside this program (installed), in the build tree's place, or whatever PATH has.
+// apb-worker beside this program (installed), else where the build tree has it, else the one in
+// PATH.
 std::string FindWorker() {
   const std::string found = FindBeside({"apb-worker", "../engine/worker/apb-worker"});
   return found.empty() ? "apb-worker" : found;
@@ -215,7 +216,7 @@ ParsedOptions ParseOptions(int argc, char** argv) {
   if (o.worker_binary.empty()) o.worker_binary = FindWorker();
   o.loopback_library = FindBeside({"apb-loopback.so"});
   o.worker_arguments = SplitWords(o.worker_arguments);
-  // A name without a slash is looked for by mpirun.
+  // mpirun itself looks up a name without a slash.
   if (o.local_ranks > 0 && o.worker_binary.find('/') != std::string::npos &&
       access(o.worker_binary.c_str(), X_OK) != 0) {
     std::fprintf(stderr, "--worker-binary %s: cannot be run: %s\n", o.worker_binary.c_str(),

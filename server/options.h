@@ -9,7 +9,7 @@
 
 namespace apb::server {
 
-inline constexpr char kVersion[] = APB_VERSION;  // of the CMake project
+inline constexpr char kVersion[] = APB_VERSION;  // version of the CMake project
 
 struct Options {
   std::string model;
@@ -25,15 +25,19 @@ struct Options {
 
   int local_ranks = 0;
   std::string worker_binary;
-  std::string loopback_library;  // what frontend::LauncherOptions preloads; empty: not found
+  // apb-loopback.so, which launcher::LauncherOptions preloads. Empty when it was not found.
+  std::string loopback_library;
   std::string mpirun = "mpirun";
   int virtual_hosts = 0;  // 0: the worker's default
+  // 0: cores / ranks.
   int threads_per_rank = 0;
+  // KV cache of the whole group, in tokens. 0: sized from free memory.
   int64_t kv_cache_tokens = 0;
   std::string device;
   std::vector<std::string> worker_arguments;
   std::string group_token;
 
+  // Tokens of prompt + completion. 0: as many as model and KV cache allow.
   int64_t max_model_len = 0;
   std::string default_strategy = "auto";
   int64_t max_queued_requests = 128;
@@ -48,9 +52,8 @@ struct Options {
   bool log_json = false;
 };
 
-// `exit_code` is what the process should return when there are no options to run with: 0 after
-// --help and --version, 2 when the command line is wrong; what there was to say has then been
-// printed.
+// With run == false the process returns `exit_code`: 0 after --help and --version, 2 after a wrong
+// command line. ParseOptions has then printed the text or the error.
 struct ParsedOptions {
   Options options;
   bool run = false;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian 12 packages that building and running need; does nothing (and needs no root) when all
-# are there. `install.sh --tests` adds what only the tests need.
+# Installs the Debian 12 packages that building and running need. When all are installed it does nothing and needs
+# no root. `install.sh --tests` adds the packages that only the tests need.
 set -euo pipefail
 
 packages=(

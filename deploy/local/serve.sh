@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs, builds and serves a model on this machine; prints `ready http://127.0.0.1:PORT` when curl may come.
-# Stays in the foreground; Ctrl-C or SIGTERM stops the server and its ranks.
-#   HTTP_PORT (8000)  GRPC_PORT (50051)  RANKS (2)  VIRTUAL_HOSTS (4)
-#   MODEL (demo)  demo, smollm2 (SmolLM2-135M-Instruct, which tests/real_model downloads once), or a checkpoint's folder
-# Further arguments go to apb-server (`serve.sh --help` lists them).
+# Installs packages, builds, and serves a model on this machine. Prints `ready http://127.0.0.1:PORT` when the server takes
+# requests. Stays in the foreground; Ctrl-C or SIGTERM stops the server and its ranks. Environment (with defaults):
+#   HTTP_PORT (8000)  GRPC_PORT (50051)  RANKS (2)  VIRTUAL_HOSTS (4, per rank)
+#   MODEL (demo): demo, smollm2 (SmolLM2-135M-Instruct, which tests/real_model downloads once), or a checkpoint's folder
+# Arguments are passed on to apb-server (`serve.sh --help` lists them).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 

@@ -16,7 +16,8 @@ using cluster::v1::FromWorker;
 using cluster::v1::ToWorker;
 using Stream = grpc::ServerBidiReactor<FromWorker, ToWorker>;
 
-// The sending half. Outlives the RPC when a group is still referred to; sending is then a no-op.
+// The sending half of the stream. It outlives the RPC while somebody still refers to the group;
+// Send then does nothing.
 class Connection final : public GroupConnection {
  public:
   Connection(Stream* stream, grpc::CallbackServerContext* context)
@@ -37,7 +38,8 @@ class Connection final : public GroupConnection {
     if (queue_.empty()) {
       stream_->Finish(request::ToGrpc(status_));
     } else {
-      context_->TryCancel();  // ends the write under way, and then OnWriteDone finishes
+      // Ends the pending write, after which OnWriteDone finishes the stream.
+      context_->TryCancel();
     }
   }
 
@@ -61,13 +63,14 @@ class Connection final : public GroupConnection {
  private:
   absl::Mutex mutex_;
   Stream* stream_ ABSL_GUARDED_BY(mutex_);
-  grpc::CallbackServerContext* const context_;  // lives as long as stream_ is not null
+  grpc::CallbackServerContext* const context_;  // valid while stream_ is not null
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
   bool finishing_ ABSL_GUARDED_BY(mutex_) = false;
   std::deque<ToWorker> queue_ ABSL_GUARDED_BY(mutex_);  // the first one is being written
 };
 
-// Reads run one after the other, so the members but the connection belong to the reading reactions.
+// gRPC runs one read at a time, so only reading callbacks touch the members, but for the
+// connection.
 class Reactor final : public Stream {
  public:
   Reactor(GroupRegistry& registry, grpc::CallbackServerContext* context)

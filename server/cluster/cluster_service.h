@@ -1,5 +1,5 @@
-// Where the leaders of worker groups dial in: the stream of cluster.v1 on one side, the group
-// registry on the other.
+// The service to which the leaders of worker groups connect. It translates between a cluster.v1
+// stream and the group registry.
 #pragma once
 
 #include "apb/cluster/v1/worker_group_service.grpc.pb.h"

@@ -111,7 +111,7 @@ void GroupRegistry::Disconnect(const std::shared_ptr<WorkerGroup>& group, const 
     known = std::erase(groups_, group) > 0;
   }
   if (known) {
-    if (group->leaving() && group->sequence_count() == 0) {  // as it had announced
+    if (group->leaving() && group->sequence_count() == 0) {  // the group had announced its end
       APB_LOG(Info, "group left id=", group->hello().group_id());
     } else {
       APB_LOG(Warning, "group lost id=", group->hello().group_id(),

@@ -1,4 +1,4 @@
-// The worker groups that are connected, and which of them takes the next request. Thread-safe.
+// The connected worker groups, and the choice of the one that takes the next request. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,7 @@
 
 namespace apb::cluster {
 
+// A snapshot of one connected group. Token counts cover its whole KV cache.
 struct GroupInfo {
   std::string id;
   int ranks = 0;
@@ -33,45 +34,49 @@ struct GroupInfo {
 class GroupRegistry {
  public:
   struct Options {
-    std::string fingerprint;  // of the model that this server tokenizes for
-    std::string token;        // secret that a group must know; empty: none
+    std::string fingerprint;  // of the model for which this server tokenizes
+    std::string token;        // secret that a group must know; empty: no secret needed
   };
   // `metrics` must outlive the registry.
   GroupRegistry(Options options, observability::Metrics& metrics);
 
-  // Called with true when the first group gets ready and with false when the last one leaves or is
-  // lost; set it before any group connects.
+  // The listener is called with true when the first group becomes ready, and with false when the
+  // last one leaves or is lost. Set it before any group connects.
   void SetReadinessListener(std::function<void(bool ready)> listener);
 
-  // Checks the hello. kPermissionDenied: wrong secret. kFailedPrecondition: another model. A group
-  // that connects again under the same id replaces the old connection.
+  // Checks the hello and adds the group. kPermissionDenied: wrong secret. kFailedPrecondition:
+  // another model. kInvalidArgument: no ranks or no max_model_len. A group that connects again
+  // under the same id replaces its old connection.
   absl::StatusOr<std::shared_ptr<WorkerGroup>> Connect(const cluster::v1::Hello& hello,
                                                        std::shared_ptr<GroupConnection> connection);
+  // Passes a message on to the group, and statistics to the metrics.
   void OnMessage(WorkerGroup& group, const cluster::v1::FromWorker& message);
-  // Fails what is in flight there.
+  // Removes the group and fails the sequences in flight on it.
   void Disconnect(const std::shared_ptr<WorkerGroup>& group, const std::string& why);
 
-  // The least loaded group that can hold so many tokens, or null.
+  // The least loaded group that can hold a sequence of so many tokens; null if there is none.
   std::shared_ptr<WorkerGroup> Pick(int64_t tokens) const;
+  // True if a group takes new requests.
   bool ready() const;
-  // "no worker group is ready", and why where that is known.
+  // "no worker group is ready", and the reason where it is known.
   std::string absence() const;
-  // Says why; forgotten when a group connects.
+  // Sets that reason; it is forgotten when a group connects.
   void SetAbsenceReason(std::string why);
-  // How often a group of this id has connected.
+  // How often a group with this id has connected.
   int64_t connections(const std::string& id) const;
-  // The most tokens that a connected group can hold; 0 when there is none.
+  // The most tokens that one sequence may have on a connected group; 0 without groups.
   int64_t max_model_len() const;
   std::vector<GroupInfo> Describe() const;
-  // What a request may ask for: `auto`, and the strategies of the groups that are ready, in the
-  // order in which they tell them. Empty while none is ready.
+  // The strategies that a request may name: `auto` and those of the ready groups, in the order in
+  // which the groups list them. Empty while no group is ready.
   std::vector<request::Strategy> Strategies() const;
   std::vector<std::string> StrategyNames() const;
+  // Asks every group to finish its sequences and to end.
   void DrainAll();
 
  private:
   void OnStats(WorkerGroup& group, const cluster::v1::GroupStats& stats);
-  // Tells the listener when readiness has changed, in the order of the changes.
+  // Tells the listener about changes of readiness, in their order.
   void AnnounceReadiness();
 
   const Options options_;

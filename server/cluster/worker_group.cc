@@ -1,4 +1,4 @@
-// Bookkeeping of the sequences of one group.
+// Bookkeeping of one group's sequences.
 #include "server/cluster/worker_group.h"
 
 #include <vector>

@@ -1,5 +1,5 @@
-// One connected worker group: the sequences in flight there and the way to it. Thread-safe.
-// Listeners are called with no lock held, in the order of the stream.
+// One connected worker group: its sequences in flight and the connection to it. Thread-safe.
+// Listeners are called without any lock, in the order of the messages.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ class GroupConnection {
   virtual void Close(const absl::Status& why) = 0;
 };
 
-// Told what happens to a sequence; after OnEnd or OnLost nothing follows.
+// Hears what happens to one sequence. OnEnd or OnLost is the last call.
 class SequenceListener {
  public:
   virtual ~SequenceListener() = default;
@@ -39,28 +39,30 @@ class WorkerGroup {
 
   const cluster::v1::Hello& hello() const { return hello_; }
 
-  // Sends the sequence; `submit.sequence` is chosen here and returned. The listener is kept until
-  // it ends (shared: the request itself may be dropped by its client meanwhile). kUnavailable when
-  // the group is lost.
+  // Sends the sequence and returns the number that it gets here (`submit.sequence`). The listener
+  // is kept until the sequence ends; it is shared, because the client may drop the request before.
+  // kUnavailable when the group is lost.
   absl::StatusOr<uint64_t> Submit(cluster::v1::Submit submit,
                                   std::shared_ptr<SequenceListener> listener);
-  // The listener hears nothing more. Idempotent.
+  // Ends a sequence; its listener hears nothing more. Idempotent.
   void Cancel(uint64_t sequence);
-  // Gives up the KV of a sequence that was submitted with `keep` and has ended.
+  // Gives up the KV of an ended sequence that was submitted with `keep`.
   void Release(uint64_t sequence);
 
-  // Everything but hello, stats and leaving goes to the listeners.
+  // Calls the listeners for tokens, progress and ends, and notes that the group leaves. Ignores
+  // hello and stats.
   void OnMessage(const cluster::v1::FromWorker& message);
-  // Tells all listeners; the group takes no more sequences.
+  // Tells all listeners. The group takes no more sequences.
   void OnLost(const std::string& why);
+  // Asks the group to finish its sequences and to end.
   void Drain();
   void Close(const absl::Status& why) { connection_->Close(why); }
 
-  // Prompt tokens of the sequences in flight: what the router compares.
+  // Prompt tokens of the sequences in flight; GroupRegistry::Pick compares them.
   int64_t load_tokens() const;
   int64_t sequence_count() const;
   bool lost() const;
-  // Whether it said that it takes nothing new.
+  // True once the group has said that it takes no new sequences.
   bool leaving() const;
 
   void set_kv_blocks_used(int64_t blocks);
@@ -71,11 +73,12 @@ class WorkerGroup {
     std::shared_ptr<SequenceListener> listener;
     int64_t tokens = 0;
   };
+  // Null for an unknown sequence. Take also removes it.
   std::shared_ptr<SequenceListener> Find(uint64_t sequence);
   std::shared_ptr<SequenceListener> Take(uint64_t sequence);
 
   const cluster::v1::Hello hello_;
-  // Shared with the RPC, which may end before the group is forgotten.
+  // Shared with the RPC, which may end before the registry drops the group.
   const std::shared_ptr<GroupConnection> connection_;
   mutable absl::Mutex mutex_;
   absl::flat_hash_map<uint64_t, Sequence> sequences_ ABSL_GUARDED_BY(mutex_);

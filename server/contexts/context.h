@@ -1,5 +1,5 @@
-// A prompt that was computed once and whose KV a worker group keeps: what requests that go on from
-// it need to know.
+// A context: a prompt that was computed once and whose KV a worker group keeps. It holds everything
+// that later requests need to go on from it.
 #pragma once
 
 #include <cstdint>
@@ -14,20 +14,23 @@
 
 namespace apb::contexts {
 
-// Does not change once it is in the store.
+// Immutable once it is in the store.
 struct Context {
   std::string id;
-  std::string owner;  // others are told that there is no such context
+  // Other owners are told that there is no such context.
+  std::string owner;
   absl::Time created;
   absl::Duration ttl;
-  common::v1::ApbOptions apb;  // resolved
-  std::string strategy;        // what was used
+  common::v1::ApbOptions apb;  // resolved (admission.h)
+  std::string strategy;        // the one that was used
   text::PromptSplit prompt;
-  std::optional<request::ChatInput> chat;  // of a conversation
-  std::optional<text::ContextText> text;   // absent: it was made of token ids
+  std::optional<request::ChatInput> chat;  // for a conversation only
+  std::optional<text::ContextText> text;   // absent for a context of token ids
+  // Prompt tokens whose KV was already in the cache at its creation.
   int64_t cached_tokens = 0;
   double prefill_seconds = 0;
-  // Who keeps the KV (shared: a lost group is forgotten by the registry), and under which number.
+  // The group that keeps the KV, and the sequence's number there. Shared, because the registry
+  // forgets a lost group.
   std::shared_ptr<cluster::WorkerGroup> group;
   uint64_t sequence = 0;
 };

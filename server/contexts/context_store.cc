@@ -33,7 +33,7 @@ absl::Status ContextStore::Reserve() {
   const auto is_full = [&]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
     return static_cast<int64_t>(entries_.size()) + reserved_ >= options_.max_contexts;
   };
-  // What a lost group has kept must not keep others out.
+  // Contexts of a lost group must not take the places of new ones.
   for (auto it = entries_.cbegin(); is_full() && it != entries_.cend();) {
     const auto entry = it++;
     if (IsLost(*entry->second.context)) Erase(entry);

@@ -1,5 +1,5 @@
-// The contexts: prompts that were computed once and whose KV a worker group keeps, so that requests
-// can go on from them. A context ends when nobody has used it for its time to live, when it is
+// All contexts: prompts that were computed once and whose KV a worker group keeps, so that requests
+// can go on from them. A context ends when no request has used it for its time to live, when it is
 // deleted, or with its group. Thread-safe.
 #pragma once
 
@@ -29,6 +29,7 @@ class ContextStore {
   struct Options {
     int64_t max_contexts = 64;
     int64_t max_ttl_seconds = 86'400;  // a day
+    // The clock; tests replace it.
     std::function<absl::Time()> now = [] { return absl::Now(); };
   };
   static constexpr int64_t kDefaultTtlSeconds = 3600;
@@ -37,23 +38,26 @@ class ContextStore {
   ContextStore(Options options, observability::Metrics& metrics);
   ~ContextStore();
 
-  // A place for one more context, until Add or Unreserve; kResourceExhausted when there is none.
+  // Reserves a place for one more context until Add or Unreserve; kResourceExhausted when all are
+  // taken.
   absl::Status Reserve();
   void Unreserve();
-  // Fills a reserved place.
+  // Puts the context into a place that was reserved.
   request::ContextInfo Add(Context context);
 
-  // The context, whose time to live begins anew. kNotFound, code context_not_found or context_lost.
+  // Returns the context and starts its time to live anew. kNotFound, with the code
+  // context_not_found or context_lost.
   absl::StatusOr<std::shared_ptr<const Context>> Use(std::string_view owner, std::string_view id);
-  // As Use, but changes nothing; a lost context is no error here.
+  // Like Use, but changes nothing and accepts a lost context.
   absl::StatusOr<request::ContextInfo> Describe(std::string_view owner, std::string_view id) const;
-  // Those of the owner, in the order of their creation.
+  // The owner's contexts, oldest first.
   std::vector<request::ContextInfo> List(std::string_view owner) const;
-  // Its KV is free when the requests that use it have ended.
+  // Removes the context. Its KV is freed when the requests that use it have ended. kNotFound as for
+  // Use.
   absl::Status Delete(std::string_view owner, std::string_view id);
 
-  // Gives up what has expired; infinite, or when the next one expires. The store's own thread calls
-  // it in time.
+  // Removes expired contexts and returns when the next one expires (infinite future without
+  // contexts). The store's own thread calls it in time.
   absl::Time Expire();
 
   const Options& options() const { return options_; }
@@ -79,7 +83,8 @@ class ContextStore {
   Entries entries_ ABSL_GUARDED_BY(mutex_);
   int64_t reserved_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  absl::CondVar changed_;  // an expiry may be nearer than the thread knows, or it shall end
+  // Signalled when an expiry may be nearer than the thread knows, and when the thread must end.
+  absl::CondVar changed_;
   std::thread expiry_;
 };
 

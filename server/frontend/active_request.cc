@@ -1,4 +1,4 @@
-// The life of a request.
+// The life of a request, from its text work to its last event.
 #include "server/frontend/active_request.h"
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 namespace apb::frontend {
 namespace {
 
-// What the worker's own words mean for the client.
+// Translates the worker's end of a sequence into the status that the client gets.
 absl::Status StatusOfEnd(const cluster::v1::SequenceEnd& end) {
   auto code = static_cast<absl::StatusCode>(end.status_code());
   std::string message = end.message();
@@ -57,7 +57,7 @@ void ActiveRequest::Fail(const absl::Status& status) {
 void ActiveRequest::Prepare() {
   {
     absl::MutexLock lock(&mutex_);
-    if (state_ == State::kDone) return;  // cancelled while it waited for the pool
+    if (state_ == State::kDone) return;  // it was cancelled while it waited for the pool
   }
   const absl::Time begin = absl::Now();
   contexts::Context created;
@@ -88,7 +88,7 @@ cluster::v1::Submit ActiveRequest::MakeSubmit(const text::PromptSplit& prompt,
                                               int64_t budget) const {
   cluster::v1::Submit submit;
   const int64_t length = static_cast<int64_t>(prompt.tokens.size());
-  // Strings end with the server: workers see token ids only.
+  // Only the server knows strings (stop strings, the query); workers see token ids.
   *submit.mutable_sampling() = request_.sampling;
   submit.mutable_sampling()->set_max_tokens(static_cast<int32_t>(budget));
   submit.mutable_sampling()->clear_stop();
@@ -98,8 +98,8 @@ cluster::v1::Submit ActiveRequest::MakeSubmit(const text::PromptSplit& prompt,
   submit.set_query_begin(std::clamp<int64_t>(prompt.query_begin, 0, length - 1));
   submit.set_query_insert_position(prompt.query_insert_position);
   submit.mutable_embedded_query()->Add(prompt.embedded_query.begin(), prompt.embedded_query.end());
-  submit.set_report_progress(
-      true);  // the first report ends the waiting, also where the client wants none
+  // The first report ends the waiting, also when the client wants no progress.
+  submit.set_report_progress(true);
   submit.set_keep(request_.create_context);
   if (context_ != nullptr) submit.set_context(context_->sequence);
   return submit;
@@ -124,7 +124,8 @@ absl::Status ActiveRequest::Submit(const text::PromptSplit& prompt) {
   submitted_ = absl::Now();
   created_.group = group_;
   Emit(request::Queued{.position = waiting_ahead_, .prompt_tokens = prompt_tokens_});
-  if (state_ == State::kDone) return absl::OkStatus();  // nobody hears what the group would say
+  // Nobody would hear the group.
+  if (state_ == State::kDone) return absl::OkStatus();
   APB_ASSIGN_OR_RETURN(sequence_, group_->Submit(MakeSubmit(prompt, budget), shared_from_this()));
   return absl::OkStatus();
 }
@@ -176,7 +177,7 @@ void ActiveRequest::OnToken(const cluster::v1::TokenEvent& token) {
   const bool stopped = stream_->stopped();
   if (!chunk.ids.empty()) Emit(std::move(chunk));
   if (!stopped || state_ == State::kDone) return;
-  // The worker does not know of stop strings; Finish cancels the sequence there.
+  // The worker does not know stop strings; Finish cancels the sequence there.
   Complete({.reason = request::FinishReason::kStop,
             .stop_string = stream_->stop_string(),
             .queue_seconds = queue_seconds_,
@@ -187,11 +188,12 @@ void ActiveRequest::OnToken(const cluster::v1::TokenEvent& token) {
 void ActiveRequest::OnEnd(const cluster::v1::SequenceEnd& end) {
   absl::MutexLock lock(&mutex_);
   if (state_ == State::kDone) {
-    // Cancelled while these words were on their way: nobody else gives up what is kept now.
+    // The request was cancelled while this message was on its way, so nobody else gives up the kept
+    // KV.
     if (request_.create_context) created_.group->Release(sequence_);
     return;
   }
-  group_ = nullptr;  // there is nothing left to cancel
+  group_ = nullptr;  // the sequence has ended: there is nothing to cancel
   strategy_ = end.strategy();
   const bool by_stop = end.reason() == cluster::v1::END_REASON_STOP_TOKEN;
   if (!by_stop && end.reason() != cluster::v1::END_REASON_LENGTH) {

@@ -1,6 +1,5 @@
-// One request from its admission to its end. Thread-safe; the mutex orders its events. Held by the
-// connection of its client and, while they have work with it, by the text pool and the worker
-// group.
+// One request from its admission to its end. Thread-safe; the mutex puts its events in order. The
+// client's connection holds it, and so do the text pool and the worker group while they work on it.
 #pragma once
 
 #include <cstdint>
@@ -26,18 +25,19 @@ class Frontend;
 class ActiveRequest : public cluster::SequenceListener,
                       public std::enable_shared_from_this<ActiveRequest> {
  public:
-  // `request` is resolved (admission.h). `context`: what it goes on from, or null (shared with the
-  // store, which may drop it).
+  // `request` is resolved (admission.h). `context` is the one that the request goes on from, or
+  // null; it is shared with the store, which may drop it earlier. `waiting_ahead`: requests that
+  // waited when this one arrived.
   ActiveRequest(Frontend& frontend, request::CanonicalRequest request,
                 std::shared_ptr<const contexts::Context> context,
                 std::shared_ptr<request::EventSink> sink, int64_t waiting_ahead);
 
-  // The client is gone: no event follows, the worker stops at the next step border. Idempotent.
+  // The client is gone: no event follows, and the worker stops at the next step border. Idempotent.
   void Cancel() ABSL_LOCKS_EXCLUDED(mutex_);
-  // The server gives up: the sink gets Failed, unless the request is over.
+  // The server gives the request up: the sink gets Failed, unless the request has ended.
   void Fail(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Text work and submission; on the text pool.
+  // Does the text work and submits the sequence. Runs on the text pool.
   void Prepare() ABSL_LOCKS_EXCLUDED(mutex_);
 
   void OnToken(const cluster::v1::TokenEvent& token) override ABSL_LOCKS_EXCLUDED(mutex_);
@@ -47,21 +47,24 @@ class ActiveRequest : public cluster::SequenceListener,
   void OnLost(const std::string& why) override ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  // Text: on the pool. Waiting: at the worker. Running: the worker has reported work. Done.
+  // kText: on the text pool. kWaiting: at the worker. kRunning: the worker has reported work on it.
   enum class State { kText, kWaiting, kRunning, kDone };
 
-  // The text work; `created` is filled for a request that creates a context.
+  // The text work. Fills `created` for a request that creates a context.
   absl::StatusOr<text::PromptSplit> PrepareText(contexts::Context& created) const;
+  // Submits the sequence to a group. On an error the caller fails the request.
   absl::Status Submit(const text::PromptSplit& prompt) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   cluster::v1::Submit MakeSubmit(const text::PromptSplit& prompt, int64_t budget) const;
+  // Stores the context whose prompt the worker has computed, and ends the request.
   void KeepContext(const cluster::v1::SequenceEnd& end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StartRunning() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Emit(request::Event event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // The client is gone or too slow.
+  // Ends a request whose client is gone or reads too slowly.
   void CutOff() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Complete(request::Completed completed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FailLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Leaves the worker and the accounts; the last thing that happens.
+  // Cancels the sequence at the worker and leaves all accounts. Nothing happens to the request
+  // afterwards.
   void Finish(std::string_view outcome, const request::Completed& completed,
               std::string_view detail) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -73,15 +76,17 @@ class ActiveRequest : public cluster::SequenceListener,
 
   absl::Mutex mutex_;
   State state_ ABSL_GUARDED_BY(mutex_) = State::kText;
-  contexts::Context created_ ABSL_GUARDED_BY(mutex_);  // of a request that creates a context
-  bool has_place_ ABSL_GUARDED_BY(mutex_);             // reserved in the store for created_
+  contexts::Context created_ ABSL_GUARDED_BY(mutex_);  // for a request that creates a context
+  // True while a place for created_ is reserved in the store.
+  bool has_place_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<cluster::WorkerGroup> group_ ABSL_GUARDED_BY(mutex_);
   uint64_t sequence_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<request::TokenStream> stream_ ABSL_GUARDED_BY(mutex_);
   int64_t prompt_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
-  int64_t cached_tokens_ ABSL_GUARDED_BY(mutex_) = 0;  // of the prompt: their KV was there
+  // Prompt tokens whose KV was already in the cache.
+  int64_t cached_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t waiting_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::string strategy_ ABSL_GUARDED_BY(mutex_);  // of the worker's reports
+  std::string strategy_ ABSL_GUARDED_BY(mutex_);  // as the worker reports it
   double queue_seconds_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Time submitted_ ABSL_GUARDED_BY(mutex_);
   absl::Time first_token_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();

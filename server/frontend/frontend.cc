@@ -89,7 +89,8 @@ absl::StatusOr<std::shared_ptr<ActiveRequest>> Frontend::Start(
   bool is_late = false;
   {
     absl::MutexLock lock(&mutex_);
-    // Draining may have begun behind Admit's look, and whoever drains may have seen nobody here.
+    // Draining may have begun after Admit looked, and FailAll may have run before this request was
+    // in the set.
     is_late = draining_;
     if (!is_late) requests_[active.get()] = active;
   }

@@ -1,4 +1,4 @@
-// Loading and using the text half of a checkpoint.
+// Loads and uses the text half of a checkpoint.
 #include "server/frontend/prompt_processor.h"
 
 #include <algorithm>
@@ -19,8 +19,8 @@ std::optional<std::string> QueryOf(const request::CanonicalRequest& request) {
   return request.apb.query();
 }
 
-// The splitter knows no statuses with fields; what it says of the query begins with the query's
-// name.
+// The splitter's errors carry no field. An error about the query begins with "apb.query ", which
+// becomes the field.
 absl::Status WithQueryField(const absl::Status& status) {
   absl::string_view problem = status.message();
   if (!absl::IsInvalidArgument(status) || !absl::ConsumePrefix(&problem, "apb.query "))
@@ -28,8 +28,8 @@ absl::Status WithQueryField(const absl::Status& status) {
   return request::InvalidField("apb.query", base::StdView(problem));
 }
 
-// The conversation that a context and the messages behind it make. A user who goes on where a user
-// has ended writes in the same message: many templates refuse two of them in a row.
+// The conversation of a context followed by more messages. A user message after a user message
+// continues it, because many templates refuse two of them in a row.
 request::ChatInput Join(const request::ChatInput& context, const request::ChatInput& more) {
   request::ChatInput joined = more;
   joined.messages = context.messages;
@@ -75,7 +75,8 @@ absl::StatusOr<text::RenderedPrompt> PromptProcessor::Render(const request::Chat
   }
   text::Json messages = text::Json::array();
   for (const request::ChatMessage& message : input.messages) {
-    // The name that OpenAI gives to system messages of newer models; templates do not know it.
+    // OpenAI calls the system messages of newer models "developer"; templates do not know that
+    // name.
     const std::string role = message.role == "developer" ? "system" : message.role;
     messages.push_back({{"role", role}, {"content", message.content}});
   }
@@ -140,7 +141,7 @@ absl::StatusOr<text::PromptSplit> PromptProcessor::SplitContext(
   }
   request::ChatInput chat = std::get<request::ChatInput>(request.input);
   chat.add_generation_prompt = false;
-  // More may follow in the last message, and templates cut blanks at its end only.
+  // More text may follow in the last message, and templates strip blanks only at its end.
   absl::StripTrailingAsciiWhitespace(&chat.messages.back().content);
   APB_ASSIGN_OR_RETURN(const text::RenderedPrompt rendered, Render(chat, context.created));
   absl::StatusOr<text::ContextText> text = text::TextOfChatContext(rendered);

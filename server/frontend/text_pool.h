@@ -1,4 +1,5 @@
-// Threads for text work (JSON of big bodies, templates, tokenization), off the event loops.
+// Threads for text work (JSON of big bodies, templates, tokenization), which would hold up the
+// event loops.
 #pragma once
 
 #include <functional>
@@ -9,7 +10,8 @@
 
 namespace apb::frontend {
 
-// Tasks run in order of arrival on any of the threads. Destruction runs what is queued, then joins.
+// Starts tasks in their order of arrival, on any of the threads. The destructor runs all queued
+// tasks, then joins.
 class TextPool {
  public:
   TextPool(int thread_count, size_t max_queued_tasks);

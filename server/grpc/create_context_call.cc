@@ -1,4 +1,4 @@
-// The reactor of the call and the sink of its request.
+// The reactor of the call, and the sink for its request's events.
 #include "server/grpc/create_context_call.h"
 
 #include <memory>
@@ -14,7 +14,7 @@ namespace {
 
 namespace pb = inference::v1;
 
-// Finishes the call once. Outlives it while the request still holds the sink.
+// Finishes the call exactly once. The request may hold the sink longer than the call lives.
 class ContextSink final : public request::EventSink {
  public:
   ContextSink(frontend::Frontend& frontend, grpc::ServerUnaryReactor* reactor,
@@ -46,7 +46,7 @@ class ContextSink final : public request::EventSink {
 
   frontend::Frontend& frontend_;
   absl::Mutex mutex_;
-  grpc::ServerUnaryReactor* reactor_ ABSL_GUARDED_BY(mutex_);  // null: the call is finished
+  grpc::ServerUnaryReactor* reactor_ ABSL_GUARDED_BY(mutex_);  // null once the call is finished
   pb::Context* const response_ ABSL_PT_GUARDED_BY(mutex_);
 };
 
@@ -67,7 +67,7 @@ class CreateContextReactor final : public grpc::ServerUnaryReactor {
     if (!status.ok()) sink_->Finish(status);
   }
 
-  // The client is gone or its deadline has passed.
+  // The client is gone, or its deadline has passed.
   void OnCancel() override {
     {
       absl::MutexLock lock(&mutex_);

@@ -1,4 +1,4 @@
-// A CreateContext call from its request to its answer: minutes may lie between them.
+// A CreateContext call from its request to its answer, which may take minutes.
 #pragma once
 
 #include "absl/status/statusor.h"
@@ -8,8 +8,8 @@
 
 namespace apb::grpc_api {
 
-// `request` may be an error, which is then the status of the call. Frontend and response must
-// outlive the call; what is returned owns itself.
+// Starts the call. If `request` is an error, the call ends with it. `frontend` and `response` must
+// outlive the call; the returned reactor deletes itself.
 grpc::ServerUnaryReactor* StartCreateContext(frontend::Frontend& frontend,
                                              absl::StatusOr<request::CanonicalRequest> request,
                                              inference::v1::Context* response);

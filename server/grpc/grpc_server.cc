@@ -1,4 +1,4 @@
-// Building and stopping the gRPC servers.
+// Builds and stops the gRPC servers.
 #include "server/grpc/grpc_server.h"
 
 #include "absl/strings/str_cat.h"
@@ -12,13 +12,13 @@ namespace {
 
 constexpr char kServiceName[] = "apb.inference.v1.InferenceService";
 
-// Long silent prefills: pings find dead peers, and peers may ping often.
+// Long prefills send nothing for minutes: server pings find dead peers, and clients may ping often.
 void SetKeepalive(grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
-  // Two servers on one port would share its clients by chance.
+  // Without this option two servers could bind one port and share its clients by chance.
   builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
 }
 

@@ -1,5 +1,5 @@
-// The two gRPC listeners: the public one with health and reflection, and the one that worker groups
-// dial.
+// The two gRPC listeners: the public one with health and reflection, and the one to which worker
+// groups connect.
 #pragma once
 
 #include <memory>
@@ -17,21 +17,22 @@ class GrpcServer {
  public:
   struct Options {
     std::string host = "127.0.0.1";
-    int port = 0;  // 0: any free one
+    int port = 0;  // 0: any free port
     std::string cluster_host = "127.0.0.1";
     int cluster_port = 0;
     int max_message_bytes = 64 << 20;
     InferenceService::Options service;
   };
-  // Both ports are bound when this returns; kUnavailable names one that is taken.
+  // Both ports are bound when this returns. kUnavailable names a port that is taken. `frontend` and
+  // `registry` must outlive the server.
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const Options& options,
                                                            frontend::Frontend& frontend,
                                                            cluster::GroupRegistry& registry);
   ~GrpcServer();
 
-  // What the standard health service says for "" and for the inference service.
+  // Sets the answer of the standard health service for "" and for the inference service.
   void SetServing(bool serving);
-  // Calls under way have until the deadline.
+  // Lets running calls go on until the deadline, then cancels them.
   void Shutdown(absl::Time deadline);
 
   int port() const { return port_; }

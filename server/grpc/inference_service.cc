@@ -1,4 +1,4 @@
-// Calls of the public service.
+// The calls of the public service.
 #include "server/grpc/inference_service.h"
 
 #include <algorithm>
@@ -25,8 +25,8 @@ namespace pb = inference::v1;
 
 class GenerateReactor;
 
-// The events of one call. Outlives the call while the request still holds it; events are then
-// dropped.
+// Sends the events of one call. The request may hold the sink longer than the call lives; events
+// are then dropped.
 class Sink final : public request::EventSink {
  public:
   Sink(GenerateReactor* reactor, std::string request_id, size_t max_bytes)
@@ -40,7 +40,7 @@ class Sink final : public request::EventSink {
 
  private:
   void FinishLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Like Finish, but drops what is queued and breaks off the write under way.
+  // Like FinishLocked, but drops the queued messages and breaks off the pending write.
   void AbandonLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -48,11 +48,11 @@ class Sink final : public request::EventSink {
   GenerateReactor* reactor_ ABSL_GUARDED_BY(mutex_);
   const std::string request_id_;
   const size_t max_bytes_;
-  std::deque<pb::GenerateResponse> queue_
-      ABSL_GUARDED_BY(mutex_);  // the first one is being written
+  // The first one is being written.
+  std::deque<pb::GenerateResponse> queue_ ABSL_GUARDED_BY(mutex_);
   size_t queued_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool over_ ABSL_GUARDED_BY(mutex_) = false;      // no event may follow
-  bool finished_ ABSL_GUARDED_BY(mutex_) = false;  // Finish was called
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;  // reactor_->Finish was called
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
 };
 
@@ -78,7 +78,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<pb::GenerateRespon
 
   void OnWriteDone(bool ok) override { sink_->OnWriteDone(ok); }
 
-  // The client is gone or its deadline has passed.
+  // The client is gone, or its deadline has passed.
   void OnCancel() override {
     {
       absl::MutexLock lock(&mutex_);
@@ -93,7 +93,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<pb::GenerateRespon
     delete this;
   }
 
-  // The client may not be reading; without this a write could wait for ever.
+  // Without this a write to a client that does not read could wait for ever.
   void BreakOff() { context_->TryCancel(); }
 
   void CountStatus(const absl::Status& status) {
@@ -102,7 +102,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<pb::GenerateRespon
 
  private:
   frontend::Frontend& frontend_;
-  grpc::CallbackServerContext* const context_;  // of the call, so it outlives this
+  grpc::CallbackServerContext* const context_;  // belongs to the call, which outlives this
   const std::shared_ptr<Sink> sink_;            // shared with the request
   absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
@@ -157,7 +157,7 @@ void Sink::FinishLocked(const absl::Status& status) {
 void Sink::AbandonLocked(const absl::Status& status) {
   if (reactor_ == nullptr || finished_) return;
   if (queue_.size() > 1) queue_.erase(queue_.begin() + 1, queue_.end());
-  if (!queue_.empty()) reactor_->BreakOff();  // its OnWriteDone finishes
+  if (!queue_.empty()) reactor_->BreakOff();  // the write's OnWriteDone then finishes the call
   FinishLocked(status);
 }
 

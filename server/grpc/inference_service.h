@@ -1,4 +1,5 @@
-// The public gRPC service over the frontend. Callback API: no thread waits for a request.
+// The public gRPC service on top of the frontend. It uses the callback API, so no thread waits for
+// a request.
 #pragma once
 
 #include <string>
@@ -12,9 +13,9 @@ namespace apb::grpc_api {
 class InferenceService final : public inference::v1::InferenceService::CallbackService {
  public:
   struct Options {
-    std::vector<std::string> api_keys;  // empty: everybody may
+    std::vector<std::string> api_keys;  // empty: everybody may call
     std::string version;
-    size_t max_stream_bytes = 1 << 20;  // a client that is further behind is cut off
+    size_t max_stream_bytes = 1 << 20;  // a client that falls further behind is cut off
   };
   // `frontend` must outlive the service's server.
   InferenceService(Options options, frontend::Frontend& frontend);
@@ -48,9 +49,11 @@ class InferenceService final : public inference::v1::InferenceService::CallbackS
 
  private:
   absl::Status Authorize(const grpc::CallbackServerContext& context) const;
-  std::string OwnerOf(const grpc::CallbackServerContext& context) const;  // of contexts
+  // The owner of this caller's contexts.
+  std::string OwnerOf(const grpc::CallbackServerContext& context) const;
   absl::Status CheckModel(const std::string& model) const;
-  // Runs on the text pool what would hold up the threads of gRPC.
+  // RunOnPool runs slow work on the text pool, away from gRPC's threads; RunNow runs quick work at
+  // once. Both check the key first and count the call under `method`.
   grpc::ServerUnaryReactor* RunOnPool(grpc::CallbackServerContext* context, const char* method,
                                       std::function<absl::Status()> work);
   grpc::ServerUnaryReactor* RunNow(grpc::CallbackServerContext* context, const char* method,

@@ -82,7 +82,7 @@ struct EventWriter {
   void operator()(const request::Failed&) {}
 };
 
-// What GenerateRequest and CreateContextRequest have in common.
+// Reads the fields that GenerateRequest and CreateContextRequest share.
 template <typename Message>
 absl::Status ReadPrompt(const Message& message, CanonicalRequest& request) {
   request.model = message.model();

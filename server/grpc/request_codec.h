@@ -1,4 +1,5 @@
-// Messages of apb.inference.v1 to canonical requests, events to messages. Pure functions.
+// Translates messages of apb.inference.v1 into canonical requests, and events into messages. Pure
+// functions.
 #pragma once
 
 #include "absl/status/statusor.h"
@@ -8,7 +9,7 @@
 
 namespace apb::grpc_api {
 
-// kInvalidArgument for what the canonical request cannot say; ranges are left to admission.
+// kInvalidArgument for input that a canonical request cannot express. Admission checks the ranges.
 absl::StatusOr<request::CanonicalRequest> FromMessage(
     const inference::v1::GenerateRequest& message);
 absl::StatusOr<request::CanonicalRequest> FromMessage(
@@ -18,7 +19,7 @@ absl::StatusOr<request::CanonicalRequest> FromMessage(
 
 inference::v1::Context ToMessage(const request::ContextInfo& context, const std::string& model);
 
-// An event of Generate; not for Failed, which is the status of the call.
+// Translates an event of Generate. Not for Failed, which is the status of the call.
 inference::v1::GenerateResponse ToMessage(const request::Event& event,
                                           const std::string& request_id);
 

@@ -14,7 +14,7 @@ using boost::system::error_code;
 
 namespace {
 
-// What a client may send ahead while it waits for an answer.
+// Bytes that a client may send ahead while it waits for a response.
 constexpr size_t kMaxPipelinedBytes = 64 << 10;
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Bytes and time of one HTTP connection: deadlines, writing, and noticing that the client is gone.
-// Everything but Wake belongs to the connection's strand.
+// One HTTP connection: its deadlines, its writing, and noticing that the client is gone. All calls
+// but Wake are made on the connection's strand.
 #pragma once
 
 #include <cstdint>
@@ -16,37 +16,39 @@
 
 namespace apb::http_api {
 
-// Awaited operations give their error as a value.
+// Makes an awaited operation return its error as a value.
 inline constexpr auto kAwait = boost::asio::as_tuple(boost::asio::use_awaitable);
 
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
+  // `write_timeout`: how long one Write may take.
   Connection(boost::asio::ip::tcp::socket socket, absl::Duration write_timeout);
 
   boost::asio::ip::tcp::socket& socket() { return socket_; }
-  // What was read and not used yet.
+  // Bytes that were read and not used yet.
   boost::beast::flat_buffer& buffer() { return buffer_; }
 
-  // From then on operations of the socket are cancelled; replaces an earlier one.
+  // Cancels the socket's operations after this time; replaces an earlier timeout.
   void SetTimeout(absl::Duration duration);
-  // Whether the timeout had passed.
+  // Stops the timeout; true if it had already passed.
   bool ClearTimeout();
 
-  // False: the client is gone, or took nothing for too long.
+  // Writes all bytes. False: the client is gone, or did not take them within write_timeout.
   boost::asio::awaitable<bool> Write(std::string bytes);
-  // Ends the sending half and reads what is still under way: bytes that were not read would turn
-  // the close into a reset, which may overtake the response.
+  // Ends the sending half and reads what the client still sends. Unread bytes would turn the close
+  // into a reset, which may overtake the response.
   boost::asio::awaitable<void> EndSending();
   void Close();
 
-  // Between the two, reads ahead while an answer is made, to notice that the client is gone.
+  // Between StartWatching and StopWatching the connection reads ahead, to notice while a response
+  // is computed that the client is gone. StopWatching must be awaited before the next read.
   void StartWatching();
   boost::asio::awaitable<void> StopWatching();
   bool client_gone() const { return client_gone_; }
 
-  // Returns at the next Wake (true), or after that time.
+  // Waits for the next Wake (true), or for that time (false).
   boost::asio::awaitable<bool> AwaitWake(absl::Duration duration);
-  // From any thread.
+  // May be called from any thread.
   void Wake();
 
  private:
@@ -58,7 +60,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   boost::asio::steady_timer timeout_timer_;
   uint64_t timeout_number_ = 0;
   bool timed_out_ = false;
-  boost::asio::steady_timer wake_timer_;  // cancelled to wake who waits
+  boost::asio::steady_timer wake_timer_;  // cancelled to wake AwaitWake
   bool watching_ = false;
   bool client_gone_ = false;
 };

@@ -1,4 +1,4 @@
-// Writing contexts.
+// Writes the JSON of contexts.
 #include "server/http/context_card.h"
 
 #include "absl/time/time.h"

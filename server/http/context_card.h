@@ -1,4 +1,4 @@
-// A context as clients read it.
+// The JSON that describes a context to clients.
 #pragma once
 
 #include <string>

@@ -1,4 +1,4 @@
-// Writing errors.
+// Writes error responses.
 #include "server/http/errors.h"
 
 #include "absl/strings/str_cat.h"

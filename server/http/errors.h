@@ -1,4 +1,4 @@
-// Responses that tell of an error, in OpenAI's form. Pure functions.
+// Error responses in OpenAI's form. Pure functions.
 #pragma once
 
 #include <string_view>
@@ -9,7 +9,7 @@
 namespace apb::http_api {
 
 Response ErrorResponse(const absl::Status& status);
-// With a status of HTTP's own.
+// For errors of HTTP itself, which no absl::Status expresses.
 Response HttpErrorResponse(int status, std::string_view message, std::string_view code = "");
 
 }  // namespace apb::http_api

@@ -66,7 +66,7 @@ void HttpServer::Accept() {
 void HttpServer::OnAccept(const error_code& error, tcp::socket socket) {
   if (error == asio::error::operation_aborted || !acceptor_.is_open()) return;
   if (error) {
-    // Out of descriptors, most likely: give the open connections time to end.
+    // Most likely the process is out of file descriptors: give the open connections time to end.
     APB_LOG(Warning, "accept: ", error.message());
     auto timer = std::make_shared<asio::steady_timer>(acceptor_.get_executor(),
                                                       std::chrono::milliseconds(100));
@@ -94,7 +94,8 @@ HttpServer::~HttpServer() {
   Shutdown(absl::Now());
   context_.stop();
   for (std::thread& thread : threads_) thread.join();
-  // They refer to what their sessions, which die with the context, have read.
+  // Queued tasks refer to requests that their sessions have read, and the sessions die with the
+  // context.
   while (shared_->pool_tasks > 0) absl::SleepFor(absl::Milliseconds(1));
 }
 

@@ -17,40 +17,41 @@ namespace apb::http_api {
 
 struct HttpOptions {
   std::string host = "127.0.0.1";
-  int port = 8000;  // 0: any free one
+  int port = 8000;  // 0: any free port
   int threads = 2;
+  // Empty: everybody may call.
   std::vector<std::string> api_keys;
   std::string version;
   int64_t max_connections = 4096;
   uint64_t max_body_bytes = 64 << 20;
   uint32_t max_header_bytes = 64 << 10;
-  size_t max_stream_bytes = 1 << 20;  // a client that is further behind is cut off
+  size_t max_stream_bytes = 1 << 20;  // a client that falls further behind is cut off
   absl::Duration sse_keepalive = absl::Seconds(15);
   absl::Duration idle_timeout = absl::Seconds(75);
   absl::Duration header_timeout = absl::Seconds(10);
-  absl::Duration body_timeout = absl::Seconds(30);   // without any progress
-  absl::Duration write_timeout = absl::Seconds(60);  // without any progress
+  absl::Duration body_timeout = absl::Seconds(30);   // for each read of the body
+  absl::Duration write_timeout = absl::Seconds(60);  // for each write
 };
 
-// What the sessions of a server share. Thread-safe.
+// The state that all sessions of a server share. Thread-safe.
 struct HttpShared {
   HttpOptions options;
   frontend::Frontend& frontend;
   std::atomic<int64_t> connections{0};
   std::atomic<int64_t> responses{0};   // being made or written
-  std::atomic<int64_t> pool_tasks{0};  // work of sessions on the text pool
+  std::atomic<int64_t> pool_tasks{0};  // tasks of sessions on the text pool
 };
 
 class HttpServer {
  public:
-  // The port is bound when this returns; kUnavailable when it is taken. `frontend` must outlive the
-  // server.
+  // The port is bound when this returns. kUnavailable: it is taken; kInvalidArgument: the host is
+  // wrong. `frontend` must outlive the server.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(HttpOptions options,
                                                            frontend::Frontend& frontend);
   // Closes all connections.
   ~HttpServer();
 
-  // No new connections. Responses under way go on, until the deadline.
+  // Accepts no new connections. Running responses go on until the deadline.
   void Shutdown(absl::Time deadline);
   int port() const { return port_; }
 

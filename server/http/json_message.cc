@@ -1,3 +1,4 @@
+// Reflection on the message decides how each JSON field is read.
 #include "server/http/json_message.h"
 
 #include <algorithm>

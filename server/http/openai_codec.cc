@@ -1,4 +1,4 @@
-// Reading OpenAI's request fields.
+// Reads OpenAI's request fields.
 #include "server/http/openai_codec.h"
 
 #include <limits>
@@ -18,8 +18,8 @@ using request::Api;
 using request::CanonicalRequest;
 using request::InvalidField;
 
-// Fields that would change the answer, with the one value (besides null, false, "", [], {}) that
-// asks for nothing.
+// Unsupported fields that would change the answer. Each has one harmless value that asks for
+// nothing, besides null, false, "", [] and {}.
 struct Unsupported {
   const char* name;
   json harmless;
@@ -86,7 +86,7 @@ absl::Status ReadApb(const json& body, common::v1::ApbOptions& apb) {
   return reader.status();
 }
 
-// "content": a string, or a list of parts of type text.
+// "content": a string, or a list of text parts.
 absl::StatusOr<std::string> ReadContent(const json& message, const std::string& name) {
   const auto content = message.find("content");
   if (content == message.end() || content->is_null()) {
@@ -143,7 +143,7 @@ absl::StatusOr<request::ChatInput> ReadChat(const json& body) {
   return chat;
 }
 
-// "prompt": a string, a list of token ids, or a list with one of these.
+// "prompt": a string, a list of token ids, or a list that holds one of these.
 absl::Status ReadPrompt(const json& body, CanonicalRequest* request) {
   JsonReader reader(body);
   const json* prompt = reader.Find("prompt");
@@ -168,7 +168,7 @@ int32_t Int32(JsonReader& reader, const char* name) {
                                              std::numeric_limits<int32_t>::max()));
 }
 
-// Completions: a number of alternatives. Chat: a switch, and "top_logprobs" alternatives.
+// Completions: the number of alternatives. Chat: a switch, and `top_logprobs` for the number.
 void ReadLogprobs(Api api, JsonReader& reader, common::v1::SamplingParams& s) {
   if (api == Api::kCompletion) {
     const json* value = reader.Find("logprobs");
@@ -206,7 +206,7 @@ absl::Status ReadStreamOptions(const json& body, Generation* generation) {
   return reader.status();
 }
 
-// Either of the two, and which API it is of.
+// Reads `messages` or `prompt`; which one is there decides the API.
 absl::Status ReadInput(const json& body, CanonicalRequest* request) {
   request->api = body.contains("messages") ? Api::kChat : Api::kCompletion;
   if (request->api == Api::kCompletion) return ReadPrompt(body, request);

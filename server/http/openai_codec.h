@@ -1,6 +1,6 @@
-// Bodies of OpenAI's API (and vLLM's tokenize calls) to canonical requests. Pure functions; ranges
-// are left to admission. A field that would change the answer and is not supported is an error,
-// unknown fields are ignored.
+// Translates bodies of OpenAI's API (and of vLLM's tokenize calls) into canonical requests. Pure
+// functions; admission checks the ranges. kInvalidArgument names the field. Unknown fields are
+// ignored, but an unsupported field that would change the answer is an error.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,8 @@ struct Generation {
 
 absl::StatusOr<Generation> ParseCompletion(const nlohmann::json& body);
 absl::StatusOr<Generation> ParseChat(const nlohmann::json& body);
-// Has no OpenAI counterpart: `messages` or `prompt`, `apb`, `ttl_seconds`.
+// This endpoint has no OpenAI counterpart. It takes `messages` or `prompt`, `model`, `apb` and
+// `ttl_seconds`.
 absl::StatusOr<Generation> ParseNewContext(const nlohmann::json& body);
 absl::StatusOr<request::CanonicalRequest> ParseTokenize(const nlohmann::json& body);
 absl::StatusOr<std::vector<int32_t>> ParseDetokenize(const nlohmann::json& body);

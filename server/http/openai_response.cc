@@ -1,4 +1,4 @@
-// Writing OpenAI's responses.
+// Writes OpenAI's responses.
 #include "server/http/openai_response.h"
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace {
 using nlohmann::json;
 using request::Api;
 
-// Tokens may be part of a character; such bytes become U+FFFD.
+// A token may be a part of a UTF-8 character; such bytes become U+FFFD.
 std::string Dump(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
 }
@@ -24,7 +24,8 @@ json UsageOf(const request::Completed& completed) {
           {"prompt_tokens_details", {{"cached_tokens", completed.cached_tokens}}}};
 }
 
-// As llama.cpp has it, with our queue time and the strategy that was used.
+// The fields of llama.cpp's `timings`, and in addition our queue time and the strategy that was
+// used.
 json TimingsOf(const request::Completed& c) {
   const double prompt = static_cast<double>(c.prompt_tokens - c.cached_tokens);
   const double predicted = static_cast<double>(c.completion_tokens);
@@ -143,7 +144,8 @@ std::string OpenAiResponse::TokenFrame(const request::TokenChunk& chunk) {
   json choice = Choice(Logprobs(chunk.logprobs));
   if (header_.api == Api::kChat) {
     json& delta = choice["delta"] = {{"content", chunk.text}};
-    // With the first text: benchmarks take the first chunk for the first token.
+    // The role comes with the first text, because benchmarks take the first chunk for the first
+    // token.
     if (!role_sent_) delta["role"] = "assistant";
     role_sent_ = true;
   } else {

@@ -1,5 +1,5 @@
-// What OpenAI's clients read: chunks, whole responses, usage, errors. One writer per request; not
-// thread-safe.
+// Writes the JSON that OpenAI's clients read: chunks, whole responses, usage, errors. One writer
+// per request; not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -15,14 +15,16 @@ namespace apb::http_api {
 
 // {"error": {"message", "type", "param", "code"}}
 std::string ErrorBody(const absl::Status& status);
-// The same with a type of its own, for errors of HTTP itself.
+// The same with an explicit type, for errors of HTTP itself.
 std::string ErrorBody(std::string_view message, std::string_view type, std::string_view code);
 
 struct ResponseHeader {
+  // With its prefix: "chatcmpl-..." or "cmpl-...".
   std::string id;
+  // The served name.
   std::string model;
   std::string fingerprint;
-  int64_t created = 0;
+  int64_t created = 0;  // seconds since the epoch
   request::Api api = request::Api::kCompletion;
   bool include_usage = false;
   bool logprobs = false;
@@ -32,14 +34,14 @@ class OpenAiResponse {
  public:
   explicit OpenAiResponse(ResponseHeader header);
 
-  // Frames of a stream, each "data: ...\n\n".
+  // These return frames of a stream, each "data: ...\n\n".
   std::string TokenFrame(const request::TokenChunk& chunk);
   std::string ProgressFrame(const request::Progress& progress) const;
-  // The last chunk, usage if it was asked for, [DONE].
+  // The last chunk, the usage if it was asked for, and [DONE].
   std::string EndFrames(const request::Completed& completed);
   static std::string ErrorFrames(const absl::Status& status);
 
-  // The parts of a response that is not streamed.
+  // For a response that is not streamed: Add collects the chunks, Whole returns the body.
   void Add(const request::TokenChunk& chunk);
   std::string Whole(const request::Completed& completed) const;
 
@@ -51,7 +53,7 @@ class OpenAiResponse {
 
   const ResponseHeader header_;
   bool role_sent_ = false;
-  int64_t text_offset_ = 0;  // characters before the next token, for completions' logprobs
+  int64_t text_offset_ = 0;  // for completions' logprobs: characters before the next token
   std::string text_;
   std::vector<request::TokenLogprob> logprobs_;
 };

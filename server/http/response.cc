@@ -1,4 +1,4 @@
-// Writing HTTP/1.1.
+// Writes HTTP/1.1.
 #include "server/http/response.h"
 
 #include "absl/strings/str_cat.h"

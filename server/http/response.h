@@ -15,19 +15,21 @@ struct Response {
   std::vector<std::pair<std::string, std::string>> headers;
 };
 
+// How a response is sent; follows from the request.
 struct Framing {
   bool keep_alive = true;
   bool http_1_0 = false;
-  bool head = false;  // the request was HEAD: no body
+  bool head = false;  // the request was HEAD: send no body
   std::string request_id;
 };
 
 std::string_view ReasonPhrase(int status);
-// Head and body.
+// Returns head and body.
 std::string Serialize(const Response& response, const Framing& framing);
-// The head of an event stream; its body is chunked, with HTTP/1.0 it ends with the connection.
+// Returns the head of an event stream. Its body is chunked; with HTTP/1.0 it ends with the
+// connection.
 std::string EventStreamHead(const Framing& framing);
-// `data` as a chunk; with HTTP/1.0 as it is.
+// Returns `data` as a chunk, or unchanged with HTTP/1.0.
 std::string Chunk(std::string_view data, const Framing& framing);
 std::string LastChunk(const Framing& framing);
 

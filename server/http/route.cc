@@ -1,4 +1,4 @@
-// The rows, and finding the one of a request.
+// The rows of the table, and finding a request's row.
 #include "server/http/route.h"
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace apb::http_api {
 
-// In handlers/.
+// These handlers are defined in handlers/.
 Response Tokenize(const Call& call);
 Response Detokenize(const Call& call);
 Response ListContexts(const Call& call);
@@ -63,7 +63,7 @@ std::string PercentDecode(std::string_view text) {
   return out;
 }
 
-// Where the pattern has its {id}; npos when it has none.
+// The position of {id} in the pattern; npos without one.
 size_t IdBegin(std::string_view pattern) {
   return pattern.ends_with(kId) ? pattern.size() - kId.size() : std::string_view::npos;
 }
@@ -81,7 +81,7 @@ bool Takes(const Route& route, std::string_view method) {
   return false;
 }
 
-// The methods of all rows of a path.
+// The methods of all rows with this path.
 std::string AllowOf(std::string_view path) {
   std::string allow;
   for (const Route& route : kRoutes) {

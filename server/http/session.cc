@@ -1,4 +1,4 @@
-// Reading requests, routing them, writing answers and event streams.
+// Reads requests, routes them, and writes answers and event streams.
 #include "server/http/session.h"
 
 #include <optional>
@@ -34,7 +34,7 @@ using asio::ip::tcp;
 using boost::system::error_code;
 using Parser = http::request_parser<http::string_body>;
 
-// Parsing bigger bodies goes to the text pool.
+// Bigger bodies are parsed on the text pool.
 constexpr size_t kInlineBodyBytes = 32 << 10;
 std::string_view View(boost::beast::string_view text) { return {text.data(), text.size()}; }
 
@@ -55,15 +55,16 @@ class Session : public std::enable_shared_from_this<Session> {
   asio::awaitable<bool> ReadRequest(Parser& parser);
   asio::awaitable<void> RefuseUnreadable(const Parser& parser, error_code error);
   asio::awaitable<bool> Serve(Parser& parser);
-  // The three kinds of handlers.
+  // One overload for each kind of handler.
   asio::awaitable<bool> Handle(Answer answer, const RouteMatch& match, const Call& call);
   asio::awaitable<bool> Handle(SlowAnswer slow, const RouteMatch& match, const Call& call);
   asio::awaitable<bool> Handle(Parse parse, const RouteMatch& match, const Call& call);
+  // Writes a generation's response as its events arrive.
   asio::awaitable<bool> Relay(StreamSink& sink, frontend::ActiveRequest& request,
                               GenerationResponse& response, const RouteMatch& match);
   asio::awaitable<bool> Send(const RouteMatch& match, const Response& response);
 
-  // Runs `work` on the text pool (here when it is small) and resumes on the strand.
+  // Runs `work` on the text pool (here if `bytes` is small) and resumes on the strand.
   template <typename T>
   asio::awaitable<absl::StatusOr<T>> OnPool(size_t bytes, std::function<absl::StatusOr<T>()> work);
 
@@ -71,12 +72,14 @@ class Session : public std::enable_shared_from_this<Session> {
   const HttpOptions& options() const { return shared_->options; }
   frontend::Frontend& frontend() const { return shared_->frontend; }
 
+  // Shared with the server and its other sessions.
   const std::shared_ptr<HttpShared> shared_;
-  // Shared with its own timers and coroutines.
+  // Shared with the connection's own timers and coroutines.
   const std::shared_ptr<Connection> connection_;
   Framing framing_;
   std::string method_;
-  std::string owner_;  // of contexts: who has sent the request
+  // Whose contexts the sender of the current request may use.
+  std::string owner_;
 };
 
 asio::awaitable<bool> Session::Send(const RouteMatch& match, const Response& response) {
@@ -100,7 +103,7 @@ asio::awaitable<absl::StatusOr<T>> Session::OnPool(size_t bytes,
       *done = true;
       timer->cancel();
     });
-    timer.reset();  // the server may end as soon as nothing is counted
+    timer.reset();  // the server may end as soon as no task is counted
     --shared->pool_tasks;
   };
   ++shared_->pool_tasks;
@@ -235,7 +238,7 @@ asio::awaitable<bool> Session::Handle(Parse parse, const RouteMatch& match, cons
                               options().version, absl::ToUnixSeconds(absl::Now()));
   generation->request.id = framing_.request_id;
   generation->request.owner = owner_;
-  // The request may outlive the connection, and the server.
+  // The request may outlive the connection and the server.
   const auto wake = [weak = std::weak_ptr<Connection>(connection_)] {
     if (const auto connection = weak.lock()) connection->Wake();
   };
@@ -244,7 +247,7 @@ asio::awaitable<bool> Session::Handle(Parse parse, const RouteMatch& match, cons
   if (!request.ok()) co_return co_await Send(match, ErrorResponse(request.status()));
   connection_->StartWatching();
   const bool keep = co_await Relay(*sink, **request, response, match);
-  (*request)->Cancel();  // no effect on one that is over
+  (*request)->Cancel();  // no effect on a request that has ended
   co_await connection_->StopWatching();
   co_return keep && !connection_->client_gone();
 }
@@ -254,7 +257,8 @@ asio::awaitable<bool> Session::Relay(StreamSink& sink, frontend::ActiveRequest& 
   bool streams = false;
   while (!connection_->client_gone()) {
     const GenerationResponse::Output out = response.Take(sink.Take());
-    bool wrote = false;  // meanwhile more may have come, whose wake-up found nobody waiting
+    // After a write more events may be waiting: their wake-up found nobody waiting.
+    bool wrote = false;
     if (out.begins_stream) {
       streams = wrote = true;
       if (framing_.http_1_0) framing_.keep_alive = false;

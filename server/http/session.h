@@ -9,7 +9,7 @@
 
 namespace apb::http_api {
 
-// The session owns itself and ends with its connection.
+// Starts a session, which owns itself and ends with its connection.
 void StartSession(std::shared_ptr<HttpShared> shared, boost::asio::ip::tcp::socket socket);
 
 }  // namespace apb::http_api

@@ -4,7 +4,7 @@
 namespace apb::http_api {
 namespace {
 
-// About what an event becomes on the wire.
+// About the number of bytes that an event becomes on the wire.
 size_t BytesOf(const request::Event& event) {
   constexpr size_t kEnvelope = 256;
   const auto* chunk = std::get_if<request::TokenChunk>(&event);

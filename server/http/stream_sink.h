@@ -1,4 +1,4 @@
-// Carries the events of one request from whatever thread they come on to the strand of its
+// Carries the events of one request, from whichever thread they come, to the strand of its
 // connection.
 #pragma once
 
@@ -13,11 +13,12 @@ namespace apb::http_api {
 
 class StreamSink final : public request::EventSink {
  public:
-  // `wake` is called when there is something to take after there was nothing; from any thread.
+  // `wake` is called from any thread when the empty queue gets an event.
   StreamSink(size_t max_bytes, std::function<void()> wake);
 
-  // False when more than `max_bytes` would wait for the client.
+  // Queues an event. False when more than `max_bytes` would wait for the client.
   bool OnEvent(request::Event event) override;
+  // Returns all queued events, oldest first.
   std::vector<request::Event> Take();
 
  private:

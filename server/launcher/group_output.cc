@@ -1,4 +1,4 @@
-// Lines of the group's pipe.
+// Reads the lines of the group's pipe.
 #include "server/launcher/group_output.h"
 
 #include <fcntl.h>
@@ -10,9 +10,9 @@ namespace apb::launcher {
 namespace {
 
 constexpr size_t kLongestReason = 500;
-constexpr size_t kLongestLine = 1 << 16;  // one without an end is passed on in pieces
+constexpr size_t kLongestLine = 1 << 16;  // a longer line is passed on in pieces
 
-// What engine/base/log.h writes: `E 2026-01-01T12:00:00.123456Z main.cc:50 rank=0 message`, or
+// engine/base/log.h writes lines like `E 2026-01-01T12:00:00.123456Z main.cc:50 rank=0 message`, or
 // `{"ts":"…","level":"E","at":"…","context":"rank=0","msg":"message"}`.
 bool IsTextLog(std::string_view line) {
   return line.size() > 28 && line.find_first_of("DIWE") == 0 && line.substr(1, 2) == " 2" &&
@@ -25,7 +25,7 @@ bool IsError(std::string_view line) {
   return IsJsonLog(line) && line.find(R"("level":"E")") != std::string_view::npos;
 }
 
-// Behind the level, the time and the place in the source.
+// The part after the level, the time and the place in the source.
 std::string_view MessageOf(std::string_view line) {
   if (const size_t json = line.find(R"("msg":")"); IsJsonLog(line) && json != line.npos) {
     line.remove_prefix(json + 7);
@@ -80,13 +80,13 @@ void GroupOutput::Take(std::string_view bytes) {
 }
 
 void GroupOutput::TakeLine(std::string_view line) {
-  // One write a line, so that it stays apart from the lines of this process.
+  // One write per line keeps it apart from the lines of this process.
   std::fprintf(stderr, "%.*s\n", static_cast<int>(line.size()), line.data());
   if (IsError(line)) {
     if (error_.empty()) error_ = MessageOf(line).substr(0, kLongestReason);
     return;
   }
-  // Rules of dashes are mpirun's.
+  // mpirun prints lines of dashes around its messages.
   if (other_.empty() && !IsTextLog(line) && !IsJsonLog(line) &&
       line.find_first_not_of("- \t\r") != std::string_view::npos) {
     other_ = line.substr(0, kLongestReason);

@@ -1,6 +1,7 @@
-// A library that apb-server preloads into the mpirun of a local group: what binds to all addresses
-// is bound to the loopback one. Open MPI 4's mpirun listens for daemons on other machines, which a
-// local group has not, and no option of it leaves that out or chooses an address.
+// A library that apb-server preloads into the mpirun of a local group. A socket that would bind to
+// all addresses binds to the loopback address instead. Open MPI 4's mpirun listens for daemons on
+// other machines; a local group has none, but no option of mpirun turns this off or chooses the
+// address.
 #include <dlfcn.h>
 #include <netinet/in.h>
 #include <sys/socket.h>

@@ -1,4 +1,4 @@
-// Process handling by /proc.
+// Process handling through /proc.
 #include "server/launcher/process_tree.h"
 
 #include <dirent.h>
@@ -27,7 +27,7 @@ struct ProcessState {
   char state = 'X';
 };
 
-// "pid (name) S ppid ...": the name may hold anything, so look from its last bracket.
+// The line is "pid (name) S ppid ...". The name may contain brackets, so search for the last one.
 ProcessState ReadState(pid_t pid) {
   std::ifstream file(absl::StrCat("/proc/", pid, "/stat"));
   std::string line;
@@ -47,7 +47,7 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
   return pointers;
 }
 
-// In the child: only calls that are safe after fork in a process with threads.
+// Runs in the child: only calls that are safe after fork in a process with threads.
 [[noreturn]] void RunChild(pid_t parent, char* const* arguments, char* const* environment,
                            int output) {
   prctl(PR_SET_PDEATHSIG, SIGTERM);

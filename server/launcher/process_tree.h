@@ -1,6 +1,6 @@
-// The processes below this one. mpirun gives each rank a process group of its own, so a tree is
-// ended by walking it: AdoptOrphans makes ranks whose mpirun has died children of this process
-// instead of children of init.
+// The processes below this one. mpirun gives each rank a process group of its own, so ending them
+// means walking the process tree. After AdoptOrphans, ranks whose mpirun has died become children
+// of this process instead of init's.
 #pragma once
 
 #include <sys/types.h>
@@ -13,25 +13,24 @@
 
 namespace apb::launcher {
 
-// Call once, before anything is started.
+// Call it once, before any process is started.
 void AdoptOrphans();
 
 struct Command {
   std::vector<std::string> arguments;    // [0] is looked up in PATH
-  std::vector<std::string> environment;  // NAME=value, in addition to this process's
-  int output = 2;                        // descriptor that standard output and error go to
+  std::vector<std::string> environment;  // NAME=value; added to this process's, or replacing them
+  int output = 2;                        // descriptor for standard output and standard error
 };
 
-// Starts a process in a process group of its own, with none of our descriptors but that of its
-// output. A program that cannot be run says so there and ends with 127. It gets SIGTERM when the
-// calling *thread* ends, so the caller must live as long as it should.
+// Starts a process in a process group of its own, which inherits no descriptor but `output`. A
+// program that cannot be run prints the reason there and exits with 127. The process gets SIGTERM
+// when the calling *thread* ends, so that thread must live as long as the process should.
 absl::StatusOr<pid_t> StartProcess(const Command& command);
 
-// All processes below `root`, zombies excluded.
+// All processes below `root`, without zombies.
 std::vector<pid_t> Descendants(pid_t root);
 
-// Kills everything below this process and collects the dead; true when nothing is left at the
-// deadline.
+// Kills every process below this one and reaps them; true if none is left by the deadline.
 bool KillDescendants(absl::Time deadline);
 
 }  // namespace apb::launcher

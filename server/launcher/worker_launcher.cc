@@ -25,7 +25,7 @@ int ExitStatus(int wait_status) {
   return WIFSIGNALED(wait_status) ? 128 + WTERMSIG(wait_status) : WEXITSTATUS(wait_status);
 }
 
-// Of this process's environment; empty where it is not set.
+// A variable of this process's environment; empty if it is not set.
 std::string_view Variable(const char* name) {
   const char* value = std::getenv(name);
   return value == nullptr ? std::string_view() : value;
@@ -62,8 +62,8 @@ bool WorkerLauncher::Sleep(absl::Duration duration) {
 }
 
 std::vector<std::string> WorkerLauncher::CommandLine() const {
-  // Ranks reach each other by shared memory and mpirun by loopback; no port is open to other
-  // machines.
+  // Ranks reach each other through shared memory and mpirun through loopback, so no port is open to
+  // other machines.
   std::vector<std::string> line = {options_.mpirun,
                                    "--allow-run-as-root",
                                    "--oversubscribe",
@@ -88,11 +88,12 @@ std::vector<std::string> WorkerLauncher::CommandLine() const {
 }
 
 std::vector<std::string> WorkerLauncher::Environment() const {
-  // Ranks of one machine in a container may not read each other's memory; say so rather than warn.
+  // In a container, ranks may not read each other's memory. Open MPI would warn about it; turn that
+  // method off instead.
   std::vector<std::string> environment = {
       "OMPI_MCA_btl_vader_single_copy_mechanism=none", "OMPI_MCA_btl_base_warn_component_unused=0",
       "OMPI_MCA_mpi_yield_when_idle=1", absl::StrCat("APB_GROUP_TOKEN=", options_.token)};
-  // The bootstrap of NCCL listens too.
+  // NCCL's bootstrap listens too.
   if (Variable("NCCL_SOCKET_IFNAME").empty()) environment.push_back("NCCL_SOCKET_IFNAME=lo");
   if (!options_.preload.empty()) {
     const std::string_view others = Variable("LD_PRELOAD");
@@ -114,7 +115,7 @@ void WorkerLauncher::Run() {
     exit.failed_starts = failed ? exit.failed_starts + 1 : 0;
     exit.next_start = failed ? backoff : absl::ZeroDuration();
     backoff = failed ? std::min(backoff * 2, options_.max_backoff) : options_.first_backoff;
-    if (!failed) exit.reason.clear();  // an error that it logged may have been long ago
+    if (!failed) exit.reason.clear();  // an error that the group logged may be old
     APB_LOG(Error, "worker group ended with status ", exit.status,
             failed
                 ? absl::StrCat(" before it was ready, start failed ", exit.failed_starts, " times")
@@ -169,11 +170,11 @@ void WorkerLauncher::Terminate(pid_t pid, int process_fd, GroupOutput& output) {
     }
     return false;
   };
-  // A group that was drained ends by itself; mpirun takes two seconds over a signal.
+  // A drained group ends by itself; mpirun takes two seconds to react to a signal.
   if (has_ended(options_.drain_grace)) return;
   kill(pid, SIGTERM);
   has_ended(options_.stop_grace);
-  // What is still there is killed by the caller, with everything below it.
+  // The caller kills the processes that are left.
 }
 
 }  // namespace apb::launcher

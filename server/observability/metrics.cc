@@ -1,4 +1,4 @@
-// Metrics over one prometheus-cpp registry, serialised by our own HTTP server.
+// Metrics in one prometheus-cpp registry; our own HTTP server sends their text.
 #include "server/observability/metrics.h"
 
 #include <sys/resource.h>
@@ -27,7 +27,7 @@ using prometheus::Histogram;
 using Labels = std::map<std::string, std::string>;
 using Buckets = Histogram::BucketBoundaries;
 
-// Long context: from a cached chat turn to a prefill of hours.
+// Seconds. Long contexts range from a cached chat turn to a prefill of hours.
 const Buckets& RequestBuckets() {
   static const Buckets buckets = {.005, .01, .025, .05, .1,  .25, .5,  1,    2.5,  5,    10,  20,
                                   40,   60,  90,   120, 180, 300, 600, 1200, 1800, 3600, 7200};
@@ -38,7 +38,7 @@ const Buckets& TokenBuckets() {
                                   .15,  .2,   .3,  .5,   .75, 1,    2.5, 5,   10,  30,   60};
   return buckets;
 }
-// 1-2-5 series to two million.
+// A 1-2-5 series up to two million.
 const Buckets& CountBuckets() {
   static const Buckets buckets = {1,     2,      5,      10,     20,      50,     100,
                                   200,   500,    1000,   2000,   5000,    10000,  20000,
@@ -48,7 +48,7 @@ const Buckets& CountBuckets() {
 
 constexpr const char* kServerStates[] = {"starting", "ready", "not_ready", "draining"};
 
-// Resident bytes and open descriptors of this process; prometheus-cpp has no collector for them.
+// Resident bytes and CPU time of this process, which prometheus-cpp does not collect.
 std::string ProcessMetrics() {
   long pages = 0, resident = 0;
   std::ifstream("/proc/self/statm") >> pages >> resident;
@@ -88,7 +88,8 @@ struct Metrics::State {
     return prometheus::BuildHistogram().Name(name).Help(help).Labels(model).Register(*registry).Add(
         {}, buckets);
   }
-  // Carries a counter of a worker over its restarts: a smaller value means that it began anew.
+  // Adds the growth of a worker's counter. A value below the last one means that the worker has
+  // restarted and its counter began at zero.
   void Advance(Counter& counter, const std::string& key, double value)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     double& last = last_values[key];
@@ -178,7 +179,7 @@ struct Metrics::State {
 
   absl::Mutex mutex;
   absl::flat_hash_map<std::string, double> last_values ABSL_GUARDED_BY(mutex);
-  // Labels of the ranks a group has shown, to mark them down when it is lost.
+  // The labels of each group's ranks, which are marked as down when the group is lost.
   absl::flat_hash_map<std::string, std::vector<Labels>> ranks_of_group ABSL_GUARDED_BY(mutex);
 };
 

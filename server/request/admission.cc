@@ -22,8 +22,7 @@ using google::protobuf::Message;
 
 constexpr double kMaxInt = 1 << 30;
 
-// A number of a message: what it may be, and what stands for it where it is absent. A field without
-// such a default stays absent.
+// The range of a numeric message field, and its default. A field without `fallback` stays absent.
 struct NumberRule {
   const char* field;
   double low, high;
@@ -31,7 +30,7 @@ struct NumberRule {
   bool above_low = false;  // `low` itself is refused
 };
 
-// Of common.v1.SamplingParams; `seed` may be anything.
+// For common.v1.SamplingParams; `seed` may have any value.
 constexpr NumberRule kSamplingRules[] = {
     {"max_tokens", 1, kMaxInt, std::nullopt},  // see CompletionBudget
     {"temperature", 0, 2, 1},
@@ -44,7 +43,7 @@ constexpr NumberRule kSamplingRules[] = {
     {"logprobs", 0, kMaxLogprobs, std::nullopt},  // absent: off
     {"min_tokens", 0, kMaxInt, 0},
 };
-// Of common.v1.ApbOptions; the workers know the defaults.
+// For common.v1.ApbOptions; the workers fill in the defaults.
 constexpr NumberRule kApbRules[] = {
     {"anchor_length", 0, 1 << 24, std::nullopt},
     {"passing_length", 0, 1 << 24, std::nullopt},
@@ -57,7 +56,7 @@ const FieldDescriptor* FieldOfRule(const Message& message, const NumberRule& rul
   return field;
 }
 
-// Errors name the field behind `prefix`, e.g. "apb.".
+// An error names the field with `prefix` before it, e.g. "apb.hosts".
 absl::Status CheckNumbers(const Message& message, std::span<const NumberRule> rules,
                           const char* prefix) {
   for (const NumberRule& rule : rules) {
@@ -135,7 +134,7 @@ absl::Status CheckSampling(const common::v1::SamplingParams& s, const Limits& li
   return CheckStops(s, limits);
 }
 
-// Null: unknown, or there is nobody to ask.
+// Null if the strategy is unknown or no group is ready.
 const Strategy* FindStrategy(const Limits& limits, std::string_view name) {
   const auto found = std::ranges::find(limits.strategies, name, &Strategy::name);
   return found == limits.strategies.end() ? nullptr : &*found;
@@ -174,8 +173,8 @@ uint64_t RandomSeed() {
   return absl::Uniform<uint64_t>(generator);
 }
 
-// A text of n bytes has at least n / (bytes of the longest token) tokens: turned away before any
-// work.
+// A text of n bytes has at least n / (bytes of the longest token) tokens. Texts that cannot fit are
+// refused before any work.
 absl::Status CheckTextBytes(std::string_view field, int64_t bytes, const Limits& limits) {
   if (bytes > limits.max_input_bytes) {
     return InvalidField(
@@ -270,7 +269,8 @@ absl::Status Resolve(const Limits& limits, CanonicalRequest& request) {
     s.mutable_stop_token_ids()->Add(limits.eos_token_ids.begin(), limits.eos_token_ids.end());
   }
   if (request.apb.strategy().empty()) {
-    // What does not fit it is the same error as if the client had named it.
+    // An option that does not fit the default strategy is the same error as if the client had named
+    // it.
     request.apb.set_strategy(limits.default_strategy);
     APB_RETURN_IF_ERROR(CheckStrategy(request.apb, limits));
   }

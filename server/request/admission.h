@@ -1,5 +1,5 @@
-// Every limit and default of a request, for both APIs. Pure functions, but for the seeds and ids
-// that they make.
+// Every limit and default of a request, for both APIs. The functions are pure, except that they
+// make random seeds and ids.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ inline constexpr int kMaxMessages = 4096;
 inline constexpr int kMaxRequestIdBytes = 128;
 inline constexpr int64_t kDefaultCompletionTokens = 16;
 
-// A strategy that clients may ask for, as the worker groups tell (cluster.v1.Hello). `auto` counts
-// as one that can do both.
+// A strategy that clients may name, as the worker groups describe it (cluster.v1.Hello). `auto`
+// counts as exact and as able to balance.
 struct Strategy {
   std::string name;
   bool exact = false;
@@ -33,38 +33,39 @@ struct Limits {
   std::string model;              // the served name
   int64_t max_model_len = 0;      // tokens of prompt + completion
   int64_t max_token_bytes = 256;  // longest token of the vocabulary
+  // Bytes of a text prompt, or of all messages of a chat.
   int64_t max_input_bytes = 64 << 20;
   int32_t vocab_size = 0;
   int64_t max_context_ttl_seconds = 0;
-  // None: no group is ready, so that nothing is known of them.
+  // Empty while no group is ready; strategies are then not checked.
   std::vector<Strategy> strategies;
   std::string default_strategy = "auto";
-  std::vector<int32_t> eos_token_ids;  // end a completion unless it ignores them
+  std::vector<int32_t> eos_token_ids;  // they end a completion, unless the request ignores them
 };
 
-// Checks all that can be checked before tokenization. Errors name the field.
+// Checks everything that can be checked before tokenization. Errors name the field.
 absl::Status CheckRequest(const CanonicalRequest& request, const Limits& limits);
 
-// Checks a request and fills in every default that does not depend on the prompt's length (that of
-// max_tokens does: CompletionBudget). `sampling` and `apb` are then what the worker computes by.
-// Errors name the field; the request is then as it was, or partly resolved.
+// Checks a request and fills in every default but that of max_tokens, which depends on the prompt's
+// length (CompletionBudget). `sampling` and `apb` then hold the values by which the worker
+// computes. Errors name the field; the request may then be partly resolved.
 absl::Status Resolve(const Limits& limits, CanonicalRequest& request);
 
-// The options of the context replace those of a request that goes on from it. What the request may
-// say of context parallelism is nothing, or what the context was made with, where `strategy` is
-// what was used. Errors name the field.
+// Replaces `asked`, the options of a request that goes on from a context, by the context's options.
+// The request may leave out an option or repeat the context's value; `strategy` is the one that was
+// used for the context. kInvalidArgument names an option that differs.
 absl::Status TakeContextOptions(const common::v1::ApbOptions& context, const std::string& strategy,
                                 const Limits& limits, common::v1::ApbOptions& asked);
 
-// The number of tokens that may be generated for a prompt of that length (none by a request that
-// creates a context); kInvalidArgument with code context_length_exceeded when prompt and completion
-// do not fit.
+// The number of tokens that may be generated after a prompt of this length; 0 for a request that
+// creates a context. kInvalidArgument with the code context_length_exceeded if prompt and
+// completion do not fit.
 absl::StatusOr<int64_t> CompletionBudget(const CanonicalRequest& request, int64_t prompt_tokens,
                                          int64_t max_model_len);
 
-// At most 128 characters of [A-Za-z0-9._-] and not empty.
+// Whether `id` is 1 to 128 characters of [A-Za-z0-9._-].
 bool IsValidRequestId(std::string_view id);
-// 32 hexadecimal digits, unguessable enough to name a request.
+// 32 random hexadecimal digits.
 std::string NewRequestId();
 
 }  // namespace apb::request

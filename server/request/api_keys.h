@@ -1,4 +1,4 @@
-// Who may use the server.
+// Checks the API keys of clients.
 #pragma once
 
 #include <string>
@@ -7,8 +7,8 @@
 
 namespace apb::request {
 
-// Whether `given` is one of the keys; no keys: everybody may. Takes the same time for every wrong
-// key of a length.
+// Whether `given` is one of the keys; true without keys. Takes the same time for every wrong key of
+// one length.
 inline bool IsAllowed(const std::vector<std::string>& keys, std::string_view given) {
   bool allowed = keys.empty();
   for (const std::string& key : keys) {
@@ -19,7 +19,7 @@ inline bool IsAllowed(const std::vector<std::string>& keys, std::string_view giv
   return allowed;
 }
 
-// Whose contexts somebody with this key may see; without keys all are everybody's.
+// The owner whose contexts the holder of this key may use. Without keys everybody shares one owner.
 inline std::string OwnerOf(const std::vector<std::string>& keys, std::string_view given) {
   return keys.empty() ? std::string() : std::string(given);
 }

@@ -1,5 +1,5 @@
-// The one request type behind both APIs. Translators fill in what the client sent and nothing else:
-// every default, range and limit is in admission.h.
+// The one request type behind both APIs. Translators copy into it what the client sent and nothing
+// else; admission.h has every default, range and limit.
 #pragma once
 
 #include <array>
@@ -28,6 +28,7 @@ struct ChatMessage {
 struct ChatInput {
   std::vector<ChatMessage> messages;
   bool add_generation_prompt = true;
+  // chat_template_kwargs: more variables for the template; an object.
   nlohmann::json template_arguments = nlohmann::json::object();
 };
 
@@ -40,7 +41,7 @@ struct TokenInput {
   std::vector<int32_t> ids;
 };
 
-// What `compressor` of ApbOptions may be. (What `strategy` may be, the worker groups say.)
+// The values of ApbOptions.compressor. (The worker groups tell the values of ApbOptions.strategy.)
 inline constexpr std::array<std::string_view, 3> kCompressorNames = {"retaining_heads",
                                                                      "query_aware", "random"};
 
@@ -49,13 +50,13 @@ struct CanonicalRequest {
   std::string model;
   Api api = Api::kCompletion;
   std::variant<TextInput, TokenInput, ChatInput> input;
-  // As the client gave them, presence included; Resolve of admission.h fills in the defaults.
+  // As the client sent them, presence included; Resolve in admission.h fills in the defaults.
   common::v1::SamplingParams sampling;
   common::v1::ApbOptions apb;
-  // The context that the prompt goes on from.
+  // The id of the context from which the prompt goes on.
   std::optional<std::string> context;
-  std::string owner;  // of the contexts that it may use and create
-  // Keep the prompt's KV as a context instead of generating; `apb.query` is a guess then.
+  std::string owner;  // whose contexts it may use and create
+  // Keep the prompt's KV as a context instead of generating. `apb.query` is then only a guess.
   bool create_context = false;
   std::optional<int64_t> ttl_seconds;  // of the context
   bool report_progress = false;

@@ -1,6 +1,6 @@
-// What happens to a request, in the order in which a client learns it: at most one Queued, any
-// number of Progress, any number of TokenChunk, then exactly one Completed, ContextInfo (of a
-// request that creates a context) or Failed.
+// The events of a request, in the order in which a client learns them: at most one Queued, any
+// number of Progress, any number of TokenChunk, then exactly one of Completed, ContextInfo (for a
+// request that creates a context) and Failed.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,11 @@
 namespace apb::request {
 
 struct Queued {
-  int64_t position = 0;  // requests that wait ahead of this one
+  int64_t position = 0;  // requests that waited ahead of this one
   int64_t prompt_tokens = 0;
 };
 
+// As SequenceProgress in worker_group_service.proto.
 struct Progress {
   int64_t processed_tokens = 0;
   int64_t total_tokens = 0;
@@ -28,6 +29,7 @@ struct Progress {
 
 struct TokenAlternative {
   int32_t id = 0;
+  // The token's bytes, maybe a part of a UTF-8 character.
   std::string bytes;
   double logprob = 0;
 };
@@ -38,6 +40,7 @@ struct TokenLogprob {
 };
 
 struct TokenChunk {
+  // Without the stop token.
   std::vector<int32_t> ids;
   std::string text;  // complete UTF-8 characters; may be empty while text is held back
   std::vector<TokenLogprob> logprobs;
@@ -47,10 +50,12 @@ enum class FinishReason { kStop, kLength };
 
 struct Completed {
   FinishReason reason = FinishReason::kStop;
-  std::string stop_string;  // the stop string that matched, if one did
-  int32_t stop_token = -1;  // the stop token, if it is known
+  std::string stop_string;  // the stop string that matched, or empty
+  int32_t stop_token = -1;  // the stop token that came, or -1
   int64_t prompt_tokens = 0;
+  // The stop token included.
   int64_t completion_tokens = 0;
+  // Prompt tokens whose KV was already in the cache.
   int64_t cached_tokens = 0;
   std::string strategy;
   double queue_seconds = 0;
@@ -58,7 +63,7 @@ struct Completed {
   double decode_seconds = 0;
 };
 
-// What clients see of a context.
+// A context as clients see it.
 struct ContextInfo {
   std::string id;
   absl::Time created;
@@ -77,9 +82,9 @@ struct Failed {
 
 using Event = std::variant<Queued, Progress, TokenChunk, Completed, ContextInfo, Failed>;
 
-// Receives the events of one request, one at a time, from any thread. Must not block and must not
-// call the request back. False means that the client is gone or too slow: the request is cancelled,
-// no event follows.
+// Receives the events of one request, one at a time, from any thread. It must not block and must
+// not call the request. It returns false if the client is gone or too slow; the request is then
+// cancelled and no event follows.
 class EventSink {
  public:
   virtual ~EventSink() = default;

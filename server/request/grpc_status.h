@@ -1,4 +1,4 @@
-// absl::Status as grpc::Status and back; the numbers are the same.
+// Converts absl::Status to grpc::Status; their codes have the same numbers.
 #pragma once
 
 #include <string>

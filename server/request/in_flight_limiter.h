@@ -1,5 +1,5 @@
-// How many requests wait and run, and whether one more may come. Thread-safe; each call is one
-// short lock.
+// Counts the requests that wait and run, and decides whether one more may come. Thread-safe; each
+// call is one short lock.
 #pragma once
 
 #include <cstdint>
@@ -11,21 +11,24 @@
 
 namespace apb::request {
 
-// A request waits from its arrival until the worker reports the first of its work.
+// A request waits from its arrival until the worker reports its first work on it.
 class InFlightLimiter {
  public:
   struct Limits {
+    // Sum of the waiting prompts' tokens.
     int64_t waiting_requests = 128;
     int64_t waiting_tokens = 4 << 20;
   };
+  // `metrics` must outlive the limiter.
   InFlightLimiter(Limits limits, observability::Metrics& metrics);
 
-  // One more waiting request; kResourceExhausted when too many wait. The order of arrival is the
-  // position.
+  // Adds a waiting request and sets `waiting_ahead` to the number before it. kResourceExhausted
+  // when too many requests wait.
   absl::Status AddWaiting(int64_t* waiting_ahead);
-  // Its length is known; kResourceExhausted when too many tokens wait. A request that waits alone
-  // always may.
+  // Adds the tokens of a waiting request once its length is known. kResourceExhausted when too many
+  // tokens wait; the only waiting prompt is always accepted.
   absl::Status AddTokens(int64_t tokens);
+  // These end a state; `waiting_tokens` is what AddTokens has added for the request.
   void StartRunning(int64_t waiting_tokens);
   void EndWaiting(int64_t waiting_tokens);
   void EndRunning();

@@ -1,4 +1,4 @@
-// Status table and payloads.
+// The status table and the payloads of a status.
 #include "server/request/status_map.h"
 
 #include "absl/strings/cord.h"

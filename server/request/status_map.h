@@ -1,5 +1,5 @@
-// The one table between absl::Status, gRPC and HTTP, and the details that travel in a status: the
-// field that is wrong, OpenAI's error code, the seconds to wait before trying again.
+// The one table between absl::Status, gRPC and HTTP, and the details that a status carries: the
+// wrong field, OpenAI's error code, and the seconds to wait before trying again.
 #pragma once
 
 #include <string>
@@ -10,7 +10,8 @@
 
 namespace apb::request {
 
-// kInvalidArgument that names the field, e.g. "temperature".
+// InvalidField makes a kInvalidArgument that names the field, e.g. "temperature"; FieldOf reads the
+// name.
 using base::FieldOf;
 using base::InvalidField;
 
@@ -20,16 +21,16 @@ struct HttpError {
 };
 
 HttpError HttpErrorOf(absl::StatusCode code);
-// "INVALID_ARGUMENT": the name that gRPC uses; its numbers are those of absl.
+// gRPC's name of a code, e.g. "INVALID_ARGUMENT". gRPC and absl number the codes alike.
 std::string_view CodeName(absl::StatusCode code);
 
 absl::Status WithErrorCode(absl::Status status, std::string_view code);
 absl::Status WithRetryAfter(absl::Status status, int seconds);
 
-// Why a request was turned away, as metrics have it.
+// The `reason` label of the metrics for a refused request.
 std::string_view RejectionReason(const absl::Status& status);
 
-// Empty, or 0, when the status does not tell.
+// Empty, or 0, if the status does not carry it.
 std::string ErrorCodeOf(const absl::Status& status);
 int RetryAfterOf(const absl::Status& status);
 

@@ -1,4 +1,4 @@
-// Tokens to chunks.
+// Turns tokens into chunks.
 #include "server/request/token_stream.h"
 
 #include <algorithm>

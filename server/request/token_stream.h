@@ -1,5 +1,5 @@
 // Turns the tokens of one request into the chunks that the client sees: detokenizer, stop strings,
-// log probabilities. Owned by whoever feeds it; not thread-safe.
+// log probabilities. Owned by the request; not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -17,20 +17,24 @@ namespace apb::request {
 
 class TokenStream {
  public:
-  // `sampling` is resolved (admission.h). The tokenizer must outlive the stream.
+  // `sampling` is resolved (admission.h). The tokenizer must outlive the stream. kInvalidArgument
+  // for bad stop strings.
   static absl::StatusOr<TokenStream> Create(const text::Tokenizer& tokenizer,
                                             const common::v1::SamplingParams& sampling);
 
-  // What this token lets the client see. Nothing may be pushed after a stop string has matched.
+  // Returns what this token adds for the client. After a stop string has matched, Push must not be
+  // called.
   TokenChunk Push(const cluster::v1::TokenEvent& event);
-  // The text that was held back; call at the end unless a stop string has matched.
+  // Returns the text that was held back. Call it at the end unless a stop string has matched.
   std::string Flush();
 
+  // True once a stop string has matched.
   bool stopped() const { return matched_ >= 0; }
   // The stop string that matched, or empty.
   std::string stop_string() const;
   // The stop token that came, or -1.
   int32_t stop_token() const { return stop_token_; }
+  // Tokens pushed so far, the stop token included.
   int64_t token_count() const { return token_count_; }
 
  private:

@@ -1,4 +1,4 @@
-// A byte trie walked from every place that can begin a token.
+// A byte trie is walked from every place at which a token can begin.
 #include "server/text/added_vocabulary.h"
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 namespace apb::text {
 namespace {
 
-// The trie walk costs up to this for each byte of text.
+// The trie walk may cost up to this many steps for each byte of text.
 constexpr size_t kMaxAddedTokenBytes = 4096;
 
 absl::StatusOr<AddedToken> ReadToken(const nlohmann::json& json, const std::string& where) {
@@ -134,10 +134,11 @@ std::vector<AddedVocabulary::Match> AddedVocabulary::Find(
     }
     const AddedToken& token = tokens_[index];
     ByteRange range{pos, pos + length};
-    pos = range.end;  // a token that is refused hides what lies within it, as in the original
+    // A refused token hides the tokens within it, as in the `tokenizers` package.
+    pos = range.end;
     if (token.special && !special_allowed(range)) continue;
     if (token.single_word && !IsWholeWord(text, range)) continue;
-    if (range.begin < done) continue;  // within the blanks of the token before
+    if (range.begin < done) continue;  // within the blanks of the previous token
     if (token.lstrip) range.begin = std::max(SkipBlanksBefore(text, range.begin), done);
     if (token.rstrip) range.end = SkipBlanksAfter(text, range.end);
     matches.push_back({range, token.id});

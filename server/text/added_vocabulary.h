@@ -1,4 +1,5 @@
-// The "added_tokens" of tokenizer.json: found in the text as they are written, before BPE sees it.
+// The "added_tokens" of tokenizer.json. They are found in the text as they are written, before BPE
+// sees it.
 #pragma once
 
 #include <array>
@@ -26,26 +27,27 @@ struct AddedToken {
 class AddedVocabulary {
  public:
   AddedVocabulary() = default;
-  // `json` may be null.
+  // `json` may be null. Errors name the entry.
   static absl::StatusOr<AddedVocabulary> FromJson(const nlohmann::json& json, const BpeModel& model,
                                                   const Normalizer& normalizer);
 
   struct Match {
-    ByteRange range;  // with the blanks that lstrip and rstrip swallow
+    ByteRange range;  // includes the blanks that lstrip and rstrip swallow
     int32_t id = 0;
   };
-  // Tokens in `text`, leftmost first and longest of those. `normalized` says which half of the
-  // tokens is looked for: those that match normalized text or those that match raw text.
-  // `special_allowed` is asked for each special token with the range of its own characters.
+  // The added tokens in `text`: leftmost first, and the longest of those that begin at the same
+  // byte. `normalized` chooses the tokens that match normalized text or those that match raw text.
+  // For each special token, `special_allowed` decides, given the range of the token's own
+  // characters.
   std::vector<Match> Find(std::string_view text, bool normalized,
                           absl::FunctionRef<bool(const ByteRange&)> special_allowed) const;
 
-  // Null: no added token.
+  // Null if the id is no added token.
   const AddedToken* FindId(int32_t id) const;
   const std::vector<AddedToken>& tokens() const { return tokens_; }
 
  private:
-  // Byte trie; edges are keyed by node and byte.
+  // A trie over bytes. Edges are keyed by node and byte.
   struct Trie {
     absl::flat_hash_map<uint64_t, uint32_t> edges;
     std::vector<int32_t> token_index{-1};  // per node; -1: no token ends here
@@ -53,7 +55,8 @@ class AddedVocabulary {
 
     bool empty() const { return token_index.size() == 1; }
     void Insert(std::string_view key, int32_t index);
-    // The longest key at the beginning of `text`: its token and length; -1 when there is none.
+    // The longest key at the beginning of `text`: its token's index and its length in bytes. The
+    // index is -1 without a match.
     std::pair<int32_t, size_t> Longest(std::string_view text) const;
   };
 

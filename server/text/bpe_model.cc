@@ -1,5 +1,5 @@
-// Merges are applied lowest rank first, leftmost first among equals: by rescanning in short words,
-// with a heap of candidate pairs over a linked list in long ones.
+// Merges are applied in the order of their rank, and leftmost first among equals. Short words are
+// rescanned after each merge; long ones use a heap of candidate pairs over a linked list.
 #include "server/text/bpe_model.h"
 
 #include <algorithm>
@@ -25,7 +25,8 @@ struct ByteLevelTable {
   absl::flat_hash_map<char32_t, uint8_t> bytes;
 
   ByteLevelTable() {
-    // Printable Latin-1 stands for itself, the other bytes for U+0100 and up in their order.
+    // Printable Latin-1 characters stand for themselves; the other bytes stand for U+0100 and up,
+    // in their order.
     char32_t next = 0x100;
     for (int byte = 0; byte < 256; ++byte) {
       const bool printable =
@@ -118,7 +119,7 @@ absl::Status BpeModel::ReadMerges(const nlohmann::json& json) {
   merges_.reserve(list->size());
   int32_t rank = 0;
   for (const nlohmann::json& merge : *list) {
-    if (merge.is_string()) {  // files of before 2024
+    if (merge.is_string()) {  // files from before 2024
       const std::vector<std::string> parts =
           absl::StrSplit(merge.get_ref<const std::string&>(), ' ');
       if (parts.size() != 2)
@@ -215,10 +216,11 @@ void BpeModel::EncodePart(std::string_view word, ByteRange part,
 
 void BpeModel::Symbols(std::string_view word, ByteRange part,
                        std::vector<WordToken>& symbols) const {
-  std::optional<uint32_t> pending_unk;  // where it begins
+  std::optional<uint32_t> pending_unk;  // the byte at which it begins
   auto flush_unk = [&] {
     if (!pending_unk.has_value()) return;
-    // Byte tokens overtake it in the original, too; offsets ascend nevertheless.
+    // Byte tokens overtake the unknown token in the `tokenizers` package too. Offsets must ascend
+    // nevertheless.
     if (!symbols.empty()) pending_unk = std::max(*pending_unk, symbols.back().begin);
     symbols.push_back({unk_id_, *pending_unk});
     pending_unk.reset();
@@ -282,8 +284,8 @@ void BpeModel::MergeLong(std::vector<WordToken>& symbols) const {
     previous[i] = i - 1;
     next[i] = i + 1 < count ? i + 1 : -1;
   }
-  using Candidate =
-      std::tuple<int32_t, int32_t, int32_t>;  // rank, place of the left symbol, new id
+  // Rank, place of the left symbol, new id.
+  using Candidate = std::tuple<int32_t, int32_t, int32_t>;
   std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue;
   auto offer = [&](int32_t left) {
     if (left < 0 || next[left] < 0) return;

@@ -1,4 +1,4 @@
-// A half-open range of bytes of a text.
+// A half-open range of bytes in a text.
 #pragma once
 
 #include <cstddef>

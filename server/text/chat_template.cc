@@ -1,4 +1,4 @@
-// The entry points around jinja/, and where transformers puts its variables.
+// The entry points around jinja/, and the variables that transformers gives to templates.
 #include "server/text/chat_template.h"
 
 #include <algorithm>
@@ -22,8 +22,8 @@ using jinja::Dict;
 using jinja::Origin;
 using jinja::Value;
 
-// Many templates write their special tokens as '<|' + role + '|>', so the roles that everybody uses
-// count as the template's own text; any other word stays the caller's.
+// Many templates write their special tokens as '<|' + role + '|>'. So the usual roles count as the
+// template's own text; any other role stays the caller's.
 bool IsCommonRole(std::string_view role) {
   for (const char* known : {"system", "developer", "user", "assistant", "tool", "function"}) {
     if (role == known) return true;
@@ -31,7 +31,8 @@ bool IsCommonRole(std::string_view role) {
   return false;
 }
 
-// The reasoning of an answer has several names; transformers gives templates the two they read.
+// The reasoning of an answer has several names in requests; templates read two of them, which
+// transformers fills in.
 void AddReasoningNames(Dict& message) {
   const Value* reasoning = nullptr;
   for (const char* name : {"reasoning_content", "thinking", "reasoning"}) {
@@ -65,8 +66,8 @@ Value MessagesValue(const Json& messages, std::vector<std::string>& roles) {
   return Value::MakeList(std::move(values));
 }
 
-// The template's text from chat_template.jinja, or from tokenizer_config.json: a string, or a list
-// of named ones.
+// The template's source from chat_template.jinja or from tokenizer_config.json, which holds a
+// string or a list of named templates.
 absl::StatusOr<std::string> FindSource(const std::string& folder) {
   auto own = base::ReadFile(folder + "/chat_template.jinja", kMaxFileBytes);
   if (own.ok() || !absl::IsNotFound(own.status())) return own;

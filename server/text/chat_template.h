@@ -1,6 +1,6 @@
 // Renders a conversation with the checkpoint's own Jinja template, byte for byte as transformers
-// does, and remembers which bytes came from the caller. The Jinja subset is described in README.md;
-// anything else is an error when the template is loaded. Thread-safe.
+// does, and remembers which bytes came from the caller. README.md describes the Jinja subset; a
+// template that uses anything else fails to load. Thread-safe.
 #pragma once
 
 #include <map>
@@ -18,16 +18,16 @@
 
 namespace apb::text {
 
-// Keeps the order of keys: templates print tools and arguments as the client wrote them.
+// An ordered type, because templates print tools and arguments in the client's order.
 using Json = nlohmann::ordered_json;
 
 // A piece of rendered text.
 struct PromptSegment {
-  std::string_view text;  // into RenderedPrompt::text
+  std::string_view text;  // a view into RenderedPrompt::text
   bool from_user = false;
-  // Which message it came from; -1: template text, tools or template arguments.
+  // The message from which it came; -1 for template text, tools or template arguments.
   int message_index = -1;
-  // It is (a part of) the content of the message, not its role, name or tool calls.
+  // True for (a part of) the message's content; false for its role, name or tool calls.
   bool is_content = false;
 };
 
@@ -38,46 +38,47 @@ struct RenderedPrompt {
     int message_index = -1;
     bool is_content = false;
   };
-  // What one pass of a loop over the messages printed: the turn of that message.
+  // The text that one pass of a loop over the messages printed: the turn of that message.
   struct Turn {
     ByteRange range;
     int message_index = 0;
   };
 
   std::string text;
-  std::vector<UserSpan> user_spans;  // ascending, disjoint
-  std::vector<Turn> turns;           // in the order of their begin
+  std::vector<UserSpan> user_spans;  // ascending and disjoint
+  std::vector<Turn> turns;           // in the order of their begins
   std::vector<std::string> roles;    // of all messages
 
-  // The whole text, cut where the origin changes.
+  // The whole text, cut where its origin changes.
   std::vector<PromptSegment> Segments() const;
-  // user_spans without their owners, for EncodeOptions::plain_ranges.
+  // The ranges of user_spans, for EncodeOptions::plain_ranges.
   std::vector<ByteRange> UserRanges() const;
 };
 
 struct RenderOptions {
   bool add_generation_prompt = true;
-  // JSON array of tools, or null.
+  // A JSON array of tools, or null.
   Json tools = nullptr;
-  // Extra variables of the template (chat_template_kwargs), an object or null.
+  // Further variables of the template (chat_template_kwargs): an object or null.
   Json kwargs = nullptr;
-  // Tokenizer::special_tokens(): bos_token, eos_token, ...; not from the user.
+  // Tokenizer::special_tokens(): bos_token, eos_token and so on. They count as the template's own
+  // text.
   std::map<std::string, std::string> special_tokens;
-  // What strftime_now prints; default: the clock.
+  // The time that strftime_now prints; default: the clock.
   std::optional<absl::Time> now;
 };
 
 class ChatTemplate {
  public:
-  // InvalidArgument or Unimplemented with the line for a template we cannot render.
+  // kInvalidArgument or kUnimplemented, with the line, for a template that cannot be rendered.
   static absl::StatusOr<std::unique_ptr<ChatTemplate>> Parse(std::string_view source);
-  // chat_template.jinja or the "chat_template" of tokenizer_config.json in a checkpoint's folder;
-  // NotFound without.
+  // Reads chat_template.jinja, or "chat_template" in tokenizer_config.json, in a checkpoint's
+  // folder. kNotFound without either.
   static absl::StatusOr<std::unique_ptr<ChatTemplate>> Load(const std::string& checkpoint_folder);
   ~ChatTemplate();
 
-  // `messages`: an array of objects with a "role". InvalidArgument when the template refuses them
-  // (raise_exception) or cannot use them.
+  // `messages` is an array of objects with a "role". kInvalidArgument when the template refuses
+  // them (raise_exception) or cannot use them.
   absl::StatusOr<RenderedPrompt> Render(const Json& messages, const RenderOptions& options) const;
 
  private:
@@ -86,7 +87,8 @@ class ChatTemplate {
   std::unique_ptr<Impl> impl_;
 };
 
-// Tokens of a rendered prompt: special tokens only where the template itself wrote them.
+// The tokens of a rendered prompt. Special tokens are recognised only where the template itself
+// wrote them.
 absl::StatusOr<std::vector<int32_t>> Tokenize(const Tokenizer& tokenizer,
                                               const RenderedPrompt& prompt);
 

@@ -1,3 +1,4 @@
+// Reads the parts that components share.
 #include "server/text/component.h"
 
 namespace apb::text {

@@ -1,4 +1,4 @@
-// What the components of tokenizer.json (normalizer, pre-tokenizer, decoder, ...) have in common.
+// Shared by the components of tokenizer.json (normalizer, pre-tokenizer, decoder, ...).
 #pragma once
 
 #include <string>
@@ -7,16 +7,16 @@
 
 namespace apb::text {
 
-// A component nested deeper than this is refused.
+// Loading refuses a component that is nested deeper than this.
 inline constexpr int kMaxComponentDepth = 8;
 
-// A {"String": "x"} or {"Regex": "x"} pattern.
+// A pattern in the form {"String": "x"} or {"Regex": "x"}.
 struct Pattern {
   bool is_regex = false;
   std::string text;
 };
 
-// The "pattern" of a component; what is wrong with it is the reader's error.
+// Reads the "pattern" of a component; an error becomes the reader's.
 Pattern ReadPattern(base::JsonReader& component);
 
 }  // namespace apb::text

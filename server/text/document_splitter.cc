@@ -1,5 +1,5 @@
-// The border is a byte offset where it can be, and becomes an index of a token by the tokens'
-// offsets; where only a number of tokens limits the query it is one from the start.
+// The border is a byte offset where possible; the tokens' offsets turn it into a token index. Where
+// a number of tokens limits the query, the border is a token index from the start.
 #include "server/text/document_splitter.h"
 
 #include <algorithm>
@@ -19,8 +19,8 @@ std::string_view StripBlank(std::string_view text) {
   return text.substr(begin, text.find_last_not_of(kBlank) - begin + 1);
 }
 
-// Begin of the last paragraph: behind the last empty line that has text behind it. 0: there is one
-// paragraph only.
+// The begin of the last paragraph: after the last empty line that has text after it. 0 if there is
+// only one paragraph.
 size_t LastParagraph(std::string_view text) {
   size_t end = text.find_last_not_of(kBlank);
   if (end == text.npos) return 0;
@@ -33,12 +33,12 @@ size_t LastParagraph(std::string_view text) {
   return 0;
 }
 
-// The tokens of a whole prompt, and which of them are those of a part of its text.
+// The tokens of a whole prompt, and where in its text they begin.
 struct TokenizedText {
   std::string_view text;
   Encoding encoding;
 
-  // The first token that begins at `byte` or behind it: tokens across a border lie before it.
+  // The first token that begins at `byte` or later. A token across the border lies before it.
   int32_t TokenAt(size_t byte) const {
     const std::vector<uint32_t>& begins = encoding.begins;
     return static_cast<int32_t>(std::lower_bound(begins.begin(), begins.end(), byte) -
@@ -55,7 +55,7 @@ absl::StatusOr<TokenizedText> TokenizeChat(const Tokenizer& tokenizer, std::stri
   return TokenizedText{text, std::move(encoding)};
 }
 
-// Tokens of a query's text, as it stands inside an anchor.
+// The tokens of a query's text as it stands inside an anchor block.
 absl::StatusOr<std::vector<int32_t>> EmbedText(const Tokenizer& tokenizer, std::string_view query) {
   return tokenizer.Encode(StripBlank(query), {.add_special_tokens = false,
                                               .parse_special = false,
@@ -73,8 +73,9 @@ absl::Status QueryNotFound() {
       "apb.query does not occur in the prompt; it must be a part of what was sent, word for word");
 }
 
-// The query is the last paragraph of text[content.begin, content.end), or its last tokens where
-// that one is longer; all after it belongs to the query.
+// The query is the last paragraph of text[content.begin, content.end), or its last tokens if the
+// paragraph is too long. Everything after the content belongs to the query too. If there is only
+// one paragraph, the query begins at byte `border_of_all`.
 absl::StatusOr<PromptSplit> SplitByParagraph(const Tokenizer& tokenizer, const TokenizedText& whole,
                                              ByteRange content, size_t border_of_all) {
   const std::string_view text = whole.text.substr(content.begin, content.end - content.begin);
@@ -92,13 +93,15 @@ absl::StatusOr<PromptSplit> SplitByParagraph(const Tokenizer& tokenizer, const T
   return split;
 }
 
-// What of a rendered chat the split needs to know.
+// The places in a rendered chat that the split needs.
 struct ChatLayout {
-  int last_user = -1;       // the last user message that was rendered
-  ByteRange content;        // of it, all of its content's pieces
-  size_t turn_begin = 0;    // of it
-  size_t bytes_before = 0;  // of the content of user and system messages before it
-  size_t anchor_at = 0;     // begin of the first user content, else of the first system content
+  int last_user = -1;     // index of the last user message that was rendered
+  ByteRange content;      // all pieces of that message's content
+  size_t turn_begin = 0;  // where that message's turn begins
+  // Bytes of content in the user and system messages before it.
+  size_t bytes_before = 0;
+  // Where the first user content begins; else the first system content.
+  size_t anchor_at = 0;
 
   explicit ChatLayout(const RenderedPrompt& prompt) {
     size_t first_user = SIZE_MAX, first_system = SIZE_MAX;
@@ -133,11 +136,11 @@ struct ChatLayout {
     if (anchor_at == SIZE_MAX) anchor_at = 0;
   }
 
-  // The messages before the last question hold more than it does.
+  // True if the user and system messages before the last user message hold more than it does.
   bool HasEarlierDocument() const { return bytes_before > content.end - content.begin; }
 
  private:
-  // Null unless the span is content of a user's or the system's message.
+  // The role if the span is content of a user, system or developer message; else null.
   static const std::string* RoleOf(const RenderedPrompt& prompt,
                                    const RenderedPrompt::UserSpan& span) {
     if (!span.is_content || span.message_index < 0) return nullptr;
@@ -155,7 +158,7 @@ absl::StatusOr<PromptSplit> SplitChatByQuery(const Tokenizer& tokenizer, const T
         whole.text.substr(span->range.begin, span->range.end - span->range.begin).rfind(query);
     if (at == std::string_view::npos) continue;
     size_t border = span->range.begin + at;
-    // The header of a message that is nothing but the query belongs to it.
+    // If a message holds nothing but the query, its header belongs to the query.
     if (border == layout.content.begin) border = layout.turn_begin;
     PromptSplit split;
     split.query_begin = whole.TokenAt(border);
@@ -165,7 +168,7 @@ absl::StatusOr<PromptSplit> SplitChatByQuery(const Tokenizer& tokenizer, const T
   return QueryNotFound();
 }
 
-// The last occurrence of `query` in the ids' text, as an index of the id where it begins.
+// The index of the id in which the last occurrence of `query` in the ids' text begins.
 absl::StatusOr<int32_t> FindQueryInTokens(const Tokenizer& tokenizer,
                                           const std::vector<int32_t>& tokens,
                                           std::string_view query) {
@@ -181,7 +184,7 @@ absl::StatusOr<int32_t> FindQueryInTokens(const Tokenizer& tokenizer,
                               1);
 }
 
-// The embedded query ends where the turn does.
+// The tokens of the query up to the end of its turn, for the anchor blocks.
 std::vector<int32_t> UntilEndOfTurn(const Tokenizer& tokenizer, std::span<const int32_t> query,
                                     const std::vector<int32_t>& end_of_turn_ids) {
   std::vector<int32_t> embedded;
@@ -204,7 +207,7 @@ absl::Status CheckIds(const Tokenizer& tokenizer, const std::vector<int32_t>& to
   return absl::OkStatus();
 }
 
-// The begin token of a prompt of ids, if it has one.
+// 1 if the ids begin with the begin token, else 0.
 int32_t BosCount(const Tokenizer& tokenizer, const std::vector<int32_t>& tokens) {
   return !tokens.empty() && tokens[0] == tokenizer.bos_id() ? 1 : 0;
 }
@@ -214,7 +217,7 @@ void AppendSuffix(const Tokenizer& tokenizer, std::vector<int32_t>& tokens) {
   tokens.insert(tokens.end(), suffix.begin(), suffix.end());
 }
 
-// The split of a context: what stands behind `head` tokens is the document's own text.
+// The split of a context. The embedded query goes after the first `head` tokens.
 absl::StatusOr<PromptSplit> WholeAsDocument(const Tokenizer& tokenizer, std::vector<int32_t> tokens,
                                             int32_t head, const std::optional<std::string>& query) {
   PromptSplit split;
@@ -277,7 +280,7 @@ absl::StatusOr<PromptSplit> SplitPlainPrompt(const Tokenizer& tokenizer, std::st
     split.embedded_query = UntilEndOfTurn(tokenizer, std::span(whole.encoding.ids).subspan(begin),
                                           options.end_of_turn_ids);
   }
-  // Only the begin tokens stand before the query: there is no document.
+  // With only the begin tokens before the query there is no document.
   if (split.query_begin <= begin_tokens) split.query_begin = 0;
   split.query_insert_position = std::min(begin_tokens, split.query_begin);
   split.tokens = std::move(whole.encoding.ids);

@@ -1,4 +1,4 @@
-// Bytes wait in pending_ until they are a whole character or cannot become one.
+// Bytes wait in pending_ until they form a whole character or cannot form one any more.
 #include "server/text/incremental_detokenizer.h"
 
 #include "absl/strings/str_cat.h"

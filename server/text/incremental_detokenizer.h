@@ -1,6 +1,6 @@
-// Token ids in, text out as soon as it is certain: never half a UTF-8 character. All pieces put
-// together are what Tokenizer::Decode makes of all ids. One per stream; owned by the thread that
-// feeds it.
+// Turns token ids into text as soon as the text is certain; it never returns a part of a UTF-8
+// character. All pieces together are the text that Tokenizer::Decode makes of all ids. One per
+// stream; the thread that feeds it owns it.
 #pragma once
 
 #include <cstdint>
@@ -13,21 +13,21 @@ namespace apb::text {
 
 class IncrementalDetokenizer {
  public:
-  // The tokenizer must outlive this.
+  // The tokenizer must outlive this object.
   IncrementalDetokenizer(const Tokenizer& tokenizer, bool skip_special)
       : tokenizer_(tokenizer), skip_special_(skip_special) {}
 
-  // The text that this token completes; empty while a character is not whole. InvalidArgument for
-  // an unknown id, which then changes nothing.
+  // Returns the text that this token completes; empty while a character is incomplete.
+  // kInvalidArgument for an unknown id, which changes nothing.
   absl::StatusOr<std::string> Push(int32_t id);
-  // What is held back at the end, as U+FFFD. Push may not follow.
+  // Returns the bytes that were held back at the end, as U+FFFD. Push must not follow.
   std::string Flush();
 
  private:
   const Tokenizer& tokenizer_;
   const bool skip_special_;
   DecodeState state_;
-  std::string pending_;  // bytes of a character that is not whole yet
+  std::string pending_;  // bytes of a character that is not complete yet
 };
 
 }  // namespace apb::text

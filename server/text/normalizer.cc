@@ -1,5 +1,5 @@
-// Normalization forms are composed here from utf8proc's tables: its own whole-string function sorts
-// long runs of combining marks in quadratic time.
+// Normalization forms are composed here from utf8proc's tables, because utf8proc's own function for
+// whole strings sorts long runs of combining marks in quadratic time.
 #include "server/text/normalizer.h"
 
 #include <utf8proc.h>
@@ -72,8 +72,9 @@ bool Composes(utf8proc_int32_t left, utf8proc_int32_t right) {
   return utf8proc_normalize_utf32(both, 2, options) == 1;
 }
 
-// The end of the smallest part of source[begin, end) that is normalized like apart: before a
-// character that neither moves among marks nor composes with the normalized end of the part.
+// Finds the smallest part of source[begin, end) that can be normalized on its own, and returns its
+// end. The part ends before a character that neither moves among combining marks nor composes with
+// the part's normalized end.
 size_t PartEnd(const Form& form, std::string_view source, size_t begin, size_t end) {
   std::vector<utf8proc_int32_t> character;
   size_t pos = begin;
@@ -91,8 +92,8 @@ size_t PartEnd(const Form& form, std::string_view source, size_t begin, size_t e
   return end;
 }
 
-// ASCII never joins with what is before it: a chunk is an ASCII character with the others that
-// follow.
+// An ASCII character never composes with the text before it. So a chunk is one ASCII character and
+// the non-ASCII characters that follow it.
 void ApplyForm(const Form& form, TracedText& text) {
   const std::string_view source = text.view().text;
   Rewriter rewriter(text);
@@ -123,7 +124,7 @@ void Lowercase(TracedText& text) {
     const size_t begin = pos;
     const char32_t c = NextCodePoint(source, pos);
     lower.clear();
-    // The one letter whose lower case is two code points.
+    // The only letter whose lower case has two code points.
     if (c == 0x130) {
       lower = "i\xCC\x87";
     } else {

@@ -1,4 +1,4 @@
-// The "normalizer" of tokenizer.json: NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, Replace and
+// The "normalizer" of tokenizer.json: NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, Replace, and
 // Sequences of them.
 #pragma once
 
@@ -16,11 +16,11 @@ namespace apb::text {
 class Normalizer {
  public:
   Normalizer() = default;  // changes nothing
-  // `json` may be null.
+  // `json` may be null. kUnimplemented for another type of normalizer.
   static absl::StatusOr<Normalizer> FromJson(const nlohmann::json& json);
 
   bool is_identity() const { return steps_.empty(); }
-  // `with_prefix`: whether Prepend steps apply.
+  // Returns the normalized text. `with_prefix`: whether Prepend steps apply.
   absl::StatusOr<TracedText> Apply(const TracedView& text, bool with_prefix) const;
 
  private:

@@ -1,3 +1,4 @@
+// A bounded cache of the tokens of short words.
 #include "server/text/piece_encoder.h"
 
 #include <span>
@@ -5,7 +6,7 @@
 namespace apb::text {
 namespace {
 
-constexpr size_t kRememberedBytes = 48;  // longer words hardly come twice
+constexpr size_t kRememberedBytes = 48;  // longer words rarely occur twice
 constexpr size_t kRememberedWords = 1 << 16;
 
 }  // namespace

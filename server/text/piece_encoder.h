@@ -1,5 +1,5 @@
-// Words of one text to tokens, with the places in the text at which these begin. Short words are
-// remembered.
+// Turns the words of one text into tokens and records where in the text each token begins. It
+// remembers short words.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ namespace apb::text {
 // The tokens of a text.
 struct Encoding {
   std::vector<int32_t> ids;
-  // For each token the byte of the text at which it begins; ascending. Where a normalizer has
-  // changed the text, the byte at which the changed part begins.
+  // For each token, the byte of the text at which it begins; ascending. Where a normalizer has
+  // changed the text, it is the byte at which the changed part begins.
   std::vector<uint32_t> begins;
 
   void Add(int32_t id, uint32_t begin) {
@@ -27,15 +27,16 @@ struct Encoding {
 
 class PieceEncoder {
  public:
-  // Both must outlive the encoder.
+  // `model` and `out` must outlive the encoder.
   PieceEncoder(const BpeModel& model, Encoding& out) : model_(model), out_(out) {}
 
+  // Appends the tokens of one word to `out`.
   void Encode(const TracedView& word);
 
  private:
   const BpeModel& model_;
   Encoding& out_;
-  StringMap<std::pair<uint32_t, uint32_t>> known_;  // word -> begin, count in known_tokens_
+  StringMap<std::pair<uint32_t, uint32_t>> known_;  // word -> begin and count in known_tokens_
   std::vector<WordToken> known_tokens_;
 };
 

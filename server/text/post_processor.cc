@@ -1,4 +1,4 @@
-// Only the template for a single text is of use here; that for pairs is not read.
+// Only the template for a single text is read; the template for pairs has no use here.
 #include "server/text/post_processor.h"
 
 #include "absl/strings/str_cat.h"

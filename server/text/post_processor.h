@@ -1,4 +1,5 @@
-// The "post_processor" of tokenizer.json: the tokens around a text (beginning and end of sequence).
+// The "post_processor" of tokenizer.json: the tokens before and after a text (begin and end of
+// sequence).
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,7 @@ struct TokensAround {
   std::vector<int32_t> prefix, suffix;
 };
 
-// TemplateProcessing, ByteLevel (adds nothing) and Sequences of them; `json` may be null.
+// Reads TemplateProcessing, ByteLevel (adds nothing) and Sequences of them. `json` may be null.
 absl::StatusOr<TokensAround> ReadPostProcessor(const nlohmann::json& json);
 
 }  // namespace apb::text

@@ -1,5 +1,5 @@
-// Each stage cuts the pieces of the stage before it; a piece goes through all stages before the
-// next one is cut.
+// Each stage cuts the pieces of the previous stage. A piece goes through all stages before the next
+// piece is cut.
 #include "server/text/pre_tokenizer.h"
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 namespace apb::text {
 namespace {
 
-// What ByteLevel splits with unless told not to.
+// The pattern of ByteLevel, unless use_regex is false.
 constexpr char kByteLevelPattern[] =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
@@ -132,7 +132,7 @@ absl::Status PreTokenizer::ReadMetaspace(base::JsonReader& reader, const std::st
   stage.literal = reader.String("replacement", "\u2581");
   if (stage.literal.empty())
     return absl::InvalidArgumentError(absl::StrCat(where, ": replacement is empty"));
-  // Files of before prepend_scheme have add_prefix_space.
+  // Files from before prepend_scheme have add_prefix_space instead.
   const bool add_prefix_space = reader.Boolean("add_prefix_space", true);
   const std::string scheme = reader.String("prepend_scheme", add_prefix_space ? "always" : "never");
   stage.split = reader.Boolean("split", true);
@@ -242,7 +242,7 @@ absl::Status PreTokenizer::Run(size_t stage_index, const TracedView& text, TextS
   return RunPieces(stage_index, text, start, word);
 }
 
-// Cuts the text as the stage says, and goes on with the pieces.
+// Cuts the text with this stage's pattern and passes the pieces to the next stage.
 absl::Status PreTokenizer::RunPieces(size_t stage_index, const TracedView& text, TextStart start,
                                      absl::FunctionRef<void(const TracedView&)> word) const {
   const Stage& stage = stages_[stage_index];
@@ -250,7 +250,7 @@ absl::Status PreTokenizer::RunPieces(size_t stage_index, const TracedView& text,
       stage.kind == Kind::kMetaspace ? Behavior::kMergedWithNext : stage.behavior;
   APB_ASSIGN_OR_RETURN(const std::vector<ByteRange> matches, Matches(stage, text.text));
   for (const ByteRange& piece : Pieces(matches, text.text.size(), behavior, stage.invert)) {
-    // Every later piece is in the middle of its text, but "always" schemes count it as a beginning
+    // Every later piece is in the middle of its text, but "always" schemes treat it as a beginning
     // of its own.
     const TextStart piece_start = piece.begin == 0 ? start : TextStart::kAfterSpecialToken;
     APB_RETURN_IF_ERROR(Run(stage_index + 1, text.Part(piece.begin, piece.end), piece_start, word));

@@ -1,5 +1,6 @@
-// The "pre_tokenizer" of tokenizer.json: cuts text into words that BPE never joins. Split,
-// ByteLevel, Digits, Metaspace, WhitespaceSplit and Sequences of them; ByteLevel comes last.
+// The "pre_tokenizer" of tokenizer.json: cuts text into words across which BPE never merges.
+// Supports Split, ByteLevel, Digits, Metaspace, WhitespaceSplit and Sequences of them; ByteLevel
+// must come last.
 #pragma once
 
 #include <memory>
@@ -17,21 +18,21 @@
 
 namespace apb::text {
 
-// What stands before a text: it decides whether its first word gets the blank that some tokenizers
-// put there.
+// The place before a text. It decides whether the first word gets the blank that some tokenizers
+// put before words.
 enum class TextStart { kBegin, kAfterSpecialToken, kMidText };
 
 class PreTokenizer {
  public:
-  PreTokenizer() = default;  // the text is one word
-  // `json` may be null.
+  PreTokenizer() = default;  // the whole text is one word
+  // `json` may be null. kUnimplemented for another type of pre-tokenizer.
   static absl::StatusOr<PreTokenizer> FromJson(const nlohmann::json& json);
 
-  // Calls `word` for each word, in order. With maps_bytes() the words are still plain text.
+  // Calls `word` for each word, in order. Words are plain text, also with maps_bytes().
   absl::Status Split(const TracedView& text, TextStart start,
                      absl::FunctionRef<void(const TracedView&)> word) const;
 
-  // Whether tokens are spelled with one printable character for each byte (ByteLevel).
+  // Whether tokens are spelled with one printable character per byte (ByteLevel).
   bool maps_bytes() const { return maps_bytes_; }
 
  private:
@@ -41,7 +42,8 @@ class PreTokenizer {
   struct Stage {
     Kind kind;
     std::shared_ptr<const Regex> regex;  // shared by copies of the pre-tokenizer
-    std::string literal;                 // pattern without regex; replacement of Metaspace
+    // The pattern if there is no regex; for Metaspace the replacement.
+    std::string literal;
     Behavior behavior = Behavior::kIsolated;
     bool invert = false;
     Prepend prepend = Prepend::kAlways;

@@ -1,4 +1,5 @@
-// PCRE2 with its just-in-time compiler; the interpreter where that runs out of stack.
+// PCRE2 with its just-in-time compiler; its interpreter takes over when the compiled code runs out
+// of stack.
 #include "server/text/regex.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -12,16 +13,16 @@
 namespace apb::text {
 namespace {
 
-// PCRE2's \s has U+180E, which left White_Space long ago.
+// PCRE2's \s includes U+180E, which left Unicode's White_Space long ago.
 constexpr char kWhiteSpace[] =
     R"(\x{09}-\x{0D}\x{20}\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})";
-// Escapes that mean the same to both.
+// Escapes with the same meaning in both.
 constexpr std::string_view kSameEscapes = "pPdDwWbBrntfvAzZx";
 
 constexpr uint32_t kMatchLimit = 1u << 30;
 
 bool IsQuantifierEnd(const std::string& pattern, size_t brace) {
-  // {n}+, {n,}+ and {n,m}+ repeat the repetition in Oniguruma and are possessive in PCRE2.
+  // {n}+, {n,}+ and {n,m}+ repeat the repetition in Oniguruma but are possessive in PCRE2.
   size_t i = brace + 1;
   while (i < pattern.size() &&
          (std::isdigit(static_cast<unsigned char>(pattern[i])) || pattern[i] == ','))
@@ -102,7 +103,7 @@ absl::StatusOr<Regex> Regex::Compile(const std::string& pattern) {
   if (regex.code_ == nullptr)
     return absl::InvalidArgumentError(
         absl::StrCat("regular expression \"", pattern, "\": ", ErrorText(error)));
-  pcre2_jit_compile(regex.code_.get(), PCRE2_JIT_COMPLETE);  // without it: slower
+  pcre2_jit_compile(regex.code_.get(), PCRE2_JIT_COMPLETE);  // without it matching is slower
   return regex;
 }
 
@@ -118,7 +119,7 @@ absl::StatusOr<std::vector<ByteRange>> Regex::FindAll(std::string_view text) con
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   size_t pos = 0;
   while (pos < text.size()) {
-    // The check of the whole subject at every match would make this quadratic.
+    // Checking the whole subject at every match would make this loop quadratic.
     int rc = pcre2_match(code_.get(), subject, text.size(), pos, PCRE2_NO_UTF_CHECK, data.get(),
                          context.get());
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
@@ -132,7 +133,7 @@ absl::StatusOr<std::vector<ByteRange>> Regex::FindAll(std::string_view text) con
     if (range[1] > range[0]) {
       matches.push_back({range[0], range[1]});
       pos = range[1];
-    } else {  // an empty match: go on behind the next character
+    } else {  // an empty match: go on after the next character
       pos = range[1] + 1;
       while (pos < text.size() && (static_cast<unsigned char>(text[pos]) & 0xC0) == 0x80) ++pos;
     }

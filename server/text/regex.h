@@ -1,5 +1,5 @@
-// A regular expression of tokenizer.json. Those are written for Oniguruma; patterns that PCRE2
-// would read differently are rewritten, or refused. Thread-safe.
+// A regular expression of tokenizer.json. Such patterns are written for Oniguruma; those that PCRE2
+// would read differently are rewritten or refused. Thread-safe.
 #pragma once
 
 #include <memory>
@@ -17,9 +17,11 @@ namespace apb::text {
 
 class Regex {
  public:
+  // kUnimplemented for a pattern that is refused; kInvalidArgument for a broken one.
   static absl::StatusOr<Regex> Compile(const std::string& pattern);
 
-  // All matches from left to right that are not empty. `text` must be valid UTF-8.
+  // All matches that are not empty, from left to right. `text` must be valid UTF-8.
+  // kResourceExhausted if matching exceeds PCRE2's limits.
   absl::StatusOr<std::vector<ByteRange>> FindAll(std::string_view text) const;
 
  private:

@@ -1,5 +1,5 @@
-// One Knuth-Morris-Pratt automaton for each stop string; what is held back is the longest of their
-// partial matches.
+// One Knuth-Morris-Pratt automaton runs for each stop string. The text that is held back is the
+// longest of their partial matches.
 #include "server/text/stop_matcher.h"
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// A hash map with string keys that is searched with std::string_view (which is not Abseil's own
-// type here).
+// A hash map with string keys that can be searched with std::string_view. (Abseil's own string_view
+// is another type here.)
 #pragma once
 
 #include <functional>

@@ -1,5 +1,6 @@
-// Bytes of ByteFallback tokens are put into the stream as they are; the original turns a whole run
-// of them into U+FFFD when a part of it is broken, which a stream cannot know.
+// The bytes of ByteFallback tokens go into the stream unchanged. The `tokenizers` package turns a
+// whole run of them into U+FFFD when a part of the run is broken, which a stream cannot know in
+// advance.
 #include "server/text/token_decoder.h"
 
 #include "absl/strings/ascii.h"

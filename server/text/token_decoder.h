@@ -1,5 +1,5 @@
-// The "decoder" of tokenizer.json: what bytes a token adds to a text. ByteLevel, Metaspace, and
-// Sequences of Replace, ByteFallback, Fuse and Strip.
+// The "decoder" of tokenizer.json: the bytes that a token adds to a text. Supports ByteLevel,
+// Metaspace, and Sequences of Replace, ByteFallback, Fuse and Strip.
 #pragma once
 
 #include <cstdint>
@@ -22,12 +22,12 @@ struct DecodeState {
 
 class TokenDecoder {
  public:
-  TokenDecoder() = default;  // tokens with blanks between them
-  // `json` may be null.
+  TokenDecoder() = default;  // joins tokens with blanks
+  // `json` may be null. kUnimplemented for another decoder.
   static absl::StatusOr<TokenDecoder> FromJson(const nlohmann::json& json);
 
-  // The bytes that the token adds. They may be a part of a character; broken characters are up to
-  // the caller.
+  // The bytes that this token adds. They may be a part of a UTF-8 character; the caller handles
+  // broken characters.
   std::string Next(std::string_view token, DecodeState& state) const;
   // The bytes of a token in the middle of a text.
   std::string Bytes(std::string_view token) const;
@@ -43,7 +43,8 @@ class TokenDecoder {
   std::string metaspace_;  // empty: no Metaspace
   bool metaspace_drops_first_ = true;
   std::vector<std::pair<std::string, std::string>> replacements_;
-  // Strip: so many of this character at the beginning, of each token or, after Fuse, of the text.
+  // Strip removes up to strip_count_ of this character at the beginning: of each token, or of the
+  // text if Fuse comes before it.
   std::string strip_content_;
   int64_t strip_count_ = 0;
   bool strip_text_ = false;

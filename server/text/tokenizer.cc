@@ -1,4 +1,4 @@
-// Encoding: added tokens cut the text, the rest is normalized, cut into words and encoded word by
+// Encoding: added tokens cut the text; the rest is normalized, cut into words, and encoded word by
 // word.
 #include "server/text/tokenizer.h"
 
@@ -18,7 +18,7 @@ namespace {
 
 constexpr uint64_t kMaxFileBytes = 1 << 30;
 
-// Null where the field is absent.
+// A JSON null if the field is absent.
 const nlohmann::json& FieldOrNull(const nlohmann::json& object, const char* name) {
   static const nlohmann::json* const null = new nlohmann::json();
   auto it = object.find(name);

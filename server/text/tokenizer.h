@@ -1,7 +1,6 @@
-// Text to token ids and back, as a checkpoint's tokenizer.json (Hugging Face format) defines it:
-// BPE over bytes (Llama 3, Qwen, GPT-2, Mistral tekken) or over characters with byte fallback
-// (Llama 2, Mistral, Yi). A component of the file that is not supported is an error when loading.
-// Thread-safe.
+// Converts text to token ids and back as a checkpoint's tokenizer.json (Hugging Face format)
+// defines it: BPE over bytes (Llama 3, Qwen, GPT-2, Mistral tekken) or over characters with byte
+// fallback (Llama 2, Mistral, Yi). Loading fails on a component that is not supported. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -25,63 +24,64 @@
 namespace apb::text {
 
 struct EncodeOptions {
-  // Begin and end tokens as the file's post-processor adds them. Text of a rendered chat has its
+  // Add the begin and end tokens of the file's post-processor. The text of a rendered chat has its
   // own.
   bool add_special_tokens = true;
-  // Whether "<|eot|>" written in the text is that special token. Off: it is nine plain characters,
+  // Whether "<|eot|>" in the text becomes that special token. If not, it is seven plain characters,
   // so that nobody can end a turn from within a message. Added tokens that are not special are
   // recognised either way.
   bool parse_special = false;
-  // With parse_special: byte ranges, ascending and disjoint, in which (even partly) no special
-  // token is recognised.
+  // With parse_special: byte ranges, ascending and disjoint. A special token that overlaps one of
+  // them is not recognised.
   std::span<const ByteRange> plain_ranges;
-  // What stands before the text.
+  // The place before the text.
   TextStart start = TextStart::kBegin;
 };
 
 class Tokenizer {
  public:
-  // Reads tokenizer.json and, where it lies beside it, tokenizer_config.json.
+  // Reads tokenizer.json and, if it lies in the same folder, tokenizer_config.json.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& tokenizer_json_path);
   // The same from the contents of the two files; the second may be empty.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromJson(
       std::string_view tokenizer_json, std::string_view tokenizer_config_json);
 
-  // InvalidArgument with the byte offset when the text is no valid UTF-8. Time is O(n log n)
-  // whatever the text.
+  // kInvalidArgument with the byte offset if the text is not valid UTF-8. Takes O(n log n) time for
+  // any text.
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
                                               const EncodeOptions& options) const;
-  // The same with the places of the tokens in the text. Begin tokens of add_special_tokens are at
-  // 0, end tokens behind the text.
+  // The same, with the place in the text at which each token begins. Begin tokens of
+  // add_special_tokens are at 0; end tokens are after the text.
   absl::StatusOr<Encoding> EncodeWithOffsets(std::string_view text,
                                              const EncodeOptions& options) const;
-  // Broken UTF-8 becomes U+FFFD. InvalidArgument for an id outside the vocabulary.
+  // Broken UTF-8 becomes U+FFFD. kInvalidArgument for an id outside the vocabulary.
   absl::StatusOr<std::string> Decode(std::span<const int32_t> ids, bool skip_special) const;
 
-  // The bytes that a token stands for, maybe part of a character; a special token's own text.
-  // Empty: no such id.
+  // The bytes for which a token stands, maybe a part of a UTF-8 character; for a special token its
+  // own text. Empty for an unknown id.
   std::string TokenBytes(int32_t id) const;
   std::optional<int32_t> TokenId(std::string_view token) const;
   // One more than the highest id.
   int32_t vocab_size() const { return static_cast<int32_t>(tokens_.size()); }
   bool IsSpecial(int32_t id) const;
-  // Whether the id is in range and stands for a token (vocabularies may have holes).
+  // Whether the id is in range and stands for a token (a vocabulary may have holes).
   bool IsToken(int32_t id) const;
   // From tokenizer_config.json.
   std::optional<int32_t> bos_id() const { return SpecialTokenId("bos_token"); }
   std::optional<int32_t> eos_id() const { return SpecialTokenId("eos_token"); }
-  // "bos_token" -> "<s>" and so on, as tokenizer_config.json has them; a chat template reads them.
+  // For example "bos_token" -> "<s>", as in tokenizer_config.json; chat templates read them.
   const std::map<std::string, std::string>& special_tokens() const { return special_tokens_; }
-  // What Encode with add_special_tokens puts before and behind the text.
+  // The tokens that Encode puts before and after the text with add_special_tokens.
   const std::vector<int32_t>& prefix_ids() const { return prefix_ids_; }
   const std::vector<int32_t>& suffix_ids() const { return suffix_ids_; }
-  // The longest TokenBytes: a text of n bytes has at least n / max_token_bytes tokens.
+  // The length of the longest TokenBytes: a text of n bytes has at least n / max_token_bytes
+  // tokens.
   int64_t max_token_bytes() const { return max_token_bytes_; }
 
   const TokenDecoder& decoder() const { return decoder_; }
-  // The token as the file spells it; empty for a hole.
+  // The token as the file spells it; empty for a hole. `id` must be in range.
   const std::string& TokenText(int32_t id) const { return tokens_[id]; }
-  // Whether a text that continues one which ends with this token is a beginning of its own for the
+  // Whether the id is an added token. Text after an added token is a beginning of its own for the
   // blank before words.
   bool IsAdded(int32_t id) const { return added_.FindId(id) != nullptr; }
 

@@ -1,4 +1,5 @@
-// Origins of single bytes are made when something changes: until then all bytes follow the first.
+// Origins of single bytes are stored only after a change; until then all bytes follow the first
+// one.
 #include "server/text/traced_text.h"
 
 #include <utility>

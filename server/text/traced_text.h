@@ -1,5 +1,5 @@
-// Text on its way to tokens that knows where its bytes came from, through all that normalizers and
-// pre-tokenizers change in it: what the offsets of tokens are made of.
+// Text on its way to tokens that knows, through all changes by normalizers and pre-tokenizers,
+// where in the caller's text its bytes came from. The offsets of tokens are computed from it.
 #pragma once
 
 #include <cstddef>
@@ -14,14 +14,16 @@
 
 namespace apb::text {
 
-// A piece of such a text. Places in the caller's text have 32 bits: a text of 4 GiB would have more
-// tokens than ids can count.
+// A piece of such a text. Positions in the caller's text have 32 bits: a text of 4 GiB would have
+// more tokens than ids can count.
 struct TracedView {
   std::string_view text;
-  uint32_t begin = 0;  // where the first byte came from, and the others follow it, unless
-  std::span<const uint32_t> origins;  // each byte has its own; ascending
+  // The position from which the first byte came. The other bytes follow it, unless `origins` gives
+  // each byte its own; ascending.
+  uint32_t begin = 0;
+  std::span<const uint32_t> origins;
 
-  // Where the byte at `pos` came from.
+  // The position from which the byte at `pos` came.
   uint32_t Origin(size_t pos) const {
     return origins.empty() ? begin + static_cast<uint32_t>(pos) : origins[pos];
   }
@@ -41,14 +43,14 @@ class TracedText {
   std::vector<uint32_t> origins_;
 };
 
-// One pass of changes over a text, from left to right. Nothing is copied before the first change.
+// One pass of changes over a text, from left to right. It copies nothing before the first change.
 class Rewriter {
  public:
-  // `text` stays as it is until Finish.
+  // `text` is unchanged until Finish, and must outlive the rewriter.
   explicit Rewriter(TracedText& text) : source_(text) {}
 
-  // Puts `content` in the place of `range`, where it then comes from. Ranges are disjoint and
-  // ascending; an empty one at the begin of a character is an insertion before that one.
+  // Puts `content` in the place of `range`; its bytes then come from the range's begin. Ranges must
+  // be disjoint and ascending. An empty range inserts before the character at its begin.
   void Replace(ByteRange range, std::string_view content);
   void Finish();
 

@@ -1,4 +1,4 @@
-// Validation follows the table of well-formed byte sequences of the Unicode standard (chapter 3,
+// Validation follows the table of well-formed byte sequences in the Unicode standard (chapter 3,
 // table 3-7).
 #include "server/text/utf8.h"
 
@@ -9,11 +9,11 @@ namespace {
 
 struct Sequence {
   size_t length = 0;   // bytes that belong together
-  bool valid = false;  // they are a character
-  bool open = false;   // the text ends before it is decided
+  bool valid = false;  // they form a character
+  bool open = false;   // the text ends before this is decided
 };
 
-// The character, or the longest beginning of one, at `pos`.
+// The character at `pos`, or the longest beginning of one.
 Sequence ReadSequence(std::string_view text, size_t pos) {
   auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned char lead = byte(pos);

@@ -1,8 +1,8 @@
-"""Many clients at once, some of which go away.
+"""Many clients at once, some of which disconnect.
 
-Goal: every request is answered or cancelled, greedy answers are those of the request alone, and in the end no KV block
-is in use. Method: 240 requests, 24 at a time, half of them broken off at a random event; the answers to compare with
-come from a server that keeps no prefixes.
+Goal: every request is answered or cancelled, a greedy answer is the same as when its request runs alone, and in the end
+no KV block is in use. Method: 240 requests, 24 at a time, about half of them broken off at a random event; a server
+without a prefix cache gives the answers to compare with.
 """
 import concurrent.futures
 import random
@@ -47,7 +47,9 @@ class ManyClientsTest(unittest.TestCase):
 
             with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
                 results = list(pool.map(lambda item: run(*item), plan))
-            time.sleep(5.5)  # idle ranks report every five seconds: what is shown then is not from before the end
+            # Idle ranks report every five seconds, so the next report is from after the last
+            # request.
+            time.sleep(5.5)
             after = server.metrics()
         kinds = [kind for kind, _ in results]
         self.assertEqual(set(kinds), {"answered", "gone"}, [r for r in results if r[0] in ("refused", "broken")][:3])

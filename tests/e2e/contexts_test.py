@@ -1,8 +1,9 @@
-"""Contexts: a document computed once and asked about many times, by HTTP and by gRPC.
+"""Contexts: a document is computed once and asked about many times, by HTTP and by gRPC.
 
-Goal: a question that goes on from a context computes its own tokens only and is answered as without one; the KV stays
-until it is deleted, expires or is lost, and is free then; what cannot be is refused with a reason. Method: the demo
-model with two ranks; a server with little room and no prefix cache; one whose ranks are killed.
+Goal: a question that goes on from a context computes only its own tokens and gets the same answer as without a context;
+the context's KV stays until it is deleted, expires or is lost, and is then free; an impossible request is refused with a
+reason. Method: the demo model on two ranks; a server with little room and no prefix cache; a server whose ranks are
+killed.
 """
 import concurrent.futures
 import http.client
@@ -16,14 +17,14 @@ import grpc
 
 import fixture
 
-import generator  # noqa: E402  (beside make_prompt, which the fixture has found)
+import generator  # noqa: E402  (in make_prompt's folder, which the fixture has put on sys.path)
 
 STUBS = fixture.make_stubs()
 from apb.inference.v1 import inference_service_pb2 as pb  # noqa: E402
 from apb.inference.v1 import inference_service_pb2_grpc as pb_grpc  # noqa: E402
 
 SERVER = None
-SMALL = None  # room for one long document only, and no prefix cache
+SMALL = None  # has room for one long document only, and no prefix cache
 MAX_CONTEXTS = 4
 
 
@@ -35,7 +36,7 @@ def setUpModule():
 
 
 def document(tokens, seed, facts=3):
-    """(text, [(question, answer)])"""
+    """Returns (text, [(question, answer)])."""
     text, asked = generator.make_asked(seed, tokens, [(i + 0.5) / facts for i in range(facts)],
                                        count_tokens=fixture.COUNT_TOKENS)
     return text, [(generator.question_text(name), generator.answer_text(name, value)) for name, value in asked]
@@ -72,7 +73,7 @@ def pinned(server):
 
 class Case(unittest.TestCase):
     def tearDown(self):
-        """No context and no KV of one is left."""
+        """Checks that no context and no context's KV is left."""
         for server in (SERVER, SMALL):
             for context in json.loads(server.get("/v1/contexts")[1])["data"]:
                 delete(server, context["id"])
@@ -98,7 +99,8 @@ class QuestionsTest(Case):
         for i, (question, answer) in enumerate(asked):
             found, usage = chat(server, [user(question)], context=context["id"])
             self.assertEqual(found, answer)
-            # Token for token what was computed; later ones find the words that questions begin with.
+            # The first question finds exactly the context's tokens; later ones also find the words
+            # with which questions begin.
             self.assertTrue(cached(usage) == size if i == 0 else size <= cached(usage) < size + 15, usage)
             self.assertLess(usage["prompt_tokens"] - size, 40)
             if before:
@@ -113,7 +115,7 @@ class QuestionsTest(Case):
 
     def test_without_prefix_cache(self):
         context, text, asked = self.check_questions(SMALL, 3000, "ring_kv", 3)
-        # Only who names the context has its KV.
+        # Only requests that name the context find its KV.
         self.assertEqual(cached(chat(SMALL, [user(text + "\n\n" + asked[0][0])])[1]), 0)
         self.assertEqual(delete(SMALL, context["id"]), 200)
         SMALL.await_idle()
@@ -121,7 +123,8 @@ class QuestionsTest(Case):
                            "its KV is not there as a cached prefix either")
 
     def test_conversation(self):
-        """Turns behind the context find the turns before; the document may be the system's, the question a turn."""
+        """Turns after the context find the KV of the earlier turns. The document may be in the system message; then the
+        question is a turn."""
         for messages in ([user(document(3000, 4)[0])], [{"role": "system", "content": document(3000, 4)[0]}]):
             asked = document(3000, 4)[1]
             context = create(SERVER, {"messages": messages})
@@ -155,14 +158,14 @@ class QuestionsTest(Case):
             self.assert_error(chat(SERVER, [user(question)], 400, context=context["id"]), "/v1/completions")
 
     def test_short_context(self):
-        """Far shorter than what the prefix cache takes."""
+        """The context is far shorter than any prefix that the prefix cache keeps."""
         for server in (SERVER, SMALL):
             context = create(server, {"prompt": "A panda"})
             _, answer = server.post("/v1/completions", {"prompt": " and", "context": context["id"], "max_tokens": 2})
             self.assertEqual(cached(answer["usage"]), context["usage"]["prompt_tokens"])
 
     def test_long_question(self):
-        """Its tokens are a prefill of their own, over the context's KV."""
+        """The question's tokens are a prefill of their own, over the context's KV."""
         text, ((question, answer), *_) = document(4000, 8)
         for strategy in ("ring_kv", "apb", "full"):
             context = create(SERVER, {"messages": [user(text)], "apb": {"strategy": strategy}})
@@ -209,7 +212,7 @@ class LifeTest(Case):
         self.assertEqual(values["apb_context_tokens"],
                          made["usage"]["prompt_tokens"] + other["usage"]["prompt_tokens"])
         fixture.wait_until(lambda: pinned(SERVER) > 0, "pinned blocks in the metrics")
-        # A question renews it.
+        # A question sets its expiry anew.
         time.sleep(1.1)
         chat(SERVER, [user(asked[0][0])], context=made["id"])
         self.assertGreater(json.loads(SERVER.get("/v1/contexts/" + made["id"])[1])["expires_at"], made["expires_at"])
@@ -229,7 +232,7 @@ class LifeTest(Case):
         fixture.wait_until(lambda: pinned(SMALL) > 0 or not json.loads(SMALL.get("/v1/contexts")[1])["data"], "pinned")
         fixture.wait_until(lambda: SMALL.get("/v1/contexts/" + context["id"])[0] == 404, "it has expired")
         self.assert_error(chat(SMALL, [user(asked[0][0])], 404, context=context["id"]), "expired", "context_not_found")
-        # There is room for the next one, which needs the same.
+        # There is room for the next context, which needs as much.
         create(SMALL, {"messages": [user(document(7000, 13)[0])]})
 
     def test_a_question_in_flight_outlives_its_context(self):
@@ -247,7 +250,7 @@ class LifeTest(Case):
     def test_room(self):
         text, asked = document(7000, 15)
         context = create(SMALL, {"messages": [user(text)]})
-        # Another document has no room beside it, as a context or as a prompt; small things have.
+        # Another document has no room beside it, as a context or as a prompt; short prompts have.
         other = [user(document(7000, 16)[0])]
         for path, body in (("/v1/contexts", {}), ("/v1/chat/completions", {"max_tokens": 5})):
             status, headers, answer = SMALL.request("POST", path, json.dumps({"messages": other, **body}))
@@ -257,7 +260,7 @@ class LifeTest(Case):
         self.assertEqual(chat(SMALL, [user(asked[0][0])], context=context["id"])[0], asked[0][1])
         sample = fixture.make_prompt(1000, seed=17)
         self.assertEqual(chat(SMALL, sample["messages"])[0], sample["expected"])
-        # An answer that runs into the end of the cache is cut, and what runs beside it goes on.
+        # After the context is deleted, the other document has room.
         self.assertEqual(delete(SMALL, context["id"]), 200)
         chat(SMALL, other, max_tokens=5)
 
@@ -270,7 +273,7 @@ class LifeTest(Case):
 
     def test_client_that_leaves_cancels_the_creation(self):
         body = json.dumps({"messages": [user(document(30000, 18)[0])], "apb": {"strategy": "full"}})
-        for _ in range(MAX_CONTEXTS + 1):  # and its place is free again
+        for _ in range(MAX_CONTEXTS + 1):  # the context's place is free again each time
             connection = http.client.HTTPConnection("127.0.0.1", SERVER.http_port, timeout=fixture.PATIENCE)
             connection.request("POST", "/v1/contexts", body)
             fixture.wait_until(lambda: SERVER.metrics()["apb_num_requests_running"] == 1, "a prefill under way")
@@ -289,7 +292,7 @@ class LifeTest(Case):
             self.assertEqual(json.loads(server.get("/v1/contexts/" + context["id"])[1])["status"], "lost")
             answer = chat(server, [user(asked[0][0])], 404, context=context["id"])
             self.assert_error(answer, "create it again", "context_lost")
-            # The lost one holds no place.
+            # The lost context holds no place.
             again = create(server, fields)
             self.assertEqual(chat(server, [user(asked[0][0])], context=again["id"])[0], asked[0][1])
             self.assertEqual(server.get("/v1/contexts/" + context["id"])[0], 404)
@@ -389,7 +392,7 @@ class GrpcTest(Case):
         got = self.stub.GetContext(pb.GetContextRequest(id=made.id))
         self.assertGreaterEqual(got.expires_at, made.expires_at)
         self.assertEqual(list(self.stub.ListContexts(pb.ListContextsRequest()).contexts), [got])
-        # Both APIs see the same.
+        # Both APIs see the same context.
         self.assertEqual(json.loads(SERVER.get("/v1/contexts/" + made.id)[1])["expires_at"], got.expires_at)
         self.stub.DeleteContext(pb.DeleteContextRequest(id=made.id))
         for call, request in ((self.stub.GetContext, pb.GetContextRequest(id=made.id)),

@@ -1,7 +1,8 @@
-"""What goes wrong around the server: lost ranks, signals, wrong command lines, groups started elsewhere.
+"""Faults around the server: lost ranks, signals, wrong command lines, groups that are started elsewhere.
 
-Goal: a lost rank fails the requests in flight with an error that invites a retry, and the group comes back; no signal
-leaves a process behind; a start that cannot work says why. Method: servers of their own, killed and misconfigured.
+Goal: a lost rank fails the requests in flight with an error that invites a retry, and its group comes back; no signal
+leaves a process behind; a start that cannot work says why. Method: each test has its own servers, which it kills or
+misconfigures.
 """
 import http.client
 import json
@@ -25,7 +26,8 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SAMPLE = fixture.make_prompt(200, seed=2)
 SHORT = {**SAMPLE["request"], "max_tokens": 30}
-LONG = {**fixture.make_prompt(30000, seed=4)["request"], "apb": {"strategy": "full"}}  # not meant to end
+# It is not meant to end.
+LONG = {**fixture.make_prompt(30000, seed=4)["request"], "apb": {"strategy": "full"}}
 MEDIUM = {**fixture.make_prompt(15000, seed=4)["request"], "apb": {"strategy": "apb"}}
 
 
@@ -34,7 +36,7 @@ def ask(server):
 
 
 class Watcher:
-    """Health as a gRPC Watch and as /readyz see it, every change in order."""
+    """Records every change of the health that a gRPC Watch and /readyz report, in order."""
 
     def __init__(self, server):
         self.grpc_changes, self.http_changes = [], []
@@ -80,7 +82,8 @@ class LostRankTest(unittest.TestCase):
         workers = server.workers()
         self.assertEqual(len(workers), 2)
         os.kill(workers[rank], signal.SIGKILL)
-        # The stream had its headers, so the error is an event of it; the other gets a status.
+        # The stream had sent its headers, so its error is an event; the other request gets a
+        # status.
         error = stream.read_all()[-1]["error"]
         self.assertEqual(error["type"], "service_unavailable")
         self.assertIn("again", error["message"])
@@ -111,7 +114,8 @@ class LostRankTest(unittest.TestCase):
     def test_grpc_call_gets_unavailable(self):
         with fixture.Server() as server, grpc.insecure_channel(server.grpc_address) as channel:
             call = channel.unary_stream("/apb.inference.v1.InferenceService/Generate", lambda x: x, lambda x: x)
-            # text (field 3) with the strategy `full` (field 7, value 2) and max_tokens 4 (field 6).
+            # text (field 3), sampling (field 6) with max_tokens 4, and apb (field 7) with its
+            # reserved field 1, which the server ignores.
             text = fixture.make_prompt(30000, seed=4)["completions_request"]["prompt"].encode()
             size = bytes([len(text) & 0x7f | 0x80, len(text) >> 7 & 0x7f | 0x80, len(text) >> 14])
             events = call(b"\x1a" + size + text + b"\x32\x02\x08\x04" + b"\x3a\x02\x08\x02")
@@ -124,7 +128,7 @@ class LostRankTest(unittest.TestCase):
 
 
     def test_rank_that_hangs(self):
-        """A peer that is there and says nothing is lost too, after --collective-timeout."""
+        """A rank that is alive but silent is lost too, after --collective-timeout."""
         with fixture.Server("--worker-args", "--collective-timeout 2") as server:
             stream = fixture.Stream(server, "/v1/chat/completions", MEDIUM)
             os.kill(server.workers()[1], signal.SIGSTOP)
@@ -137,7 +141,7 @@ class LostRankTest(unittest.TestCase):
     def test_group_that_is_told_to_stop_finishes_what_it_has(self):
         with fixture.Server() as server:
             stream = fixture.Stream(server, "/v1/chat/completions", MEDIUM)
-            # Both ranks get it, as from mpirun; the leader is the one that listens.
+            # Both ranks get the signal, as from mpirun; the leader obeys it.
             for pid in server.workers():
                 os.kill(pid, signal.SIGTERM)
             fixture.wait_until(lambda: server.get("/readyz")[0] == 503, "not ready")
@@ -153,7 +157,8 @@ class SignalTest(unittest.TestCase):
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             with fixture.Server() as server:
                 self.assertEqual(len(server.workers()), 2)
-                self.assertEqual(server.stop(signal_number), 0)  # asserts that no process is left
+                # server.stop() asserts that no process is left.
+                self.assertEqual(server.stop(signal_number), 0)
 
     def test_requests_in_flight_are_finished(self):
         with fixture.Server() as server:
@@ -231,7 +236,7 @@ class StartTest(unittest.TestCase):
 
 
 class RemoteGroupTest(unittest.TestCase):
-    """Groups that are started by hand, as docs/architecture.md says."""
+    """Groups that are started by hand, as docs/architecture.md describes."""
 
     def start_group(self, server, *flags, model=fixture.MODEL, token="secret"):
         command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2",
@@ -246,7 +251,7 @@ class RemoteGroupTest(unittest.TestCase):
 
     def test_server_waits_for_groups(self):
         with fixture.Server("--group-token", "secret", ranks=0, wait=False) as server:
-            # Without workers all but generation works.
+            # Without workers everything but generation works.
             self.assertEqual([server.get(path)[0] for path in ("/livez", "/readyz", "/health", "/v1/models")],
                              [200, 503, 503, 200])
             status, headers, _ = server.request("POST", "/v1/chat/completions", json.dumps(SHORT))
@@ -264,7 +269,7 @@ class RemoteGroupTest(unittest.TestCase):
             self.assertEqual(ask(server), SAMPLE["expected"])
             self.assertEqual(server.metrics()['apb_rank_up{model="demo",group="by-hand",rank="1"}'], 1)
 
-            # A group that is told to stop does so, and the server waits for the next.
+            # A group that gets a signal stops, and the server waits for the next group.
             group.terminate()
             group.wait(fixture.PATIENCE)
             fixture.wait_until(lambda: server.get("/readyz")[0] == 503, "not ready")
@@ -279,7 +284,7 @@ class RemoteGroupTest(unittest.TestCase):
             series = [f'apb_prompt_tokens_computed_total{{model="demo",group="{name}"}}' for name in ("a", "b")]
 
             def both_have_computed():
-                """Two requests at once go to two groups, unless the machine is so busy that one ends before."""
+                """Two requests at once go to two groups, unless a busy machine ends one before the other begins."""
                 streams = [fixture.Stream(server, "/v1/chat/completions", MEDIUM) for _ in range(2)]
                 for stream in streams:
                     stream.read_all()

@@ -1,6 +1,6 @@
-"""What the end-to-end tests share: a server with its ranks on free ports, plain HTTP, metrics, processes, prompts.
+"""Shared by the end-to-end tests: a server with its ranks on free ports, plain HTTP, metrics, processes, prompts.
 
-The binaries come from APB_SERVER_BINARY, APB_WORKER_BINARY and APB_ON_CPU_PATH (CTest sets them).
+The binaries come from APB_SERVER_BINARY, APB_WORKER_BINARY and APB_ON_CPU_PATH, which CTest sets.
 """
 import contextlib
 import ctypes
@@ -21,9 +21,10 @@ MODEL_NAME = "demo"
 SERVER_BINARY = os.environ.get("APB_SERVER_BINARY", "")
 WORKER_BINARY = os.environ.get("APB_WORKER_BINARY", "")
 ON_CPU_PATH = os.environ.get("APB_ON_CPU_PATH", "")
-# Far more than anything takes; a test never fails because the machine is busy.
+# Seconds; far more than any step takes, so that no test fails because the machine is busy.
 PATIENCE = 120
-# Bytes of the server's log that a failed test shows: the reason is behind what was done before.
+# A failed test shows so many last bytes of the server's log; the reason comes after the output of
+# earlier steps.
 LOG_TAIL = 8000
 
 sys.path.insert(0, str(ROOT / "tests" / "reference_model"))
@@ -33,12 +34,12 @@ COUNT_TOKENS = prompts.counter(MODEL)
 
 
 def make_prompt(tokens, depth=0.5, seed=1, **options):
-    """A request with a hidden fact and the expected answer; see tests/reference_model/make_prompt.py."""
+    """Returns a request with a hidden fact, and the expected answer; see tests/reference_model/make_prompt.py."""
     return prompts.make_prompt(tokens, depth, seed, model=MODEL_NAME, count=COUNT_TOKENS, **options)
 
 
 def make_stubs():
-    """Python modules of proto/ for gRPC, on sys.path; they go when the folder object that is returned goes."""
+    """Makes gRPC's Python modules of proto/ and puts them on sys.path. They live as long as the returned folder object."""
     from grpc_tools import protoc
     folder, source = tempfile.TemporaryDirectory(prefix="apb-stubs-"), ROOT / "proto"
     files = [*source.glob("apb/common/v1/*.proto"), source / "apb/inference/v1/inference_service.proto"]
@@ -50,7 +51,7 @@ def make_stubs():
 
 
 def wait_until(condition, what, timeout=PATIENCE, pause=0.05):
-    """The first true value of condition(); fails after `timeout` seconds."""
+    """Returns the first true value of condition(); fails after `timeout` seconds."""
     end = time.monotonic() + timeout
     while True:
         value = condition()
@@ -66,7 +67,7 @@ def die_with_parent():
 
 
 def process_table():
-    """pid -> (parent, name, state) of every process."""
+    """Returns pid -> (parent, name, state) of every process."""
     table = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -98,7 +99,7 @@ def cpu_seconds(pid):
 
 
 def server_command(*flags, model=MODEL, ranks=2, virtual_hosts=4):
-    """The command line; `flags` win over the defaults. Without calibration `auto` chooses by fixed numbers."""
+    """The command line; `flags` override the defaults. With calibration off, `auto` chooses by fixed numbers."""
     defaults = {"--model": model, "--served-model-name": MODEL_NAME, "--http-port": 0, "--grpc-port": 0}
     if ranks:
         defaults.update({"--local-ranks": ranks, "--virtual-hosts": virtual_hosts, "--worker-binary": WORKER_BINARY,
@@ -108,7 +109,7 @@ def server_command(*flags, model=MODEL, ranks=2, virtual_hosts=4):
 
 
 class Server:
-    """A running apb-server. `with Server(...) as server:` stops it and asserts that nothing is left behind."""
+    """A running apb-server. `with Server(...) as server:` stops it and asserts that no process is left behind."""
 
     def __init__(self, *flags, wait=True, **options):
         self._folder = tempfile.TemporaryDirectory(prefix="apb-e2e-")
@@ -151,8 +152,8 @@ class Server:
         return self._log.read_text(errors="replace")
 
     def await_log(self, pattern, group=None, unless=None):
-        """The first bracket of the pattern; fails at once when the server, or the `group` (a process) that is to
-        cause that line, has ended, or when the log has a line that matches `unless`."""
+        """Waits for the pattern in the log and returns its first bracket. It fails at once when the server, or the `group` (the
+        process that is to cause this line), has ended, or when a line of the log matches `unless`."""
         def found():
             ended = [(what, process.returncode) for what, process in (("server", self.process), ("group", group))
                      if process is not None and process.poll() is not None]
@@ -167,11 +168,11 @@ class Server:
         return wait_until(found, f"{pattern} in the server's log").group(1)
 
     def await_ready(self, group=None):
-        """Until the first group is ready. A start that fails is not tried again here: the test fails with the reason."""
+        """Waits until the first group is ready. A failed start is not tried again here: the test fails with its reason."""
         self.await_log(r"(?m)^ready (http://\S+)$", group, unless=r"worker group ended with status .*")
 
     def stop(self, signal_number=signal.SIGTERM):
-        """Stops the server; returns its exit code. No process of it may be left."""
+        """Stops the server and returns its exit code. Asserts that none of its processes is left."""
         if self.process.poll() is not None:
             return self.process.returncode
         children = descendants(self.process.pid)
@@ -187,12 +188,12 @@ class Server:
         return code
 
     def workers(self):
-        """Pids of the ranks."""
+        """The pids of the ranks."""
         table = process_table()
         return sorted(p for p in descendants(self.process.pid) if table.get(p, ("", ""))[1] == "apb-worker")
 
     def request(self, method, path, body=None, headers=None, timeout=PATIENCE):
-        """(status, headers, body as text) of one request on a connection of its own."""
+        """Sends one request on a connection of its own; returns (status, headers, body as text)."""
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=timeout)
         try:
             connection.request(method, path, body=body, headers=headers or {})
@@ -206,12 +207,12 @@ class Server:
         return status, text
 
     def post(self, path, body):
-        """(status, parsed answer)."""
+        """Returns (status, parsed answer)."""
         status, _, text = self.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         return status, json.loads(text)
 
     def metrics(self):
-        """`name{labels}` -> value, and `name` -> the sum over its label sets (the model's label left out)."""
+        """Returns `name{labels}` -> value, and `name` -> the sum over all its label sets."""
         values = {}
         for line in self.get("/metrics")[1].splitlines():
             if line and not line.startswith("#"):
@@ -223,28 +224,29 @@ class Server:
         return values
 
     def await_idle(self, timeout=PATIENCE):
-        """Until no request runs or waits and the last report of the ranks says that every KV block is free."""
+        """Waits until no request runs or waits and the ranks' last report says that every KV block is free."""
         def idle():
             values = self.metrics()
             return (values["apb_num_requests_running"] == 0 and values["apb_num_requests_waiting"] == 0
-                    and values.get("apb_kv_cache_usage_ratio", 1) == 0)  # it is there with the first report
+                    # It appears with the first report.
+                    and values.get("apb_kv_cache_usage_ratio", 1) == 0)
         wait_until(idle, "no request in flight and an empty KV cache", timeout)
 
 
 class Stream:
-    """A streamed answer by plain HTTP: `events` are parsed data frames, `comments` counts keep-alives."""
+    """A streamed answer over plain HTTP: `events` holds the parsed data frames, `comments` counts the keep-alives."""
 
     def __init__(self, server, path, body):
         self.connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE)
         self.connection.request("POST", path, json.dumps({**body, "stream": True}),
                                 {"Content-Type": "application/json"})
-        self.response = self.connection.getresponse()  # returns when the headers are there
+        self.response = self.connection.getresponse()  # returns when the headers have come
         self.events = []
         self.comments = 0
         self.done = False
 
     def read_event(self):
-        """The next data frame, or None after [DONE] or at the end of the response."""
+        """Returns the next data frame, or None after [DONE] or at the end of the response."""
         while True:
             line = self.response.readline()
             if not line:
@@ -264,13 +266,13 @@ class Stream:
         return self.events
 
     def close(self):
-        """Also in the middle of the answer."""
+        """May be called in the middle of the answer."""
         self.response.close()
         self.connection.close()
 
 
 def text_of(events):
-    """The text of a stream, of chat or completions."""
+    """The text of a stream of either completion endpoint."""
     text = ""
     for event in events:
         for choice in event.get("choices", []):

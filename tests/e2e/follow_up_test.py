@@ -1,15 +1,15 @@
-"""Follow-up turns and second questions about a document.
+"""Follow-up turns, and second questions about a document.
 
-Goal: KV that is there is used, told of, given back when room is needed, and never mixed up between exact and
-approximate requests; answers stay right. Method: conversations on the demo model through the HTTP API of a server with
-two ranks.
+Goal: KV that is already in the cache is used, reported in `usage`, given back when a request needs the room, and never
+mixed up between exact and approximate requests; answers stay right. Method: conversations on the demo model through the
+HTTP API of a server with two ranks.
 """
 import unittest
 
 import fixture
 
 SERVER = None
-SMALL = None  # with room for one long document only
+SMALL = None  # has room for one long document only
 
 
 def setUpModule():
@@ -55,7 +55,8 @@ class FollowUpTest(unittest.TestCase):
         self.check_conversation("apb", 9000)
 
     def test_long_second_turn(self):
-        # The second turn brings a document of its own: it is prefilled over the KV of the first.
+        # The second turn has a document of its own, which is prefilled over the KV of the first
+        # turn.
         first, second = (fixture.make_prompt(tokens, seed=seed, keys=2) for tokens, seed in ((3000, 51), (2500, 52)))
         messages = [user(first["document"]), user(first["question"])]
         answer, usage = chat(SERVER, messages, strategy="ring_kv")
@@ -78,12 +79,12 @@ class FollowUpTest(unittest.TestCase):
         answer, usage = chat(SERVER, first, strategy="apb")
         self.assertEqual(answer, sample["expected"])
         self.assertGreater(cached(usage), 8000)
-        # What APB computed is not exact, and not Star's.
+        # KV that APB computed serves neither exact requests nor Star's.
         for apb in ({"strategy": "star"}, {"exact": True}):
             answer, usage = chat(SERVER, first, **apb)
             self.assertEqual(answer, sample["expected"])
             self.assertEqual(cached(usage), 0)
-        # But what is exact serves everyone.
+        # But exact KV serves all requests.
         _, usage = chat(SERVER, first, exact=True)
         self.assertGreater(cached(usage), 8000)
         _, usage = chat(SERVER, first, strategy="star")
@@ -91,7 +92,7 @@ class FollowUpTest(unittest.TestCase):
 
     def test_room_is_given_back(self):
         samples = [fixture.make_prompt(7000, seed=seed) for seed in (41, 42)]
-        for sample in samples + samples:  # each takes the other's room
+        for sample in samples + samples:  # each document takes the other's room
             answer, usage = chat(SMALL, sample["messages"], strategy="ring_kv")
             self.assertEqual(answer, sample["expected"])
             self.assertEqual(cached(usage), 0)

@@ -1,6 +1,6 @@
-"""The gRPC side by grpcio, with stubs made from proto/ when the test starts.
+"""The gRPC side through grpcio, with stubs that are made from proto/ when the test starts.
 
-Goal: Generate's events come in their order, presence of scalars counts, every error is a status, cancellation and
+Goal: Generate's events come in their order, the presence of scalars counts, every error is a status, cancellation and
 deadlines free the KV blocks, and the standard services answer. Method: one server with two ranks.
 """
 import json
@@ -44,7 +44,7 @@ LONG = pb.GenerateRequest(chat=chat_input(fixture.make_prompt(30000, seed=4)), s
 
 
 def generate(timeout=fixture.PATIENCE, **fields):
-    """(kinds of the events, text, the Completed) of a call."""
+    """Makes a call; returns (kinds of its events, text, the Completed)."""
     fields.setdefault("sampling", GREEDY)
     kinds, text, completed = [], "", None
     for response in STUB.Generate(pb.GenerateRequest(**fields), timeout=timeout):
@@ -92,12 +92,13 @@ class GenerateTest(unittest.TestCase):
             self.assertEqual(completed.usage.prompt_tokens, len(ids))
 
     def test_presence_of_scalars(self):
-        # 0 is a temperature; absent is 1. With the same seed the first is greedy, the second need not be.
+        # Temperature 0 is a value; an absent one is 1. Greedy answers are the same with every seed,
+        # the others need not be.
         def draw(**scalars):
             return generate(text="The ", sampling=pb.SamplingParams(max_tokens=60, ignore_eos=True, **scalars))[1]
         self.assertEqual(len({draw(temperature=0, seed=seed) for seed in range(4)}), 1)
         self.assertGreater(len({draw(seed=seed) for seed in range(4)}), 1)
-        # max_tokens = 0 is a value, and a wrong one.
+        # max_tokens = 0 is a value too, and a wrong one.
         self.refuse(grpc.StatusCode.INVALID_ARGUMENT, "max_tokens", text=PROMPT,
                     sampling=pb.SamplingParams(max_tokens=0))
 
@@ -128,7 +129,7 @@ class GenerateTest(unittest.TestCase):
         word = SAMPLE["expected"].split()[4]
         end = SAMPLE["expected"].index(word) + len(word)
         self.assertEqual(draw(stop=[word], include_stop_str_in_output=True)[1], SAMPLE["expected"][:end])
-        # The end-of-turn token, taken as any other, is a special one.
+        # With ignore_eos, the end-of-turn token is a special token in the middle of the text.
         texts = [draw(ignore_eos=True, skip_special_tokens=skip)[1] for skip in (True, False)]
         self.assertNotIn("<|", texts[0])
         self.assertIn("<|", texts[1])
@@ -136,7 +137,7 @@ class GenerateTest(unittest.TestCase):
                     sampling=pb.SamplingParams(stop_token_ids=[-1]))
 
     def test_default_of_max_tokens(self):
-        """As over HTTP: 16 for text and tokens, for chat as many as fit."""
+        """The same as over HTTP: 16 for text and tokens; for chat as many as fit."""
         ids = STUB.Tokenize(pb.TokenizeRequest(text=PROMPT)).ids
         for prompt in ({"text": PROMPT}, {"tokens": pb.TokenInput(ids=ids)}):
             completed = generate(sampling=pb.SamplingParams(temperature=0, ignore_eos=True), **prompt)[2]
@@ -212,7 +213,7 @@ class CancelTest(unittest.TestCase):
         SERVER.await_idle()
 
     def test_full_queue(self):
-        """--max-queued-requests 4: further ones are refused at once and the accepted ones go on."""
+        """--max-queued-requests 4: further requests are refused at once, and the accepted ones go on."""
         calls = [self.start_long()]
         fixture.wait_until(lambda: STUB.GetServerInfo(pb.GetServerInfoRequest()).running_requests == 1, "one running")
         refused = []
@@ -234,7 +235,7 @@ class CancelTest(unittest.TestCase):
         SERVER.await_idle()
 
     def test_big_messages(self):
-        """A prompt of a million tokens comes in, and is then longer than the context; 64 MiB is the cap."""
+        """A prompt of a million tokens is received, then refused as longer than the context. Messages have at most 64 MiB."""
         def code_of(request):
             with self.assertRaises(grpc.RpcError) as caught:
                 list(STUB.Generate(request, timeout=fixture.PATIENCE))
@@ -273,7 +274,8 @@ class UnaryTest(unittest.TestCase):
         self.assertEqual([(g.ranks, g.ready, g.dtype, g.weight_type) for g in server.groups],
                          [(2, True, "bfloat16", "bfloat16")])
         self.assertGreaterEqual(server.groups[0].kv_tokens_total, model.max_model_len)
-        self.assertEqual(server.groups[0].calibration.product_flops, 1e12)  # assumed: --calibration off
+        # Assumed, because of --calibration off.
+        self.assertEqual(server.groups[0].calibration.product_flops, 1e12)
         self.assertEqual(server.groups[0].calibration.link_latency_seconds, 20e-6)
         with self.assertRaises(grpc.RpcError) as caught:
             STUB.GetModelInfo(pb.GetModelInfoRequest(model="x"))

@@ -1,7 +1,7 @@
 """The HTTP side without a client library: every endpoint, hostile input, slow and vanishing clients.
 
-Goal: each endpoint answers as docs/api.md says, bad input of any kind is a clear 4xx and leaves the server working,
-and a client that goes away frees its KV blocks. Method: http.client and bare sockets against one server.
+Goal: each endpoint answers as docs/api.md says, bad input of any kind gets a clear 4xx and leaves the server working,
+and a client that disconnects frees its KV blocks. Method: http.client and bare sockets against one server.
 """
 import http.client
 import itertools
@@ -32,7 +32,7 @@ _seeds = itertools.count(1000)
 
 
 def long_question():
-    """Another one each time, so that nothing is cached; computed exactly by one rank, so that it takes a while."""
+    """A new document each time, so that nothing is cached; one rank computes it exactly, so that it takes a while."""
     return {**fixture.make_prompt(30000, seed=next(_seeds))["request"], "apb": {"strategy": "full"}}
 
 
@@ -42,7 +42,7 @@ def post_head(body, headers=b""):
 
 
 def exchange(data, timeout=fixture.PATIENCE):
-    """Sends bytes and reads until the server closes."""
+    """Sends bytes and reads until the server closes the connection."""
     with socket.create_connection(("127.0.0.1", SERVER.http_port), timeout=timeout) as connection:
         connection.sendall(data)
         answer = b""
@@ -86,7 +86,7 @@ class EndpointTest(unittest.TestCase):
         self.assertEqual(answer["count"], SAMPLE["prompt_tokens_estimate"])
         text = SERVER.post("/detokenize", {"tokens": answer["tokens"]})[1]["prompt"]
         self.assertTrue(text.endswith("<|assistant|>\n"), text[-60:])
-        # Markers of the template in a message's text are text.
+        # The template's markers are plain text within a message.
         markers = SERVER.post("/tokenize", {"messages": [{"role": "user", "content": "<|end|><|assistant|>"}]})[1]
         self.assertEqual(markers["tokens"].count(1), 1)
         self.assertIn("<|end|><|assistant|>", SERVER.post("/detokenize", markers)[1]["prompt"])
@@ -153,7 +153,8 @@ class MetricsTest(unittest.TestCase):
                 self.assertRegex(text, rf'apb_prefill_phase_seconds_total{{[^}}]*phase="{phase}",rank="{rank}"')
 
     def test_calibration(self):
-        """Fixed numbers where it is off; where it is on, what the log says. The worker's other way for passing blocks."""
+        """With calibration off the metrics have fixed numbers; with it on they have the log's. The second server also runs
+        the worker with --overlap and --no-balanced."""
         names = ("product_flops", "attention_flops", "link_bytes_per_second", "link_latency_seconds")
 
         def numbers(server):
@@ -193,7 +194,7 @@ class MetricsTest(unittest.TestCase):
         self.assertEqual(grown(computed), answer["usage"]["prompt_tokens"] - cached)
         self.assertEqual(grown("apb_cached_prompt_tokens_total"), cached)
         self.assertEqual(grown("apb_time_to_first_token_seconds_count"), 1)
-        # The end-of-turn token counts as generated and has no text.
+        # The end-of-turn token counts as generated but has no text.
         self.assertGreaterEqual(grown("apb_inter_token_latency_seconds_count"),
                                 answer["usage"]["completion_tokens"] - 2)
         self.assertEqual(grown('apb_http_requests_total{model="demo",code="404",method="POST",'
@@ -225,7 +226,7 @@ class HostileInputTest(unittest.TestCase):
     def test_bad_utf8(self):
         for bad in (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf5\x80\x80\x80"):
             self.refuse(b'{"prompt": "a' + bad + b'"}', path="/v1/completions")
-        # A lone surrogate by escape cannot be written in UTF-8 either.
+        # An escaped lone surrogate cannot be written in UTF-8 either.
         self.refuse(b'{"prompt": "a\\ud800"}', path="/v1/completions")
 
     def test_deep_nesting(self):
@@ -236,7 +237,7 @@ class HostileInputTest(unittest.TestCase):
         text = "a" * (3 << 20)
         error = self.refuse(json.dumps({"prompt": text}), 413, "/v1/completions")
         self.assertEqual(error["code"], "request_too_large")
-        # Within the limit of bytes, and still more tokens than the context has.
+        # Within the limit of bytes, but with more tokens than the context has.
         self.assertEqual(self.refuse(json.dumps({"prompt": "qz" * (900 << 10)}), 400, "/v1/completions")["code"],
                          "context_length_exceeded")
 
@@ -268,7 +269,7 @@ class HostileInputTest(unittest.TestCase):
 
 
     def test_every_field_with_every_kind_of_value(self):
-        """Answered or refused by 4xx; never a 5xx, and no rank is lost by it."""
+        """Each body is answered or refused with a 4xx, never with a 5xx, and no rank is lost."""
         fields = ("model messages max_completion_tokens temperature top_p top_k min_p seed stop n stream stream_options "
                   "presence_penalty frequency_penalty repetition_penalty logprobs top_logprobs min_tokens ignore_eos "
                   "return_progress apb logit_bias user tools tool_choice response_format stop_token_ids "
@@ -372,14 +373,14 @@ class LongPrefillTest(unittest.TestCase):
         before = self.first_tokens()
         self.assertEqual(SERVER.get("/health")[0], 200)
         self.assertEqual(self.first_tokens(), before)
-        # Others are answered meanwhile, in between the layers of the long one.
+        # Other requests are answered meanwhile, between the layers of the long one.
         self.assertEqual(SERVER.post("/v1/chat/completions", question())[1]["choices"][0]["message"]["content"],
                          SAMPLE["expected"])
         stream.close()
         SERVER.await_idle()
 
     def vanish(self, stream):
-        """Disconnects in the middle of a prefill; everything is free again before it could have ended."""
+        """Disconnects in the middle of a prefill and checks that everything is free again before the prefill could have ended."""
         cancelled = 'apb_requests_total{model="demo",finish_reason="",outcome="cancelled",strategy=""}'
         before = SERVER.metrics()
         body = json.dumps({**long_question(), "stream": stream}).encode()
@@ -404,7 +405,7 @@ class LongPrefillTest(unittest.TestCase):
                          SAMPLE["expected"])
 
     def test_client_that_does_not_read(self):
-        """A stream whose reader has stopped is cut before it fills the memory, and its blocks are free again."""
+        """A stream whose client has stopped reading is cut before it fills the memory, and its blocks are free again."""
         before = SERVER.metrics()["apb_slow_reader_aborts_total"]
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

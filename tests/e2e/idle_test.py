@@ -1,7 +1,7 @@
-"""CPU of a server that has nothing to do.
+"""The CPU time of a server that has nothing to do.
 
-Goal: idle ranks sleep; the goal of the product is under 2 % of a core each. Method: CPU seconds from /proc over five
-seconds after a request; the bound that fails the test is loose, the numbers are printed.
+Goal: idle ranks sleep; the product's goal is under 2 % of a core for each. Method: CPU seconds from /proc over five
+seconds after a request. The numbers are printed; the test fails only above a loose bound.
 """
 import time
 import unittest
@@ -9,7 +9,7 @@ import unittest
 import fixture
 
 SECONDS = 5
-SPINNING = 0.2  # of a core; a rank that polls without sleeping takes 1.0
+SPINNING = 0.2  # share of a core; a rank that polls without sleeping takes 1.0
 
 
 class IdleTest(unittest.TestCase):

@@ -1,8 +1,8 @@
-"""The code paths of the CPU backend, served.
+"""Serving with each code path of the CPU backend.
 
-Goal: on every code path that this CPU has the demo model answers right, exactly and by APB; one that it lacks, or that
-does not exist, is told at the start with what there is, and ends the server. Method: servers with --cpu-isa and with
-APB_CPU_ISA.
+Goal: on every code path that this CPU has, the demo model answers right, exactly and with APB. With a path that the CPU
+lacks, or an unknown one in APB_CPU_ISA, the server says which paths there are and ends; with an unknown --cpu-isa it
+reports the ranks' error and tries again. Method: servers with --cpu-isa and with APB_CPU_ISA.
 """
 import os
 import subprocess
@@ -20,7 +20,7 @@ def arguments(isa):
 
 class IsaTest(unittest.TestCase):
     def refusal(self, *flags):
-        """What a server that cannot start prints."""
+        """Starts a server that cannot start; returns the text that it prints."""
         done = subprocess.run(fixture.server_command(*flags), capture_output=True, text=True,
                               timeout=fixture.PATIENCE)
         self.assertEqual(done.returncode, 3, done.stderr)
@@ -28,7 +28,7 @@ class IsaTest(unittest.TestCase):
         return done.stderr
 
     def check(self, isa, *flags):
-        """One answer for each kind of strategy; the sample is short, portable code is slow."""
+        """Checks one answer of an exact and of an approximate strategy. The sample is short, because portable code is slow."""
         sample = fixture.make_prompt(1500, seed=23)
         with fixture.Server(*flags, virtual_hosts=2) as server:
             self.assertIn(f"backend=cpu/{isa} ", server.log())
@@ -59,7 +59,7 @@ class IsaTest(unittest.TestCase):
             self.assertIn("APB_CPU_ISA=mmx: there is no such code path; it runs ", self.refusal())
 
     def test_a_name_that_does_not_exist(self):
-        """A wrong option of the ranks: the server says so to whoever asks, and tries again."""
+        """The ranks refuse a wrong option: the server says so to every client that asks, and tries again."""
         with fixture.Server(arguments("sse9"), wait=False) as server:
             def reason():
                 status, text = server.get("/health")

@@ -1,8 +1,8 @@
 """Tensor parallelism and the two ways of decoding.
 
-Goal: however the ranks divide heads, context and weights, every strategy gives the right answer, and a division that
-is not possible is refused with a reason. Method: servers of 2 and 4 ranks with other divisions, prompts whose answer
-is known.
+Goal: however the ranks divide heads, context and weights, every strategy gives the right answer, and an impossible
+division is refused with a reason. Method: servers of 2 and 4 ranks with different divisions; prompts with a known
+answer.
 """
 import re
 import subprocess
@@ -23,7 +23,8 @@ def answers(server):
 
 class MeshTest(unittest.TestCase):
     def check(self, ranks, *arguments):
-        arguments = ("--no-prefix-caching", *arguments)  # every strategy computes for itself
+        # So that every strategy computes the prompt itself.
+        arguments = ("--no-prefix-caching", *arguments)
         with fixture.Server("--worker-args", " ".join(arguments), ranks=ranks) as server:
             self.assertEqual(len(server.workers()), ranks)
             for strategy, answer, expected in answers(server):

@@ -1,7 +1,7 @@
-"""The `openai` package, unmodified, against a running server.
+"""The unmodified `openai` package against a running server.
 
-Goal: what its users rely on works: answers, streams, usage, stop strings, logprobs, seeds, limits, typed errors, and
-a 32K-token document through APB. Method: one server with two ranks on the demo model for all cases.
+Goal: the features on which its users rely work: answers, streams, usage, stop strings, logprobs, seeds, limits, typed
+errors, and a 32K-token document through APB. Method: one server with two ranks on the demo model for all cases.
 """
 import math
 import unittest
@@ -87,7 +87,7 @@ class ChatTest(unittest.TestCase):
 
     def test_stop_strings(self):
         word = SAMPLE["expected"].split()[3]
-        cut = word[1:-1] or word  # inside of a word, so across or inside of tokens
+        cut = word[1:-1] or word  # a part of a word, so across tokens or inside one
         for stream in (False, True):
             answer = chat(messages=MESSAGES, temperature=0, stop=["never seen", cut], stream=stream)
             if stream:
@@ -128,7 +128,7 @@ class ChatTest(unittest.TestCase):
                       max_tokens=4, seed=1, user="someone", metadata={"a": "b"}, store=False,
                       extra_body={"top_k": 20, "min_p": 0.01, "repetition_penalty": 1.1, "min_tokens": 2})
         self.assertIn(answer.usage.completion_tokens, (2, 3, 4))
-        # The most probable token of the first place alone is left over by each of these.
+        # Each of these options leaves only the most probable token.
         for options in ({"top_p": 1e-6}, {"extra_body": {"top_k": 1}}, {"extra_body": {"min_p": 1.0}}):
             answer = chat(messages=MESSAGES, temperature=1.0, max_tokens=5, **options)
             self.assertTrue(SAMPLE["expected"].startswith(answer.choices[0].message.content), options)
@@ -219,7 +219,7 @@ class ErrorTest(unittest.TestCase):
 
 class LongDocumentTest(unittest.TestCase):
     def ask(self, sample, apb):
-        """(text, progress chunks, last chunk) of a stream."""
+        """Streams an answer; returns (text, progress chunks, last chunk)."""
         text, progress, last = "", [], None
         for chunk in chat(messages=sample["messages"], temperature=0, max_tokens=40, stream=True,
                           extra_body={"apb": apb, "return_progress": True}):
@@ -238,7 +238,8 @@ class LongDocumentTest(unittest.TestCase):
         timings = last.model_extra["timings"]
         self.assertEqual(timings["strategy"], "apb")
         self.assertGreater(timings["prompt_n"], 31000)
-        self.assertTrue(progress)  # how many depends on the machine: one in a quarter of a second at most
+        # Their number depends on the machine: at most one each quarter of a second.
+        self.assertTrue(progress)
         processed = [p["processed_tokens"] for p in progress]
         self.assertEqual(processed, sorted(processed))
         self.assertEqual({p["total_tokens"] for p in progress}, {timings["prompt_n"]})

@@ -1,8 +1,8 @@
-"""Which ports of a server with local ranks are open, and to whom.
+"""Which ports a server with local ranks opens, and to whom.
 
-Goal: nothing but the two APIs listens beyond loopback, and these only if they are told to. Method: the sockets that the
-kernel lists for the processes of a running server (/proc/net), TCP and UDP, with the ranks up; the same where loopback
-is the only network there is.
+Goal: only the two APIs listen beyond loopback, and only if they are told to. Method: the TCP and UDP sockets that the
+kernel lists (/proc/net) for the processes of a running server with its ranks; the same where loopback is the only
+network.
 """
 import ctypes
 import ipaddress
@@ -20,8 +20,8 @@ CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 def address_of(text):
-    """0100007F:1F90 -> (127.0.0.1, 8080): 32-bit words in the machine's order, then the port. gRPC listens on
-    IPv4 addresses in the form that IPv6 has for them."""
+    """0100007F:1F90 -> (127.0.0.1, 8080): 32-bit words in the machine's byte order, then the port. gRPC listens on IPv4
+    addresses in their IPv6 form."""
     words, port = text.split(":")
     raw = b"".join(bytes.fromhex(words[i:i + 8])[::-1] for i in range(0, len(words), 8))
     address = ipaddress.ip_address(raw)
@@ -29,8 +29,8 @@ def address_of(text):
 
 
 def open_ports(pid):
-    """(process name, protocol, address, port) of each socket of a process and those below it that takes what others
-    send: listening ones of TCP, unconnected ones of UDP."""
+    """Yields (process name, protocol, address, port) of each socket, of a process and those below it, that receives from
+    others: listening TCP sockets and unconnected UDP sockets."""
     table = fixture.process_table()
     owners = {}
     for process in [pid, *fixture.descendants(pid)]:
@@ -56,7 +56,7 @@ def beyond_loopback(pid):
 
 
 def alone_on_loopback():
-    """In the child: a network of its own in which only loopback is up. Who is not root is so in there."""
+    """Runs in the child: makes a network of its own in which only loopback is up. A user other than root becomes root in it."""
     user, libc = os.geteuid(), ctypes.CDLL(None)
     if libc.unshare(CLONE_NEWNET if user == 0 else CLONE_NEWUSER | CLONE_NEWNET) != 0:
         raise PermissionError("unshare")
@@ -68,7 +68,7 @@ def alone_on_loopback():
 
 class PortsTest(unittest.TestCase):
     def check_inside(self, server, ranks):
-        """The test sees what there is: mpirun listens for its ranks, the server for clients and for the group."""
+        """Checks that the test sees the ports: mpirun listens for its ranks, the server for clients and for the group."""
         self.assertEqual(len(server.workers()), ranks)
         ports = list(open_ports(server.process.pid))
         self.assertIn("mpirun", {name for name, *_ in ports})

@@ -1,5 +1,5 @@
-"""Goal: what the server tokenizes, counts and finds in its KV cache is what the tokenizers package makes of the whole
-text: plain prompts, chats, contexts, what goes on from these, and later turns, by every strategy.
+"""Goal: the tokens that the server makes, counts and finds in its KV cache are those that the tokenizers package makes of
+the whole text: for plain prompts, chats, contexts, prompts that continue them, and later turns, with every strategy.
 Method: a server with two ranks; random texts; `/tokenize` and `usage` against the package, with the oracle of
 tests/server/frontend/prompt_test.py.
 """
@@ -28,7 +28,7 @@ def post(path, **fields):
 
 
 def usage(path, **fields):
-    """(tokens of the prompt, how many of them were there)"""
+    """Returns (tokens of the prompt, those whose KV was already in the cache)."""
     counted = post(path, max_tokens=1, **fields)["usage"]
     return counted["prompt_tokens"], counted["prompt_tokens_details"]["cached_tokens"]
 
@@ -67,10 +67,10 @@ class TokensTest(unittest.TestCase):
                                  len(ORACLE.plain(text)), strategy)
 
     def check_behind(self, context, of_context, path, wanted, **fields):
-        """The whole's tokens are counted, and those that it shares with its context were there."""
+        """Checks that the tokens of the whole are counted, and that those which it shares with its context were cached."""
         count, cached = usage(path, context=context["id"], **fields)
         self.assertEqual(count, len(wanted))
-        # Turns before this one may be of more use, but hold no tokens that it does not have.
+        # Earlier turns may have cached more, but only tokens that this prompt has too.
         self.assertGreaterEqual(cached, min(prompt_test.common(of_context, wanted), len(wanted) - 1))
         self.assertLess(cached, len(wanted))
         return cached
@@ -96,7 +96,7 @@ class TokensTest(unittest.TestCase):
             SERVER.request("DELETE", "/v1/contexts/" + context["id"])
 
     def test_a_context_that_ends_within_a_word(self):
-        """Its last token is another one in the whole, so that its KV is used but for that one, however it was computed."""
+        """The context's last token is a different one in the whole, so the KV of all others is used, whatever the strategy."""
         sample = fixture.make_prompt(9000, seed=61)
         document, question = sample["document"].rstrip(), sample["question"]
         cut = document.rindex(" ") + 3

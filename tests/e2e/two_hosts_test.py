@@ -1,9 +1,9 @@
-"""Ranks on two hosts.
+"""Ranks on two machines.
 
-Goal: a group whose ranks share nothing but a network gives right answers by every strategy, says what each costs on
-that link, and ends cleanly when the link is cut. Method: two network namespaces joined by a veth pair of 1 Gbit/s and
-1 ms delay (netem; only the rate, by tbf, where the kernel has no netem), a rank in each, started by mpirun
-as on two machines. Where namespaces are forbidden the test is skipped and says so (exit code 77).
+Goal: a group whose ranks share only a network gives right answers with every strategy, prints the cost of each on that
+link, and ends cleanly when the link is cut. Method: two network namespaces joined by a veth pair with 1 Gbit/s and 1 ms
+delay (netem; only the rate, by tbf, if the kernel has no netem). Each has one rank, and mpirun starts them as on two
+machines. Where namespaces are forbidden, the test prints so and is skipped (exit code 77).
 """
 import os
 import pathlib
@@ -16,7 +16,8 @@ import unittest
 import fixture
 
 SKIPPED = 77
-RUN = os.environ.setdefault("APB_TWO_HOSTS", str(os.getpid()))  # the outer process, also seen from inside
+# Pid of the outer process, which the inner one inherits.
+RUN = os.environ.setdefault("APB_TWO_HOSTS", str(os.getpid()))
 INSIDE = RUN != str(os.getpid())
 NAMES = (f"apb-{RUN}-1", f"apb-{RUN}-2")
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
@@ -25,7 +26,7 @@ MPI = ["--allow-run-as-root", "--bind-to", "none", "--host", f"{ADDRESSES[0]}:1,
        "--mca", "oob_tcp_if_include", "10.231.77.0/24"]
 
 
-# ---- outside: the hosts ----
+# ---- outside: makes the hosts ----
 
 def ip(*words, check=True):
     return subprocess.run(["ip", *words], check=check, capture_output=True, text=True)
@@ -37,7 +38,7 @@ def remove_hosts():
 
 
 def make_hosts():
-    """Returns what the link is like."""
+    """Makes the hosts and their link; returns a description of the link."""
     for name in NAMES:
         ip("netns", "add", name)
     ip("link", "add", "apb-veth-1", "netns", NAMES[0], "type", "veth", "peer", "name", "apb-veth-2", "netns", NAMES[1])
@@ -74,7 +75,7 @@ def outside():
 # ---- inside the first host: the server, the leader, the test ----
 
 class Group:
-    """A worker group with a rank on each host."""
+    """A worker group with one rank on each host."""
 
     def __init__(self, server, *flags):
         self._folder = tempfile.TemporaryDirectory(prefix="apb-e2e-")
@@ -106,7 +107,7 @@ class Group:
 
 
 def ask(server, sample, strategy):
-    """(status, answer, seconds to the first token) of a streamed request."""
+    """Streams an answer; returns (status, answer, seconds to the first token)."""
     start = time.monotonic()
     stream = fixture.Stream(server, "/v1/chat/completions", {
         "model": "demo", "messages": sample["messages"], "temperature": 0, "max_tokens": 40,
@@ -153,14 +154,15 @@ class TwoHostsTest(unittest.TestCase):
                 status, answer = self.server.post("/v1/chat/completions", {
                     "model": "demo", "messages": sample["messages"], "max_tokens": 10, "apb": {"strategy": "ring_kv"}})
                 self.assertEqual(status, 503, answer)
-                # Both ranks give up, each by its own deadline. (mpirun itself waits for the other host's daemon.)
+                # Both ranks give up, each at its own deadline. (mpirun itself waits for the other
+                # host's daemon.)
                 fixture.wait_until(lambda: not any(name == "apb-worker" and state != "Z" and self.is_mine(pid)
                                                    for pid, (_, name, state) in fixture.process_table().items()),
                                    "both ranks ended")
             finally:
                 ip("link", "set", "apb-veth-1", "up")
             self.assertEqual(self.server.get("/livez")[0], 200)
-        with Group(self.server):  # and the next group serves
+        with Group(self.server):  # the next group serves
             self.ready()
             self.assertEqual(ask(self.server, sample, "ring_kv")[1], sample["expected"])
 

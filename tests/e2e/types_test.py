@@ -1,9 +1,9 @@
 """Checkpoints of other types, and quantized weights.
 
-Goal: a checkpoint in float16, in float32, or with norms of another type than config.json says answers like the
-bfloat16 one it was made from, and so does one whose weights are quantized while they are loaded; the server says in which
+Goal: a checkpoint in float16, in float32, or with norms of another type than config.json says answers like the bfloat16
+checkpoint from which it was made; so does one whose weights are quantized while they are loaded. The server says in which
 types it computes. Method: copies of the demo model are written in these types and served on the CPU with several --dtype;
-the model is served with --quantize; what does not go is refused with a reason.
+the model is served with --quantize; unsupported types are refused with a reason.
 """
 import json
 import pathlib
@@ -17,7 +17,7 @@ import numpy as np
 
 
 def read_tensors(path):
-    """name -> float32 array, of a file of BF16 tensors; and its metadata."""
+    """Reads a file of BF16 tensors; returns name -> float32 array, and the file's metadata."""
     data = path.read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8:8 + size])
@@ -45,7 +45,7 @@ def write_tensors(path, tensors, metadata):
 
 
 def copy_of_model(folder, type_of, config_type):
-    """The demo model with each tensor in the NumPy type type_of(name); config_type None: config.json does not say."""
+    """Copies the demo model with each tensor in the NumPy type type_of(name). config_type None: config.json has no type."""
     for source in fixture.MODEL.iterdir():
         target = pathlib.Path(folder, source.name)
         if source.suffix == ".safetensors":

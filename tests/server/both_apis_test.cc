@@ -1,7 +1,7 @@
 // Goal: HTTP and gRPC take the same fields, with the same defaults and limits, and a field that one
-// of them lacks is noticed. Method: a table of JSON beside the message that means the same, read by
-// both codecs and resolved; what no row of the table sets is looked for in the messages'
-// descriptors.
+// of them lacks is noticed. Method: a table pairs JSON with the message of the same meaning; both
+// codecs read them, and the results are resolved and compared. The messages' descriptors then tell
+// whether a field is in no row of the table.
 #include <gtest/gtest.h>
 
 #include <set>
@@ -52,7 +52,7 @@ absl::StatusOr<CanonicalRequest> OfGrpc(const std::string& text) {
   return grpc_api::FromMessage(message);
 }
 
-// All that a codec fills in but the ids, as text.
+// Everything that a codec fills in except the request's ids, as text.
 std::string Describe(const CanonicalRequest& request) {
   std::string input;
   if (const auto* text = std::get_if<request::TextInput>(&request.input)) input = text->text;
@@ -66,13 +66,13 @@ std::string Describe(const CanonicalRequest& request) {
                       request.sampling.DebugString(), "\n", request.apb.DebugString());
 }
 
-// The resolved request, or the error, as text.
+// The resolved request or the error, as text.
 std::string Outcome(absl::StatusOr<CanonicalRequest> request) {
   absl::Status status = request.status();
   if (status.ok()) {
     const bool has_seed = request->sampling.has_seed();
     status = request::Resolve(TestLimits(), *request);
-    if (status.ok() && !has_seed) request->sampling.set_seed(kSeed);  // else a random one
+    if (status.ok() && !has_seed) request->sampling.set_seed(kSeed);  // otherwise it is random
   }
   if (status.ok()) return Describe(*request);
   return absl::StrCat(status.ToString(), " field=", request::FieldOf(status));
@@ -83,7 +83,8 @@ struct Row {
   const char* proto;
 };
 
-// Beside a prompt. Rows that both APIs refuse are of use, too: with the same words.
+// Fields that are sent beside a prompt. Rows that both APIs refuse are of use too: the errors must
+// have the same words.
 constexpr Row kSampling[] = {
     {"", ""},
     {R"("max_tokens": 7)", "max_tokens: 7"},
@@ -201,7 +202,7 @@ TEST(BothApis, SameInputs) {
       {R"({"messages": [{"role": "x", "content": "y"}]})",
        "chat {messages {role: 'x' content: 'y'}}", true},
       {R"({"messages": []})", "chat {}", true},
-      // OpenAI's names of the same fields.
+      // The same fields under OpenAI's names.
       {absl::StrCat("{", kChat, R"(, "max_completion_tokens": 9})"),
        absl::StrCat(kChatProto, "sampling {max_tokens: 9}"), true},
       {absl::StrCat("{", kChat, R"(, "logprobs": true, "top_logprobs": 2})"),
@@ -210,7 +211,7 @@ TEST(BothApis, SameInputs) {
     EXPECT_EQ(Outcome(OfHttp(json, chat)), Outcome(OfGrpc(proto))) << json;
 }
 
-// The third default that once differed: how much is generated where max_tokens is absent.
+// A default that once differed between the APIs: how many tokens are generated without max_tokens.
 TEST(BothApis, SameCompletionBudget) {
   const std::tuple<absl::StatusOr<CanonicalRequest>, int64_t> cases[] = {
       {OfHttp(R"({"prompt": "x"})"), 16},
@@ -258,7 +259,7 @@ TEST(Resolve, FillsInDefaults) {
   EXPECT_EQ(request.apb.DebugString(), "strategy: \"ring_kv\"\n");
 }
 
-// No number is above every limit by being forgotten.
+// No number lacks a range because it was forgotten in the tables.
 TEST(Resolve, EveryNumberHasARange) {
   for (const bool of_apb : {false, true}) {
     CanonicalRequest plain = *OfGrpc("text: 'x'");

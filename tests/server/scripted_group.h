@@ -1,5 +1,5 @@
-// A worker group without workers: what the server sends is kept, what the group says is said by the
-// test. And a client that writes down what it hears.
+// A worker group without workers: it records the messages that the server sends, and the test plays
+// its part. Also a client that records its events.
 #pragma once
 
 #include <memory>
@@ -13,7 +13,7 @@
 
 namespace apb::server_test {
 
-// What is sent to the leader. Thread-safe.
+// Records the messages that are sent to the leader. Thread-safe.
 class ScriptedConnection final : public cluster::GroupConnection {
  public:
   void Send(cluster::v1::ToWorker message) override {
@@ -48,7 +48,7 @@ class ScriptedConnection final : public cluster::GroupConnection {
     }
     return all;
   }
-  // The first sequence that was submitted; waits for it.
+  // Waits for the first submitted sequence and returns it; 0 if none comes within two minutes.
   uint64_t AwaitSequence() const {
     absl::MutexLock lock(&mutex_);
     auto submitted = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -80,7 +80,7 @@ inline cluster::v1::Hello HelloOf(const std::string& id, int64_t max_model_len =
   return hello;
 }
 
-// What a leader says of a sequence.
+// Messages that a leader sends about a sequence.
 inline cluster::v1::FromWorker ProgressOf(uint64_t sequence, int64_t processed = 0) {
   cluster::v1::FromWorker message;
   message.mutable_progress()->set_sequence(sequence);
@@ -105,11 +105,11 @@ inline cluster::v1::FromWorker EndOf(uint64_t sequence, cluster::v1::EndReason r
   return message;
 }
 
-// Writes one letter for each event: Q(ueued), P(rogress), T(oken chunk), C(ompleted), X for
+// Records one letter for each event: Q(ueued), P(rogress), T(oken chunk), C(ompleted), X for
 // ContextInfo, F(ailed). Thread-safe.
 class RecordingSink final : public request::EventSink {
  public:
-  // The event of this number, counted from 0, and those behind it are too much for the client.
+  // The client takes this many events; every later one is too much for it.
   explicit RecordingSink(size_t takes = SIZE_MAX) : takes_(takes) {}
 
   bool OnEvent(request::Event event) override {
@@ -125,7 +125,7 @@ class RecordingSink final : public request::EventSink {
     absl::MutexLock lock(&mutex_);
     return LettersLocked();
   }
-  // Waits for an event that ends the request; true when it came.
+  // Waits for an event that ends the request; true if it came within two minutes.
   bool AwaitEnd() const {
     absl::MutexLock lock(&mutex_);
     auto ended = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -133,7 +133,7 @@ class RecordingSink final : public request::EventSink {
     };
     return mutex_.AwaitWithTimeout(absl::Condition(&ended), absl::Minutes(2));
   }
-  // Of the last event, which has to be Failed.
+  // The status of the last event, which must be Failed.
   absl::Status failure() const {
     absl::MutexLock lock(&mutex_);
     if (events_.empty() || !std::holds_alternative<request::Failed>(events_.back())) {

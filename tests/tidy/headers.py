@@ -1,6 +1,6 @@
-"""Goal: every header compiles alone, so that nobody has to include others before it. Method: a source that holds
-nothing but the header is checked (no code is made) with the flags that compile_commands.json has for its source, or
-for another one near it.
+"""Goal: every header compiles alone, so that nobody has to include another one before it. Method: a source that contains
+only the header is checked (without making code), with the flags that compile_commands.json has for the header's source or
+for another source near it.
 
     headers.py BUILD_FOLDER [HEADER ...]
 
@@ -21,7 +21,7 @@ LEFT_OUT = ("kernels/cuda/", "kernels/cpu/simd/")
 
 
 def commands(build):
-    """Source -> (directory, command without output and source)."""
+    """Returns source -> (directory, command without its output and source)."""
     with open(os.path.join(build, "compile_commands.json"), encoding="utf-8") as file:
         entries = json.load(file)
     found = {}
@@ -37,7 +37,8 @@ def commands(build):
 
 
 def command_for(header, found):
-    """That of the source of the same name, or of the one with most include folders in or below the nearest folder."""
+    """The command of the source with the header's name; else the one with the most include folders in or below the nearest
+    folder that has sources."""
     own = found.get(os.path.splitext(header)[0] + ".cc")
     folder = os.path.dirname(header)
     while own is None and folder:
@@ -48,7 +49,7 @@ def command_for(header, found):
 
 
 def check(header, found):
-    """What the compiler says against it; empty: nothing."""
+    """Returns the compiler's errors about the header; empty without errors."""
     own = command_for(header, found)
     if own is None:
         return f"{header}: no source at or below its folder is built"

@@ -1,7 +1,7 @@
-"""Goal: the walls of the house stand. Method: read every source file and CMakeLists.txt and fail on include
-arrows that point the wrong way, vendor headers outside their room, names of strategies outside their folders,
-source files that no target builds, folders without tests, and things at the top level that do not belong there. Long
-files are printed, not failed: they are a question."""
+"""Goal: the project's structure stays as docs/architecture.md describes it. Method: read every source file and
+CMakeLists.txt; fail on includes in a forbidden direction, vendor headers outside their room, names of strategies outside
+their folders, source files that no target builds, folders without tests, and unknown files at the top level. Long files
+are printed but do not fail: they are a question."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-# Folder -> folders whose headers it may include (itself always). docs/architecture.md draws this.
+# Folder -> the folders whose headers it may include, besides its own. docs/architecture.md draws this.
 ARROWS = {
     "kernels": [],
     "engine/base": [],
@@ -59,7 +59,8 @@ UNMIRRORED = {
     "server/text/jinja": "tests/server/text/chat_template_test.cc, against jinja2 itself",
 }
 SOURCE = (".cc", ".h", ".cu", ".cuh")
-# Its rows say what the strategies are called; their folders may too, and nothing else in engine/.
+# Its rows name the strategies. A strategy's own folder may use the name too, but no other file in
+# engine/.
 STRATEGIES = "engine/context_parallel/strategies.cc"
 OURS = ("kernels/", "engine/", "server/", "apb/", "tests/")
 
@@ -105,7 +106,7 @@ def check_includes(path, text, errors):
 
 
 def folders_of_strategies(files):
-    """Name of a strategy -> the folder whose header declares its row's plan."""
+    """Returns a strategy's name -> the folder with the header that declares the `plan` of its row."""
     headers = {f: read(f) for f in files if f.startswith(os.path.dirname(STRATEGIES) + "/") and f.endswith(".h")}
     rows = re.findall(r'\.name = "(\w+)".*?\.plan = (\w+)', read(STRATEGIES), re.S)
     return {name: next(os.path.dirname(f) + "/" for f, text in headers.items() if re.search(rf"\b{plan}\(", text))
@@ -122,8 +123,8 @@ def check_strategy_names(path, text, folders, errors):
 
 
 def check_recipes(files, errors):
-    """CONTRIBUTING.md lists the files of the product that each kind of addition touches: exactly those that name
-    the recipe's example, and no more of them than it promises."""
+    """CONTRIBUTING.md lists the product's files that each kind of addition touches. The list must hold exactly the files that
+    name the recipe's example, and no more files than the recipe promises."""
     text = read("CONTRIBUTING.md")
     recipes = re.findall(r"^## (Add [^\n]*)\n(.*?)(?=^## |\Z)", text, re.M | re.S)
     for title, section in recipes:
@@ -144,7 +145,7 @@ def check_recipes(files, errors):
 
 
 def check_format(files, errors):
-    """Layout is clang-format's, of the version that Debian 12 has; another version lays out otherwise."""
+    """The layout is that of Debian 12's clang-format (version 14); other versions lay out differently."""
     try:
         version = subprocess.run(["clang-format", "--version"], capture_output=True, text=True).stdout
     except FileNotFoundError:
@@ -159,7 +160,7 @@ def check_format(files, errors):
 
 
 def check_mirror(files, errors):
-    """tests/ mirrors the tree: every folder of engine/ and server/ that holds sources has one there with tests."""
+    """tests/ mirrors the tree: every folder of engine/ and server/ with sources has a folder of the same path with tests."""
     has_code = {os.path.dirname(f) for f in files if f.endswith(".cc") and f.startswith(("engine/", "server/"))}
     has_tests = {os.path.dirname(f) for f in files if f.startswith("tests/") and f.endswith(("_test.cc", "_test.py"))}
     for folder in sorted(has_code):

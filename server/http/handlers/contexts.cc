@@ -1,4 +1,4 @@
-// /v1/contexts: what there is, and giving one up. Creating one is a generation (generate.h).
+// /v1/contexts: lists, describes and deletes contexts. Creating one is a generation (generate.h).
 #include "server/http/context_card.h"
 #include "server/http/errors.h"
 #include "server/http/route.h"

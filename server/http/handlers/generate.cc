@@ -1,4 +1,4 @@
-// Events to responses.
+// Turns events into responses.
 #include "server/http/handlers/generate.h"
 
 #include "absl/strings/str_cat.h"
@@ -39,7 +39,7 @@ GenerationResponse::Output GenerationResponse::Take(const std::vector<request::E
   return out;
 }
 
-// The request is sound, so the head goes out before the long prefill.
+// A queued request is valid, so the head of the stream is sent before the long prefill.
 void GenerationResponse::OnEvent(const request::Queued&, Output& out) {
   if (!stream_ || began_) return;
   began_ = true;

@@ -1,5 +1,5 @@
-// /v1/completions, /v1/chat/completions and POST /v1/contexts: what the events of a request make
-// of the response. Knows no connection; one per request, not thread-safe.
+// Turns a request's events into the response of /v1/completions, /v1/chat/completions or POST
+// /v1/contexts. Knows no connection. One object per request; not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -21,12 +21,13 @@ class GenerationResponse {
   GenerationResponse(const Generation& generation, const std::string& request_id,
                      const std::string& model, std::string_view version, int64_t created);
 
-  // What is to be written now, in this order.
+  // What the connection writes next, in this order.
   struct Output {
-    bool begins_stream = false;     // the head of the event stream
-    std::string frames;             // of the stream
-    std::optional<Response> whole;  // instead of a stream; nothing follows
-    bool over = false;              // the stream ends behind these frames
+    bool begins_stream = false;  // write the head of the event stream
+    std::string frames;          // write these frames of the stream
+    // Write this response instead of a stream; nothing follows.
+    std::optional<Response> whole;
+    bool over = false;  // the stream ends after these frames
   };
   Output Take(const std::vector<request::Event>& events);
 
@@ -41,7 +42,7 @@ class GenerationResponse {
   const bool stream_;
   const std::string model_;
   OpenAiResponse writer_;
-  bool began_ = false;  // the head of the event stream is out
+  bool began_ = false;  // the head of the event stream was written
 };
 
 }  // namespace apb::http_api

@@ -1,4 +1,4 @@
-// /health, /readyz, /livez, /version: whether requests would be computed, and by what.
+// /health, /readyz, /livez, /version: whether a request would be computed, and by which version.
 #include "server/http/errors.h"
 #include "server/http/route.h"
 #include "server/request/status_map.h"

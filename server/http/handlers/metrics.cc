@@ -1,4 +1,4 @@
-// /metrics: Prometheus reads it.
+// /metrics: the text that Prometheus reads.
 #include "server/http/route.h"
 
 namespace apb::http_api {

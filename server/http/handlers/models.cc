@@ -1,4 +1,4 @@
-// /v1/models: the one model that this server has.
+// /v1/models: the one model that this server serves.
 #include <string>
 #include <vector>
 

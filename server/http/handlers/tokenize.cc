@@ -1,4 +1,4 @@
-// /tokenize and /detokenize: vLLM's calls.
+// /tokenize and /detokenize, with vLLM's requests and responses.
 #include <cstdint>
 #include <vector>
 

@@ -1,4 +1,4 @@
-// Parsed templates.
+// The tree of a parsed template.
 #pragma once
 
 #include <memory>
@@ -35,7 +35,7 @@ struct Expression {
   };
   Kind kind;
   int line = 0;
-  int depth = 1;  // of the tree below
+  int depth = 1;  // of the tree below this expression
   Value value;
   std::string name;
   std::vector<std::unique_ptr<Expression>> arguments;
@@ -71,7 +71,8 @@ struct Statement {
   std::vector<Block> bodies;
 };
 
-// Stands for the text of a block in the filters of kSetBlock and kFilter; no template can name it.
+// The name that stands for a block's text in the filters of kSetBlock and kFilter. No template can
+// write it.
 inline constexpr char kBlockTextName[] = "(block)";
 
 }  // namespace apb::text::jinja

@@ -1,4 +1,4 @@
-// What may stand after "is".
+// The tests: the names that may follow "is".
 #include <algorithm>
 #include <array>
 #include <cmath>

@@ -1,5 +1,5 @@
-// The filters, tests, methods and functions that templates may use, with Python's and jinja2's
-// meaning.
+// The filters, tests, methods and functions that templates may use. They mean what they mean in
+// Python and jinja2. A failure is a TemplateError.
 #pragma once
 
 #include <string>
@@ -16,16 +16,16 @@ struct Arguments {
   std::vector<Value> positional;
   std::vector<std::pair<std::string, Value>> named;
 
-  // The argument at `index` or called `name`; null when it was left out.
+  // The argument at `index` or with the name `name`; null if it was left out.
   const Value* Find(size_t index, std::string_view name) const;
-  // Fails when it was left out.
+  // The same, but fails if it was left out. `what` is the callee's name for the message.
   const Value& Need(size_t index, std::string_view name, std::string_view what) const;
 };
 
 bool IsKnownFilter(std::string_view name);
 bool IsKnownTest(std::string_view name);
 bool IsKnownMethod(std::string_view name);
-// A function that jinja2 has everywhere and we have not.
+// A function that jinja2 always has and that is not supported here.
 bool IsUnsupportedGlobal(std::string_view name);
 // Whether getattr(dict, name) is a method in Python.
 bool IsDictMethod(std::string_view name);
@@ -34,7 +34,8 @@ Value ApplyFilter(std::string_view name, const Value& input, const Arguments& ar
 bool ApplyTest(std::string_view name, const Value& input, const Arguments& arguments);
 Value CallMethod(std::string_view name, const Value& object, const Arguments& arguments);
 
-// range, namespace, dict, strftime_now, raise_exception; `now` is what the clock says.
+// The global functions: range, namespace, dict, strftime_now, raise_exception. `now` is the clock's
+// time.
 bool IsGlobalFunction(std::string_view name);
 Value CallGlobal(std::string_view name, const Arguments& arguments, absl::Time now);
 

@@ -1,4 +1,4 @@
-// The exception of template parsing and rendering; it never leaves this folder's two entry points.
+// The exception of template parsing and rendering. ChatTemplate's two entry points catch it.
 #pragma once
 
 #include <exception>
@@ -19,13 +19,13 @@ class TemplateError : public std::exception {
   absl::Status status_;
 };
 
-// The template, or the values it was given, make no sense.
+// kInvalidArgument: the template, or the values that it was given, make no sense.
 template <typename... Parts>
 [[noreturn]] void Fail(const Parts&... parts) {
   throw TemplateError(absl::InvalidArgumentError(absl::StrCat(parts...)));
 }
 
-// Jinja has it and we have not.
+// kUnimplemented: Jinja has this feature, but this subset does not.
 template <typename... Parts>
 [[noreturn]] void FailUnsupported(const Parts&... parts) {
   throw TemplateError(absl::UnimplementedError(absl::StrCat(parts...)));

@@ -10,7 +10,7 @@
 namespace apb::text::jinja {
 namespace {
 
-// Of brackets and of operators in a row: the tree is walked recursively.
+// Limits on nested brackets and on operators in a row, because the tree is walked recursively.
 constexpr int kMaxNesting = 60;
 constexpr int kMaxDepth = 400;
 
@@ -70,7 +70,7 @@ ExpressionPointer ExpressionParser::Make(Kind kind, std::string name) const {
 }
 
 void ExpressionParser::Add(Expression& parent, ExpressionPointer argument) {
-  // Added to other text, Markup escapes that: nothing a prompt wants.
+  // In jinja2, Markup would escape the text to which it is added: no prompt wants that.
   if (parent.kind == Kind::kBinary && argument->kind == Kind::kFilter && argument->name == "safe")
     FailUnsupported("line ", stream_.line(), ": filter \"safe\" within an expression");
   if (argument != nullptr) parent.depth = std::max(parent.depth, argument->depth + 1);

@@ -1,4 +1,4 @@
-// Expressions, with jinja2's precedence of operators.
+// Parses expressions with jinja2's precedence of operators.
 #pragma once
 
 #include <string>
@@ -11,16 +11,17 @@
 
 namespace apb::text::jinja {
 
+// The tokens of a template, read from front to back.
 class TokenStream {
  public:
-  // `tokens` end with a kEnd.
+  // The last of the `tokens` must be a kEnd.
   explicit TokenStream(std::vector<Token> tokens) : tokens_(std::move(tokens)) {}
 
   const Token& current() const { return tokens_[index_]; }
   const Token& next() const { return tokens_[std::min(index_ + 1, tokens_.size() - 1)]; }
   int line() const { return current().line; }
   Token Take();
-  // Fail (TemplateError) unless the current token is as told.
+  // These fail (TemplateError) unless the current token is the expected one.
   Token Expect(TokenType type, const char* what);
   void ExpectOperator(const char* text);
   void ExpectName(const char* text);
@@ -41,13 +42,14 @@ class TokenStream {
 
 class ExpressionParser {
  public:
-  // The stream must outlive this.
+  // The stream must outlive this object.
   explicit ExpressionParser(TokenStream& stream) : stream_(stream) {}
 
+  // `with_condition`: "a if b else c" is allowed.
   ExpressionPointer Parse(bool with_condition = true);
-  // Also "a, b".
+  // Parses "a" or "a, b".
   ExpressionPointer ParseTuple(bool with_condition = true);
-  // `input` | filter | filter ...; `starts_with_name`: the first | is left out.
+  // Parses `input` | filter | filter ...; with `starts_with_name` the first | is left out.
   ExpressionPointer ParseFilterChain(ExpressionPointer input, bool starts_with_name);
 
  private:
@@ -55,7 +57,7 @@ class ExpressionParser {
   using Rule = ExpressionPointer (ExpressionParser::*)();
 
   ExpressionPointer Make(Kind kind, std::string name = "") const;
-  // Adds an argument and keeps the depth.
+  // Adds an argument and updates the depth.
   void Add(Expression& parent, ExpressionPointer argument);
   ExpressionPointer ParseOr();
   ExpressionPointer ParseAnd();

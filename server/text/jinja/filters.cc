@@ -1,5 +1,4 @@
-// jinja2's filters, with `tojson` as transformers has it. Text keeps its origin through all of
-// them.
+// jinja2's filters, with `tojson` as in transformers. Text keeps its origin through all of them.
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -18,7 +17,8 @@ void NeedDefined(const Value& input) {
   if (input.IsUndefined()) Fail("'", input.undefined_name(), "' is undefined");
 }
 
-// A test by name on an item, or on its attribute: what select and its kin pass on.
+// Applies a test by name to an item or its attribute; select and its kin pass on the items for
+// which it holds.
 bool Passes(const Value& item, const Arguments& arguments, size_t test_at) {
   if (arguments.positional.size() <= test_at) return item.Truth();
   const Value& name = arguments.positional[test_at];
@@ -29,7 +29,7 @@ bool Passes(const Value& item, const Arguments& arguments, size_t test_at) {
   return ApplyTest(name.bytes(), item, rest);
 }
 
-// "a.b" or an index.
+// Follows a path such as "a.b", or an index.
 Value PathOf(const Value& item, const Value& path) {
   if (!path.IsString()) return GetItem(item, path);
   Value at = item;
@@ -120,7 +120,7 @@ Value Items(const Value& input) {
   return Value::MakeList(std::move(items));
 }
 
-// Sorting of strings ignores case unless asked.
+// Strings are sorted without regard to case, unless case_sensitive.
 Value SortKey(const Value& item, const Value* attribute, bool case_sensitive) {
   Value key = attribute != nullptr && !attribute->IsNone() ? PathOf(item, *attribute) : item;
   if (!case_sensitive && key.IsString()) return Value::String(MapCase(key.bytes(), Case::kLower));
@@ -131,8 +131,8 @@ Value Sort(std::vector<Value> items, const Value* attribute, bool case_sensitive
   std::vector<std::pair<Value, Value>> keyed;
   for (Value& item : items)
     keyed.emplace_back(SortKey(item, attribute, case_sensitive), std::move(item));
-  // An order that fails half way must not leave the sort with a broken comparison: it throws out of
-  // it.
+  // Items without an order make Less throw out of the sort, which never goes on with a broken
+  // comparison.
   std::stable_sort(keyed.begin(), keyed.end(), [&](const auto& a, const auto& b) {
     if (a.first.IsUndefined() && b.first.IsUndefined()) return false;
     return reverse ? Less(b.first, a.first) : Less(a.first, b.first);
@@ -310,7 +310,7 @@ Value Absolute(const Value& input) {
   Fail("bad operand type for abs(): '", input.TypeName(), "'");
 }
 
-// The filters that are a method of strings too.
+// The filters that are methods of strings too.
 Value AsMethod(std::string_view method, const Value& input, const Arguments& arguments) {
   return CallMethod(method, input.IsString() ? input : Value::String(ToText(input)), arguments);
 }

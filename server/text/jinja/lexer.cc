@@ -56,7 +56,7 @@ class Lexer {
     return pos;
   }
 
-  // Data up to the next tag, and the tag.
+  // Reads the data up to the next tag, and the tag.
   void Root() {
     size_t tag = pos_;
     while (true) {
@@ -98,7 +98,8 @@ class Lexer {
     MoveTo(end);
   }
 
-  // The data before a tag, less what its sign or lstrip_blocks takes away.
+  // Emits the data before a tag, without the white space that the tag's sign or lstrip_blocks
+  // removes.
   void EmitTrimmed(size_t tag, char kind, char sign) {
     size_t end = tag;
     if (sign == '-') {
@@ -117,7 +118,8 @@ class Lexer {
     MoveTo(tag);
   }
 
-  // Moves behind a tag's end of `size` characters at `pos`; `strips`: it has a minus.
+  // Moves past the end of a tag, which has `size` characters and begins at `pos`. `strips`: the end
+  // has a minus sign.
   void CloseTag(size_t pos, size_t size, bool strips, bool trims_newline) {
     size_t end = pos + size;
     if (strips) {
@@ -154,10 +156,10 @@ class Lexer {
     Fail("line ", line_, ": missing end of raw tag");
   }
 
-  // Tokens of an expression or statement up to the end of its tag.
+  // Reads the tokens of an expression or statement up to the end of its tag.
   void Inside(bool is_block) {
     const char end_char = is_block ? '%' : '}';
-    std::string open;  // brackets
+    std::string open;  // closing brackets that are expected, innermost last
     while (true) {
       MoveTo(SkipSpace(pos_));
       if (pos_ >= source_.size()) Fail("line ", line_, ": the template ends within a tag");
@@ -225,7 +227,7 @@ class Lexer {
     MoveTo(end);
   }
 
-  // Escapes are those of Python's string literals.
+  // The escapes are those of Python's string literals.
   void String() {
     const char quote = source_[pos_];
     std::string value;
@@ -254,7 +256,8 @@ class Lexer {
     MoveTo(i + 1);
   }
 
-  // \xNN, \uNNNN, \UNNNNNNNN with the letter at `letter`; the place of the last digit.
+  // Reads \xNN, \uNNNN or \UNNNNNNNN, whose letter is at `letter`. Returns the position of the last
+  // digit.
   size_t CodePointEscape(size_t letter, size_t digits, std::string& value) {
     char32_t code_point = 0;
     for (size_t i = letter + 1; i <= letter + digits; ++i) {
@@ -296,7 +299,7 @@ class Lexer {
   const std::string source_;
   size_t pos_ = 0;
   int line_ = 1;
-  // The tag before ended a line, so white space at pos_ begins one.
+  // The previous tag ended a line, so white space at pos_ begins a line.
   bool line_starting_ = true;
   std::vector<Token> tokens_;
 };

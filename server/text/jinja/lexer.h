@@ -1,4 +1,4 @@
-// Template source to tokens, with the white space control of transformers' environment
+// Turns a template's source into tokens, with the white space control of transformers' environment
 // (trim_blocks, lstrip_blocks).
 #pragma once
 
@@ -24,11 +24,11 @@ enum class TokenType {
 
 struct Token {
   TokenType type = TokenType::kEnd;
-  std::string text;  // of strings: without quotes and escapes
+  std::string text;  // for strings: without quotes and escapes
   int line = 1;
 };
 
-// Ends with a kEnd token. Fails (TemplateError) with the line.
+// The last token is a kEnd. Fails (TemplateError) with the line.
 std::vector<Token> Tokenize(std::string_view source);
 
 }  // namespace apb::text::jinja

@@ -1,4 +1,4 @@
-// Methods of strings, dictionaries and lists, and the functions that templates call by name.
+// The methods of strings, dictionaries and lists, and the functions that templates call by name.
 #include <algorithm>
 #include <array>
 
@@ -22,8 +22,8 @@ const Text& NeedText(const Arguments& arguments, size_t index, std::string_view 
   return value.text();
 }
 
-// Changes the characters between the borders of origins separately, so that each piece keeps its
-// own.
+// Changes the text separately between the borders of its origins, so that each piece keeps its
+// origin.
 template <typename Change>
 Text MapPieces(const Text& text, Change change) {
   Text out;
@@ -84,7 +84,7 @@ Value ReplaceIn(const Text& text, const Arguments& arguments) {
   return Value::String(std::move(out));
 }
 
-// str.split() without a separator: runs of white space, none at the ends.
+// str.split() without a separator: splits at runs of white space, and ignores those at the ends.
 std::vector<Value> SplitSpace(const Text& text, int64_t limit) {
   std::vector<Value> parts;
   Text rest = Strip(text, std::nullopt, true, false);
@@ -239,7 +239,8 @@ constexpr auto kStringMethods = std::to_array<Entry>({
 
 constexpr std::string_view kDictMethods[] = {"items", "keys", "values", "get"};
 
-// They change lists or dictionaries, which transformers' sandbox refuses when they are called.
+// These methods change lists or dictionaries. transformers' sandbox refuses them when they are
+// called.
 constexpr std::string_view kChangingMethods[] = {"append", "clear",   "extend",    "insert",
                                                  "pop",    "popitem", "remove",    "reverse",
                                                  "sort",   "update",  "setdefault"};

@@ -1,4 +1,5 @@
-// Integers that leave 64 bits are errors: Python's grow, and no template needs it.
+// Integers that leave 64 bits are errors. Python's integers grow instead, but no template needs
+// that.
 #include "server/text/jinja/operators.h"
 
 #include <algorithm>
@@ -97,7 +98,7 @@ Value LoopField(const Loop& loop, std::string_view name) {
   return Value::MissingAttribute(std::string(name));
 }
 
-// An index that may count from the end; nothing when it is out of range.
+// An index that may count from the end; nullopt if it is out of range.
 std::optional<size_t> Position(int64_t index, size_t size) {
   if (index < 0) index += static_cast<int64_t>(size);
   if (index < 0 || index >= static_cast<int64_t>(size)) return std::nullopt;

@@ -7,13 +7,13 @@
 
 namespace apb::text::jinja {
 
-// `op` is one of + - * / // % **.
+// `op` is one of + - * / // % **. Fails (TemplateError) for operands that do not fit.
 Value Arithmetic(std::string_view op, const Value& a, const Value& b);
-// object.name; Undefined when there is none.
+// object.name; Undefined if there is none.
 Value GetAttribute(const Value& object, std::string_view name);
-// object[key]; Undefined when there is none.
+// object[key]; Undefined if there is none.
 Value GetItem(const Value& object, const Value& key);
-// object[begin:end:step]; null where left out.
+// object[begin:end:step]; a part that is left out is null.
 Value GetSlice(const Value& object, const Value* begin, const Value* end, const Value* step);
 
 }  // namespace apb::text::jinja

@@ -1,4 +1,4 @@
-// Recursive descent over the statements; expressions are in expression_parser.cc.
+// Recursive descent over the statements; expression_parser.cc parses the expressions.
 #include "server/text/jinja/parser.h"
 
 #include <initializer_list>
@@ -34,8 +34,8 @@ class StatementParser {
     return false;
   }
 
-  // Up to one of the tags `ends`, which is left for the caller; without ends: to the end of the
-  // template.
+  // Parses up to one of the tags `ends`, which is left for the caller; without `ends`, up to the
+  // end of the template.
   Block ParseBlock(std::initializer_list<const char*> ends) {
     if (++nesting_ > kMaxNesting)
       Fail("line ", stream_.line(), ": nested deeper than ", kMaxNesting);
@@ -73,7 +73,7 @@ class StatementParser {
 
   void EndTag() { stream_.Expect(TokenType::kBlockEnd, "the end of the tag"); }
 
-  // {% name %} after ParseBlock({name}).
+  // Reads {% name %} after ParseBlock({name}).
   void CloseBlock(const char* name) {
     stream_.Expect(TokenType::kBlockBegin, name);
     stream_.Take();
@@ -96,7 +96,8 @@ class StatementParser {
       CloseBlock("endfilter");
       return made;
     }
-    if (name.text == "generation") {  // transformers: marks what the model says, prints it as it is
+    // transformers' tag around the model's own words; it prints its body unchanged.
+    if (name.text == "generation") {
       auto made = Make(Kind::kScope);
       EndTag();
       made->bodies.push_back(ParseBlock({"endgeneration"}));

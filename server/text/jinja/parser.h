@@ -1,4 +1,5 @@
-// Template source to a tree. Whatever we cannot render is found here, not when a request comes.
+// Parses a template's source into a tree. Everything that cannot be rendered is found here, before
+// any request comes.
 #pragma once
 
 #include <string_view>

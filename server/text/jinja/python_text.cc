@@ -1,4 +1,5 @@
-// The details follow CPython: shortest floats, escapes of repr(), separators of json.dumps().
+// The details follow CPython: shortest floats, the escapes of repr(), the separators of
+// json.dumps().
 #include "server/text/jinja/python_text.h"
 
 #include <utf8proc.h>

@@ -1,5 +1,4 @@
-// How Python prints values: str(), repr(), json.dumps(), and the string functions that know code
-// points.
+// Python's texts of values (str(), repr(), json.dumps()) and its string functions on code points.
 #pragma once
 
 #include <optional>
@@ -11,8 +10,8 @@
 
 namespace apb::text::jinja {
 
-// str(value), as {{ value }} prints it; keeps the origin of strings and stamps it on what is
-// printed of lists.
+// str(value), as {{ value }} prints it. Strings keep their origins; the text of a list or
+// dictionary has the origin of the first value within it.
 Text ToText(const Value& value);
 std::string FloatText(double number);
 
@@ -23,16 +22,16 @@ struct JsonStyle {
   std::string key_separator = ": ";
   bool sort_keys = false;
 };
-// json.dumps(value); fails for values that JSON has not.
+// json.dumps(value). Fails (TemplateError) for values that JSON does not have.
 std::string DumpJson(const Value& value, const JsonStyle& style);
 
 // str.isspace() of one character.
 bool IsPythonSpace(char32_t code_point);
-// str.strip and its one-sided forms; without `characters`: white space.
+// str.strip and its one-sided forms. Without `characters` it strips white space.
 Text Strip(const Text& text, const std::optional<std::string>& characters, bool left, bool right);
-// Byte offset of each code point, and the size at the end.
+// The byte offset of each code point, followed by the size in bytes.
 std::vector<size_t> CodePointOffsets(std::string_view text);
-// Changes each character with Unicode's simple mapping.
+// Maps each character with Unicode's simple case mapping (and ß to SS, İ to i̇).
 enum class Case { kUpper, kLower };
 std::string MapCase(std::string_view text, Case target);
 // str.splitlines().

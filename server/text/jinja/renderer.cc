@@ -1,5 +1,5 @@
-// A walk over the tree. Scopes are jinja2's: loops, macros and with have their own, if has not;
-// namespaces cross them.
+// Walks over the tree. Scopes are jinja2's: loops, macros and `with` have their own; `if` has none;
+// namespaces cross scopes.
 #include "server/text/jinja/renderer.h"
 
 #include <algorithm>
@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kMaxCallDepth = 64;          // of macros
 constexpr int64_t kMaxSteps = 50'000'000;  // statements and expressions of one rendering
-constexpr size_t kBytesOfAStep = 64;       // that are joined
+constexpr size_t kBytesOfAStep = 64;       // bytes of joined text that count as one step
 constexpr size_t kMaxOutputBytes = 256u << 20;
 
 struct Scope {
@@ -44,7 +44,7 @@ class Renderer {
  private:
   enum class Flow { kNext, kBreak, kContinue };
 
-  // A scope of its own as long as this lives.
+  // Opens a scope for as long as this object lives.
   class Enter {
    public:
     explicit Enter(Renderer& renderer) : Enter(renderer, renderer.scope_) {}
@@ -60,7 +60,7 @@ class Renderer {
     Scope scope_;
   };
 
-  // What is printed while this lives.
+  // Captures the text that is printed while this object lives.
   class Capture {
    public:
     explicit Capture(Renderer& renderer) : renderer_(renderer), outer_(renderer.out_) {
@@ -78,7 +78,8 @@ class Renderer {
   void Step() {
     if (++steps_ > kMaxSteps) Fail("the template takes more than ", kMaxSteps, " steps");
   }
-  // Texts that grow in a loop over many messages cost their square.
+  // Charges a joined text by its size: texts that grow in a loop over many messages cost the square
+  // of their length.
   Value Charged(Value value) {
     if (value.IsString()) steps_ += static_cast<int64_t>(value.bytes().size() / kBytesOfAStep);
     Step();
@@ -101,7 +102,7 @@ class Renderer {
     return Flow::kNext;
   }
 
-  // The innermost statement puts its line into the message.
+  // Executes a statement. The innermost statement that fails puts its line into the message.
   Flow ExecuteWithLine(const Statement& statement) {
     Step();
     try {
@@ -206,7 +207,7 @@ class Renderer {
   }
 
   static constexpr size_t kNoTurn = SIZE_MAX;
-  // A pass over a message that prints to the prompt itself.
+  // Begins a turn for a pass over a message that prints directly to the prompt; else kNoTurn.
   size_t BeginTurn(const Value& item) {
     if (out_ != &rendered_.text || !item.IsDict() || item.dict().message_index < 0) return kNoTurn;
     rendered_.turns.push_back(
@@ -217,7 +218,7 @@ class Renderer {
     if (turn == kNoTurn) return;
     rendered_.turns[turn].end = out_->bytes().size();
     if (rendered_.turns[turn].end == begin)
-      rendered_.turns.resize(turn);  // nothing printed, so no inner turns
+      rendered_.turns.resize(turn);  // it printed nothing, so it has no inner turns
   }
 
   void ExecuteSet(const Statement& statement) {
@@ -342,7 +343,7 @@ class Renderer {
     for (size_t i = 0; i + 1 < e.arguments.size(); i += 2) {
       const Value key = Evaluate(*e.arguments[i]);
       if (!key.IsString()) FailUnsupported("a dictionary key that is a ", key.TypeName());
-      if (!dict.origin) dict.origin = OriginOf(key);  // loops print keys
+      if (!dict.origin) dict.origin = OriginOf(key);  // loops print keys, with this origin
       dict.Set(key.bytes(), Evaluate(*e.arguments[i + 1]));
     }
     return Value::MakeDict(std::move(dict));

@@ -11,18 +11,18 @@
 namespace apb::text::jinja {
 
 struct Rendered {
-  // What one pass of a loop over the messages printed.
+  // The text that one pass of a loop over the messages printed: bytes [begin, end).
   struct Turn {
     size_t begin, end;
     int message_index;
   };
   Text text;
-  std::vector<Turn>
-      turns;  // in the order of their begin, those of inner loops behind their outer ones
+  // In the order of their begins; the turns of inner loops follow those of their outer loops.
+  std::vector<Turn> turns;
 };
 
-// `variables` are what the template sees. Fails (TemplateError) with the line, except for what the
-// template itself raises.
+// Renders `block` with these variables. Fails (TemplateError) with the line, except for a message
+// that the template raises itself.
 Rendered Render(const Block& block, const Dict& variables, absl::Time now);
 
 }  // namespace apb::text::jinja

@@ -1,4 +1,4 @@
-// Spans of the same origin that touch are kept as one.
+// Adjacent spans of the same origin are kept as one.
 #include "server/text/jinja/text.h"
 
 #include <algorithm>

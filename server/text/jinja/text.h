@@ -9,8 +9,8 @@
 
 namespace apb::text::jinja {
 
-// Where a byte came from: a message (-1: tools or template arguments), and whether it is that
-// message's content.
+// The place from which a byte came: a message (-1: tools or template arguments), and whether it is
+// that message's content.
 struct Origin {
   int message_index = -1;
   bool is_content = false;
@@ -26,15 +26,15 @@ class Text {
   };
 
   Text() = default;
-  // Written by the template.
+  // All of it was written by the template.
   explicit Text(std::string bytes) : bytes_(std::move(bytes)) {}
-  // All of it from one origin; none: written by the template.
+  // All of it has one origin; without `origin` it was written by the template.
   Text(std::string bytes, const std::optional<Origin>& origin);
 
   const std::string& bytes() const { return bytes_; }
-  // From the caller; ascending, disjoint.
+  // The bytes that came from the caller; ascending and disjoint.
   const std::vector<Span>& spans() const { return spans_; }
-  // Of the first byte that came from the caller.
+  // The origin of the first byte that came from the caller.
   std::optional<Origin> FirstOrigin() const;
 
   void Append(const Text& other);

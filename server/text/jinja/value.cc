@@ -12,7 +12,7 @@ namespace {
 
 constexpr size_t kIndexedSize = 12;  // smaller dictionaries are searched from the front
 
-// The depth of a container that holds `item` too. Namespaces and loops can change, so nothing but
+// The depth of a container to which `item` is added. Namespaces and loops can change, so only
 // variables may hold them.
 int DepthWith(int depth, const Value& item) {
   if (item.Is<std::shared_ptr<Namespace>>() || item.Is<std::shared_ptr<Loop>>())
@@ -119,7 +119,8 @@ bool Less(const Value& a, const Value& b) {
   if (a.IsInteger() && b.IsInteger()) return a.integer() < b.integer();
   if (a.IsNumber() && b.IsNumber()) return a.number() < b.number();
   if (a.IsString() && b.IsString())
-    return a.bytes() < b.bytes();  // UTF-8 keeps the order of code points
+    // UTF-8 keeps the order of code points.
+    return a.bytes() < b.bytes();
   if (a.IsList() && b.IsList())
     return std::lexicographical_compare(a.list().begin(), a.list().end(), b.list().begin(),
                                         b.list().end(), Less);

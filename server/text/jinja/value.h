@@ -1,4 +1,4 @@
-// The values that templates compute with: Python's, as far as templates see them.
+// The values with which templates compute: Python's, as far as templates see them.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ namespace apb::text::jinja {
 class Value;
 struct Statement;
 
-// Values nested deeper are refused: they are walked and destroyed recursively.
+// Deeper values are refused, because values are walked and destroyed recursively.
 inline constexpr int kMaxValueDepth = 250;
 
 struct Undefined {
@@ -28,11 +28,11 @@ struct Undefined {
 struct None {};
 struct List {
   std::vector<Value> items;
-  int depth = 1;  // of lists and dictionaries in each other
+  int depth = 1;  // nesting of lists and dictionaries
   bool is_tuple = false;
 };
-// What Python's generators are to a template: true even when empty, without a length, and empty
-// after the first loop over it.
+// A generator as a template sees it: true even when empty, without a length, and empty after the
+// first loop over it.
 struct Generator {
   std::vector<Value> items;
   int depth = 1;
@@ -46,9 +46,9 @@ class Dict {
   const std::vector<std::pair<std::string, Value>>& items() const { return items_; }
   Value Key(size_t index) const;
 
-  // Where it came from, and so its keys; nothing: the template made it.
+  // The origin of the dictionary and its keys; nullopt if the template made it.
   std::optional<Origin> origin;
-  // The message that it is; -1: none.
+  // The index of the message that this dictionary is; -1: no message.
   int message_index = -1;
   int depth() const { return depth_; }
 
@@ -60,12 +60,12 @@ class Dict {
 struct Namespace {
   Dict fields;
 };
-// A macro of the template, or one of our functions; `bound` is the object of a method.
+// A macro of the template, or a built-in function.
 struct Function {
   std::string name;
   const Statement* macro = nullptr;
 };
-// The variable `loop`.
+// The value of the variable `loop`.
 struct Loop {
   std::shared_ptr<List> list;
   size_t index = 0;
@@ -75,7 +75,7 @@ struct Loop {
 class Value {
  public:
   using TextPointer = std::shared_ptr<const Text>;
-  // Lists and dictionaries are shared as in Python; templates cannot change them.
+  // Lists and dictionaries are shared, as in Python. Templates cannot change them.
   using Variant =
       std::variant<Undefined, None, bool, int64_t, double, TextPointer, std::shared_ptr<List>,
                    std::shared_ptr<Dict>, std::shared_ptr<Namespace>, std::shared_ptr<Generator>,
@@ -108,11 +108,11 @@ class Value {
   bool IsList() const { return Is<std::shared_ptr<List>>(); }
   bool IsGenerator() const { return Is<std::shared_ptr<Generator>>(); }
   bool IsDict() const { return Is<std::shared_ptr<Dict>>(); }
-  // Python's numbers: bool counts.
+  // Python's numbers: bool is one of them.
   bool IsInteger() const { return Is<int64_t>() || Is<bool>(); }
   bool IsNumber() const { return IsInteger() || Is<double>(); }
 
-  // These need the type to be right.
+  // The value must have the right type for these.
   const Text& text() const { return *std::get<TextPointer>(variant_); }
   const std::string& bytes() const { return text().bytes(); }
   const std::vector<Value>& list() const {
@@ -132,7 +132,7 @@ class Value {
     return Is<double>() ? std::get<double>(variant_) : static_cast<double>(integer());
   }
 
-  int depth() const;  // 0: holds no other values
+  int depth() const;  // 0: it holds no other values
   bool Truth() const;
   // Python's name of the type, for messages.
   const char* TypeName() const;
@@ -142,18 +142,20 @@ class Value {
 };
 
 bool Equal(const Value& a, const Value& b);
-// a < b; fails for values that have no order.
+// a < b. Fails (TemplateError) for values that have no order.
 bool Less(const Value& a, const Value& b);
-// Fails for what cannot be a key of a dictionary or a member of a set.
+// Fails for values that cannot be keys of a dictionary or members of a set.
 void NeedHashable(const Value& value);
 // Python's `item in container`.
 bool Contains(const Value& container, const Value& item);
-// The items that a loop over the value visits; fails for what cannot be iterated.
+// The items that a loop over the value visits. Fails for a value that cannot be iterated. A
+// generator is empty afterwards.
 std::vector<Value> Iterate(const Value& value);
-// Where the value, or something within it, came from.
+// The origin of the value, or of the first value with an origin within it.
 std::optional<Origin> OriginOf(const Value& value);
 
-// JSON as values; `origin` is stamped on every string. Fails when nested deeper than kMaxJsonDepth.
+// Turns JSON into values. Every string gets `origin`. Fails if it is nested deeper than
+// kMaxJsonDepth.
 inline constexpr int kMaxJsonDepth = 100;
 Value FromJson(const nlohmann::ordered_json& json, const Origin& origin, int depth = 0);
 

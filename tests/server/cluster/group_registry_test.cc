@@ -1,5 +1,5 @@
-// Goal: who may connect, who takes the next request, and that the sequences of a group end with it.
-// Method: scripted connections; a listener that counts.
+// Goal: the right groups may connect, the right one takes the next request, and a group's sequences
+// end with it. Method: scripted connections; a listener that counts its calls.
 #include "server/cluster/group_registry.h"
 
 #include <gmock/gmock.h>
@@ -121,7 +121,7 @@ TEST_F(GroupRegistryTest, AGroupThatConnectsAnewReplacesItsOldSelf) {
   EXPECT_EQ(listener_->losses, 1);
   ASSERT_EQ(old_connection->closed().size(), 1U);
   EXPECT_EQ(old_connection->closed()[0].code(), absl::StatusCode::kAborted);
-  registry_.Disconnect(old, "the stream broke");  // late
+  registry_.Disconnect(old, "the stream broke");  // it comes late
   EXPECT_EQ(registry_.Pick(1), group);
   EXPECT_EQ(registry_.connections("g"), 2);
   EXPECT_EQ(listener_->losses, 1);

@@ -1,5 +1,6 @@
-// Goal: when a context ends – unused for its time to live, deleted, with its group – and that the
-// group is told once; places are counted. Method: a clock that the test moves, scripted groups.
+// Goal: a context ends when it is unused for its time to live, when it is deleted, and with its
+// group; the group is told exactly once; places are counted. Method: a clock that the test moves,
+// and scripted groups.
 #include "server/contexts/context_store.h"
 
 #include <gmock/gmock.h>
@@ -53,9 +54,9 @@ TEST_F(ContextStoreTest, ExpiresWhenNobodyHasUsedItForItsTimeToLive) {
   Add(Make("a", 10, 7));
   seconds_ = 9;
   EXPECT_EQ(store_.Expire(), now() + absl::Seconds(1));
-  EXPECT_TRUE(store_.Use("me", "a").ok());  // begins anew
+  EXPECT_TRUE(store_.Use("me", "a").ok());  // its time begins anew
   seconds_ = 18;
-  EXPECT_TRUE(store_.Describe("me", "a").ok());  // changes nothing
+  EXPECT_TRUE(store_.Describe("me", "a").ok());  // this changes nothing
   EXPECT_EQ(store_.Expire(), now() + absl::Seconds(1));
   EXPECT_THAT(connection_->cancels(), IsEmpty());
   seconds_ = 19;

@@ -1,7 +1,7 @@
-// Goal: what a client hears of a request, in which order; and that whatever ends it (the group, the
-// client, a slow reader, the loss of the group, the end of the server) ends it once, tells the
-// group, and leaves no account open. Method: a frontend with the demo model's tokenizer and a
-// scripted group; the tests play the leader.
+// Goal: a client hears the right events of a request in the right order. However a request ends (by
+// the group, the client, a slow reader, the group's loss, the server's end), it ends once, tells
+// the group, and leaves no account open. Method: a frontend with the demo model's tokenizer and a
+// scripted group, whose leader the tests play.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -49,7 +49,7 @@ class ActiveRequestTest : public testing::Test {
     group_ = *registry_.Connect(hello, connection_);
   }
 
-  // As the HTTP side reads it; `more`: fields of the body.
+  // A request as the HTTP side reads it; `more` is added to the fields of the body.
   static request::CanonicalRequest Request(nlohmann::json more = {}) {
     nlohmann::json body = {{"prompt", {10, 11, 12, 13}}, {"return_progress", true}};
     if (!more.is_null()) body.update(more);
@@ -59,7 +59,7 @@ class ActiveRequestTest : public testing::Test {
     return http_api::ParseNewContext({{"prompt", {10, 11, 12, 13}}})->request;
   }
 
-  // Starts it and waits until the group has it; its sequence.
+  // Starts the request, waits until the group has it, and returns its sequence.
   uint64_t Start(request::CanonicalRequest request, size_t client_takes = SIZE_MAX) {
     sink_ = std::make_shared<RecordingSink>(client_takes);
     const auto active = frontend_.Start(std::move(request), sink_);
@@ -99,12 +99,13 @@ TEST_F(ActiveRequestTest, EventsComeInOrderAndEndOnce) {
   Say(TokenOf(sequence, kToken));
   Say(TokenOf(sequence, kToken));
   Say(EndOf(sequence, END_REASON_LENGTH));
-  // What must not come any more.
+  // These must have no effect any more.
   Say(TokenOf(sequence, kToken));
   Say(EndOf(sequence, END_REASON_LENGTH));
   active_->Cancel();
   active_->Fail(absl::AbortedError("late"));
-  EXPECT_THAT(sink_->letters(), testing::MatchesRegex("QPPTTT?C"));  // T: text that was held back
+  // The optional T is text that was held back.
+  EXPECT_THAT(sink_->letters(), testing::MatchesRegex("QPPTTT?C"));
   const auto completed = std::get<request::Completed>(sink_->events().back());
   EXPECT_EQ(completed.reason, request::FinishReason::kLength);
   EXPECT_EQ(completed.prompt_tokens, 4);
@@ -138,7 +139,8 @@ TEST_F(ActiveRequestTest, TheEndOfTheWorkerIsAStatusOfTheClient) {
         Row{END_REASON_FAILED, Code::kResourceExhausted, Code::kResourceExhausted, 2},
         Row{END_REASON_CANCELLED, Code::kOk, Code::kUnavailable, 2}}) {
     SCOPED_TRACE(static_cast<int>(row.told));
-    Connect();  // anew: the next sequence is its first
+    // A new connection: the next sequence is its first.
+    Connect();
     const uint64_t sequence = Start(Request());
     Say(EndOf(sequence, row.reason, row.told));
     EXPECT_EQ(sink_->letters(), "QF");
@@ -150,7 +152,8 @@ TEST_F(ActiveRequestTest, TheEndOfTheWorkerIsAStatusOfTheClient) {
 }
 
 TEST_F(ActiveRequestTest, ASlowReaderIsCutOffAtAnyEvent) {
-  // Queued, Progress, two chunks, the end: the client takes n of them.
+  // The events are Queued, Progress, two chunks and the end; the client takes the first `takes` of
+  // them.
   for (size_t takes = 0; takes < 5; ++takes) {
     SCOPED_TRACE(takes);
     Connect();
@@ -187,7 +190,7 @@ TEST_F(ActiveRequestTest, CancelTellsTheGroupAndNothingFollows) {
 }
 
 TEST_F(ActiveRequestTest, AStopStringEndsTheSequenceAtTheGroup) {
-  // The text that the token has is the stop string.
+  // The stop string is the text of two tokens.
   const std::string text = Prompts().tokenizer().TokenBytes(kToken);
   ASSERT_FALSE(text.empty());
   const auto clean = Prompts().tokenizer().Decode(std::vector<int32_t>{kToken, kToken}, true);
@@ -253,7 +256,7 @@ TEST_F(ActiveRequestTest, WhatOutlivesTheDrainIsFailed) {
 
 TEST_F(ActiveRequestTest, APromptThatIsTooLongIsRefusedBehindTheTextWork) {
   sink_ = std::make_shared<RecordingSink>();
-  const std::vector<int32_t> prompt(4096, 10);  // leaves no room for a token
+  const std::vector<int32_t> prompt(4096, 10);  // leaves no room for a completion
   ASSERT_TRUE(frontend_.Start(Request({{"prompt", prompt}}), sink_).ok());
   ASSERT_TRUE(sink_->AwaitEnd());
   EXPECT_EQ(sink_->letters(), "F");
@@ -297,7 +300,7 @@ TEST_F(ActiveRequestTest, CancelRacesWithEveryPhase) {
     const bool creates = i % 4 == 0, ends = i % 2 == 0, is_lost = i % 5 == 0;
     auto active = frontend_.Start(creates ? NewContext() : Request(), sink);
     ASSERT_TRUE(active.ok());
-    const bool is_early = i % 3 == 0;  // while the text work may be under way
+    const bool is_early = i % 3 == 0;  // while the text work may be running
     const uint64_t sequence = is_early ? 1 : connection_->AwaitSequence();
     std::thread client([&, i] {
       for (int spin = 0; spin < i % 16; ++spin) std::this_thread::yield();
@@ -314,7 +317,8 @@ TEST_F(ActiveRequestTest, CancelRacesWithEveryPhase) {
     ASSERT_TRUE(end == std::string::npos || end + 1 == letters.size()) << letters;
     const bool ended = end != std::string::npos;
     const bool submitted = !connection_->submits().empty();
-    // The group is told once of what it still computes or keeps, and never of what it has ended.
+    // The group is told once about a sequence that it still computes or keeps, and never about one
+    // that it has ended.
     const size_t told = connection_->cancels().size();
     if (ended) {
       ASSERT_EQ(told, 0U) << letters;

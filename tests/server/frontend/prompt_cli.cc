@@ -1,12 +1,12 @@
-// Test tool: what the server makes of prompts, without a server. Answers requests in JSON, one a
-// line, on standard input with one line each.
-//   {"checkpoint": "folder"} -> {}; the requests after it use that one
-//   {INPUT, "query": "...", "context": {INPUT}}, the last two as wanted, with INPUT one of
-//    "prompt": "...", "add_special_tokens": bool
-//    "ids": [...]
-//    "messages": [...]
-//    -> {"ids": [...], "query_begin": n, "insert": n, "embedded": [...], "context": [...]}, the
-//    last one the tokens of the context
+// Test tool: prepares prompts as the server does, without a server. It reads one JSON request per
+// line from standard input and answers each with one line.
+//  {"checkpoint": "folder"} -> {}; later requests use this checkpoint
+//  {INPUT, "query": "...", "context": {INPUT}} -> {"ids": [...], "query_begin": n, "insert": n,
+//   "embedded": [...], "context": [...]}; "query" and "context" are optional, the answer's
+//   "context" holds the context's tokens, and INPUT is one of
+//     "prompt": "...", "add_special_tokens": bool
+//     "ids": [...]
+//     "messages": [...]
 // An error is {"error": "..."}.
 #include <iostream>
 #include <memory>

@@ -1,8 +1,8 @@
-"""Goal: the tokens of every prompt, plain, chat, from a context or in a later turn of one, are those that the tokenizers
-package makes of the whole text, wherever the query begins; document and query are divided at that place.
-Method: prompt_cli answers as the server would, for 10,000 random texts with each checkpoint; the chat templates of both
-are written down here once more.
-Usage: prompt_test.py prompt_cli checkpoint-folder ... (folders that are not there are passed over, but for the first)"""
+"""Goal: every prompt (plain, chat, continued from a context, or a later turn of one) has the tokens that the tokenizers
+package makes of its whole text, wherever the query begins; and that place divides document and query.
+Method: prompt_cli answers as the server would, for 10,000 random texts with each checkpoint; this file has its own copies of
+both chat templates.
+Usage: prompt_test.py prompt_cli checkpoint-folder ... (missing folders are skipped, except the first)"""
 import json
 import random
 import subprocess
@@ -20,7 +20,7 @@ BREAKS = ["\n\n", "\n\n", "\r\n\r\n", "\n \n", "\n", "\n\n\n", "\n\n\t", "\n\n  
 
 
 def demo_template(messages, generate=True):
-    """Pairs: template text that may hold special tokens, and then text of the user, which may not."""
+    """Pairs of template text, which may hold special tokens, and the user's text after it, which may not."""
     parts = [("<|begin|>", "")]
     for message in messages:
         parts += [(f"<|{message['role']}|>\n", message["content"].strip()), ("<|end|>\n", "")]
@@ -47,8 +47,9 @@ class Oracle:
         return self.tokenizer.encode(text, add_special_tokens=add).ids
 
     def chat(self, parts):
-        """Special tokens of users are text. The package has no word for that, but a special token cuts the text it
-        stands in: what is between two of the template is encoded alone, with all special tokens as text."""
+        """The ids of a rendered chat, in which a user's special tokens are plain text. The package cannot be told so. But a
+        special token cuts its text, so the text between two of the template's special tokens is encoded on its own, with
+        all special tokens in it as text."""
         text = "".join(a + b for a, b in parts)
         if not any(s in user for _, user in parts for s in self.special):
             return self.plain(text, add=False)
@@ -71,8 +72,8 @@ class Oracle:
         return ids
 
     def border(self, text, at):
-        """The first token of a plain text that begins at character `at` or behind it. (Where a character is several
-        tokens, the package gives all of them the place of the character, which is on the same side of `at`.)"""
+        """The index of the first token of a plain text that begins at character `at` or later. (Where a character has several
+        tokens, the package gives all of them the character's place, which is on the same side of `at`.)"""
         self.tokenizer.encode_special_tokens = False
         encoding = self.tokenizer.encode(text)
         begins = [begin for begin, _ in encoding.offsets]
@@ -85,7 +86,7 @@ def common(a, b):
 
 
 class Cases:
-    """Requests for prompt_cli, each with what is expected of the answer."""
+    """Requests for prompt_cli, each with the values that its answer must have."""
 
     def __init__(self, oracle, seed):
         self.oracle = oracle
@@ -106,7 +107,8 @@ class Cases:
             return
         text, begin_tokens = a + b, len(self.oracle.plain(""))
         expected = {"ids": self.oracle.plain(text)}
-        # Behind a byte that the vocabulary lacks the package's offsets are those of a text without it.
+        # After a byte that the vocabulary lacks, the package's offsets are those of the text
+        # without that byte.
         if self.oracle.tokenizer.decode(expected["ids"][begin_tokens:], skip_special_tokens=False) == text:
             border = self.oracle.border(text, text.rindex(query))
             expected["query_begin"] = 0 if border <= begin_tokens else border
@@ -125,7 +127,7 @@ class Cases:
                      ids=self.oracle.plain(a + b, add), context=self.oracle.plain(a, add))
 
     def chat_context(self, a, b):
-        """The context's message, more of the same one or another, and further turns."""
+        """A context's message; then more text of the same message or another message; then further turns."""
         a = a.rstrip(BLANK)
         head = self.oracle.template([{"role": "user", "content": a}], generate=False)[:-1]
         if not head[-1][1]:
@@ -141,7 +143,7 @@ class Cases:
                      context=self.oracle.chat(head))
 
     def chat_context_continued(self, a, b):
-        """A completion that writes on in the context's message; what it writes may hold special tokens."""
+        """A completion that continues the context's message; its text may hold special tokens."""
         a = a.rstrip(BLANK)
         head = self.oracle.template([{"role": "user", "content": a}], generate=False)[:-1]
         if not head[-1][1] or any(s in head[-1][1] + b for s in self.oracle.special):
@@ -151,7 +153,7 @@ class Cases:
 
 
 def text_pairs(rng, oracle, count):
-    """Documents and questions, with a break between them that either may own; or two parts of one text."""
+    """Pairs of a document and a question, with a break between them that may belong to either; or two parts of one text."""
     texts = text_cases.make(rng.randrange(1 << 30), 2 * count, oracle.special)
     rng.shuffle(texts)
     for a, b in zip(texts[::2], texts[1::2]):
@@ -190,7 +192,8 @@ def run(cli, folder):
         if "ids" in answer:
             failures += not 0 <= answer["insert"] <= answer["query_begin"] <= len(answer["ids"])
     print(f"{folder.name}: {len(answers)} prompts, {failures} differences; prompts share {shared} of {of_contexts} tokens with their contexts")
-    # Else all of the above would hold of texts that no token joins, or of contexts that are of no use.
+    # Otherwise the checks above would only have seen texts that no token crosses, or contexts that
+    # are of no use.
     assert 0.95 * of_contexts < shared < of_contexts
     assert len(answers) > 0.9 * TEXTS
     return failures

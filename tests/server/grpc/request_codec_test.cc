@@ -1,5 +1,6 @@
-// Goal: messages become the requests that they mean, what the canonical request cannot say is an
-// error, and every event is the message of its kind. Method: text of messages; events by hand.
+// Goal: messages become the requests that they mean, input that a canonical request cannot express
+// is an error, and every event becomes the message of its kind. Method: messages in text format;
+// events by hand.
 #include "server/grpc/request_codec.h"
 
 #include <gmock/gmock.h>

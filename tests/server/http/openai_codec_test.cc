@@ -1,5 +1,5 @@
-// Goal: bodies of the OpenAI API are read as clients mean them, and each wrong field is named.
-// Method: tables of JSON. What both APIs share of sampling is in admission_test.
+// Goal: bodies of the OpenAI API are read as clients mean them, and an error names the wrong field.
+// Method: tables of JSON. admission_test and both_apis_test check limits and defaults.
 #include "server/http/openai_codec.h"
 
 #include <gmock/gmock.h>

@@ -1,5 +1,5 @@
-// Goal: the table of endpoints is whole, and what is printed from it is true. Method: every row,
-// and the paths and methods around it.
+// Goal: the table of endpoints is complete, and the responses that list it are true. Method: every
+// row of the table, and the paths and methods around it.
 #include "server/http/route.h"
 
 #include <gmock/gmock.h>

@@ -1,6 +1,6 @@
-// Goal: when a local group starts again and what is told of its end: at once after a group that was
-// ready, later and later after starts that fail, with the reason in the group's own words.
-// Method: shell scripts in mpirun's place; the waits are those that the launcher announces.
+// Goal: a local group that was ready restarts at once; after failed starts the waits grow; and the
+// launcher tells the reason for the end as the group printed it. Method: shell scripts take
+// mpirun's place; the launcher's own announcements give the waits.
 #include "server/launcher/worker_launcher.h"
 
 #include <gmock/gmock.h>
@@ -20,8 +20,8 @@ namespace fs = std::filesystem;
 using testing::ElementsAre;
 using testing::StartsWith;
 
-// The ends of a group whose starts all do what `script` says, until there were `count` of them.
-// `ready` says of each start, counted from 0, whether its group became ready.
+// Runs groups that all execute `script`, and returns how the first `count` of them ended. `ready`
+// tells of each start, counted from 0, whether its group became ready.
 std::vector<GroupExit> EndsOf(
     const std::string& script, size_t count,
     const std::function<bool(size_t)>& ready = [](size_t) { return false; }) {
@@ -38,7 +38,7 @@ std::vector<GroupExit> EndsOf(
          .worker_binary = "apb-worker",
          .ready_groups =
              [&] {
-               // Asked before each start and after each end.
+               // The launcher asks before each start and after each end.
                if (asked % 2 == 1 && ready(static_cast<size_t>(asked / 2))) ++ready_groups;
                ++asked;
                return ready_groups;

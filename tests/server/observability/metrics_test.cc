@@ -1,5 +1,5 @@
-// Goal: what happens is counted under the names and labels that docs promise to dashboards, and a
-// lost group holds no blocks. Method: events in, the text format out.
+// Goal: events are counted under the names and labels that the docs promise to dashboards, and a
+// lost group holds no blocks. Method: events go in, the text format comes out.
 #include "server/observability/metrics.h"
 
 #include <gmock/gmock.h>
@@ -44,7 +44,8 @@ TEST(Metrics, AGroupThatIsLostHoldsNothing) {
 
 TEST(Metrics, CountersOfAGroupThatStartsAgainGoOn) {
   Metrics metrics("demo", "1");
-  for (const int64_t count : {10, 15, 4}) {  // since the group's start; the last one is another's
+  // Counts since the group's start; the last one is from a restarted group.
+  for (const int64_t count : {10, 15, 4}) {
     metrics.GroupStats({.group = "g", .prompt_tokens_computed = count});
   }
   EXPECT_THAT(metrics.Serialize(), HasSubstr("computed_total{model=\"demo\",group=\"g\"} 19"));

@@ -1,5 +1,5 @@
-// Goal: every limit of a request at, below and above its value, and the field that the error names.
-// Method: a table of JSON bodies as HTTP clients send them.
+// Goal: every limit of a request is tried at, below and above its value, and the error names the
+// field. Method: tables of JSON bodies as HTTP clients send them.
 #include "server/request/admission.h"
 
 #include <gtest/gtest.h>
@@ -32,7 +32,7 @@ Limits TestLimits() {
                          {"ring_kv", true, false}}};
 }
 
-// The field that the error names; "" when there is none.
+// The field that the error names; "" without an error.
 std::string FieldOfOutcome(const absl::StatusOr<http_api::Generation>& generation) {
   absl::Status status = generation.status();
   if (status.ok()) status = CheckRequest(generation->request, TestLimits());
@@ -121,7 +121,7 @@ TEST(Admission, StrategiesThatDoNotFitTheirOptions) {
 
 TEST(Admission, PromptsAreNeitherEmptyNorLongerThanTheContextCanHold) {
   EXPECT_EQ(WrongFieldOf({{"prompt", ""}}), "prompt");
-  // 50 tokens of at most 4 bytes each, and what is left behind the division.
+  // 50 tokens of at most 4 bytes each, and the remainder of the division.
   EXPECT_EQ(WrongFieldOf({{"prompt", std::string(203, 'x')}}), "");
   EXPECT_EQ(WrongFieldOf({{"prompt", std::string(204, 'x')}}), "prompt");
   EXPECT_EQ(WrongFieldOf({{"prompt", std::string(221, 'x')}}), "prompt");

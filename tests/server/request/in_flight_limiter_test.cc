@@ -1,4 +1,4 @@
-// Goal: one request and one token more than may wait are turned away, and what leaves makes room.
+// Goal: one request or one token more than may wait is refused, and requests that leave make room.
 // Method: the limiter alone.
 #include "server/request/in_flight_limiter.h"
 

@@ -1,6 +1,7 @@
-// Goal: chat templates render byte for byte as transformers renders them, what users write stays
-// theirs, and what cannot be rendered is told. Method: files made by chat_templates/make_golden.py;
-// templates and messages written here, with the demo checkpoint's tokenizer.
+// Goal: chat templates render byte for byte as transformers renders them, the user's text stays the
+// user's, and a template that cannot be rendered is refused. Method: files made by
+// chat_templates/make_golden.py; templates and messages written here, with the demo checkpoint's
+// tokenizer.
 #include "server/text/chat_template.h"
 #include "engine/base/json_reader.h"
 
@@ -75,7 +76,7 @@ TEST(ChatTemplateTest, ComputesAsTransformersDoes) {
   }
 }
 
-// The special tokens that a rendered prompt of the demo checkpoint gets.
+// Finds the special tokens that a rendered prompt of the demo checkpoint gets.
 class SpecialTokensTest : public ::testing::Test {
  protected:
   std::vector<std::string> SpecialTokens(std::string_view source, const Json& messages,

@@ -1,7 +1,7 @@
 // Goal: the border between document and query lies where document_splitter.h says, and the tokens
-// are those of the whole text. Method: the demo checkpoint's tokenizer and chat template; where a
-// border lies among the tokens is counted by their bytes. Tokens across borders: a tokenizer made
-// for them.
+// are those of the whole text. Method: the demo checkpoint's tokenizer and chat template; the
+// tokens' bytes give the border's place among them. A tokenizer made for the purpose has tokens
+// across borders.
 #include "server/text/document_splitter.h"
 
 #include <gmock/gmock.h>
@@ -39,7 +39,7 @@ class DocumentSplitterTest : public ::testing::Test {
     rendered_ = *prompt;
     return SplitChatPrompt(*tokenizer_, rendered_, query);
   }
-  // The first of these tokens that begins at `byte` of their text or behind it.
+  // The first of these tokens that begins at `byte` of their text or later.
   int32_t TokenAt(const std::vector<int32_t>& ids, size_t byte) {
     size_t begin = 0;
     for (size_t i = 0; i < ids.size(); ++i) {
@@ -48,7 +48,8 @@ class DocumentSplitterTest : public ::testing::Test {
     }
     return static_cast<int32_t>(ids.size());
   }
-  // The query of the rendered chat begins with the last `query`; the tokens are those of the whole.
+  // The query of the rendered chat begins with the last `query`, and the tokens are those of the
+  // whole text.
   void ExpectBorder(const absl::StatusOr<PromptSplit>& split, std::string_view query) {
     ASSERT_TRUE(split.ok()) << split.status();
     const size_t border = rendered_.text.rfind(query);
@@ -69,8 +70,8 @@ Json Message(const char* role, const std::string& content) {
   return {{"role", role}, {"content", content}};
 }
 
-// The tokens of a context are those of its text, and the tokens of what goes on from it are those
-// of the whole: nearly all of the context's, and then its own.
+// A context has the tokens of its own text. A prompt that continues it has the tokens of the whole
+// text: nearly all of the context's, then its own.
 TEST_F(DocumentSplitterTest, ContextsAndWhatFollows) {
   const std::string document = Words(50) + " the end", question = "Which one is it?";
   const RenderOptions with_prompt{.special_tokens = tokenizer_->special_tokens()};
@@ -128,13 +129,13 @@ TEST_F(DocumentSplitterTest, ContextsOfPlainText) {
   ASSERT_TRUE(same.ok());
   EXPECT_EQ(same->tokens, split->tokens);
   EXPECT_EQ(same->query_begin, split->query_begin);
-  // There is no text that could be tokenized as a whole.
+  // The whole has no text that could be tokenized.
   std::vector<int32_t> expected = split->tokens;
   for (const int32_t id : Ids("o three<|end|>")) expected.push_back(id);
   EXPECT_EQ(*TokenizeBehind(*tokenizer_, split->tokens, "o three<|end|>", true), expected);
 }
 
-// The whole may have fewer tokens than its beginning.
+// The whole may have fewer tokens than the context at its beginning.
 TEST_F(DocumentSplitterTest, WhatGoesOnFromAContextMayBeShorter) {
   const PromptSplit context{.tokens = {1, 2, 3, 4}, .query_begin = 3, .query_insert_position = 3};
   const PromptSplit split = GoOnFromContext(context, {1, 9});
@@ -144,7 +145,7 @@ TEST_F(DocumentSplitterTest, WhatGoesOnFromAContextMayBeShorter) {
   EXPECT_EQ(GoOnFromContext(context, {}).query_begin, 0);
 }
 
-// What a user writes is no special token, in a context as anywhere else.
+// Text that a user writes holds no special tokens, in a context as anywhere else.
 TEST_F(DocumentSplitterTest, NoSpecialTokensFromWithinAContext) {
   RenderOptions options{.add_generation_prompt = false,
                         .special_tokens = tokenizer_->special_tokens()};
@@ -153,7 +154,7 @@ TEST_F(DocumentSplitterTest, NoSpecialTokensFromWithinAContext) {
   const ContextText text = *TextOfChatContext(rendered);
   const auto split = SplitChatContext(*tokenizer_, rendered, text, std::nullopt);
   ASSERT_TRUE(split.ok());
-  // Nor half of one that a completion ends, unlike what that one writes alone.
+  // Neither does a half of one that a completion ends; but a whole one in the completion counts.
   const ContextText half{.text = "a <|en", .plain = {{0, 6}}};
   const std::vector<int32_t> tokens = *TokenizeBehind(*tokenizer_, half, "d|> b<|end|>", false);
   EXPECT_EQ(std::count(tokens.begin(), tokens.end(), *tokenizer_->TokenId("<|end|>")), 1);
@@ -269,7 +270,7 @@ TEST_F(DocumentSplitterTest, ParagraphOfAsManyTokensAsAQueryMayHave) {
 TEST_F(DocumentSplitterTest, ShorterTurnsBeforeALongLastMessage) {
   const auto split = Chat({Message("user", "Hi"), Message("assistant", Words(300)),
                            Message("user", Words(60) + "\n\nWhich?")});
-  ExpectBorder(split, "Which?");  // what the assistant said does not count as a document
+  ExpectBorder(split, "Which?");  // the assistant's text does not count as a document
   EXPECT_EQ(split->query_insert_position, user_header_);
 }
 
@@ -318,10 +319,10 @@ TEST_F(DocumentSplitterTest, PlainText) {
   ASSERT_TRUE(split.ok()) << split.status();
   EXPECT_EQ(split->tokens, *tokenizer_->Encode(document + "Which?", {}));
   EXPECT_EQ(split->query_begin, 1 + TokenAt(Ids(document + "Which?"), document.size()));
-  EXPECT_EQ(split->query_insert_position, 1);  // behind BOS
+  EXPECT_EQ(split->query_insert_position, 1);  // after BOS
   EXPECT_EQ(split->embedded_query, Ids("Which?"));
 
-  // The blank before the query is of one token with its beginning.
+  // The blank before the query shares a token with the query's beginning.
   split = SplitPlainPrompt(*tokenizer_, document + "Which?",
                            {.add_special_tokens = false, .query = "word1"});
   ASSERT_TRUE(split.ok()) << split.status();
@@ -350,7 +351,7 @@ TEST_F(DocumentSplitterTest, EmbeddedQueryEndsWhereTheTurnDoes) {
   EXPECT_EQ(TextOf(split->embedded_query), "Which?");
 }
 
-// A token across the border belongs to the document; what of it is the query's stays with it.
+// A token across the border belongs to the document, with the part of it that is the query's.
 TEST_F(DocumentSplitterTest, TokensAcrossTheBorder) {
   nlohmann::json json = {{"model", {{"type", "BPE"}}}};
   int id = 0;
@@ -370,10 +371,10 @@ TEST_F(DocumentSplitterTest, TokensAcrossTheBorder) {
   EXPECT_EQ(split("aaé?", "é?").query_begin, 2);    // a aé ?
   EXPECT_EQ(split("éaé?", "é?").query_begin, 2);    // é aé ?
   EXPECT_EQ(split("aéé?", "é?").query_begin, 1);    // aé é ?
-  EXPECT_EQ(split("aa\n\nb", "b").query_begin, 3);  // none is left
+  EXPECT_EQ(split("aa\n\nb", "b").query_begin, 3);  // no token is left for the query
 }
 
-// In files made from SentencePiece models a text begins with a blank of its own.
+// In files made from SentencePiece models, a blank is put before the beginning of a text.
 TEST_F(DocumentSplitterTest, OnlyTheTextGetsABlankOfItsOwn) {
   nlohmann::json json = {
       {"model", {{"type", "BPE"}, {"byte_fallback", true}, {"unk_token", "<unk>"}}},
@@ -420,7 +421,7 @@ TEST_F(DocumentSplitterTest, TokenIds) {
   ASSERT_TRUE(split.ok()) << split.status();
   const std::string rest = TextOf(std::span(ids).subspan(split->query_begin));
   EXPECT_THAT(rest, HasSubstr("the query<|end|>"));
-  EXPECT_LT(rest.size(), 20u);  // from the id on in which it begins
+  EXPECT_LT(rest.size(), 20u);  // from the id in which the query begins
   EXPECT_EQ(split->embedded_query, Ids("the query"));
 
   split = SplitTokenPrompt(*tokenizer_, Ids("short"), {});

@@ -1,4 +1,4 @@
-// Goal: no template, tokenizer file or message crashes or hangs the text library; what is broken is
+// Goal: no template, tokenizer file or message crashes or hangs the text library; broken input is
 // refused with a status. Method: a bounded number of random and mutated inputs from fixed seeds.
 #include <gtest/gtest.h>
 
@@ -26,7 +26,7 @@ std::string RandomBytes(Random& random, size_t most) {
   return bytes;
 }
 
-// Cuts, doubles, overwrites and inserts.
+// Erases, doubles, overwrites and inserts pieces of the text.
 std::string Mutated(Random& random, std::string text, const std::vector<std::string>& pieces) {
   for (unsigned i = 0; i < 1 + random() % 4 && !text.empty(); ++i) {
     const size_t at = random() % text.size();
@@ -181,7 +181,7 @@ const std::vector<std::string>& Fragments() {
   return *fragments;
 }
 
-// Refused or rendered; a prompt has consistent parts.
+// The template is refused or rendered; the parts of a rendered prompt fit together.
 void TryTemplate(const std::string& source, const Json& messages, Random& random) {
   auto made = ChatTemplate::Parse(source);
   if (!made.ok()) {
@@ -291,7 +291,7 @@ const nlohmann::json& SmallTokenizer() {
   return *json;
 }
 
-// Puts something else in a random place of the tree.
+// Puts another value in a random place of the tree.
 void MutateTree(Random& random, nlohmann::json& json) {
   if (json.is_structured() && !json.empty() && random() % 5 != 0) {
     auto it = json.begin();
@@ -369,7 +369,7 @@ TEST(FuzzTest, RandomBytesAsTokenizerAndText) {
   }
 }
 
-// Text that invites quadratic work; the limit of the test's time is the check.
+// Texts that invite quadratic work; the test's time limit is the check.
 TEST(FuzzTest, LongMonotonousTexts) {
   const std::string checkpoint = APB_SOURCE_DIR "/tests/reference_model/checkpoint";
   auto tokenizer = Tokenizer::Load(checkpoint + "/tokenizer.json");

@@ -1,6 +1,6 @@
-// Goal: streamed text has only whole characters, and stop strings end it wherever the borders of
-// tokens fall. Method: pieces of every size against a search in the whole text; random ids of the
-// demo checkpoint's tokenizer against decoding at once.
+// Goal: streamed text has only whole characters, and stop strings end it wherever the tokens'
+// borders are. Method: pieces of every size against a search in the whole text; random ids of the
+// demo checkpoint's tokenizer against decoding them at once.
 #include <gtest/gtest.h>
 
 #include <random>
@@ -19,7 +19,7 @@ struct Stopped {
   bool operator==(const Stopped&) const = default;
 };
 
-// Text in pieces of `size` bytes through a matcher.
+// Sends a text through a matcher in pieces of `size` bytes.
 Stopped Stream(const std::string& text, const std::vector<std::string>& stops, bool include,
                size_t size) {
   auto matcher = StopMatcher::Create(stops, include);
@@ -36,7 +36,7 @@ Stopped Stream(const std::string& text, const std::vector<std::string>& stops, b
   return out;
 }
 
-// The stop string that ends first; of those the longest.
+// The expected result: the stop string that ends first; among those the longest.
 Stopped Search(const std::string& text, const std::vector<std::string>& stops, bool include) {
   Stopped best{text, std::nullopt};
   size_t best_end = std::string::npos;
@@ -57,12 +57,12 @@ TEST(StopMatcherTest, HoldsBackWhatMayBeginAStopString) {
   auto matcher = StopMatcher::Create({"</end>"}, false);
   ASSERT_TRUE(matcher.ok());
   EXPECT_EQ(matcher->Push("text</e").text, "text");
-  EXPECT_EQ(matcher->Push("x<").text, "</ex");  // it was none
+  EXPECT_EQ(matcher->Push("x<").text, "</ex");  // it was not the stop string
   EXPECT_EQ(matcher->Push("/").text, "");
   const StopResult last = matcher->Push("end>behind");
   EXPECT_EQ(last.text, "");
   EXPECT_EQ(last.matched, 0u);
-  EXPECT_EQ(matcher->Push("more").text, "");  // nothing comes after it
+  EXPECT_EQ(matcher->Push("more").text, "");  // nothing comes after a match
   EXPECT_EQ(matcher->Flush(), "");
 }
 
@@ -116,7 +116,7 @@ class DetokenizerTest : public ::testing::Test {
   std::unique_ptr<Tokenizer> tokenizer_ =
       *Tokenizer::Load(APB_SOURCE_DIR "/tests/reference_model/checkpoint/tokenizer.json");
 
-  // Pieces, none of which may be half a character.
+  // The pieces of the text; checks that none has a part of a character.
   std::vector<std::string> Pieces(const std::vector<int32_t>& ids, bool skip_special) {
     IncrementalDetokenizer detokenizer(*tokenizer_, skip_special);
     std::vector<std::string> pieces;
@@ -166,7 +166,8 @@ TEST_F(DetokenizerTest, RandomIdsGiveTheTextOfAllAtOnce) {
     std::vector<int32_t> ids;
     for (int i = 0; i < 30; ++i)
       ids.push_back(static_cast<int32_t>(
-          random() % (round % 2 != 0 ? 300 : tokenizer_->vocab_size())));  // the first are bytes
+          // The first 300 ids include the bytes.
+          random() % (round % 2 != 0 ? 300 : tokenizer_->vocab_size())));
     for (const bool skip : {false, true})
       EXPECT_EQ(Joined(Pieces(ids, skip)), *tokenizer_->Decode(ids, skip));
   }

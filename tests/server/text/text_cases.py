@@ -1,4 +1,4 @@
-"""Strings for the tokenizer tests: written by hand and random from a seed."""
+"""Strings for the tokenizer tests: written by hand, and random from a seed."""
 import random
 import unicodedata
 
@@ -39,7 +39,7 @@ EMOJI = ["😀", "👍🏽", "👨‍👩‍👧", "🇫🇷", "❤️", "🏴\U
 
 
 def _old(code):
-    """Assigned since Unicode 3.2, so every library's tables know it."""
+    """Whether the code point is assigned since Unicode 3.2, so that every library's tables know it."""
     return unicodedata.ucd_3_2_0.category(chr(code)) not in ("Cn", "Cs") and (
         unicodedata.ucd_3_2_0.category(chr(code)) == unicodedata.category(chr(code)))
 
@@ -60,7 +60,7 @@ def _code(rng):
 
 
 def make(seed, count, special=()):
-    """`count` strings; those of `special` are put between other text in some of them."""
+    """Returns `count` strings; some of them contain strings of `special` between other text."""
     rng = random.Random(seed)
     pools = _pool()
     pieces = [

@@ -1,14 +1,14 @@
-// Test tool: answers requests in JSON, one a line, on standard input with one line each.
-//   {"tokenizer": "path of tokenizer.json"} -> {}; the requests after it use that one
-//   {"text": "...", "add_special_tokens": bool, "parse_special": bool,
-//    "plain_ranges": [[begin, end], ...]}
-//    -> {"ids": [...], "begins": [...]}, the latter in bytes
-//   {"ids": [...], "skip_special": bool} -> {"text": "...", "pieces": "..."}, at once and token by
-//    token
-//   {"template": "...", "messages": [...], "tools": [...], "kwargs": {...}, "now": seconds,
-//    "special_tokens": {...}, "add_generation_prompt": bool}
-//    -> {"text": "...", "user": [[begin, end], ...]}
-// An error is {"error": "..."}; one of a template has "loaded": whether it could be parsed.
+// Test tool: reads one JSON request per line from standard input and answers each with one line.
+//  {"tokenizer": "path of tokenizer.json"} -> {}; later requests use this tokenizer
+//  {"text": "...", "add_special_tokens": bool, "parse_special": bool,
+//   "plain_ranges": [[begin, end], ...]}
+//   -> {"ids": [...], "begins": [...]}; begins are in bytes
+//  {"ids": [...], "skip_special": bool}
+//   -> {"text": "...", "pieces": "..."}: decoded at once, and token by token
+//  {"template": "...", "messages": [...], "tools": [...], "kwargs": {...}, "now": seconds,
+//   "special_tokens": {...}, "add_generation_prompt": bool}
+//   -> {"text": "...", "user": [[begin, end], ...]}
+// An error is {"error": "..."}; for a template, "loaded" tells whether it could be parsed.
 #include <iostream>
 #include <string>
 

@@ -1,4 +1,4 @@
-"""Small tokenizers trained here in the configurations that checkpoints come with."""
+"""Small tokenizers that are trained here, in the configurations of real checkpoints."""
 import json
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -56,7 +56,7 @@ def tekken():
 
 
 def deepseek():
-    """Several splits in a row, and added tokens of every flag."""
+    """Several splits in a row, and added tokens with every flag."""
     tokenizer = _byte_level([r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}"], ["<｜begin▁of▁sentence｜>", "<｜User｜>"])
     tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True), AddedToken("<sep>", rstrip=True), AddedToken("<both>", lstrip=True, rstrip=True)])
     tokenizer.add_tokens([AddedToken("token", single_word=True), AddedToken("wind", single_word=True, lstrip=True), AddedToken("<｜Use")])
@@ -64,7 +64,7 @@ def deepseek():
 
 
 def digits():
-    """Digits, and the other behaviours of Split."""
+    """Digits, and the other behaviors of Split."""
     tokenizer = _byte_level([r"\p{N}+"], ["<|end|>"])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Split("-", "merged_with_previous"),
@@ -75,7 +75,7 @@ def digits():
 
 
 def _sentencepiece(change, vocab=1800):
-    """Character BPE with byte tokens, as converted SentencePiece models have; `change` sets the rest."""
+    """Character BPE with byte tokens, as in converted SentencePiece models; `change` sets the other components."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.train_from_iterator([s for s in CORPUS if len(s) < 300], trainers.BpeTrainer(

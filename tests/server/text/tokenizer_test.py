@@ -1,6 +1,6 @@
-"""Goal: our tokenizer and detokenizer do what the tokenizers package does, on 10,000 strings for each kind of tokenizer.
-Method: text_cli and the package read the same tokenizer.json; ids, their offsets, texts and token-by-token texts are
-compared.
+"""Goal: our tokenizer and detokenizer give the results of the tokenizers package, on 10,000 strings for each kind of tokenizer.
+Method: text_cli and the package read the same tokenizer.json; the test compares ids, their offsets, texts and token-by-token
+texts.
 Usage: tokenizer_test.py text_cli checkpoint-folder [kind ...]"""
 import bisect
 import json
@@ -16,7 +16,9 @@ import text_cases
 import tokenizer_kinds
 
 STRINGS = 10_000
-COMPOSING = ("qwen", "digits")  # inside of a changed part it is a matter of taste where a token begins
+# Their normalizers compose characters. Inside a changed part it is a matter of taste where a token
+# begins.
+COMPOSING = ("qwen", "digits")
 BYTE_FALLBACK = ("llama2", "gemma", "metaspace_first", "metaspace_always", "metaspace_never")
 
 
@@ -29,7 +31,7 @@ def ask(cli, requests):
 
 
 def characters(text, offsets):
-    """The characters in which these bytes of the text lie."""
+    """For each byte offset, the index of the character of `text` in which it lies."""
     begins, at = [], 0
     for character in text:
         begins.append(at)
@@ -56,7 +58,7 @@ class Kind:
             print(f"{self.name}: {what} of {subject!r}:\n  ours   {ours}\n  theirs {wanted}")
 
     def encode(self, strings, plain):
-        """Ids of all strings; `plain`: special tokens in the text are text."""
+        """Checks and returns the ids of all strings. `plain`: special tokens in the text are plain text."""
         self.theirs.encode_special_tokens = plain
         ids = []
         for add in (True, False):
@@ -74,7 +76,7 @@ class Kind:
         return ids
 
     def keeps(self, string):
-        """Whether the normalizer changes no character for another that came from a different place."""
+        """Whether the normalizer replaces no character by one that came from a different place."""
         return self.name not in COMPOSING or self.theirs.normalizer.normalize_str(string) == string
 
     def decode(self, all_ids, skip, same_text=True):
@@ -97,7 +99,8 @@ def run(cli, name, path):
     rng = random.Random(seed)
     size = kind.theirs.get_vocab_size()
     chaos = [[rng.randrange(size) for _ in range(rng.randrange(1, 20))] for _ in range(2000)]
-    # A broken run of byte tokens is one U+FFFD a byte there and one a broken character here: a stream cannot know.
+    # The package gives one U+FFFD for each byte of a broken run of byte tokens, we one for each
+    # broken character: a stream cannot know.
     kind.decode(chaos, skip=False, same_text=name not in BYTE_FALLBACK)
     print(f"{name}: {len(ids)} strings, {sum(map(len, ids))} tokens, {kind.failures} differences")
     return kind.failures

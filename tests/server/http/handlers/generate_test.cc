@@ -1,5 +1,5 @@
-// Goal: what events make of a response, streamed and whole, and how much may wait for a client.
-// Method: events by hand; frames are parsed again.
+// Goal: events become the right response, streamed or whole, and only so much may wait for a
+// client. Method: events by hand; the frames are parsed again.
 #include "server/http/handlers/generate.h"
 
 #include <gmock/gmock.h>
@@ -30,7 +30,7 @@ request::TokenChunk Chunk(const std::string& text) {
   return chunk;
 }
 
-// The bodies of the frames; [DONE] is a string.
+// The bodies of the frames; [DONE] becomes a string.
 std::vector<json> FramesOf(const std::string& frames) {
   std::vector<json> bodies;
   const std::vector<std::string> parts = absl::StrSplit(frames, "\n\n", absl::SkipEmpty());

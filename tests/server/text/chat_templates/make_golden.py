@@ -1,7 +1,7 @@
-"""Writes golden.json and expressions.json: what transformers renders from the templates beside it and from single expressions.
-Run by hand, not by the tests.
+"""Writes golden.json and expressions.json: the texts that transformers renders from the templates in this folder and from
+single expressions. It is run by hand, not by the tests.
 
-Needs transformers and jinja2; golden.json says which versions made it. Usage: TZ=UTC python make_golden.py
+Needs transformers and jinja2; golden.json records their versions. Usage: TZ=UTC python make_golden.py
 """
 import datetime
 import json
@@ -15,7 +15,7 @@ import jinja2
 import transformers
 from transformers.utils import chat_template_utils
 
-NOW = 1_790_000_000  # what strftime_now sees, seconds since 1970
+NOW = 1_790_000_000  # the time that strftime_now sees, in seconds since 1970
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
@@ -110,7 +110,7 @@ def after():
 
 
 def expressions():
-    """[expression, text], null for text where it is refused."""
+    """Pairs [expression, text]; text is null where transformers refuses the expression."""
     made = []
     for name in [*VALUES, "undef"]:
         for suffix in after():
