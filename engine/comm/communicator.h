@@ -1,7 +1,7 @@
-// Collectives between the ranks of a context group. All ranks make the same calls in the same
-// order. A lost peer, or an operation that outlives the deadline, breaks the communicator for good:
-// every later call returns kUnavailable and names the operation. Calls come from one thread (the
-// step thread), Abort from any.
+// Collectives between the ranks of a group. All ranks make the same calls in the same order. A lost
+// peer, or an operation that outlives the deadline, breaks the communicator for good: every later
+// call returns kUnavailable and names the operation. One thread (the step thread) makes the calls;
+// any thread may call Abort.
 #pragma once
 
 #include <cstdint>
@@ -19,15 +19,15 @@ namespace apb::comm {
 
 enum class ReduceOp { kSum, kMax };
 
-// A collective under way. Its buffers must live, unchanged, until Wait returns.
+// A collective in flight. Its buffers must live, unchanged, until Wait returns.
 class Pending {
  public:
   virtual ~Pending() = default;
-  // Makes `stream` wait for the result (on a device: by an event; on the host: until it is there).
+  // Makes `stream` wait for the result: on a device by an event, on a CPU by blocking.
   virtual absl::Status Wait(kernels::Stream& stream) = 0;
 };
 
-// Counters since the start, by operation name; read by the owner thread.
+// Counters since the start, by operation name. The step thread reads them.
 struct CommunicatorStats {
   struct Operation {
     std::string name;  // all_gather, ...
@@ -44,18 +44,20 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // recv is `size()` contiguous parts of send's shape, in rank order. Views must be contiguous.
+  // Views of all operations must be contiguous. recv holds `size()` parts of send's shape, in rank
+  // order.
   virtual absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
                                  kernels::Stream& stream) = 0;
-  // Starts the same and returns; compute between start and Wait overlaps.
+  // Starts an AllGather and returns: what is computed before Wait overlaps with it.
   virtual absl::StatusOr<std::unique_ptr<Pending>> StartAllGather(const kernels::TensorView& send,
                                                                   const kernels::TensorView& recv,
                                                                   kernels::Stream& stream) = 0;
-  // Rank r contributes counts[r] rows (first dimension); recv has their sum.
+  // Rank r contributes counts[r] rows (first dimension). recv holds all rows, in rank order.
   virtual absl::Status AllGatherV(const kernels::TensorView& send, const kernels::TensorView& recv,
                                   std::span<const int64_t> counts, kernels::Stream& stream) = 0;
+  // In place, f32.
   virtual absl::Status AllReduce(const kernels::TensorView& data, ReduceOp op,
-                                 kernels::Stream& stream) = 0;  // in place, f32
+                                 kernels::Stream& stream) = 0;
   // Part r of send goes to rank r; part r of recv comes from rank r. Equal parts.
   virtual absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
                                 kernels::Stream& stream) = 0;
@@ -72,9 +74,9 @@ class Communicator {
                                  kernels::Stream& stream) = 0;
   virtual absl::Status Barrier() = 0;
 
-  // Whether collectives that are given to a stream while it records (kernels::Backend::Record)
-  // become part of the recording. Ranks record and launch together then, all or none. No: they are
-  // done at once, by the host.
+  // Whether a collective that is called while the stream records (kernels::Backend::Record) becomes
+  // part of the recording. If so, all ranks record and launch together. If not, the CPU runs the
+  // collective at the time of the call.
   virtual bool recordable() const = 0;
   // Breaks the communicator; wakes a blocked call. Thread-safe.
   virtual void Abort(std::string reason) = 0;

@@ -1,5 +1,6 @@
-// Every collective is the same two steps: all ranks post the view that they give, then each copies
-// what it wants from the others' views and waits until all have done so.
+// Every collective takes the same two steps. All ranks post the view that they send. Then each rank
+// copies the bytes that it receives from the other ranks' views, and waits until all ranks have
+// copied theirs.
 #include "engine/comm/local_communicator.h"
 
 #include <algorithm>
@@ -32,11 +33,11 @@ void CopyBytes(std::byte* target, const std::byte* source, int64_t bytes) {
 struct Posting {
   std::string operation;
   TensorView send;
-  int target = -1;  // of a send_recv
+  int target = -1;  // rank that gets the view; send_recv only
 };
 
-// The meeting point of the ranks. Operations are numbered; all ranks give the same number to the
-// same call.
+// The meeting point of the ranks. Each rank counts its calls, so all ranks give the same number to
+// the same operation.
 class Group {
  public:
   Group(int size, absl::Duration deadline) : size_(size), deadline_(deadline) {}
@@ -139,7 +140,7 @@ class LocalPending : public Pending {
 
 class LocalCommunicator : public Communicator {
  public:
-  // Owners of the group: the communicators of its ranks.
+  // The communicators of all ranks own the group together.
   LocalCommunicator(std::shared_ptr<Group> group, int rank)
       : group_(std::move(group)), rank_(rank) {}
   int rank() const override { return rank_; }
@@ -189,7 +190,7 @@ class LocalCommunicator : public Communicator {
   }
 
   absl::Status AllReduce(const TensorView& data, ReduceOp op, Stream& stream) override {
-    // In place: the others read a copy while this rank writes.
+    // The reduction is in place: the other ranks read this copy while this rank writes to `data`.
     std::vector<float> mine(data.as<float>(), data.as<float>() + data.numel());
     const TensorView send =
         TensorView::Contiguous(mine.data(), kernels::DType::kF32, {data.numel()});
@@ -289,10 +290,11 @@ class LocalCommunicator : public Communicator {
         absl::StrCat(operation, ": what rank ", rank, " gives does not fit what is wanted"));
   }
 
-  // target = reduction over ranks, in rank order, of their elements from `offset` on.
+  // Writes to `target` the reduction over all ranks' elements from `offset` on, in rank order.
   static absl::Status Reduce(const char* operation, const std::vector<Posting>& postings,
                              int64_t offset, const TensorView& target, ReduceOp op) {
-    // Sizes first: a rank that finds a mismatch leaves, and its memory with it.
+    // Sizes are checked before anything is read: a rank that finds a mismatch leaves, and frees the
+    // memory that it posted.
     for (size_t r = 0; r < postings.size(); ++r) {
       if (postings[r].send.numel() != postings[0].send.numel() ||
           postings[r].send.numel() < offset + target.numel()) {

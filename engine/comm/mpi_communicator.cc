@@ -19,8 +19,8 @@ int64_t Bytes(const TensorView& view) {
   return view.numel() * static_cast<int64_t>(SizeOf(view.dtype));
 }
 
-// Counts of MPI are ints: a message of 2 GiB and more travels in units of the largest power of two
-// that divides it.
+// MPI's counts are ints. A message of 2 GiB or more is sent as units whose size is the largest
+// power of two that divides it, up to 1 GiB.
 class Units {
  public:
   static absl::StatusOr<Units> Of(int64_t bytes) {
@@ -37,7 +37,7 @@ class Units {
   }
   Units(Units&& other) noexcept
       : type(other.type), count(other.count), owned_(std::exchange(other.owned_, false)) {}
-  // MPI keeps the type as long as operations use it.
+  // MPI keeps a freed type until the operations that use it are done.
   ~Units() {
     if (owned_) MPI_Type_free(&type);
   }
@@ -61,7 +61,7 @@ class MpiPending : public Pending {
  public:
   MpiPending(MpiCommunicator& owner, const char* operation, int64_t bytes)
       : owner_(owner), operation_(operation), bytes_(bytes) {}
-  // MPI still writes to the buffers of an operation that nobody waited for.
+  // Without a Wait, MPI may still write to the operation's buffers.
   ~MpiPending() override {
     if (!waited_) Complete().IgnoreError();
   }
@@ -93,7 +93,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> MpiCommunicator::Create(absl::Dura
 }
 
 MpiCommunicator::~MpiCommunicator() {
-  // A broken communicator may have operations under way; freeing it could wait for the lost peer.
+  // A broken communicator may have operations in flight; freeing it could wait for the lost peer.
   if (broken_.ok() && !aborted_.load()) MPI_Comm_free(&comm_);
 }
 

@@ -1,5 +1,5 @@
-// Communicator over MPI. Host memory only: ranks that compute on GPUs have NCCL
-// (nccl_communicator.h) for what is in device memory.
+// Communicator over MPI, for CPU memory only. Ranks that compute on GPUs use NCCL
+// (nccl_communicator.h) for device memory.
 #pragma once
 
 #include <mpi.h>
@@ -15,8 +15,8 @@ namespace apb::comm {
 
 class MpiCommunicator : public Communicator {
  public:
-  // Between the ranks that give the same color, in the order of their ranks, on an MPI context of
-  // its own. All ranks call; MPI must be initialised.
+  // Connects the ranks that give the same color, in the order of their ranks, on an MPI context of
+  // its own. All ranks must call it. MPI must be initialised.
   static absl::StatusOr<std::unique_ptr<Communicator>> Create(absl::Duration deadline, int color);
   ~MpiCommunicator() override;
 
@@ -51,11 +51,13 @@ class MpiCommunicator : public Communicator {
  private:
   friend class MpiPending;
   explicit MpiCommunicator(absl::Duration deadline) : deadline_(deadline) {}
-  // Synchronises the stream (its work must be done before the bytes leave) and refuses a broken
-  // communicator.
+  // Refuses a broken communicator, then waits for the stream's work, which writes the bytes to
+  // send.
   absl::Status Begin(kernels::Stream* stream, const char* operation);
-  // The status of an MPI call that started an operation; a failure breaks the communicator.
+  // Turns the result of an MPI call that starts an operation into a status. A failure breaks the
+  // communicator.
   absl::Status Started(const char* operation, int code);
+  // Waits for the requests and counts the operation. A failure breaks the communicator.
   absl::Status Finish(const char* operation, int64_t bytes_sent, MPI_Request* requests, int count);
 
   MPI_Comm comm_ = MPI_COMM_NULL;

@@ -69,7 +69,7 @@ class NcclCommunicator : public Communicator {
   const int rank_, size_;
   std::unique_ptr<CudaStream> barrier_stream_;
   std::unique_ptr<float, CudaFree> barrier_word_;
-  NcclGroup group_;  // ends before what its collectives use
+  NcclGroup group_;  // last, so that it is destroyed before the memory that its collectives use
 };
 
 absl::Status NcclCommunicator::Connect(const std::string& id) {
