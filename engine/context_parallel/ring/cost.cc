@@ -27,9 +27,9 @@ struct QueryTraffic {
     bytes = (call.ranks - 1) * tokens *
             (static_cast<double>(m.query_width() * m.element_bytes) + partial);
   }
-  double forward = 0;  // seconds of one rank's queries to the next rank
-  double home = 0;     // seconds of one rank's partial results to their owner
-  double bytes = 0;    // of queries and results, in all steps, sent by all ranks
+  // Seconds of one rank's queries to the next rank, and of their partial results to their owner.
+  double forward = 0, home = 0;
+  double bytes = 0;  // of queries and results, in all steps, sent by all ranks
 };
 
 }  // namespace
