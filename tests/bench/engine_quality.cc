@@ -1,9 +1,10 @@
-// Accuracy of strategies on prompts with known answers: reads prompts as JSON lines, generates
-// greedily with every configuration (scheduler and step executor in this process, one rank that
-// plays all hosts), and counts exact answers. tests/bench/quality.sh makes the prompts and the
-// table. With `again` another question about the document comes first, and the one that counts
-// starts from its KV. With --answers all of each answer is generated and written to a file, one
-// line after the other, for tasks that are scored otherwise (tests/quality/table.py).
+// Goal: the accuracy of the strategies on prompts with known answers. Method: reads prompts as JSON
+// lines, generates greedily with every configuration (scheduler and step executor in this process,
+// one rank that plays all hosts), and counts exact answers. tests/bench/quality.sh makes the
+// prompts and the table. With `again`, another question about the document comes first, and the
+// question that counts starts from the first one's KV. With --answers, answers are generated to
+// their end and written to a file, one JSON line each, for tasks with other scores
+// (tests/quality/table.py).
 //   engine_quality --model DIR --prompts FILE
 //     --configurations full,apb:retaining_heads:8,star::4,apb:retaining_heads:8:again
 //     --configurations apb:random:8:passing=64,apb:retaining_heads:8:anchor=0
@@ -41,18 +42,18 @@ struct Configuration {
   std::string strategy, compressor;
   int hosts = 1;
   bool again = false;
-  int64_t anchor = -1, passing = -1;  // lengths; -1: default for the length
+  int64_t anchor = -1, passing = -1;  // lengths; -1: the default for the document's length
 };
 
 struct Prompt {
-  schedule::SequenceSpec spec, before;  // the same document with another question
+  schedule::SequenceSpec spec, before;  // `before`: the same document with another question
   std::vector<int32_t> expected;
-  int64_t length = 0;  // nominal; the group in the table
+  int64_t length = 0;  // nominal tokens; the prompt's group in the table
 };
 
 struct Tally {
   int64_t documents = 0, correct = 0;
-  double seconds = 0;  // to the first token, summed
+  double seconds = 0;  // sum of the times to the first token
 };
 
 absl::StatusOr<Configuration> ParseConfiguration(const std::string& text) {
@@ -140,13 +141,13 @@ absl::StatusOr<Engine> MakeEngine(const Options& options, int64_t longest) {
   limits.max_model_len = longest;
   limits.vocab_size = config.vocab_size;
   limits.has_retaining_heads = e.weights->has_retaining_heads();
-  limits.prefix_cache = true;  // emptied before each document
+  limits.prefix_cache = true;  // ForgetPrefixes empties it before each document
   e.scheduler = std::make_unique<schedule::Scheduler>(limits);
   return e;
 }
 
-// The greedy answer to one prompt, unless `whole` as far as it is right; `seconds` gets the time
-// to its first token.
+// The greedy answer to one prompt. Unless `whole`, generation ends at the first wrong token.
+// `seconds` gets the time to the first token.
 absl::StatusOr<std::vector<int32_t>> Answer(Engine& e, const schedule::SequenceSpec& spec,
                                             const std::vector<int32_t>& expected,
                                             const Configuration& configuration, uint64_t id,
@@ -173,7 +174,7 @@ absl::StatusOr<std::vector<int32_t>> Answer(Engine& e, const schedule::SequenceS
       if (event.kind != schedule::Event::Kind::kToken) continue;
       if (answer.empty()) *seconds = absl::ToDoubleSeconds(absl::Now() - start);
       answer.push_back(event.token.token);
-      if (!whole && answer.back() != expected[answer.size() - 1])  // wrong already
+      if (!whole && answer.back() != expected[answer.size() - 1])  // the answer is wrong
         e.scheduler->Cancel(SequenceId{id}, absl::Now());
     }
   } while (!e.scheduler->idle());

@@ -72,7 +72,8 @@ absl::Status OneDeviceCommunicator::WaitWithoutTurn(Wait wait, Arrival arrival) 
   Settle();
   rehearsal_.GiveTurn();
   const absl::Status status = wait();
-  if (status.ok()) clock_ = std::max(clock_, arrival());  // all ranks have begun it by now
+  // By now all ranks whose messages this one waited for have begun the operation.
+  if (status.ok()) clock_ = std::max(clock_, arrival());
   rehearsal_.TakeTurn();
   counted_ = ThreadCpuSeconds();
   return status;

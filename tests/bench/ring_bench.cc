@@ -1,10 +1,10 @@
-// What the rings overlap, and what batches gain, under mpirun.
+// Goal: how much communication the rings hide, and how much time batches save. Runs under mpirun.
 //   mpirun -n 2 ring_bench --shape 125m --lengths 2048,8192 --prefixes 0,8192
-// Overlap: seconds of one layer of a prefill of `length` tokens behind `prefix` cached ones, as it
-// is; without its messages (compute alone); and its messages with nothing between them
-// (communication alone); what of those the layer shows. Ranks of one machine exchange by memory, so
-// --link-gbit makes a transfer as slow as on a link of that speed.
-// Batches: seconds for the same short documents, so many of them in one prefill.
+// Overlap: seconds of one layer of a prefill of `length` tokens after `prefix` cached ones; of the
+// layer without its messages (compute alone); and of its messages alone. The exposed time is the
+// layer's minus compute's. Ranks of one machine exchange messages through memory, so --link-gbit
+// makes a transfer as slow as on a link of that speed.
+// Batches: seconds for the same short documents, by the number of documents in one prefill.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -35,8 +35,8 @@ struct Options {
   double link_gbit = 0;
 };
 
-// Passes everything on, and remembers the transfers between neighbours; or keeps those to itself.
-// With a link speed a transfer is not there before its bytes could be.
+// Forwards every collective, and records the transfers between neighbours. If `mute`, transfers are
+// dropped. With a link speed, a transfer ends no earlier than its bytes could have arrived.
 class WatchedCommunicator : public comm::Communicator {
  public:
   struct Transfer {
@@ -62,7 +62,7 @@ class WatchedCommunicator : public comm::Communicator {
     auto delayed = std::make_unique<Delayed>();
     APB_ASSIGN_OR_RETURN(delayed->real, real_.StartSendRecv(send, target, recv, source, stream));
     const double bytes_most = static_cast<double>(std::max(bytes(send), bytes(recv)));
-    // One transfer after the other in each direction.
+    // The link carries one transfer after the other in each direction.
     link_free_ = std::max(link_free_, absl::Now()) + absl::Seconds(bytes_most * seconds_per_byte_);
     delayed->ready = link_free_;
     return std::unique_ptr<comm::Pending>(std::move(delayed));
@@ -140,14 +140,15 @@ absl::StatusOr<Rank> MakeRank(const Options& options, comm::MpiRuntime& runtime)
   APB_ASSIGN_OR_RETURN(rank.backend, kernels::CreateCpuBackend({.threads = options.threads}));
   APB_ASSIGN_OR_RETURN(rank.stream, rank.backend->NewStream());
   APB_ASSIGN_OR_RETURN(model::ModelConfig config, NamedShape(options.shape));
-  config.layers = 3;  // two that compute all, and the last
+  config.layers = 3;  // two whole layers, and the last one, which only stores K and V
   APB_ASSIGN_OR_RETURN(rank.weights, model::Weights::Random(config, 1, 0, *rank.backend));
   APB_ASSIGN_OR_RETURN(rank.decoder, model::Decoder::Create(*rank.weights, *rank.backend));
   const int64_t longest = *std::max_element(options.lengths.begin(), options.lengths.end()) +
                           *std::max_element(options.prefixes.begin(), options.prefixes.end());
   const int64_t tokens = std::max(longest, options.documents * options.document_length);
   constexpr int64_t kBlock = 32;
-  // A share, a part of a block for each document, and the copy of one when a prefix is forked.
+  // Blocks for the rank's tokens, a partly filled one for each document, and some for the copy that
+  // forking a prefix makes.
   APB_ASSIGN_OR_RETURN(rank.cache,
                        cache::PagedKvCache::Create(
                            {.layers = config.layers,
@@ -186,7 +187,7 @@ absl::StatusOr<std::unique_ptr<executor::DocumentPrefill>> Start(
 
 double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
 
-// Seconds for the second layer of a prefill.
+// Seconds of the second layer of a prefill.
 absl::StatusOr<double> TimeLayer(Rank& rank, const std::string& strategy,
                                  const std::vector<int32_t>& document, int64_t cached,
                                  const cache::SequenceKv& prefix, bool mute) {
@@ -205,7 +206,7 @@ absl::StatusOr<double> TimeLayer(Rank& rank, const std::string& strategy,
   return seconds;
 }
 
-// The transfers of the layer before, one behind the other.
+// Seconds of the recorded transfers of the last layer, one after the other.
 absl::StatusOr<double> TimeTransfers(Rank& rank) {
   int64_t most = 1;
   const std::vector<WatchedCommunicator::Transfer> transfers = rank.watched->transfers;
@@ -255,7 +256,7 @@ absl::StatusOr<json> Overlap(Rank& rank, const Options& options, const std::stri
               {"bytes_sent", bytes},        {"exposed_seconds", layer - compute}};
 }
 
-// Seconds for all documents through all layers, `together` of them in one prefill.
+// Seconds of the prefill of all documents, `together` of them at a time.
 absl::StatusOr<json> Batches(Rank& rank, const Options& options, const std::string& strategy,
                              int64_t together) {
   double best = 1e9;

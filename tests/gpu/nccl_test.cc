@@ -1,5 +1,5 @@
 // Goal: ranks over NCCL exchange the right bytes, and a peer that stays away is an error within the
-// deadline. Method: one process for each rank, started by run.sh, which meet by a file:
+// deadline. Method: run.sh starts one process for each rank; they find each other through a file:
 //   nccl_test RANK SIZE FILE
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -17,7 +17,7 @@ using kernels::Backend;
 using kernels::Buffer;
 using kernels::TensorView;
 
-// A communicator for views of host memory, over one for views of the device's.
+// A communicator for views of CPU memory, over one for views of device memory.
 class HostViews : public Communicator {
  public:
   HostViews(Communicator& device, Backend& backend)
@@ -126,7 +126,7 @@ TEST(NcclCommunicator, Collectives) {
   EXPECT_FALSE(views.stats().operations.empty());
 }
 
-// An all_gather and an all_reduce of 256 floats, recorded after they have been done once.
+// An all_gather and an all_reduce of 256 floats. Record runs them once before it records them.
 struct RecordedStep {
   explicit RecordedStep(Communicator& communicator) : communicator(communicator) {}
   absl::Status Do() {
@@ -189,7 +189,7 @@ TEST(NcclCommunicator, RecordedCollectivesAreDoneAgain) {
     const std::vector<float> all = step.Values(step.all);
     for (int r = 0; r < NcclRanks(); ++r)
       EXPECT_EQ(all[r * 256 + 255], static_cast<float>(100 * i + r));
-    // Between launches the communicator is used as ever.
+    // Between launches, the communicator also runs collectives that are not recorded.
     if (i % 3 == 0) {
       const absl::Status status =
           (*communicator)->AllReduce(step.sum, ReduceOp::kMax, *step.stream);
@@ -197,7 +197,7 @@ TEST(NcclCommunicator, RecordedCollectivesAreDoneAgain) {
       EXPECT_EQ(step.Values(step.sum), std::vector<float>(256, total));
     }
   }
-  // 1 + 10 steps, and 4 more all_reduce.
+  // 1 step before the recording, 10 launches, and 4 more all_reduce.
   EXPECT_EQ(StatsOf(**communicator, "all_gather").calls, 11);
   EXPECT_EQ(StatsOf(**communicator, "all_gather").bytes_sent, 11 * 1024 * (NcclRanks() - 1));
   EXPECT_EQ(StatsOf(**communicator, "all_reduce").calls, 15);
@@ -212,17 +212,17 @@ TEST(NcclCommunicator, APeerThatStaysAwayFromALaunchIsAnError) {
   auto graph = step.Record();
   ASSERT_TRUE(graph.ok()) << graph.status();
   if (NcclRank() > 0) {
-    absl::SleepFor(absl::Seconds(6));  // the others have given up
+    absl::SleepFor(absl::Seconds(6));  // until rank 0 has given up
     (*communicator)->Abort("end of the test");
   } else {
     (*graph)->Launch(*step.stream);
     const absl::Status ended = step.stream->Synchronize();
     EXPECT_EQ(ended.code(), absl::StatusCode::kUnavailable) << ended;
     EXPECT_EQ((*communicator)->Barrier().code(), absl::StatusCode::kUnavailable);
-    (*graph)->Launch(*step.stream);  // is refused
+    (*graph)->Launch(*step.stream);  // a broken communicator refuses it
     EXPECT_EQ(step.stream->Synchronize().code(), absl::StatusCode::kUnavailable);
   }
-  graph->reset();  // before the communicator
+  graph->reset();  // a graph must be destroyed before its communicator
 }
 
 TEST(NcclCommunicator, APeerThatStaysAwayIsAnErrorAndStreamsFail) {
@@ -230,7 +230,7 @@ TEST(NcclCommunicator, APeerThatStaysAwayIsAnErrorAndStreamsFail) {
   auto communicator = Meet("stays_away", absl::Seconds(3));
   ASSERT_TRUE(communicator.ok()) << communicator.status();
   if (NcclRank() > 0) {
-    absl::SleepFor(absl::Seconds(6));  // the others have given up
+    absl::SleepFor(absl::Seconds(6));  // until rank 0 has given up
     (*communicator)->Abort("end of the test");
     return;
   }
