@@ -3,8 +3,7 @@
 // N mutations of them from a fixed random seed, then the named files.
 //
 //   x_fuzz_replay [--mutations N] [FILE ...]   FILE: for example an input that libFuzzer has found
-//   x_fuzz_replay --write FOLDER               writes the seeds as files, to start a libFuzzer
-//   corpus
+//   x_fuzz_replay --write FOLDER               writes the seeds as files, for a libFuzzer corpus
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>

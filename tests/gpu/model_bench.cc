@@ -1,11 +1,9 @@
 // Goal: the speed of a whole model on one device. Method: runs a model with random weights in the
 // engine itself, in three parts:
 //   decode  decode steps of a few sequences, as recorded graphs and operation by operation,
-//   compared
-//           with the time of copying the bytes that a step reads
-//   whole   a prefill on one rank: seconds, TFLOP/s, the fraction of the device's matrix peak, and
-//   a
-//           layer's time in matrix products and in attention
+//           compared with the time of copying the bytes that a step reads
+//   whole   a prefill on one rank: seconds, TFLOP/s, the fraction of the device's matrix peak,
+//           and a layer's time in matrix products and in attention
 //   hosts   the prefill's work of each rank of a large group, one rank after the other, for apb,
 //           star, ring_kv and full. The time of links is a model: bytes and messages over stated
 //           rates. apb and star wait for all of it; the ring hides it as far as compute covers it.

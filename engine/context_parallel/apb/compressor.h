@@ -38,9 +38,8 @@ class Compressor {
 };
 
 // The compressors, by name:
-//   retaining_heads   Locret's MLP on q, k, v before RoPE; kFailedPrecondition if the checkpoint
-//   has
-//                     no retaining heads
+//   retaining_heads   Locret's MLP on q, k, v before RoPE; kFailedPrecondition if the
+//                     checkpoint has no retaining heads
 //   query_aware       mean attention logit of the embedded query's rows; needs no training
 //   random            a hash of (layer, head, token), for ablations
 // kInvalidArgument for another name. `tensor` is the tensor group, whose ranks hold the other
