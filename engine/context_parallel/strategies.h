@@ -29,8 +29,4 @@ const StrategyInfo& FirstExact(HostsRule hosts);
 absl::StatusOr<ShardPlan> MakeShardPlan(std::string_view strategy, const PromptLayout& layout,
                                         const StrategyOptions& options);
 
-// One row more, behind the others, until the process ends; for tests, before threads begin. `info`
-// must live as long.
-void AddStrategyForTest(const StrategyInfo& info);
-
 }  // namespace apb::context_parallel
