@@ -19,6 +19,11 @@ namespace apb::comm {
 
 enum class ReduceOp { kSum, kMax };
 
+// Bytes of a contiguous view.
+inline int64_t BytesOf(const kernels::TensorView& view) {
+  return kernels::BytesOf(view.dtype, view.numel());
+}
+
 // A collective in flight. Its buffers must live, unchanged, until Wait returns.
 class Pending {
  public:
@@ -38,40 +43,78 @@ struct CommunicatorStats {
   std::vector<Operation> operations;
 };
 
+// One call of a collective, as a value. Communicators and decorators handle all operations in one
+// function that takes it. Views must be contiguous.
+struct Collective {
+  enum class Kind { kAllGather, kAllGatherV, kAllReduce, kAllToAll, kSendRecv, kBroadcast };
+  Kind kind = Kind::kAllGather;
+  kernels::TensorView send;  // absent if in place: all_reduce, broadcast
+  kernels::TensorView recv;  // in place: the data
+  // all_gather_v: rows by rank. The values must live until Start returns.
+  std::span<const int64_t> counts = {};
+  ReduceOp op = ReduceOp::kSum;  // all_reduce
+  int target = -1;               // send_recv
+  int source = -1;               // send_recv; broadcast: the root
+
+  const char* name() const;  // all_gather, ...
+  // Payload that leaves `rank` of `size` ranks.
+  int64_t BytesSent(int rank, int size) const;
+  // kInvalidArgument if views, counts and ranks do not fit together on `rank` of `size` ranks.
+  absl::Status Check(int rank, int size) const;
+};
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // Views of all operations must be contiguous. recv holds `size()` parts of send's shape, in rank
-  // order.
-  virtual absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
-                                 kernels::Stream& stream) = 0;
-  // Starts an AllGather and returns: what is computed before Wait overlaps with it.
-  virtual absl::StatusOr<std::unique_ptr<Pending>> StartAllGather(const kernels::TensorView& send,
-                                                                  const kernels::TensorView& recv,
-                                                                  kernels::Stream& stream) = 0;
+  // Starts a collective and returns: what is computed before Wait overlaps with it.
+  absl::StatusOr<std::unique_ptr<Pending>> Start(const Collective& collective,
+                                                 kernels::Stream& stream);
+  // Starts a collective and waits for it.
+  absl::Status Run(const Collective& collective, kernels::Stream& stream);
+
+  // The same in short. recv holds `size()` parts of send's shape, in rank order.
+  absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
+                         kernels::Stream& stream) {
+    return Run({.kind = Collective::Kind::kAllGather, .send = send, .recv = recv}, stream);
+  }
+  absl::StatusOr<std::unique_ptr<Pending>> StartAllGather(const kernels::TensorView& send,
+                                                          const kernels::TensorView& recv,
+                                                          kernels::Stream& stream) {
+    return Start({.kind = Collective::Kind::kAllGather, .send = send, .recv = recv}, stream);
+  }
   // Rank r contributes counts[r] rows (first dimension). recv holds all rows, in rank order.
-  virtual absl::Status AllGatherV(const kernels::TensorView& send, const kernels::TensorView& recv,
-                                  std::span<const int64_t> counts, kernels::Stream& stream) = 0;
+  absl::Status AllGatherV(const kernels::TensorView& send, const kernels::TensorView& recv,
+                          std::span<const int64_t> counts, kernels::Stream& stream) {
+    return Run(
+        {.kind = Collective::Kind::kAllGatherV, .send = send, .recv = recv, .counts = counts},
+        stream);
+  }
   // In place, f32.
-  virtual absl::Status AllReduce(const kernels::TensorView& data, ReduceOp op,
-                                 kernels::Stream& stream) = 0;
+  absl::Status AllReduce(const kernels::TensorView& data, ReduceOp op, kernels::Stream& stream) {
+    return Run({.kind = Collective::Kind::kAllReduce, .recv = data, .op = op}, stream);
+  }
   // Part r of send goes to rank r; part r of recv comes from rank r. Equal parts.
-  virtual absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
-                                kernels::Stream& stream) = 0;
+  absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
+                        kernels::Stream& stream) {
+    return Run({.kind = Collective::Kind::kAllToAll, .send = send, .recv = recv}, stream);
+  }
   // Sends to `target` and receives from `source` at the same time (a ring step).
-  virtual absl::Status SendRecv(const kernels::TensorView& send, int target,
-                                const kernels::TensorView& recv, int source,
-                                kernels::Stream& stream) = 0;
-  virtual absl::StatusOr<std::unique_ptr<Pending>> StartSendRecv(const kernels::TensorView& send,
-                                                                 int target,
-                                                                 const kernels::TensorView& recv,
-                                                                 int source,
-                                                                 kernels::Stream& stream) = 0;
-  virtual absl::Status Broadcast(const kernels::TensorView& data, int root,
-                                 kernels::Stream& stream) = 0;
+  absl::Status SendRecv(const kernels::TensorView& send, int target,
+                        const kernels::TensorView& recv, int source, kernels::Stream& stream) {
+    return Run(RingStep(send, target, recv, source), stream);
+  }
+  absl::StatusOr<std::unique_ptr<Pending>> StartSendRecv(const kernels::TensorView& send,
+                                                         int target,
+                                                         const kernels::TensorView& recv,
+                                                         int source, kernels::Stream& stream) {
+    return Start(RingStep(send, target, recv, source), stream);
+  }
+  absl::Status Broadcast(const kernels::TensorView& data, int root, kernels::Stream& stream) {
+    return Run({.kind = Collective::Kind::kBroadcast, .recv = data, .source = root}, stream);
+  }
   virtual absl::Status Barrier() = 0;
 
   // Whether a collective that is called while the stream records (kernels::Backend::Record) becomes
@@ -81,6 +124,19 @@ class Communicator {
   // Breaks the communicator; wakes a blocked call. Thread-safe.
   virtual void Abort(std::string reason) = 0;
   virtual CommunicatorStats stats() const = 0;
+
+ private:
+  // Start, for a collective that has passed its Check.
+  virtual absl::StatusOr<std::unique_ptr<Pending>> DoStart(const Collective& collective,
+                                                           kernels::Stream& stream) = 0;
+  static Collective RingStep(const kernels::TensorView& send, int target,
+                             const kernels::TensorView& recv, int source) {
+    return {.kind = Collective::Kind::kSendRecv,
+            .send = send,
+            .recv = recv,
+            .target = target,
+            .source = source};
+  }
 };
 
 }  // namespace apb::comm

@@ -13,6 +13,8 @@
 
 namespace apb::comm {
 
+class MpiPending;
+
 class MpiCommunicator : public Communicator {
  public:
   // Connects the ranks that give the same color, in the order of their ranks, on an MPI context of
@@ -23,27 +25,6 @@ class MpiCommunicator : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   bool recordable() const override { return false; }
-  absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
-                         kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<Pending>> StartAllGather(const kernels::TensorView& send,
-                                                          const kernels::TensorView& recv,
-                                                          kernels::Stream& stream) override;
-  absl::Status AllGatherV(const kernels::TensorView& send, const kernels::TensorView& recv,
-                          std::span<const int64_t> counts, kernels::Stream& stream) override;
-  absl::Status AllReduce(const kernels::TensorView& data, ReduceOp op,
-                         kernels::Stream& stream) override;
-  absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
-                        kernels::Stream& stream) override;
-  absl::Status SendRecv(const kernels::TensorView& send, int target,
-                        const kernels::TensorView& recv, int source,
-                        kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<Pending>> StartSendRecv(const kernels::TensorView& send,
-                                                         int target,
-                                                         const kernels::TensorView& recv,
-                                                         int source,
-                                                         kernels::Stream& stream) override;
-  absl::Status Broadcast(const kernels::TensorView& data, int root,
-                         kernels::Stream& stream) override;
   absl::Status Barrier() override;
   void Abort(std::string reason) override;
   CommunicatorStats stats() const override;
@@ -51,6 +32,13 @@ class MpiCommunicator : public Communicator {
  private:
   friend class MpiPending;
   explicit MpiCommunicator(absl::Duration deadline) : deadline_(deadline) {}
+  absl::StatusOr<std::unique_ptr<Pending>> DoStart(const Collective& collective,
+                                                   kernels::Stream& stream) override;
+  // DoStart of the operations in which all ranks send equal parts, of all_gather_v, and of
+  // send_recv. They set the requests of `pending`.
+  absl::Status StartEqual(const Collective& collective, MpiPending& pending);
+  absl::Status StartAllGatherV(const Collective& collective, MpiPending& pending);
+  absl::Status StartSendRecv(const Collective& collective, MpiPending& pending);
   // Refuses a broken communicator, then waits for the stream's work, which writes the bytes to
   // send.
   absl::Status Begin(kernels::Stream* stream, const char* operation);

@@ -10,7 +10,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "engine/comm/communicator.h"
+#include "tests/engine/comm/communicator_decorator.h"
 
 namespace apb::bench {
 
@@ -47,7 +47,7 @@ class Rehearsal {
 
 // One rank's communicator. Only the thread that made it may use it. Compute is that thread's CPU
 // seconds, so the backend must have one thread.
-class OneDeviceCommunicator : public comm::Communicator {
+class OneDeviceCommunicator : public comm::CommunicatorDecorator {
  public:
   // Waits for the turn. The references must outlive the communicator.
   OneDeviceCommunicator(comm::Communicator& inner, Rehearsal& rehearsal);
@@ -60,47 +60,20 @@ class OneDeviceCommunicator : public comm::Communicator {
   // Sets clock and compute to zero.
   void Reset();
 
-  int rank() const override { return inner_.rank(); }
-  int size() const override { return inner_.size(); }
-  bool recordable() const override { return false; }
-  absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
-                         kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<comm::Pending>> StartAllGather(const kernels::TensorView& send,
-                                                                const kernels::TensorView& recv,
-                                                                kernels::Stream& stream) override;
-  absl::Status AllGatherV(const kernels::TensorView& send, const kernels::TensorView& recv,
-                          std::span<const int64_t> counts, kernels::Stream& stream) override;
-  absl::Status AllReduce(const kernels::TensorView& data, comm::ReduceOp op,
-                         kernels::Stream& stream) override;
-  absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
-                        kernels::Stream& stream) override;
-  absl::Status SendRecv(const kernels::TensorView& send, int target,
-                        const kernels::TensorView& recv, int source,
-                        kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<comm::Pending>> StartSendRecv(const kernels::TensorView& send,
-                                                               int target,
-                                                               const kernels::TensorView& recv,
-                                                               int source,
-                                                               kernels::Stream& stream) override;
-  absl::Status Broadcast(const kernels::TensorView& data, int root,
-                         kernels::Stream& stream) override;
   absl::Status Barrier() override;
-  void Abort(std::string reason) override { inner_.Abort(std::move(reason)); }
-  comm::CommunicatorStats stats() const override { return inner_.stats(); }
 
  private:
   class OneDevicePending;
-  // Runs a blocking collective without the turn. It ends `seconds` after the last rank has begun
-  // it.
-  template <typename Call>
-  absl::Status Collective(double seconds, Call call);
+  absl::StatusOr<std::unique_ptr<comm::Pending>> DoStart(const comm::Collective& collective,
+                                                         kernels::Stream& stream) override;
   // Calls wait() without the turn. Afterwards the clock is at least arrival().
   template <typename Wait, typename Arrival>
   absl::Status WaitWithoutTurn(Wait wait, Arrival arrival);
   uint64_t BeginOperation();
+  // The time at which the messages of operation `number`, which its ranks have begun, arrive.
+  double ArrivalOf(uint64_t number, const comm::Collective& collective) const;
   double ToAll(int64_t bytes) const { return (size() - 1) * rehearsal_.MessageSeconds(bytes); }
 
-  comm::Communicator& inner_;
   Rehearsal& rehearsal_;
   double compute_seconds_ = 0, clock_ = 0, counted_ = 0;  // counted_: CPU seconds of the thread
   uint64_t next_ = 0;

@@ -18,6 +18,7 @@
 #include "engine/executor/document_prefill.h"
 #include "tests/bench/bench_shapes.h"
 #include "tests/bench/mpi_bench.h"
+#include "tests/engine/comm/communicator_decorator.h"
 
 namespace apb::bench {
 namespace {
@@ -37,73 +38,32 @@ struct Options {
 
 // Forwards every collective, and records the transfers between neighbours. If `mute`, transfers are
 // dropped. With a link speed, a transfer ends no earlier than its bytes could have arrived.
-class WatchedCommunicator : public comm::Communicator {
+class WatchedCommunicator : public comm::CommunicatorDecorator {
  public:
   struct Transfer {
     int64_t sent = 0, received = 0;  // bytes
     int target = 0, source = 0;
   };
   WatchedCommunicator(comm::Communicator& real, double link_gbit)
-      : real_(real), seconds_per_byte_(link_gbit > 0 ? 8e-9 / link_gbit : 0) {}
+      : CommunicatorDecorator(real), seconds_per_byte_(link_gbit > 0 ? 8e-9 / link_gbit : 0) {}
   bool mute = false;
   std::vector<Transfer> transfers;
 
-  int rank() const override { return real_.rank(); }
-  int size() const override { return real_.size(); }
-  bool recordable() const override { return false; }
-  absl::StatusOr<std::unique_ptr<comm::Pending>> StartSendRecv(const TensorView& send, int target,
-                                                               const TensorView& recv, int source,
-                                                               kernels::Stream& stream) override {
-    if (mute) return std::unique_ptr<comm::Pending>(std::make_unique<Nothing>());
-    const auto bytes = [](const TensorView& view) {
-      return view.numel() * static_cast<int64_t>(SizeOf(view.dtype));
-    };
-    transfers.push_back({bytes(send), bytes(recv), target, source});
-    auto delayed = std::make_unique<Delayed>();
-    APB_ASSIGN_OR_RETURN(delayed->real, real_.StartSendRecv(send, target, recv, source, stream));
-    const double bytes_most = static_cast<double>(std::max(bytes(send), bytes(recv)));
-    // The link carries one transfer after the other in each direction.
-    link_free_ = std::max(link_free_, absl::Now()) + absl::Seconds(bytes_most * seconds_per_byte_);
-    delayed->ready = link_free_;
-    return std::unique_ptr<comm::Pending>(std::move(delayed));
-  }
-  absl::Status SendRecv(const TensorView& send, int target, const TensorView& recv, int source,
-                        kernels::Stream& stream) override {
-    APB_ASSIGN_OR_RETURN(auto pending, StartSendRecv(send, target, recv, source, stream));
-    return pending->Wait(stream);
-  }
-  absl::Status AllGather(const TensorView& send, const TensorView& recv,
-                         kernels::Stream& stream) override {
-    return real_.AllGather(send, recv, stream);
-  }
-  absl::StatusOr<std::unique_ptr<comm::Pending>> StartAllGather(const TensorView& send,
-                                                                const TensorView& recv,
-                                                                kernels::Stream& stream) override {
-    return real_.StartAllGather(send, recv, stream);
-  }
-  absl::Status AllGatherV(const TensorView& send, const TensorView& recv,
-                          std::span<const int64_t> counts, kernels::Stream& stream) override {
-    return real_.AllGatherV(send, recv, counts, stream);
-  }
-  absl::Status AllReduce(const TensorView& data, comm::ReduceOp op,
-                         kernels::Stream& stream) override {
-    return real_.AllReduce(data, op, stream);
-  }
-  absl::Status AllToAll(const TensorView& send, const TensorView& recv,
-                        kernels::Stream& stream) override {
-    return real_.AllToAll(send, recv, stream);
-  }
-  absl::Status Broadcast(const TensorView& data, int root, kernels::Stream& stream) override {
-    return real_.Broadcast(data, root, stream);
-  }
-  absl::Status Barrier() override { return real_.Barrier(); }
-  void Abort(std::string reason) override { real_.Abort(std::move(reason)); }
-  comm::CommunicatorStats stats() const override { return real_.stats(); }
-
  private:
-  struct Nothing : comm::Pending {
-    absl::Status Wait(kernels::Stream&) override { return absl::OkStatus(); }
-  };
+  absl::StatusOr<std::unique_ptr<comm::Pending>> DoStart(const comm::Collective& c,
+                                                         kernels::Stream& stream) override {
+    if (c.kind != comm::Collective::Kind::kSendRecv) return inner().Start(c, stream);
+    if (mute) return std::make_unique<comm::DonePending>();
+    const int64_t sent = comm::BytesOf(c.send), received = comm::BytesOf(c.recv);
+    transfers.push_back({sent, received, c.target, c.source});
+    auto delayed = std::make_unique<Delayed>();
+    APB_ASSIGN_OR_RETURN(delayed->real, inner().Start(c, stream));
+    // The link carries one transfer after the other in each direction.
+    link_free_ = std::max(link_free_, absl::Now()) +
+                 absl::Seconds(static_cast<double>(std::max(sent, received)) * seconds_per_byte_);
+    delayed->ready = link_free_;
+    return delayed;
+  }
   struct Delayed : comm::Pending {
     absl::Status Wait(kernels::Stream& stream) override {
       APB_RETURN_IF_ERROR(real->Wait(stream));
@@ -113,7 +73,6 @@ class WatchedCommunicator : public comm::Communicator {
     std::unique_ptr<comm::Pending> real;
     absl::Time ready;
   };
-  comm::Communicator& real_;
   const double seconds_per_byte_;
   absl::Time link_free_ = absl::InfinitePast();
 };

@@ -8,6 +8,7 @@
 
 #include "absl/time/clock.h"
 #include "tests/engine/comm/collectives.h"
+#include "tests/engine/comm/communicator_decorator.h"
 #include "tests/gpu/nccl_meeting.h"
 
 namespace apb::comm {
@@ -18,83 +19,25 @@ using kernels::Buffer;
 using kernels::TensorView;
 
 // A communicator for views of CPU memory, over one for views of device memory.
-class HostViews : public Communicator {
+class HostViews : public CommunicatorDecorator {
  public:
   HostViews(Communicator& device, Backend& backend)
-      : device_(device), backend_(backend), stream_(*backend.NewStream()) {}
-  int rank() const override { return device_.rank(); }
-  int size() const override { return device_.size(); }
-  bool recordable() const override { return false; }
-
-  absl::Status AllGather(const TensorView& send, const TensorView& recv,
-                         kernels::Stream&) override {
-    return Run(send, recv, [&](const TensorView& s, const TensorView& r) {
-      return device_.AllGather(s, r, *stream_);
-    });
-  }
-  absl::StatusOr<std::unique_ptr<Pending>> StartAllGather(const TensorView& send,
-                                                          const TensorView& recv,
-                                                          kernels::Stream&) override {
-    auto pending = std::make_unique<HostPending>(*this, send, recv);
-    auto inner = device_.StartAllGather(pending->send.view, pending->recv.view, *stream_);
-    if (!inner.ok()) return inner.status();
-    pending->inner = *std::move(inner);
-    return pending;
-  }
-  absl::Status AllGatherV(const TensorView& send, const TensorView& recv,
-                          std::span<const int64_t> counts, kernels::Stream&) override {
-    return Run(send, recv, [&](const TensorView& s, const TensorView& r) {
-      return device_.AllGatherV(s, r, counts, *stream_);
-    });
-  }
-  absl::Status AllReduce(const TensorView& data, ReduceOp op, kernels::Stream&) override {
-    return Run({}, data, [&](const TensorView&, const TensorView& d) {
-      return device_.AllReduce(d, op, *stream_);
-    });
-  }
-  absl::Status AllToAll(const TensorView& send, const TensorView& recv, kernels::Stream&) override {
-    return Run(send, recv, [&](const TensorView& s, const TensorView& r) {
-      return device_.AllToAll(s, r, *stream_);
-    });
-  }
-  absl::Status SendRecv(const TensorView& send, int target, const TensorView& recv, int source,
-                        kernels::Stream&) override {
-    return Run(send, recv, [&](const TensorView& s, const TensorView& r) {
-      return device_.SendRecv(s, target, r, source, *stream_);
-    });
-  }
-  absl::StatusOr<std::unique_ptr<Pending>> StartSendRecv(const TensorView& send, int target,
-                                                         const TensorView& recv, int source,
-                                                         kernels::Stream&) override {
-    auto pending = std::make_unique<HostPending>(*this, send, recv);
-    auto inner =
-        device_.StartSendRecv(pending->send.view, target, pending->recv.view, source, *stream_);
-    if (!inner.ok()) return inner.status();
-    pending->inner = *std::move(inner);
-    return pending;
-  }
-  absl::Status Broadcast(const TensorView& data, int root, kernels::Stream&) override {
-    return Run({}, data, [&](const TensorView&, const TensorView& d) {
-      return device_.Broadcast(d, root, *stream_);
-    });
-  }
-  absl::Status Barrier() override { return device_.Barrier(); }
-  void Abort(std::string reason) override { device_.Abort(std::move(reason)); }
-  CommunicatorStats stats() const override { return device_.stats(); }
+      : CommunicatorDecorator(device), backend_(backend), stream_(*backend.NewStream()) {}
 
  private:
+  // A view's copy in device memory.
   struct Mirror {
     Mirror(HostViews& owner, const TensorView& host) : host(host), view(host) {
-      buffer = *owner.backend_.Allocate(host.numel() * SizeOf(host.dtype) + 1);
+      buffer = *owner.backend_.Allocate(BytesOf(host) + 1);
       view.data = buffer.data();
-      owner.backend_.Copy(host, view, *owner.stream_);
+      if (host.numel() > 0) owner.backend_.Copy(host, view, *owner.stream_);
     }
     TensorView host, view;
     Buffer buffer;
   };
   struct HostPending : Pending {
-    HostPending(HostViews& owner, const TensorView& s, const TensorView& r)
-        : owner(owner), send(owner, s), recv(owner, r) {}
+    HostPending(HostViews& owner, const Collective& c)
+        : owner(owner), send(owner, c.send), recv(owner, c.recv) {}
     absl::Status Wait(kernels::Stream&) override {
       if (absl::Status status = inner->Wait(*owner.stream_); !status.ok()) return status;
       owner.backend_.Copy(recv.view, recv.host, *owner.stream_);
@@ -104,18 +47,19 @@ class HostViews : public Communicator {
     Mirror send, recv;
     std::unique_ptr<Pending> inner;
   };
-
-  template <typename Call>
-  absl::Status Run(const TensorView& send, const TensorView& recv, Call call) {
-    Mirror from(*this, send), to(*this, recv);
-    if (absl::Status status = call(from.view, to.view); !status.ok()) return status;
-    backend_.Copy(to.view, to.host, *stream_);
-    return stream_->Synchronize();
+  absl::StatusOr<std::unique_ptr<Pending>> DoStart(const Collective& c, kernels::Stream&) override {
+    auto pending = std::make_unique<HostPending>(*this, c);
+    Collective on_device = c;
+    on_device.send = pending->send.view;
+    on_device.recv = pending->recv.view;
+    auto started = inner().Start(on_device, *stream_);
+    if (!started.ok()) return started.status();
+    pending->inner = *std::move(started);
+    return pending;
   }
 
-  Communicator& device_;
   Backend& backend_;
-  std::unique_ptr<kernels::Stream> stream_;
+  const std::unique_ptr<kernels::Stream> stream_;
 };
 
 TEST(NcclCommunicator, Collectives) {

@@ -24,34 +24,14 @@ class SoloCommunicator : public comm::Communicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-  absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
-                         kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<comm::Pending>> StartAllGather(const kernels::TensorView& send,
-                                                                const kernels::TensorView& recv,
-                                                                kernels::Stream& stream) override;
-  absl::Status AllGatherV(const kernels::TensorView& send, const kernels::TensorView& recv,
-                          std::span<const int64_t> counts, kernels::Stream& stream) override;
-  absl::Status AllReduce(const kernels::TensorView& data, comm::ReduceOp op,
-                         kernels::Stream& stream) override;
-  absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
-                        kernels::Stream& stream) override;
-  absl::Status SendRecv(const kernels::TensorView& send, int target,
-                        const kernels::TensorView& recv, int source,
-                        kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<comm::Pending>> StartSendRecv(const kernels::TensorView& send,
-                                                               int target,
-                                                               const kernels::TensorView& recv,
-                                                               int source,
-                                                               kernels::Stream& stream) override;
-  absl::Status Broadcast(const kernels::TensorView& data, int root,
-                         kernels::Stream& stream) override;
   absl::Status Barrier() override { return absl::OkStatus(); }
   bool recordable() const override { return false; }  // the bytes of a launch could not be counted
   void Abort(std::string) override {}
   comm::CommunicatorStats stats() const override;
 
  private:
-  void Count(const char* name, int64_t messages, int64_t bytes);
+  absl::StatusOr<std::unique_ptr<comm::Pending>> DoStart(const comm::Collective& collective,
+                                                         kernels::Stream& stream) override;
   // Fills `recv` with repeated copies of `send`.
   void Fill(const kernels::TensorView& send, const kernels::TensorView& recv,
             kernels::Stream& stream);
