@@ -8,7 +8,7 @@
 namespace apb::comm {
 namespace {
 
-// Everybody's 64 bits, by rank.
+// All ranks' values, by rank.
 template <typename T>
 absl::StatusOr<std::vector<T>> Everybodys(Communicator& control, T mine) {
   static_assert(sizeof(T) == sizeof(int64_t));

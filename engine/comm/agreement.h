@@ -1,5 +1,5 @@
-// What ranks tell each other before they go on alike: single numbers, by a communicator of host
-// memory. All ranks call these together; errors are the communicator's.
+// Agreement of the ranks on single numbers. `control` is a communicator over CPU memory. All its
+// ranks call these functions together; errors are the communicator's.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ absl::StatusOr<double> MaxOverRanks(Communicator& control, double value);
 // Whether `mine` is true on every rank.
 absl::StatusOr<bool> AllAgree(Communicator& control, bool mine);
 
-// A stream of host memory, on which nothing is ever pending.
+// A stream for CPU memory. No work is ever pending on it.
 class HostStream : public kernels::Stream {
  public:
   absl::Status Synchronize() override { return status_; }

@@ -1,13 +1,14 @@
-// Every collective is the same two steps: all ranks post the view that they give, then each copies
-// what it wants from the others' views and waits until all have done so.
+// Every collective takes the same two steps. All ranks post the view that they send. Then each rank
+// copies the bytes that it receives from the other ranks' views, and waits until all ranks have
+// copied theirs.
 #include "engine/comm/local_communicator.h"
 
 #include <algorithm>
 #include <cstring>
 #include <functional>
 #include <map>
-#include <numeric>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
@@ -19,9 +20,6 @@ namespace {
 using kernels::Stream;
 using kernels::TensorView;
 
-int64_t Bytes(const TensorView& view) {
-  return view.numel() * static_cast<int64_t>(SizeOf(view.dtype));
-}
 std::byte* At(const TensorView& view, int64_t byte) {
   return static_cast<std::byte*>(view.data) + byte;
 }
@@ -32,11 +30,11 @@ void CopyBytes(std::byte* target, const std::byte* source, int64_t bytes) {
 struct Posting {
   std::string operation;
   TensorView send;
-  int target = -1;  // of a send_recv
+  int target = -1;  // rank that gets the view; send_recv only
 };
 
-// The meeting point of the ranks. Operations are numbered; all ranks give the same number to the
-// same call.
+// The meeting point of the ranks. Each rank counts its calls, so all ranks give the same number to
+// the same operation.
 class Group {
  public:
   Group(int size, absl::Duration deadline) : size_(size), deadline_(deadline) {}
@@ -114,140 +112,107 @@ class Group {
   std::map<uint64_t, Meeting> meetings_;
 };
 
-using Consume = std::function<absl::Status(const std::vector<Posting>&)>;
+absl::Status Mismatch(const Collective& c, size_t rank) {
+  return absl::InternalError(
+      absl::StrCat(c.name(), ": what rank ", rank, " gives does not fit what is wanted"));
+}
+
+// Writes to c.recv the reduction over all ranks' elements, in rank order.
+absl::Status Reduce(const Collective& c, const std::vector<Posting>& postings) {
+  // Sizes are checked before anything is read: a rank that finds a mismatch leaves, and frees the
+  // memory that it posted.
+  for (size_t r = 0; r < postings.size(); ++r) {
+    if (postings[r].send.numel() != c.recv.numel()) return Mismatch(c, r);
+  }
+  float* out = c.recv.as<float>();
+  for (size_t r = 0; r < postings.size(); ++r) {
+    const float* in = postings[r].send.as<float>();
+    for (int64_t i = 0; i < c.recv.numel(); ++i) {
+      out[i] = r == 0 ? in[i] : c.op == ReduceOp::kSum ? out[i] + in[i] : std::max(out[i], in[i]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Copies `bytes` of rank r's view, from byte `from` on, to c.recv's byte `to`. The view must have
+// `whole` bytes.
+absl::Status CopyPart(const Collective& c, const std::vector<Posting>& postings, size_t r,
+                      int64_t whole, int64_t from, int64_t to, int64_t bytes) {
+  if (BytesOf(postings[r].send) != whole) return Mismatch(c, r);
+  CopyBytes(At(c.recv, to), At(postings[r].send, from), bytes);
+  return absl::OkStatus();
+}
+
+// Fills this rank's c.recv from the views that all ranks have posted.
+absl::Status Receive(const Collective& c, const std::vector<Posting>& postings, int rank) {
+  const int64_t all = BytesOf(c.recv), size = static_cast<int64_t>(postings.size());
+  switch (c.kind) {
+    case Collective::Kind::kAllGather:
+      for (int64_t r = 0, part = all / size; r < size; ++r)
+        APB_RETURN_IF_ERROR(CopyPart(c, postings, r, part, 0, r * part, part));
+      return absl::OkStatus();
+    case Collective::Kind::kAllGatherV: {
+      const int64_t row = c.recv.rows() == 0 ? 0 : all / c.recv.rows();
+      for (int64_t r = 0, at = 0; r < size; at += c.counts[r] * row, ++r)
+        APB_RETURN_IF_ERROR(CopyPart(c, postings, r, c.counts[r] * row, 0, at, c.counts[r] * row));
+      return absl::OkStatus();
+    }
+    case Collective::Kind::kAllReduce:
+      return Reduce(c, postings);
+    case Collective::Kind::kAllToAll:
+      for (int64_t r = 0, part = all / size; r < size; ++r)
+        APB_RETURN_IF_ERROR(CopyPart(c, postings, r, all, rank * part, r * part, part));
+      return absl::OkStatus();
+    case Collective::Kind::kSendRecv:
+      if (postings[c.source].target != rank) return Mismatch(c, c.source);
+      break;
+    case Collective::Kind::kBroadcast:
+      if (rank == c.source) return absl::OkStatus();
+      break;
+  }
+  return CopyPart(c, postings, c.source, all, 0, 0, all);
+}
 
 class LocalCommunicator;
 
 class LocalPending : public Pending {
  public:
-  LocalPending(LocalCommunicator& owner, uint64_t number, const char* operation, int64_t bytes_sent,
-               Consume consume)
+  LocalPending(LocalCommunicator& owner, uint64_t number, const Collective& collective)
       : owner_(owner),
         number_(number),
-        operation_(operation),
-        bytes_sent_(bytes_sent),
-        consume_(std::move(consume)) {}
+        collective_(collective),
+        counts_(collective.counts.begin(), collective.counts.end()) {
+    collective_.counts = counts_;
+    if (collective.kind != Collective::Kind::kAllReduce) return;
+    const float* data = collective.recv.as<float>();
+    copy_.assign(data, data + collective.recv.numel());
+  }
+  // The view that this rank posts. all_reduce is in place: the other ranks read a copy while this
+  // rank writes to its data.
+  TensorView posted() {
+    if (collective_.kind == Collective::Kind::kBroadcast) return collective_.recv;
+    if (collective_.kind != Collective::Kind::kAllReduce) return collective_.send;
+    return TensorView::Contiguous(copy_.data(), kernels::DType::kF32,
+                                  {static_cast<int64_t>(copy_.size())});
+  }
   absl::Status Wait(Stream& stream) override;
 
  private:
   LocalCommunicator& owner_;
   const uint64_t number_;
-  const char* const operation_;
-  const int64_t bytes_sent_;
-  const Consume consume_;
+  Collective collective_;
+  const std::vector<int64_t> counts_;
+  std::vector<float> copy_;
 };
 
 class LocalCommunicator : public Communicator {
  public:
-  // Owners of the group: the communicators of its ranks.
+  // The communicators of all ranks own the group together.
   LocalCommunicator(std::shared_ptr<Group> group, int rank)
       : group_(std::move(group)), rank_(rank) {}
   int rank() const override { return rank_; }
   int size() const override { return group_->size(); }
   bool recordable() const override { return false; }
-
-  absl::Status AllGather(const TensorView& send, const TensorView& recv, Stream& stream) override {
-    return WaitFor(StartAllGather(send, recv, stream), stream);
-  }
-
-  absl::StatusOr<std::unique_ptr<Pending>> StartAllGather(const TensorView& send,
-                                                          const TensorView& recv,
-                                                          Stream& stream) override {
-    if (Bytes(recv) != Bytes(send) * size())
-      return absl::InvalidArgumentError("all_gather: recv must be size() times send");
-    return Start("all_gather", send, -1, Bytes(send) * (size() - 1), stream,
-                 [recv](const std::vector<Posting>& postings) {
-                   const int64_t part = Bytes(recv) / static_cast<int64_t>(postings.size());
-                   for (size_t r = 0; r < postings.size(); ++r) {
-                     if (Bytes(postings[r].send) != part) return Mismatch("all_gather", r);
-                     CopyBytes(At(recv, r * part), At(postings[r].send, 0), part);
-                   }
-                   return absl::OkStatus();
-                 });
-  }
-
-  absl::Status AllGatherV(const TensorView& send, const TensorView& recv,
-                          std::span<const int64_t> counts, Stream& stream) override {
-    const int64_t rows = std::accumulate(counts.begin(), counts.end(), int64_t{0});
-    if (static_cast<int>(counts.size()) != size() || rows != recv.rows() ||
-        counts[rank_] != send.rows()) {
-      return absl::InvalidArgumentError("all_gather_v: counts do not match the views");
-    }
-    const std::vector<int64_t> parts(counts.begin(), counts.end());
-    return WaitFor(Start("all_gather_v", send, -1, Bytes(send) * (size() - 1), stream,
-                         [recv, parts, rows](const std::vector<Posting>& postings) {
-                           const int64_t row = rows == 0 ? 0 : Bytes(recv) / rows;
-                           int64_t at = 0;
-                           for (size_t r = 0; r < parts.size(); at += parts[r] * row, ++r) {
-                             if (Bytes(postings[r].send) != parts[r] * row)
-                               return Mismatch("all_gather_v", r);
-                             CopyBytes(At(recv, at), At(postings[r].send, 0), parts[r] * row);
-                           }
-                           return absl::OkStatus();
-                         }),
-                   stream);
-  }
-
-  absl::Status AllReduce(const TensorView& data, ReduceOp op, Stream& stream) override {
-    // In place: the others read a copy while this rank writes.
-    std::vector<float> mine(data.as<float>(), data.as<float>() + data.numel());
-    const TensorView send =
-        TensorView::Contiguous(mine.data(), kernels::DType::kF32, {data.numel()});
-    return WaitFor(Start("all_reduce", send, -1, Bytes(send), stream,
-                         [data, op](const std::vector<Posting>& postings) {
-                           return Reduce("all_reduce", postings, 0, data, op);
-                         }),
-                   stream);
-  }
-
-  absl::Status AllToAll(const TensorView& send, const TensorView& recv, Stream& stream) override {
-    if (Bytes(send) != Bytes(recv) || Bytes(send) % size() != 0)
-      return absl::InvalidArgumentError("all_to_all: size() equal parts wanted");
-    return WaitFor(Start("all_to_all", send, -1, Bytes(send) / size() * (size() - 1), stream,
-                         [recv, rank = rank_](const std::vector<Posting>& postings) {
-                           const int64_t part = Bytes(recv) / static_cast<int64_t>(postings.size());
-                           for (size_t r = 0; r < postings.size(); ++r) {
-                             if (Bytes(postings[r].send) != Bytes(recv))
-                               return Mismatch("all_to_all", r);
-                             CopyBytes(At(recv, r * part), At(postings[r].send, rank * part), part);
-                           }
-                           return absl::OkStatus();
-                         }),
-                   stream);
-  }
-
-  absl::Status SendRecv(const TensorView& send, int target, const TensorView& recv, int source,
-                        Stream& stream) override {
-    return WaitFor(StartSendRecv(send, target, recv, source, stream), stream);
-  }
-
-  absl::StatusOr<std::unique_ptr<Pending>> StartSendRecv(const TensorView& send, int target,
-                                                         const TensorView& recv, int source,
-                                                         Stream& stream) override {
-    if (target < 0 || target >= size() || source < 0 || source >= size())
-      return absl::InvalidArgumentError("send_recv: no such rank");
-    return Start("send_recv", send, target, Bytes(send), stream,
-                 [recv, source, rank = rank_](const std::vector<Posting>& postings) {
-                   const Posting& from = postings[source];
-                   if (from.target != rank || Bytes(from.send) != Bytes(recv))
-                     return Mismatch("send_recv", source);
-                   CopyBytes(At(recv, 0), At(from.send, 0), Bytes(recv));
-                   return absl::OkStatus();
-                 });
-  }
-
-  absl::Status Broadcast(const TensorView& data, int root, Stream& stream) override {
-    if (root < 0 || root >= size()) return absl::InvalidArgumentError("broadcast: no such rank");
-    return WaitFor(
-        Start("broadcast", data, -1, rank_ == root ? Bytes(data) * (size() - 1) : 0, stream,
-              [data, root, rank = rank_](const std::vector<Posting>& postings) {
-                if (rank == root) return absl::OkStatus();
-                if (Bytes(postings[root].send) != Bytes(data)) return Mismatch("broadcast", root);
-                CopyBytes(At(data, 0), At(postings[root].send, 0), Bytes(data));
-                return absl::OkStatus();
-              }),
-        stream);
-  }
 
   absl::Status Barrier() override {
     APB_RETURN_IF_ERROR(group_->Post(next_, rank_, {.operation = "barrier", .send = {}}));
@@ -265,13 +230,15 @@ class LocalCommunicator : public Communicator {
     return stats;
   }
 
-  absl::Status Complete(uint64_t number, const char* operation, int64_t bytes_sent,
-                        const Consume& consume) {
+  // Waits for the postings of all ranks, calls receive(postings), and counts the operation.
+  absl::Status Complete(
+      uint64_t number, const char* operation, int64_t bytes_sent,
+      const absl::FunctionRef<absl::Status(const std::vector<Posting>&)> receive) {
     const absl::Time start = absl::Now();
     absl::Status status = [&] {
       APB_ASSIGN_OR_RETURN(const std::vector<Posting> postings, group_->Meet(number));
-      if (absl::Status consumed = consume(postings); !consumed.ok())
-        return group_->Fail(std::string(consumed.message()));
+      if (absl::Status received = receive(postings); !received.ok())
+        return group_->Fail(std::string(received.message()));
       return group_->Leave(number);
     }();
     CommunicatorStats::Operation& counted = operations_[operation];
@@ -284,42 +251,13 @@ class LocalCommunicator : public Communicator {
   }
 
  private:
-  static absl::Status Mismatch(const char* operation, size_t rank) {
-    return absl::InternalError(
-        absl::StrCat(operation, ": what rank ", rank, " gives does not fit what is wanted"));
-  }
-
-  // target = reduction over ranks, in rank order, of their elements from `offset` on.
-  static absl::Status Reduce(const char* operation, const std::vector<Posting>& postings,
-                             int64_t offset, const TensorView& target, ReduceOp op) {
-    // Sizes first: a rank that finds a mismatch leaves, and its memory with it.
-    for (size_t r = 0; r < postings.size(); ++r) {
-      if (postings[r].send.numel() != postings[0].send.numel() ||
-          postings[r].send.numel() < offset + target.numel()) {
-        return Mismatch(operation, r);
-      }
-    }
-    float* out = target.as<float>();
-    for (size_t r = 0; r < postings.size(); ++r) {
-      const float* in = postings[r].send.as<float>() + offset;
-      for (int64_t i = 0; i < target.numel(); ++i) {
-        out[i] = r == 0 ? in[i] : op == ReduceOp::kSum ? out[i] + in[i] : std::max(out[i], in[i]);
-      }
-    }
-    return absl::OkStatus();
-  }
-
-  absl::StatusOr<std::unique_ptr<Pending>> Start(const char* operation, const TensorView& send,
-                                                 int target, int64_t bytes_sent, Stream& stream,
-                                                 Consume consume) {
+  absl::StatusOr<std::unique_ptr<Pending>> DoStart(const Collective& c, Stream& stream) override {
     APB_RETURN_IF_ERROR(stream.Synchronize());
-    APB_RETURN_IF_ERROR(
-        group_->Post(next_, rank_, {.operation = operation, .send = send, .target = target}));
-    return std::make_unique<LocalPending>(*this, next_++, operation, bytes_sent,
-                                          std::move(consume));
-  }
-  static absl::Status WaitFor(absl::StatusOr<std::unique_ptr<Pending>> pending, Stream& stream) {
-    return pending.ok() ? (*pending)->Wait(stream) : pending.status();
+    auto pending = std::make_unique<LocalPending>(*this, next_, c);
+    APB_RETURN_IF_ERROR(group_->Post(
+        next_, rank_, {.operation = c.name(), .send = pending->posted(), .target = c.target}));
+    ++next_;
+    return pending;
   }
 
   const std::shared_ptr<Group> group_;
@@ -329,7 +267,10 @@ class LocalCommunicator : public Communicator {
 };
 
 absl::Status LocalPending::Wait(Stream&) {
-  return owner_.Complete(number_, operation_, bytes_sent_, consume_);
+  const int rank = owner_.rank();
+  return owner_.Complete(
+      number_, collective_.name(), collective_.BytesSent(rank, owner_.size()),
+      [&](const std::vector<Posting>& postings) { return Receive(collective_, postings, rank); });
 }
 
 }  // namespace

@@ -12,15 +12,10 @@
 
 namespace apb::comm {
 
-using kernels::TensorView;
-
 namespace {
-int64_t Bytes(const TensorView& view) {
-  return view.numel() * static_cast<int64_t>(SizeOf(view.dtype));
-}
 
-// Counts of MPI are ints: a message of 2 GiB and more travels in units of the largest power of two
-// that divides it.
+// MPI's counts are ints. A message of 2 GiB or more is sent as units whose size is the largest
+// power of two that divides it, up to 1 GiB.
 class Units {
  public:
   static absl::StatusOr<Units> Of(int64_t bytes) {
@@ -37,7 +32,7 @@ class Units {
   }
   Units(Units&& other) noexcept
       : type(other.type), count(other.count), owned_(std::exchange(other.owned_, false)) {}
-  // MPI keeps the type as long as operations use it.
+  // MPI keeps a freed type until the operations that use it are done.
   ~Units() {
     if (owned_) MPI_Type_free(&type);
   }
@@ -61,12 +56,14 @@ class MpiPending : public Pending {
  public:
   MpiPending(MpiCommunicator& owner, const char* operation, int64_t bytes)
       : owner_(owner), operation_(operation), bytes_(bytes) {}
-  // MPI still writes to the buffers of an operation that nobody waited for.
+  // Without a Wait, MPI may still write to the operation's buffers.
   ~MpiPending() override {
-    if (!waited_) Complete().IgnoreError();
+    if (!waited_ && requests[0] != MPI_REQUEST_NULL) Complete().IgnoreError();
   }
   absl::Status Wait(kernels::Stream&) override { return Complete(); }
   MPI_Request requests[2] = {MPI_REQUEST_NULL, MPI_REQUEST_NULL};
+  std::vector<int> sizes,
+      offsets;  // of all_gather_v, in rows by rank; MPI reads them until it ends
 
  private:
   absl::Status Complete() {
@@ -93,7 +90,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> MpiCommunicator::Create(absl::Dura
 }
 
 MpiCommunicator::~MpiCommunicator() {
-  // A broken communicator may have operations under way; freeing it could wait for the lost peer.
+  // A broken communicator may have operations in flight; freeing it could wait for the lost peer.
   if (broken_.ok() && !aborted_.load()) MPI_Comm_free(&comm_);
 }
 
@@ -124,108 +121,66 @@ absl::Status MpiCommunicator::Finish(const char* operation, int64_t bytes_sent,
   return status;
 }
 
-absl::StatusOr<std::unique_ptr<Pending>> MpiCommunicator::StartAllGather(const TensorView& send,
-                                                                         const TensorView& recv,
-                                                                         kernels::Stream& stream) {
-  APB_RETURN_IF_ERROR(Begin(&stream, "all_gather"));
-  if (Bytes(recv) != Bytes(send) * size_)
-    return absl::InternalError("all_gather: recv must be size() times send");
-  APB_ASSIGN_OR_RETURN(const Units units, Units::Of(Bytes(send)));
-  auto pending = std::make_unique<MpiPending>(*this, "all_gather", Bytes(send) * (size_ - 1));
-  APB_RETURN_IF_ERROR(
-      Started("all_gather", MPI_Iallgather(send.data, units.count, units.type, recv.data,
-                                           units.count, units.type, comm_, &pending->requests[0])));
-  return std::unique_ptr<Pending>(std::move(pending));
+absl::Status MpiCommunicator::StartEqual(const Collective& c, MpiPending& pending) {
+  const void* send = c.send.data;
+  void* recv = c.recv.data;
+  MPI_Request* request = &pending.requests[0];
+  if (c.kind == Collective::Kind::kAllReduce) {
+    APB_RETURN_IF_ERROR(CheckCount(c.name(), c.recv.numel()));
+    return Started(c.name(),
+                   MPI_Iallreduce(MPI_IN_PLACE, recv, static_cast<int>(c.recv.numel()), MPI_FLOAT,
+                                  c.op == ReduceOp::kSum ? MPI_SUM : MPI_MAX, comm_, request));
+  }
+  const bool whole = c.kind == Collective::Kind::kBroadcast;
+  APB_ASSIGN_OR_RETURN(const Units u, Units::Of(whole ? BytesOf(c.recv) : BytesOf(c.recv) / size_));
+  if (whole) {
+    return Started(c.name(), MPI_Ibcast(recv, u.count, u.type, c.source, comm_, request));
+  }
+  if (c.kind == Collective::Kind::kAllGather) {
+    return Started(c.name(),
+                   MPI_Iallgather(send, u.count, u.type, recv, u.count, u.type, comm_, request));
+  }
+  return Started(c.name(),
+                 MPI_Ialltoall(send, u.count, u.type, recv, u.count, u.type, comm_, request));
 }
 
-absl::Status MpiCommunicator::AllGather(const TensorView& send, const TensorView& recv,
-                                        kernels::Stream& stream) {
-  APB_ASSIGN_OR_RETURN(auto pending, StartAllGather(send, recv, stream));
-  return pending->Wait(stream);
-}
-
-absl::Status MpiCommunicator::AllGatherV(const TensorView& send, const TensorView& recv,
-                                         std::span<const int64_t> counts, kernels::Stream& stream) {
-  APB_RETURN_IF_ERROR(Begin(&stream, "all_gather_v"));
-  std::vector<int> sizes, offsets;
+absl::Status MpiCommunicator::StartAllGatherV(const Collective& c, MpiPending& pending) {
   int64_t rows = 0;
-  for (const int64_t count : counts) {
-    sizes.push_back(static_cast<int>(count));
-    offsets.push_back(static_cast<int>(rows));
+  for (const int64_t count : c.counts) {
+    pending.sizes.push_back(static_cast<int>(count));
+    pending.offsets.push_back(static_cast<int>(rows));
     rows += count;
-    APB_RETURN_IF_ERROR(CheckCount("all_gather_v", rows));
+    APB_RETURN_IF_ERROR(CheckCount(c.name(), rows));
   }
-  if (static_cast<int>(counts.size()) != size_ || rows != recv.rows() ||
-      counts[rank_] != send.rows()) {
-    return absl::InvalidArgumentError("all_gather_v: counts do not match the views");
-  }
-  const int64_t row_bytes = rows == 0 ? 0 : Bytes(recv) / rows;
-  APB_RETURN_IF_ERROR(CheckCount("all_gather_v", row_bytes));
+  const int64_t row_bytes = rows == 0 ? 0 : BytesOf(c.recv) / rows;
+  APB_RETURN_IF_ERROR(CheckCount(c.name(), row_bytes));
   MPI_Datatype row;  // counts and offsets are in rows, so the bytes may exceed an int
   MPI_Type_contiguous(static_cast<int>(row_bytes), MPI_BYTE, &row);
   MPI_Type_commit(&row);
-  MPI_Request request = MPI_REQUEST_NULL;
-  const int code = MPI_Iallgatherv(send.data, sizes[rank_], row, recv.data, sizes.data(),
-                                   offsets.data(), row, comm_, &request);
+  const int code =
+      MPI_Iallgatherv(c.send.data, pending.sizes[rank_], row, c.recv.data, pending.sizes.data(),
+                      pending.offsets.data(), row, comm_, &pending.requests[0]);
   MPI_Type_free(&row);
-  APB_RETURN_IF_ERROR(Started("all_gather_v", code));
-  return Finish("all_gather_v", Bytes(send) * (size_ - 1), &request, 1);
+  return Started(c.name(), code);
 }
 
-absl::Status MpiCommunicator::AllReduce(const TensorView& data, ReduceOp op,
-                                        kernels::Stream& stream) {
-  APB_RETURN_IF_ERROR(Begin(&stream, "all_reduce"));
-  APB_RETURN_IF_ERROR(CheckCount("all_reduce", data.numel()));
-  MPI_Request request = MPI_REQUEST_NULL;
-  APB_RETURN_IF_ERROR(
-      Started("all_reduce",
-              MPI_Iallreduce(MPI_IN_PLACE, data.data, static_cast<int>(data.numel()), MPI_FLOAT,
-                             op == ReduceOp::kSum ? MPI_SUM : MPI_MAX, comm_, &request)));
-  return Finish("all_reduce", Bytes(data), &request, 1);
+absl::Status MpiCommunicator::StartSendRecv(const Collective& c, MpiPending& pending) {
+  APB_ASSIGN_OR_RETURN(const Units out, Units::Of(BytesOf(c.send)));
+  APB_ASSIGN_OR_RETURN(const Units in, Units::Of(BytesOf(c.recv)));
+  APB_RETURN_IF_ERROR(Started(c.name(), MPI_Irecv(c.recv.data, in.count, in.type, c.source,
+                                                  kSendRecvTag, comm_, &pending.requests[0])));
+  return Started(c.name(), MPI_Isend(c.send.data, out.count, out.type, c.target, kSendRecvTag,
+                                     comm_, &pending.requests[1]));
 }
 
-absl::Status MpiCommunicator::AllToAll(const TensorView& send, const TensorView& recv,
-                                       kernels::Stream& stream) {
-  APB_RETURN_IF_ERROR(Begin(&stream, "all_to_all"));
-  if (Bytes(send) != Bytes(recv) || Bytes(send) % size_ != 0)
-    return absl::InvalidArgumentError("all_to_all: size() equal parts wanted");
-  APB_ASSIGN_OR_RETURN(const Units units, Units::Of(Bytes(send) / size_));
-  MPI_Request request = MPI_REQUEST_NULL;
-  APB_RETURN_IF_ERROR(
-      Started("all_to_all", MPI_Ialltoall(send.data, units.count, units.type, recv.data,
-                                          units.count, units.type, comm_, &request)));
-  return Finish("all_to_all", Bytes(send) / size_ * (size_ - 1), &request, 1);
-}
-
-absl::StatusOr<std::unique_ptr<Pending>> MpiCommunicator::StartSendRecv(const TensorView& send,
-                                                                        int target,
-                                                                        const TensorView& recv,
-                                                                        int source,
-                                                                        kernels::Stream& stream) {
-  APB_RETURN_IF_ERROR(Begin(&stream, "send_recv"));
-  APB_ASSIGN_OR_RETURN(const Units out, Units::Of(Bytes(send)));
-  APB_ASSIGN_OR_RETURN(const Units in, Units::Of(Bytes(recv)));
-  auto pending = std::make_unique<MpiPending>(*this, "send_recv", Bytes(send));
-  APB_RETURN_IF_ERROR(Started("send_recv", MPI_Irecv(recv.data, in.count, in.type, source,
-                                                     kSendRecvTag, comm_, &pending->requests[0])));
-  APB_RETURN_IF_ERROR(Started("send_recv", MPI_Isend(send.data, out.count, out.type, target,
-                                                     kSendRecvTag, comm_, &pending->requests[1])));
-  return std::unique_ptr<Pending>(std::move(pending));
-}
-
-absl::Status MpiCommunicator::SendRecv(const TensorView& send, int target, const TensorView& recv,
-                                       int source, kernels::Stream& stream) {
-  APB_ASSIGN_OR_RETURN(auto pending, StartSendRecv(send, target, recv, source, stream));
-  return pending->Wait(stream);
-}
-
-absl::Status MpiCommunicator::Broadcast(const TensorView& data, int root, kernels::Stream& stream) {
-  APB_RETURN_IF_ERROR(Begin(&stream, "broadcast"));
-  APB_ASSIGN_OR_RETURN(const Units units, Units::Of(Bytes(data)));
-  MPI_Request request = MPI_REQUEST_NULL;
-  APB_RETURN_IF_ERROR(
-      Started("broadcast", MPI_Ibcast(data.data, units.count, units.type, root, comm_, &request)));
-  return Finish("broadcast", rank_ == root ? Bytes(data) * (size_ - 1) : 0, &request, 1);
+absl::StatusOr<std::unique_ptr<Pending>> MpiCommunicator::DoStart(const Collective& c,
+                                                                  kernels::Stream& stream) {
+  APB_RETURN_IF_ERROR(Begin(&stream, c.name()));
+  auto pending = std::make_unique<MpiPending>(*this, c.name(), c.BytesSent(rank_, size_));
+  APB_RETURN_IF_ERROR(c.kind == Collective::Kind::kAllGatherV ? StartAllGatherV(c, *pending)
+                      : c.kind == Collective::Kind::kSendRecv ? StartSendRecv(c, *pending)
+                                                              : StartEqual(c, *pending));
+  return pending;
 }
 
 absl::Status MpiCommunicator::Barrier() {

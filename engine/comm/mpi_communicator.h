@@ -1,5 +1,5 @@
-// Communicator over MPI. Host memory only: ranks that compute on GPUs have NCCL
-// (nccl_communicator.h) for what is in device memory.
+// Communicator over MPI, for CPU memory only. Ranks that compute on GPUs use NCCL
+// (nccl_communicator.h) for device memory.
 #pragma once
 
 #include <mpi.h>
@@ -13,37 +13,18 @@
 
 namespace apb::comm {
 
+class MpiPending;
+
 class MpiCommunicator : public Communicator {
  public:
-  // Between the ranks that give the same color, in the order of their ranks, on an MPI context of
-  // its own. All ranks call; MPI must be initialised.
+  // Connects the ranks that give the same color, in the order of their ranks, on an MPI context of
+  // its own. All ranks must call it. MPI must be initialised.
   static absl::StatusOr<std::unique_ptr<Communicator>> Create(absl::Duration deadline, int color);
   ~MpiCommunicator() override;
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   bool recordable() const override { return false; }
-  absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
-                         kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<Pending>> StartAllGather(const kernels::TensorView& send,
-                                                          const kernels::TensorView& recv,
-                                                          kernels::Stream& stream) override;
-  absl::Status AllGatherV(const kernels::TensorView& send, const kernels::TensorView& recv,
-                          std::span<const int64_t> counts, kernels::Stream& stream) override;
-  absl::Status AllReduce(const kernels::TensorView& data, ReduceOp op,
-                         kernels::Stream& stream) override;
-  absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
-                        kernels::Stream& stream) override;
-  absl::Status SendRecv(const kernels::TensorView& send, int target,
-                        const kernels::TensorView& recv, int source,
-                        kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<Pending>> StartSendRecv(const kernels::TensorView& send,
-                                                         int target,
-                                                         const kernels::TensorView& recv,
-                                                         int source,
-                                                         kernels::Stream& stream) override;
-  absl::Status Broadcast(const kernels::TensorView& data, int root,
-                         kernels::Stream& stream) override;
   absl::Status Barrier() override;
   void Abort(std::string reason) override;
   CommunicatorStats stats() const override;
@@ -51,11 +32,20 @@ class MpiCommunicator : public Communicator {
  private:
   friend class MpiPending;
   explicit MpiCommunicator(absl::Duration deadline) : deadline_(deadline) {}
-  // Synchronises the stream (its work must be done before the bytes leave) and refuses a broken
-  // communicator.
+  absl::StatusOr<std::unique_ptr<Pending>> DoStart(const Collective& collective,
+                                                   kernels::Stream& stream) override;
+  // DoStart of the operations in which all ranks send equal parts, of all_gather_v, and of
+  // send_recv. They set the requests of `pending`.
+  absl::Status StartEqual(const Collective& collective, MpiPending& pending);
+  absl::Status StartAllGatherV(const Collective& collective, MpiPending& pending);
+  absl::Status StartSendRecv(const Collective& collective, MpiPending& pending);
+  // Refuses a broken communicator, then waits for the stream's work, which writes the bytes to
+  // send.
   absl::Status Begin(kernels::Stream* stream, const char* operation);
-  // The status of an MPI call that started an operation; a failure breaks the communicator.
+  // Turns the result of an MPI call that starts an operation into a status. A failure breaks the
+  // communicator.
   absl::Status Started(const char* operation, int code);
+  // Waits for the requests and counts the operation. A failure breaks the communicator.
   absl::Status Finish(const char* operation, int64_t bytes_sent, MPI_Request* requests, int count);
 
   MPI_Comm comm_ = MPI_COMM_NULL;

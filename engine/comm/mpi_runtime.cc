@@ -15,7 +15,7 @@
 namespace apb::comm {
 namespace {
 
-constexpr size_t kMaxMessageBytes = 1 << 30;  // counts are ints
+constexpr size_t kMaxMessageBytes = 1 << 30;  // MPI's counts are ints
 
 absl::Status CheckMessage(const std::string& message, const char* what) {
   if (message.size() <= kMaxMessageBytes) return absl::OkStatus();
@@ -23,7 +23,8 @@ absl::Status CheckMessage(const std::string& message, const char* what) {
       absl::StrCat(what, " of ", message.size(), " bytes, at most ", kMaxMessageBytes));
 }
 
-// Time between two looks at the network: none for a millisecond, then more and more, up to 2 ms.
+// The pause between two polls of the network: none for a millisecond, then longer and longer, up to
+// 2 ms.
 class Backoff {
  public:
   void Pause() {
@@ -60,7 +61,7 @@ absl::Status WaitAll(MPI_Request* requests, int count, absl::Duration deadline,
     if (round < 200) continue;
     if (aborted != nullptr && aborted->load())
       return absl::UnavailableError(absl::StrCat(what, ": the group was aborted"));
-    // Ranks may share cores: give the peer its turn.
+    // Ranks may share a core: let the peer run.
     sched_yield();
     if (round == 200) start = absl::Now();
     if (round % 1024 == 0 && absl::Now() - start > deadline) {

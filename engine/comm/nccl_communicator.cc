@@ -13,13 +13,8 @@
 namespace apb::comm {
 namespace {
 
-using kernels::TensorView;
 using kernels::cuda::CudaStream;
 using kernels::cuda::StatusOf;
-
-int64_t Bytes(const TensorView& view) {
-  return view.numel() * static_cast<int64_t>(SizeOf(view.dtype));
-}
 
 class NcclCommunicator : public Communicator {
  public:
@@ -29,38 +24,18 @@ class NcclCommunicator : public Communicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-  absl::Status AllGather(const TensorView& send, const TensorView& recv,
-                         kernels::Stream& stream) override {
-    return WaitFor(StartAllGather(send, recv, stream), stream);
-  }
-  absl::StatusOr<std::unique_ptr<Pending>> StartAllGather(const TensorView& send,
-                                                          const TensorView& recv,
-                                                          kernels::Stream& stream) override;
-  absl::Status AllGatherV(const TensorView& send, const TensorView& recv,
-                          std::span<const int64_t> counts, kernels::Stream& stream) override;
-  absl::Status AllReduce(const TensorView& data, ReduceOp op, kernels::Stream& stream) override;
-  absl::Status AllToAll(const TensorView& send, const TensorView& recv,
-                        kernels::Stream& stream) override;
-  absl::Status SendRecv(const TensorView& send, int target, const TensorView& recv, int source,
-                        kernels::Stream& stream) override {
-    return WaitFor(StartSendRecv(send, target, recv, source, stream), stream);
-  }
-  absl::StatusOr<std::unique_ptr<Pending>> StartSendRecv(const TensorView& send, int target,
-                                                         const TensorView& recv, int source,
-                                                         kernels::Stream& stream) override;
-  absl::Status Broadcast(const TensorView& data, int root, kernels::Stream& stream) override;
   absl::Status Barrier() override;
   bool recordable() const override { return true; }
   void Abort(std::string reason) override { group_.Abort(std::move(reason)); }
   CommunicatorStats stats() const override { return group_.stats(); }
 
  private:
-  using Pendings = absl::StatusOr<std::unique_ptr<Pending>>;
-
-  absl::Status WaitFor(Pendings pending, kernels::Stream& stream) {
-    APB_RETURN_IF_ERROR(pending.status());
-    return (*pending)->Wait(stream);
-  }
+  absl::StatusOr<std::unique_ptr<Pending>> DoStart(const Collective& collective,
+                                                   kernels::Stream& stream) override;
+  // The NCCL calls of a collective.
+  ncclResult_t Call(const Collective& c, ncclComm_t comm, cudaStream_t stream) const;
+  ncclResult_t CallAllGatherV(const Collective& c, ncclComm_t comm, cudaStream_t stream) const;
+  ncclResult_t CallAllToAll(const Collective& c, ncclComm_t comm, cudaStream_t stream) const;
 
   struct CudaFree {
     void operator()(float* memory) const { cudaFree(memory); }
@@ -69,7 +44,7 @@ class NcclCommunicator : public Communicator {
   const int rank_, size_;
   std::unique_ptr<CudaStream> barrier_stream_;
   std::unique_ptr<float, CudaFree> barrier_word_;
-  NcclGroup group_;  // ends before what its collectives use
+  NcclGroup group_;  // last, so that it is destroyed before the memory that its collectives use
 };
 
 absl::Status NcclCommunicator::Connect(const std::string& id) {
@@ -81,100 +56,69 @@ absl::Status NcclCommunicator::Connect(const std::string& id) {
   return group_.Connect(id);
 }
 
-NcclCommunicator::Pendings NcclCommunicator::StartAllGather(const TensorView& send,
-                                                            const TensorView& recv,
-                                                            kernels::Stream& stream) {
-  if (Bytes(recv) != Bytes(send) * size_)
-    return absl::InternalError("all_gather: recv must be size() times send");
-  return group_.Start("all_gather", Bytes(send) * (size_ - 1), stream,
-                      [&](ncclComm_t c, cudaStream_t s) {
-                        return ncclAllGather(send.data, recv.data, Bytes(send), ncclInt8, c, s);
-                      });
+absl::StatusOr<std::unique_ptr<Pending>> NcclCommunicator::DoStart(const Collective& collective,
+                                                                   kernels::Stream& stream) {
+  return group_.Start(collective.name(), collective.BytesSent(rank_, size_), stream,
+                      [&](ncclComm_t comm, cudaStream_t s) { return Call(collective, comm, s); });
 }
 
-absl::Status NcclCommunicator::AllGatherV(const TensorView& send, const TensorView& recv,
-                                          std::span<const int64_t> counts,
-                                          kernels::Stream& stream) {
-  int64_t rows = 0;
-  for (const int64_t count : counts) rows += count;
-  if (static_cast<int>(counts.size()) != size_ || rows != recv.rows() ||
-      counts[rank_] != send.rows()) {
-    return absl::InvalidArgumentError("all_gather_v: counts do not match the views");
+ncclResult_t NcclCommunicator::Call(const Collective& c, ncclComm_t comm,
+                                    cudaStream_t stream) const {
+  const void* send = c.send.data;
+  void* recv = c.recv.data;
+  switch (c.kind) {
+    case Collective::Kind::kAllGather:
+      return ncclAllGather(send, recv, BytesOf(c.send), ncclInt8, comm, stream);
+    case Collective::Kind::kAllGatherV:
+      return CallAllGatherV(c, comm, stream);
+    case Collective::Kind::kAllReduce:
+      return ncclAllReduce(recv, recv, c.recv.numel(), ncclFloat,
+                           c.op == ReduceOp::kSum ? ncclSum : ncclMax, comm, stream);
+    case Collective::Kind::kAllToAll:
+      return CallAllToAll(c, comm, stream);
+    case Collective::Kind::kSendRecv:
+      ncclGroupStart();
+      ncclSend(send, BytesOf(c.send), ncclInt8, c.target, comm, stream);
+      ncclRecv(recv, BytesOf(c.recv), ncclInt8, c.source, comm, stream);
+      return ncclGroupEnd();
+    case Collective::Kind::kBroadcast:
+      break;
   }
-  const int64_t row_bytes = rows == 0 ? 0 : Bytes(recv) / rows;
-  return WaitFor(group_.Start("all_gather_v", Bytes(send) * (size_ - 1), stream,
-                              [&](ncclComm_t c, cudaStream_t s) {
-                                ncclGroupStart();
-                                std::byte* to = recv.as<std::byte>();
-                                for (int r = 0; r < size_; ++r) {
-                                  const int64_t bytes = counts[r] * row_bytes;
-                                  ncclBroadcast(r == rank_ ? send.data : to, to, bytes, ncclInt8, r,
-                                                c, s);
-                                  to += bytes;
-                                }
-                                return ncclGroupEnd();
-                              }),
-                 stream);
+  return ncclBroadcast(recv, recv, BytesOf(c.recv), ncclInt8, c.source, comm, stream);
 }
 
-absl::Status NcclCommunicator::AllReduce(const TensorView& data, ReduceOp op,
-                                         kernels::Stream& stream) {
-  return WaitFor(group_.Start("all_reduce", Bytes(data), stream,
-                              [&](ncclComm_t c, cudaStream_t s) {
-                                return ncclAllReduce(data.data, data.data, data.numel(), ncclFloat,
-                                                     op == ReduceOp::kSum ? ncclSum : ncclMax, c,
-                                                     s);
-                              }),
-                 stream);
+ncclResult_t NcclCommunicator::CallAllGatherV(const Collective& c, ncclComm_t comm,
+                                              cudaStream_t stream) const {
+  const int64_t row_bytes = c.recv.rows() == 0 ? 0 : BytesOf(c.recv) / c.recv.rows();
+  std::byte* to = c.recv.as<std::byte>();
+  ncclGroupStart();
+  for (int r = 0; r < size_; ++r) {
+    const int64_t bytes = c.counts[r] * row_bytes;
+    ncclBroadcast(r == rank_ ? c.send.data : to, to, bytes, ncclInt8, r, comm, stream);
+    to += bytes;
+  }
+  return ncclGroupEnd();
 }
 
-absl::Status NcclCommunicator::AllToAll(const TensorView& send, const TensorView& recv,
-                                        kernels::Stream& stream) {
-  if (Bytes(send) != Bytes(recv) || Bytes(send) % size_ != 0)
-    return absl::InvalidArgumentError("all_to_all: size() equal parts wanted");
-  const int64_t part = Bytes(send) / size_;
-  return WaitFor(
-      group_.Start("all_to_all", part * (size_ - 1), stream,
-                   [&](ncclComm_t c, cudaStream_t s) {
-                     ncclGroupStart();
-                     for (int r = 0; r < size_; ++r) {
-                       ncclSend(send.as<std::byte>() + r * part, part, ncclInt8, r, c, s);
-                       ncclRecv(recv.as<std::byte>() + r * part, part, ncclInt8, r, c, s);
-                     }
-                     return ncclGroupEnd();
-                   }),
-      stream);
-}
-
-NcclCommunicator::Pendings NcclCommunicator::StartSendRecv(const TensorView& send, int target,
-                                                           const TensorView& recv, int source,
-                                                           kernels::Stream& stream) {
-  return group_.Start("send_recv", Bytes(send), stream, [&](ncclComm_t c, cudaStream_t s) {
-    ncclGroupStart();
-    ncclSend(send.data, Bytes(send), ncclInt8, target, c, s);
-    ncclRecv(recv.data, Bytes(recv), ncclInt8, source, c, s);
-    return ncclGroupEnd();
-  });
-}
-
-absl::Status NcclCommunicator::Broadcast(const TensorView& data, int root,
-                                         kernels::Stream& stream) {
-  return WaitFor(group_.Start("broadcast", rank_ == root ? Bytes(data) * (size_ - 1) : 0, stream,
-                              [&](ncclComm_t c, cudaStream_t s) {
-                                return ncclBroadcast(data.data, data.data, Bytes(data), ncclInt8,
-                                                     root, c, s);
-                              }),
-                 stream);
+ncclResult_t NcclCommunicator::CallAllToAll(const Collective& c, ncclComm_t comm,
+                                            cudaStream_t stream) const {
+  const int64_t part = BytesOf(c.send) / size_;
+  ncclGroupStart();
+  for (int r = 0; r < size_; ++r) {
+    ncclSend(c.send.as<std::byte>() + r * part, part, ncclInt8, r, comm, stream);
+    ncclRecv(c.recv.as<std::byte>() + r * part, part, ncclInt8, r, comm, stream);
+  }
+  return ncclGroupEnd();
 }
 
 absl::Status NcclCommunicator::Barrier() {
-  APB_RETURN_IF_ERROR(WaitFor(group_.Start("barrier", 0, *barrier_stream_,
-                                           [&](ncclComm_t c, cudaStream_t s) {
-                                             return ncclAllReduce(barrier_word_.get(),
-                                                                  barrier_word_.get(), 1, ncclFloat,
-                                                                  ncclSum, c, s);
-                                           }),
-                              *barrier_stream_));
+  APB_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Pending> pending,
+      group_.Start("barrier", 0, *barrier_stream_, [&](ncclComm_t comm, cudaStream_t stream) {
+        return ncclAllReduce(barrier_word_.get(), barrier_word_.get(), 1, ncclFloat, ncclSum, comm,
+                             stream);
+      }));
+  APB_RETURN_IF_ERROR(pending->Wait(*barrier_stream_));
   return barrier_stream_->Synchronize();
 }
 

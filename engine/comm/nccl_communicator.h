@@ -1,13 +1,14 @@
-// Communicator over NCCL, for device memory. Collectives run on a stream of their own, ordered with
-// the caller's by events; no call waits on the host but Barrier. A watchdog thread gives up
+// Communicator over NCCL, for device memory. Collectives run on a stream of their own; events order
+// it with the caller's stream. Only Barrier blocks the calling thread. A watchdog thread gives up
 // collectives that outlive the deadline or whose peers are gone (ncclCommAbort): the communicator
-// is broken for good then, and streams that wait for it fail with kUnavailable. In a build without
+// is then broken for good, and streams that wait for it fail with kUnavailable. In a build without
 // NCCL both functions return kUnavailable.
 //
-// Collectives can be recorded (kernels::Backend::Record), by all ranks together. A launch is
-// watched as a whole, from where the stream comes to it; stats() counts its calls and bytes when it
-// is done, but not its seconds, which cannot be told from those of the other work in the graph.
-// Graphs must end before the communicator: NCCL waits for that.
+// Collectives can be recorded (kernels::Backend::Record), by all ranks together. The watchdog
+// watches a graph's launch as a whole, from the moment when the stream reaches it. When the launch
+// is done, stats() counts its calls and bytes, but not its seconds: they cannot be separated from
+// the graph's other work. Graphs must be destroyed before the communicator, because NCCL waits for
+// their end.
 #pragma once
 
 #include <memory>
@@ -19,17 +20,17 @@
 
 namespace apb::comm {
 
-// The id of a new group. One rank makes it, and all get it by another way.
+// The id of a new group. One rank makes it and gives it to all other ranks by other means (MPI).
 absl::StatusOr<std::string> NewNcclId();
 
 struct NcclOptions {
   std::string id;
   int rank = 0;
   int size = 1;
-  absl::Duration deadline = absl::Seconds(300);  // of the meeting, and of each collective
+  absl::Duration deadline = absl::Seconds(300);  // for connecting, and for each collective
 };
 
-// All ranks call it together, each with its GPU as the thread's current device and its own one.
+// All ranks call it together, each with a GPU of its own as the thread's current device.
 absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(const NcclOptions& options);
 
 }  // namespace apb::comm

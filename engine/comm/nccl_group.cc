@@ -40,22 +40,24 @@ class Event {
 
 }  // namespace
 
-// A collective on its way, or those of a launched graph. Owners: the watchdog's list, and the
-// caller's Pending.
+// A collective in flight, or all collectives of a launched graph. The watchdog's list and the
+// caller's Pending (or the graph) own it together.
 struct NcclCollective {
   const char* name;
   int64_t bytes_sent;
-  bool recorded = false;  // in a graph: its events are edges there, and never pass
-  // What a launch does; null: one collective.
+  bool recorded = false;  // in a graph: its events are edges of the graph, and never pass
+  // The calls and bytes of a launched graph. Null for a single collective.
   std::shared_ptr<const NcclGroup::Operations> of_graph = nullptr;
-  Event ready, begun, done;  // the caller's data is there; on the communication stream
+  // `ready` is on the caller's stream (the data to send is written), the others on the
+  // communication stream.
+  Event ready, begun, done;
   std::optional<absl::Time> seen_begun;
-  std::shared_ptr<StreamFailure> waiting;  // of the stream that waits for it
+  std::shared_ptr<StreamFailure> waiting;  // failure of the stream that waits for it
 };
 
 namespace {
 
-// Adds what has ended to the counters.
+// Adds a collective or launch that has ended to the counters.
 void Count(const NcclCollective& ended, NcclGroup::Operations& operations) {
   const auto add = [&](const std::string& name, int64_t calls, int64_t bytes, double seconds) {
     CommunicatorStats::Operation& operation = operations[name];
@@ -93,7 +95,7 @@ class RecordedCollectives : public kernels::cuda::GraphParticipant {
   NcclGroup& owner_;
   const std::shared_ptr<NcclGroup::Operations> operations_ =
       std::make_shared<NcclGroup::Operations>();
-  // Their events live as long as the graph.
+  // Kept, because the graph needs their events as long as it lives.
   std::vector<std::shared_ptr<NcclCollective>> collectives_;
   std::shared_ptr<NcclCollective> launch_;
 };
@@ -102,7 +104,7 @@ class NcclPending : public Pending {
  public:
   NcclPending(NcclGroup& owner, std::shared_ptr<NcclCollective> collective)
       : owner_(owner), collective_(std::move(collective)) {}
-  // The buffers are the collective's until it is done.
+  // Without a Wait, the collective may still use its buffers: the destructor waits for its end.
   ~NcclPending() override {
     if (!waited_ && !collective_->recorded) cudaEventSynchronize(collective_->done.get());
   }
@@ -152,7 +154,7 @@ NcclGroup::~NcclGroup() {
   if (watchdog_.joinable()) watchdog_.join();
   {
     absl::MutexLock lock(&mutex_);
-    // Waits for what is under way, within the deadline.
+    // Waits, within the deadline, for the collectives in flight.
     if (comm_ != nullptr && Settle(ncclCommFinalize(comm_), "end").ok()) ncclCommDestroy(comm_);
   }
   if (aborting_.joinable()) aborting_.join();
@@ -181,7 +183,7 @@ absl::Status NcclGroup::Settle(ncclResult_t result, const char* name) {
     }
   }
   if (result == ncclSuccess) return absl::OkStatus();
-  // NCCL's own words say which rank and which device.
+  // NCCL's own text names the rank and the device.
   return Break(absl::StrCat(name, ": ", ncclGetErrorString(result), ": ", ncclGetLastError(comm_)));
 }
 
@@ -189,12 +191,13 @@ absl::Status NcclGroup::Break(const std::string& reason) {
   if (!broken_.ok()) return broken_;
   broken_ = absl::UnavailableError(absl::StrCat("nccl, rank ", rank_, ": ", reason));
   APB_LOG(Error, broken_.message());
-  // First: whoever sees a stream end must see why.
+  // Before the abort, so that a stream that it ends already carries the reason.
   for (const auto& collective : under_way_) {
     if (collective->waiting != nullptr) collective->waiting->Set(broken_);
   }
   under_way_.clear();
-  // Apart, as it waits until graphs with collectives of this communicator have ended.
+  // In a thread of its own, because the abort waits until graphs with collectives of this
+  // communicator have ended.
   if (comm_ != nullptr) {
     aborting_ = std::thread([comm = std::exchange(comm_, nullptr), device = device_] {
       cudaSetDevice(device);
@@ -220,8 +223,8 @@ absl::StatusOr<std::unique_ptr<Pending>> NcclGroup::Start(
     if (part == nullptr) part = std::make_shared<RecordedCollectives>(*this);
     static_cast<RecordedCollectives&>(*part).Add(collective);
   }
-  // Where the caller's stream records, this makes the communication stream a branch of the graph,
-  // and the caller's wait joins them again.
+  // If the caller's stream records, this event makes the communication stream a branch of the
+  // graph, and the caller's Wait joins the two streams again.
   APB_RETURN_IF_ERROR(collective->ready.Record(of_caller.handle()));
   APB_RETURN_IF_ERROR(StatusOf(cudaStreamWaitEvent(stream_, collective->ready.get(), 0), name));
   if (!collective->recorded) APB_RETURN_IF_ERROR(collective->begun.Record(stream_));
@@ -254,7 +257,7 @@ std::shared_ptr<NcclCollective> NcclGroup::BeginLaunch(
 
 void NcclGroup::EndLaunch(std::shared_ptr<NcclCollective> launch, CudaStream& stream) {
   absl::MutexLock lock(&mutex_);
-  stream.Fail(broken_);  // meanwhile
+  stream.Fail(broken_);  // it may have broken since BeginLaunch
   stream.Fail(launch->done.Record(stream.handle()));
   if (broken_.ok()) under_way_.push_back(std::move(launch));
 }
@@ -267,7 +270,7 @@ void NcclGroup::Watch() {
   };
   absl::MutexLock lock(&mutex_);
   while (true) {
-    // An abort may be wanted while nothing is under way; nobody signals that.
+    // The timeout is for an Abort while nothing is in flight: no signal tells of it.
     mutex_.AwaitWithTimeout(absl::Condition(&something), absl::Seconds(1));
     if (stopping_ || !broken_.ok()) return;
     LookAfter();
@@ -290,7 +293,7 @@ void NcclGroup::LookAfter() {
                        ncclGetLastError(comm_)))
         .IgnoreError();
   } else if (!under_way_.empty()) {
-    // Time counts from when the collective itself runs, not the work in front of it.
+    // The deadline counts from the begin of the collective itself, not of the work before it.
     NcclCollective& oldest = *under_way_.front();
     if (!oldest.seen_begun.has_value()) {
       if (oldest.begun.Passed()) oldest.seen_begun = absl::Now();
@@ -312,7 +315,7 @@ void NcclGroup::Abort(std::string reason) {
 CommunicatorStats NcclGroup::stats() const {
   absl::MutexLock lock(&mutex_);
   Operations operations = operations_;
-  // The watchdog looks now and then only.
+  // The watchdog has not seen yet that these have ended.
   for (const auto& collective : under_way_) {
     if (collective->done.Passed()) Count(*collective, operations);
   }

@@ -1,6 +1,6 @@
-// One ncclComm_t: the stream that its collectives run on, and a watchdog over them
-// (nccl_communicator.h says what callers see of it). Which calls of NCCL a collective is made of,
-// nccl_communicator.cc knows.
+// One ncclComm_t, the stream that its collectives run on, and the watchdog over them.
+// nccl_communicator.h describes what callers see of it; nccl_communicator.cc knows which NCCL calls
+// make a collective.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,7 +25,8 @@ namespace apb::comm {
 
 struct NcclCollective;
 
-// Calls come from one thread, but for Abort, and for the watchdog's.
+// One thread makes all calls, except Abort, which any thread may call. The watchdog has its own
+// thread.
 class NcclGroup {
  public:
   using CudaStream = kernels::cuda::CudaStream;
@@ -34,37 +35,38 @@ class NcclGroup {
 
   NcclGroup(int rank, int size, absl::Duration deadline)
       : rank_(rank), size_(size), deadline_(deadline) {}
-  // Waits for what is under way, and for the end of graphs, within the deadline.
+  // Waits, within the deadline, for the collectives in flight and for the end of graphs.
   ~NcclGroup();
-  // Meets the other ranks, on the thread's current device.
+  // Connects to the other ranks, on the thread's current device. All ranks call it together.
   absl::Status Connect(const std::string& id);
 
-  // Enqueues what `call` does with the communicator and the communication stream, behind the work
-  // of `stream`. `name` is a literal.
+  // Enqueues the NCCL calls that `call` makes on the communication stream, behind the work of
+  // `stream`. `name` must be a literal.
   absl::StatusOr<std::unique_ptr<Pending>> Start(
       const char* name, int64_t bytes_sent, kernels::Stream& stream,
       const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& call);
-  // As of Communicator.
+  // As Communicator::Abort.
   void Abort(std::string reason);
-  // Of all that has ended, whether the watchdog has seen it or not.
+  // Counts every collective that has ended, whether the watchdog has seen its end or not.
   CommunicatorStats stats() const;
 
-  // Of the pending collectives and graphs that Start makes:
-  // makes `stream` wait for the collective, and fail if it is given up.
+  // The next three are called by the pending collectives and graphs that Start makes.
+  // Makes `stream` wait for the collective, and fail if the watchdog gives it up.
   absl::Status LetWait(const std::shared_ptr<NcclCollective>& collective, CudaStream& stream);
-  // Marks the begin of a graph with collectives of this group, or fails the stream.
+  // Marks the launch of a graph with collectives of this group, or fails the stream.
   std::shared_ptr<NcclCollective> BeginLaunch(CudaStream& stream,
                                               std::shared_ptr<const Operations> operations);
-  // Its end: the watchdog looks after it from now on.
+  // Marks the end of the launch. From here on the watchdog watches it.
   void EndLaunch(std::shared_ptr<NcclCollective> launch, CudaStream& stream);
 
  private:
-  // Until NCCL has done what it was asked for: calls return before that.
+  // Waits until NCCL has done what `result`'s call started: calls return before that.
   absl::Status Settle(ncclResult_t result, const char* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Gives everything up; the first reason stays.
+  // Breaks the communicator: gives up all collectives in flight. The first reason is kept.
   absl::Status Break(const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Watch();
-  // One look at the oldest collectives.
+  // One round of the watchdog: counts the collectives that have ended, and breaks the communicator
+  // if it was aborted, failed, or let the oldest collective outlive the deadline.
   void LookAfter() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const int rank_, size_;
@@ -73,7 +75,7 @@ class NcclGroup {
   cudaStream_t stream_ = nullptr;
   std::atomic<bool> abort_wanted_{false};
 
-  absl::Mutex abort_mutex_;  // apart: mutex_ is held as long as NCCL takes
+  absl::Mutex abort_mutex_;  // its own mutex, because mutex_ is held while NCCL works
   std::string abort_reason_ ABSL_GUARDED_BY(abort_mutex_);
   mutable absl::Mutex mutex_;
   ncclComm_t comm_ ABSL_GUARDED_BY(mutex_) = nullptr;

@@ -1,4 +1,4 @@
-// Stands in for NCCL in a build without it.
+// The functions of nccl_communicator.h in a build without NCCL.
 #include "engine/comm/nccl_communicator.h"
 
 namespace apb::comm {

@@ -29,7 +29,7 @@ PrefillCost PredictPrefill(const ShardPlan& plan, int ranks, int64_t cached_toke
                            const ModelShape& m, const MachineSpeed& speed) {
   PrefillCost cost;
   const double whole_layers = m.layers - 1;
-  double slowest_attention = 0;  // of one layer
+  double slowest_attention = 0;  // seconds of one layer
   for (int rank = 0; rank < ranks; ++rank) {
     const Work work = plan.strategy->work(plan, ranks, rank);
     const double attention = work.pairs * PairFlops(m) / speed.attention_flops;

@@ -1,5 +1,5 @@
-// Attention over parts of the keys, kept so that a part is one message: `count` times
-// [out [T, n_q, d] ; lse [T, n_q]], f32. Views only; the memory is a workspace's.
+// Attention results over parts of the keys, laid out so that one part is one message: `count` times
+// [out [T, n_q, d] ; lse [T, n_q]], f32. Views only: a workspace owns the memory.
 #pragma once
 
 #include <cstdint>
@@ -13,14 +13,14 @@ namespace apb::context_parallel {
 
 class PartialResults {
  public:
-  // Takes the workspace's memory: results that were there before are gone.
+  // Takes the workspace's memory: earlier results in it are lost.
   static absl::StatusOr<PartialResults> In(core::Workspace& memory, int64_t count, int64_t rows,
                                            int64_t heads, int64_t head_dim) {
     APB_ASSIGN_OR_RETURN(const kernels::TensorView view,
                          memory.Get(kernels::DType::kF32, {count * rows * heads * (head_dim + 1)}));
     return At(view, count, rows, heads, head_dim);
   }
-  // In f32 memory of exactly that size.
+  // In f32 memory of exactly count * rows * heads * (head_dim + 1) elements.
   static PartialResults At(const kernels::TensorView& memory, int64_t count, int64_t rows,
                            int64_t heads, int64_t head_dim) {
     PartialResults results;
@@ -32,7 +32,7 @@ class PartialResults {
     return results;
   }
 
-  // Part `i` as it is sent.
+  // Part `i` as one message, [elements of a part].
   kernels::TensorView Message(int64_t i) const {
     return kernels::TensorView::Contiguous(Begin(i), kernels::DType::kF32, {all_.shape[1]});
   }
@@ -44,9 +44,9 @@ class PartialResults {
     return kernels::TensorView::Contiguous(Begin(i) + rows_ * heads_ * head_dim_,
                                            kernels::DType::kF32, {rows_, heads_});
   }
-  // All parts, as [count, elements].
+  // All parts, as [count, elements of a part].
   const kernels::TensorView& all() const { return all_; }
-  // [count, T, n_q, d] and [count, T, n_q] for Backend::MergePartials.
+  // Operands of Backend::MergePartials: outs [count, T, n_q, d] and lses [count, T, n_q].
   kernels::TensorView Outs() const {
     kernels::TensorView view = kernels::TensorView::Contiguous(
         all_.data, kernels::DType::kF32, {all_.shape[0], rows_, heads_, head_dim_});

@@ -65,7 +65,7 @@ std::string ShardPlan::DebugString() const {
 }
 
 HostRange HostsOfRank(int hosts, int ranks, int rank) {
-  // Fewer hosts than ranks: the last ranks play none.
+  // With fewer hosts than ranks, the last ranks play no host.
   if (hosts < ranks) return rank < hosts ? HostRange{rank, rank + 1} : HostRange{hosts, hosts};
   return {static_cast<int>(static_cast<int64_t>(rank) * hosts / ranks),
           static_cast<int>(static_cast<int64_t>(rank + 1) * hosts / ranks)};

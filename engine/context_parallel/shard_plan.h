@@ -1,7 +1,7 @@
-// Which host computes which tokens of a prompt, as plain values: the pure half of every strategy.
-// The same on all ranks, because it depends on the request and the group size only. A "host" is a
-// share of the context group (0-based); a rank plays hosts [rank * hosts / ranks, (rank + 1) *
-// hosts / ranks).
+// The plan of a prefill: which host computes which tokens of a prompt, as plain values. It is the
+// pure half of every strategy. All ranks make the same plan, because it depends on the request and
+// the group's size only. A "host" (0-based) is a share of the document; a rank plays hosts
+// [rank * hosts / ranks, (rank + 1) * hosts / ranks).
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ struct StrategyInfo;  // strategy_info.h
 // The prompt: document tokens at positions [0, document_length), then the query.
 struct PromptLayout {
   int64_t document_length = 0;
-  // Document tokens [0, cached_length) have their KV already: the plan spreads the others. Above 0
-  // only where StrategyInfo::starts_from_prefix.
+  // The KV of document tokens [0, cached_length) is already in the cache: the plan spreads the
+  // other tokens. Above 0 only with StrategyInfo::starts_from_prefix.
   int64_t cached_length = 0;
   int64_t query_length = 0;           // at least 1
   int64_t query_insert_position = 0;  // where the embedded query goes in the anchor
@@ -30,8 +30,9 @@ struct StrategyOptions {
   int hosts = 1;
   int64_t anchor_length = -1;  // -1: the authors' value for the length (docs/algorithms.md)
   int64_t passing_length = -1;
-  // Blocks that take equally long, where a row costs as much as so many query-key pairs
-  // (RowCostInPairs); 0: equally long blocks. Of use only where StrategyInfo::can_balance.
+  // Above 0: shards that take equally long to compute, if a row costs as much as this number of
+  // query-key pairs (RowCostInPairs). 0: shards of equal length. Only strategies with
+  // StrategyInfo::can_balance use it.
   int64_t row_cost_pairs = 0;
 };
 
@@ -44,13 +45,13 @@ struct TokenSpan {
 };
 
 struct HostShard {
-  // Ascending. One span for block-wise splits, two for zigzag (which may touch); empty ones are
-  // left out.
+  // Ascending; empty spans are left out. A shard of consecutive tokens has one span, a zigzag shard
+  // has two, which may touch.
   std::vector<TokenSpan> local;
   bool sees_anchor = false;  // local rows attend to the anchor
-  // Candidates for passing: local rows of this document span (document token numbers).
+  // The document tokens that this host may pass on; part of `local`.
   TokenSpan passing_candidates;
-  int64_t passing_length = 0;  // tokens that this host contributes per KV head (0 = none)
+  int64_t passing_length = 0;  // tokens that this host passes on per KV head; may be 0
   int64_t local_length() const {
     int64_t n = 0;
     for (const TokenSpan& span : local) n += span.length();
@@ -67,15 +68,14 @@ struct AnchorSource {
 };
 
 struct ShardPlan {
-  const StrategyInfo* strategy = nullptr;  // whose plan it is; MakeShardPlan sets it
+  const StrategyInfo* strategy = nullptr;  // the strategy that made the plan; MakeShardPlan sets it
   std::vector<HostShard> hosts;
-  // Rows of the anchor, at positions 0, 1, 2, ...; empty = no anchor. The anchor's activations
-  // depend on nothing else, so a rank computes it once for all the hosts that it
-  // plays.
+  // Rows of the anchor, at positions 0, 1, 2, ...; empty without an anchor. The anchor's
+  // activations depend on its rows only, so a rank computes it once for all hosts that it plays.
   std::vector<AnchorSource> anchor;
   bool operator==(const ShardPlan&) const = default;
 
-  // Document tokens that the hosts compute: all but the cached ones.
+  // The number of document tokens that the hosts compute: all but the cached ones.
   int64_t document_length() const;
   // For logs and tests.
   std::string DebugString() const;
@@ -88,20 +88,22 @@ struct HostRange {
 };
 HostRange HostsOfRank(int hosts, int ranks, int rank);
 
-// Who computes what, by that strategy. Pure: all ranks make the same plan of the same arguments.
-// kInvalidArgument (message names the field) for options out of range, and for a cached prefix
-// where the strategy cannot start from one. Lengths that the document is too short for are cut, not
-// refused (the strategies' folders say how).
+// The strategy's plan. Pure: all ranks make the same plan from the same arguments.
+// kInvalidArgument (the message names the field) for options out of range, and for a cached prefix
+// if the strategy cannot start from one. Anchor and passing lengths that the document is too short
+// for are cut, not refused (apb/apb.h).
 absl::StatusOr<ShardPlan> MakeShardPlan(const StrategyInfo& strategy, const PromptLayout& layout,
                                         const StrategyOptions& options);
 
-// One block for each host, one behind the other, of these lengths; empty ones are left out.
+// One host for each length, with shards of consecutive tokens from token 0 on. A host of length 0
+// has no span.
 ShardPlan Blocks(const std::vector<int64_t>& lengths);
-// Blocks of ceil(n / hosts) tokens; the last ones may be shorter or empty.
+// Shards of ceil(n / hosts) consecutive tokens; the last ones may be shorter or empty.
 ShardPlan EqualBlocks(int64_t n, int hosts);
 
-// The hosts of a plan can be played by this many ranks: one host, or the same number on each rank
-// (exactly one on each where the strategy has HostsRule::kOneOnEachRank).
+// Whether `ranks` ranks can play the plan's hosts: OK for one host, and for the same number of
+// hosts on each rank. With HostsRule::kOneOnEachRank, only one host on each rank is OK.
+// kInvalidArgument otherwise.
 absl::Status CheckRanks(const ShardPlan& plan, int ranks);
 
 // Document tokens whose KV rank `rank` keeps.

@@ -87,7 +87,10 @@ constexpr StrategyInfo kRows[] = {
      .create = CreateUlysses},
 };
 
-std::vector<const StrategyInfo*>& Table() {
+}  // namespace
+
+// Not in strategies.h: only tests change the table (tests/engine/context_parallel/add_strategy.h).
+std::vector<const StrategyInfo*>& StrategyTable() {
   static std::vector<const StrategyInfo*>& table = *[] {
     auto* rows = new std::vector<const StrategyInfo*>;
     for (const StrategyInfo& row : kRows) rows->push_back(&row);
@@ -96,14 +99,10 @@ std::vector<const StrategyInfo*>& Table() {
   return table;
 }
 
-}  // namespace
-
-std::span<const StrategyInfo* const> Strategies() { return Table(); }
-
-void AddStrategyForTest(const StrategyInfo& info) { Table().push_back(&info); }
+std::span<const StrategyInfo* const> Strategies() { return StrategyTable(); }
 
 const StrategyInfo* FindStrategy(std::string_view name) {
-  for (const StrategyInfo* info : Table()) {
+  for (const StrategyInfo* info : StrategyTable()) {
     if (info->name == name) return info;
   }
   return nullptr;
@@ -112,13 +111,13 @@ const StrategyInfo* FindStrategy(std::string_view name) {
 absl::Status UnknownStrategy(std::string_view name) {
   const auto name_of = [](std::string* out, const StrategyInfo* info) { out->append(info->name); };
   return absl::InvalidArgumentError(absl::StrCat("strategy '", std::string(name), "' is unknown (",
-                                                 absl::StrJoin(Table(), ", ", name_of),
+                                                 absl::StrJoin(StrategyTable(), ", ", name_of),
                                                  " are known)"));
 }
 
 std::vector<const StrategyInfo*> AutoCandidates(bool exact) {
   std::vector<const StrategyInfo*> candidates;
-  for (const StrategyInfo* info : Table()) {
+  for (const StrategyInfo* info : StrategyTable()) {
     if (info->exact == exact && info->auto_order > 0) candidates.push_back(info);
   }
   std::stable_sort(candidates.begin(), candidates.end(),

@@ -1,4 +1,4 @@
-// The table of strategies, by name and by property. Its rows: strategies.cc.
+// The table of strategies, by name and by property. Its rows are in strategies.cc.
 #pragma once
 
 #include <span>
@@ -13,23 +13,20 @@ namespace apb::context_parallel {
 // All rows, in the order of the enumeration of names on the wire (apb.inference.v1.Strategy).
 std::span<const StrategyInfo* const> Strategies();
 
-// The row of that name; null if there is none.
+// The row of that name. Null if there is none.
 const StrategyInfo* FindStrategy(std::string_view name);
-// kInvalidArgument for a name without a row; the message has the names that there are.
+// The kInvalidArgument status for a name without a row. Its message lists the known names.
 absl::Status UnknownStrategy(std::string_view name);
 
-// What `auto` may become, exact or approximate, in the order in which it is tried.
+// The exact, or the approximate, strategies that `auto` may choose, in the order in which it tries
+// them.
 std::vector<const StrategyInfo*> AutoCandidates(bool exact);
-// The first exact one of them with such hosts: there is one on a single host, and one with a host
-// on each rank.
+// The first exact candidate of `auto` with that rule. There must be one (a CHECK): there is one for
+// kOne and for kOneOnEachRank.
 const StrategyInfo& FirstExact(HostsRule hosts);
 
-// MakeShardPlan (shard_plan.h) by name.
+// MakeShardPlan (shard_plan.h) by the strategy's name.
 absl::StatusOr<ShardPlan> MakeShardPlan(std::string_view strategy, const PromptLayout& layout,
                                         const StrategyOptions& options);
-
-// One row more, behind the others, until the process ends; for tests, before threads begin. `info`
-// must live as long.
-void AddStrategyForTest(const StrategyInfo& info);
 
 }  // namespace apb::context_parallel

@@ -20,7 +20,8 @@ std::string ShapeText(const std::vector<int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
 
-// The shard of each tensor, as the index says. Names stay inside the checkpoint's directory.
+// The file of each tensor, from the index at `path`. A file name must stay inside the checkpoint's
+// directory.
 absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& path) {
   APB_ASSIGN_OR_RETURN(const std::string text, base::ReadFile(path, kMaxIndexBytes));
   APB_ASSIGN_OR_RETURN(const nlohmann::json index, base::ParseJsonObject(text, path));
@@ -80,7 +81,7 @@ absl::Status Checkpoint::Open(const std::string& directory) {
   return absl::OkStatus();
 }
 
-// Heads belong to one model: a file with more or fewer layers is of another one.
+// Retaining heads are trained for one model: a file with more or fewer layers is another model's.
 absl::StatusOr<bool> Checkpoint::AddRetainingHeads(const std::string& path, int32_t layers) {
   const absl::Status added = Add(path);
   if (absl::IsNotFound(added)) return false;

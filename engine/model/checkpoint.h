@@ -14,26 +14,26 @@ namespace apb::model {
 
 class Checkpoint {
  public:
-  // Opens `<directory>/model.safetensors` or else the shards of model.safetensors.index.json; none
-  // of them leaves the directory. The error names the file.
+  // Opens `<directory>/model.safetensors`, or else the files that model.safetensors.index.json
+  // names, all of them in the directory. The error names the file.
   absl::Status Open(const std::string& directory);
-  // Adds a file of retaining heads, of which each of the model's layers has two tensors; false if
-  // there is no such file.
+  // Adds a file of retaining heads: two tensors for each of the model's layers. False if there is
+  // no such file.
   absl::StatusOr<bool> AddRetainingHeads(const std::string& path, int32_t layers);
 
   struct Found {
-    kernels::TensorView view;  // into the mapped file; not always aligned to its type
+    kernels::TensorView view;  // into the mapped file; may not be aligned to its type
     const SafetensorsFile* file = nullptr;
   };
-  // A tensor of this shape (an extent of -1 takes any) and of a float type: F32, BF16 or F16. The
-  // error names it.
+  // A tensor of this shape (-1 matches any extent) and of type F32, BF16 or F16. Its views live as
+  // long as the checkpoint. The error names the tensor.
   absl::StatusOr<Found> Find(const std::string& name, const std::vector<int64_t>& shape) const;
 
   struct Entry {
     const SafetensorsEntry* entry = nullptr;
     const SafetensorsFile* file = nullptr;
   };
-  // A tensor of any type and shape; nulls if there is none.
+  // A tensor of any type and shape. Nulls if there is none.
   Entry FindEntry(const std::string& name) const;
 
  private:

@@ -1,4 +1,4 @@
-// Ranks that run the same rows and computed different columns of them give each other the rest.
+// Collects the columns of a matrix from ranks that computed different columns of the same rows.
 #pragma once
 
 #include <vector>
@@ -12,18 +12,18 @@ namespace apb::model {
 
 class ColumnGather {
  public:
-  // columns[r]: the columns of the whole that rank r has; in its part they lie side by side.
-  // References outlive the object.
+  // columns[r] are the columns of the whole matrix that rank r computes; its part holds them side
+  // by side. The references must outlive the object.
   ColumnGather(kernels::Backend& backend, comm::Communicator& communicator,
                std::vector<std::vector<Range>> columns);
 
-  // Memory for this rank's part: [rows, its columns].
+  // Memory for this rank's part, [rows, columns of the rank]. The caller fills it.
   absl::StatusOr<kernels::TensorView> Mine(kernels::DType dtype, int64_t rows);
-  // Fills whole [rows, all columns] from the parts of all ranks, after Mine of as many rows is
-  // filled. One collective.
+  // Fills `whole` [rows, all columns] from the parts of all ranks, by one collective. The caller
+  // has filled Mine, of the same number of rows, before.
   absl::Status Gather(const kernels::TensorView& whole, kernels::Stream& stream);
 
-  // As of a core::Workspace.
+  // As core::Workspace::moves, for both workspaces together.
   int64_t moves() const { return send_.moves() + received_.moves(); }
 
  private:

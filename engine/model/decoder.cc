@@ -31,8 +31,8 @@ class PhaseTimer {
   const int64_t begin_;
 };
 
-// Quantized weights are cut into columns between blocks. All ranks look at all slices, so that they
-// agree.
+// Refuses slices that would cut a block of quantized weights. All ranks check all slices, so that
+// they agree.
 absl::Status CheckSlices(const LayerWeights& layer, const PartShape& whole, int64_t head_dim,
                          int count) {
   const auto cuts_block = [](const TensorView& weight, const Range& columns) {
@@ -86,7 +86,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Weights& weights,
   return decoder;
 }
 
-// Slices are parts of the whole and need no more.
+// Sizes are those of a whole call: a slice is a part of it and needs no more.
 absl::Status Decoder::AllocateFew() {
   const ModelConfig& c = config();
   const int64_t attended = whole_.shape.query_heads.length() * c.head_dim;
@@ -192,7 +192,7 @@ absl::Status Decoder::Project(const Division& division, int l, const TensorView&
       product(layer.qkv_proj, layer.qkv_bias, rows);
     } else {
       if (!only_kv) product(layer.q_proj, layer.q_bias, q);
-      if (kv_width > 0) {  // there may be more ranks than KV heads
+      if (kv_width > 0) {  // 0 on some ranks if there are more ranks than KV heads
         product(layer.k_proj, layer.k_bias, k);
         product(layer.v_proj, layer.v_bias, v);
       }
@@ -301,7 +301,7 @@ absl::Status Decoder::RunLayers(int layer_begin, int layer_end, const TensorView
   APB_ASSIGN_OR_RETURN(const TensorView attended, scratch.attended.Get(c.dtype, {rows, own_width}));
   for (int l = layer_begin; l < layer_end; ++l) {
     const bool wants_output = attention.WantsOutput(l), wants_qkv = attention.WantsPreRope(l);
-    // Where nobody attends and nobody reads q, it need not be computed.
+    // q is not computed if neither attention nor BeforeRope reads it.
     const bool only_kv = !wants_output && !wants_qkv;
     TensorView projected = qkv;
     if (division.qkv != nullptr) {

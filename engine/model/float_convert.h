@@ -1,4 +1,4 @@
-// Weights from one float type to another, on the host.
+// Conversion of weights between float types, on the CPU.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,9 @@
 
 namespace apb::model {
 
-// Converts `count` numbers between F32, BF16 and F16, to nearest, ties to even; infinities and NaN
-// stay what they are. False if a finite number is too large for the target's type. Both sides are
-// aligned to their type and do not overlap.
+// Converts `count` numbers between F32, BF16 and F16. Rounds to nearest, ties to even; infinities
+// and NaN stay what they are. False if a finite number is too large for the target's type. Source
+// and target must be aligned to their types and must not overlap.
 bool ConvertFloats(kernels::DType source_type, const void* source, kernels::DType target_type,
                    void* target, int64_t count);
 

@@ -1,5 +1,5 @@
-// What the decoder's layer loop asks of attention. The loop is the same for prefill under every
-// strategy, for the query pass and for decode; this interface is the only difference.
+// The attention of the decoder's layer loop, as an interface. The loop is the same for prefill
+// under every strategy, for the query pass and for decode: they differ only in this attention.
 #pragma once
 
 #include "absl/status/status.h"
@@ -11,24 +11,24 @@ class LayerAttention {
  public:
   virtual ~LayerAttention() = default;
 
-  // Before RoPE. qkv [T, (n_q + 2 n_kv) * d] is the concatenation of the projections (biases and
-  // q/k norms applied), heads flattened: what a retaining head reads. Only called where
-  // WantsPreRope() says so.
+  // Before RoPE, only in layers for which WantsPreRope is true. qkv [T, (n_q + 2 n_kv) * d] holds
+  // the projections side by side (biases and q/k norms applied), heads flattened: the input of a
+  // retaining head.
   virtual bool WantsPreRope(int layer) const = 0;
   virtual absl::Status BeforeRope(int layer, const kernels::TensorView& qkv,
                                   kernels::Stream& stream) = 0;
 
-  // Where K and V of the rows from `first_row` on are stored, in the pass that rotates K; slots
-  // absent: nowhere.
+  // The place for K and V of the rows from `first_row` on. RoPE's kernel stores them as it rotates
+  // K. Nothing is stored if the slots are absent.
   struct Store {
     kernels::CacheRows to;
     int64_t first_row = 0;
   };
   virtual Store StoreOf(int layer) const = 0;
 
-  // After RoPE, K and V stored: fills out [T, n_q, d]. q [T, n_q, d]; k, v [T, n_kv, d], views into
-  // the packed buffer. Not called where WantsOutput says that nobody reads the output: the layer
-  // ends with storing.
+  // After RoPE, with K and V stored: fills out [T, n_q, d] from q [T, n_q, d] and k, v [T, n_kv,
+  // d], which are views into the packed buffer. Not called in layers for which WantsOutput is
+  // false: their output has no reader, and they end with the storing of K and V.
   virtual bool WantsOutput(int layer) const = 0;
   virtual absl::Status Attend(int layer, const kernels::TensorView& q, const kernels::TensorView& k,
                               const kernels::TensorView& v, const kernels::TensorView& out,

@@ -1,7 +1,7 @@
 // The weights of one layer as views, and parts of them: whole heads, columns of the MLP, rows of
-// the vocabulary. Tensor parallel ranks have one part for good; ranks that run the same rows
-// (decode) take a part of that for a step. A part is views into what is there: no copy of any
-// weight.
+// the vocabulary. A tensor parallel rank has one part in all calls. Ranks that run the same rows
+// (decode) each take a part of that part for a step. A part consists of views into the same memory;
+// no weight is copied.
 #pragma once
 
 #include <cstdint>
@@ -16,22 +16,22 @@ struct LayerWeights {
   kernels::TensorView q_proj, k_proj, v_proj;  // [n_q d, D], [n_kv d, D], [n_kv d, D]
   kernels::TensorView q_bias, k_bias, v_bias;  // absent without qkv_bias
   kernels::TensorView q_norm, k_norm;          // [d], absent without qk_norm
-  kernels::TensorView o_proj, o_bias;          // [D, n_q d]; bias absent as a rule
+  kernels::TensorView o_proj, o_bias;          // [D, n_q d], [D]; the bias is mostly absent
   kernels::TensorView post_norm;               // [D]
   kernels::TensorView gate_proj, up_proj;      // [F, D]
   kernels::TensorView down_proj;               // [D, F]
-  // The same memory as one tensor, so that one product computes all: q, k, v [(n_q + 2 n_kv) d, D]
-  // with the bias [(n_q + 2 n_kv) d], and gate, up [2 F, D]. Each is absent where the parts do not
-  // lie one behind the other.
+  // The same memory as one tensor, so that one product computes all parts: q, k, v
+  // [(n_q + 2 n_kv) d, D] with the bias [(n_q + 2 n_kv) d], and gate, up [2 F, D]. Each is absent
+  // if its parts do not follow one another in memory.
   kernels::TensorView qkv_proj, qkv_bias, gate_up_proj;
-  // Retaining head (docs/algorithms.md): fc1 [d_R, qkv_width], fc2 [n_kv, d_R]; absent when the
-  // model has none. A part has the columns of its heads, q before k before v, and the rows of its
-  // KV heads.
+  // Retaining head (docs/algorithms.md): fc1 [d_R, qkv_width], fc2 [n_kv, d_R]; absent if the model
+  // has none. A tensor parallel share has the columns of its heads in fc1 (q, then k, then v) and
+  // the rows of its KV heads in fc2.
   kernels::TensorView retaining_fc1, retaining_fc2;
 };
 
-// Dense tensors that lie one behind the other as one, with the rows of all; absent where they do
-// not.
+// Dense tensors that follow one another in memory, as one tensor with the rows of all of them.
+// Absent if they do not.
 inline kernels::TensorView Joined(std::initializer_list<kernels::TensorView> parts) {
   kernels::TensorView all;
   for (const kernels::TensorView& part : parts) {
@@ -50,7 +50,7 @@ inline kernels::TensorView Joined(std::initializer_list<kernels::TensorView> par
   return all;
 }
 
-// Share `index` of `count`.
+// Share `index` of `count` shares.
 struct Share {
   int index = 0;
   int count = 1;
@@ -62,8 +62,8 @@ struct Range {
   int64_t length() const { return end - begin; }
 };
 
-// The units of a share of n; the shares together have each unit once. Borders are multiples of
-// `step`. Shares may be empty.
+// The share's range of n units; each unit is in exactly one share. Borders are multiples of `step`.
+// Shares may be empty.
 inline Range PartOf(int64_t n, Share share, int64_t step = 1) {
   const int64_t steps = n / step;
   const auto border = [&](int64_t i) {
@@ -72,12 +72,12 @@ inline Range PartOf(int64_t n, Share share, int64_t step = 1) {
   return {border(share.index), border(share.index + 1)};
 }
 
-// Which heads, MLP columns and rows of the vocabulary a part has.
+// The heads, MLP columns and rows of the vocabulary of a part.
 struct PartShape {
   Range query_heads, kv_heads, mlp, vocabulary;
-  // The part of this part that a share has, counted from where this one begins.
+  // The share's part of this part, counted from this part's begin.
   PartShape Part(Share share) const {
-    // The matrix products like sums of whole steps.
+    // Matrix products are fastest if their inner dimension is a multiple of 64.
     const int64_t step = mlp.length() >= int64_t{64} * share.count ? 64 : 1;
     return {.query_heads = PartOf(query_heads.length(), share),
             .kv_heads = PartOf(kv_heads.length(), share),
@@ -86,9 +86,9 @@ struct PartShape {
   }
 };
 
-// Sums over the parts give what the whole layer gives: the output bias stays with the first.
-// Without the retaining head, whose columns are not one range; joined tensors where the parts still
-// touch.
+// The views of a part of a layer. The outputs of all parts add up to the whole layer's output, so
+// only the `first` part has the output bias. The retaining head is left out, because its columns
+// are not one range. Joined tensors are present if the part's tensors still follow one another.
 inline LayerWeights PartOf(const LayerWeights& layer, const PartShape& part, int64_t head_dim,
                            bool first) {
   const Range q{part.query_heads.begin * head_dim, part.query_heads.end * head_dim};

@@ -26,7 +26,7 @@ absl::Status Bad(std::string_view field, std::string_view problem) {
   return base::InvalidField(absl::StrCat(kPrefix, base::AbslView(field)), problem);
 }
 
-// A list of layers' kinds, if present, holds nothing but full attention.
+// layer_types, if present, must be full_attention for all layers.
 void RequireFullAttention(JsonReader& f) {
   const json* list = f.Find("layer_types");
   if (list == nullptr) return;
@@ -46,8 +46,8 @@ absl::StatusOr<RopeType> ReadRopeType(JsonReader& f, const std::string& name) {
              absl::StrCat("'", type, "' is not supported (default, linear, llama3 and yarn are)"));
 }
 
-// The numbers of one scaling type, as transformers reads them: a missing factor of yarn is the
-// ratio of the lengths, and a length outside of the scaling object wins.
+// Reads the numbers of a scaling type as transformers does: yarn's default factor is the ratio of
+// the two lengths, and an original length outside of the scaling object takes precedence.
 void ReadScaling(JsonReader& top, JsonReader& f, ModelConfig& config) {
   RopeConfig& rope = config.rope;
   const double longest = static_cast<double>(config.max_positions);
@@ -74,7 +74,7 @@ void ReadScaling(JsonReader& top, JsonReader& f, ModelConfig& config) {
 
 absl::Status ReadRope(const json& root, ModelConfig& config) {
   JsonReader top(root, kPrefix);
-  // A base of 1 or less has no decreasing frequencies; yarn divides by its logarithm.
+  // With a theta of 1 or less, frequencies would not decrease; yarn divides by its logarithm.
   constexpr double kMinTheta = 1.001, kMaxTheta = 1e12;
   config.rope.theta = top.Number("rope_theta", kMinTheta, kMaxTheta, 10000.0);
   if (top.Number("partial_rotary_factor", 0, 1, 1) != 1)

@@ -22,7 +22,7 @@ struct RopeConfig {
   double original_max_positions = 0;  // llama3, yarn
   double beta_fast = 32.0;            // yarn
   double beta_slow = 1.0;             // yarn
-  double attention_factor = 0.0;      // yarn; 0 = derived
+  double attention_factor = 0.0;      // yarn; 0: derived from factor and mscale
   double mscale = 0.0;                // yarn, optional
   double mscale_all_dim = 0.0;        // yarn, optional
   bool truncate = true;               // yarn: correction range rounded to whole dimensions
@@ -44,19 +44,19 @@ struct ModelConfig {
   bool output_bias = false;  // attention_bias of Llama: o_proj too
   bool qk_norm = false;      // Qwen 3
   RopeConfig rope;
-  kernels::DType dtype = kernels::DType::kBF16;  // of the weights and activations
+  kernels::DType dtype = kernels::DType::kBF16;  // of weights and activations
   QuantizationConfig quantization;               // of the checkpoint's weights
-  std::string fingerprint;                       // of base::CheckpointConfig
+  std::string fingerprint;                       // as in base::CheckpointConfig
 
   int64_t qkv_width() const { return (query_heads + 2 * kv_heads) * head_dim; }
 };
 
-// A model's type as config.json names it: "bfloat16", "float16" or "float32".
+// The name of a model's type in config.json: "bfloat16", "float16" or "float32".
 std::string_view TorchName(kernels::DType dtype);
 
-// Reads what base::LoadCheckpointConfig reads and the rest of config.json. kInvalidArgument tells
-// which field is missing, out of range or of an unsupported kind (e.g. sliding windows that would
-// be in use, MoE).
+// Reads the fields that base::LoadCheckpointConfig reads and the rest of config.json.
+// kInvalidArgument names the field that is missing, out of range or not supported (e.g. sliding
+// windows shorter than the model's context, MoE).
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& directory);
 absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text);
 

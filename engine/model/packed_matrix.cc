@@ -26,17 +26,17 @@ absl::Status Bad(const std::string& tensor, const std::string& what) {
 
 int64_t Words(int64_t integers, int bits) { return (integers * bits + 31) / 32; }
 
-// Files do not align their tensors.
+// memcpy, because safetensors files do not align their tensors.
 uint32_t WordAt(const SafetensorsEntry& entry, int64_t at) {
   uint32_t word;
   std::memcpy(&word, entry.data + at * 4, 4);
   return word;
 }
 
-// AutoAWQ gives the outputs of a word the places 0, 4, 1, 5, 2, 6, 3, 7.
+// AutoAWQ stores output i of a word's eight outputs at place kAwqPlaces[i].
 constexpr std::array<int, 8> kAwqPlaces = {0, 4, 1, 5, 2, 6, 3, 7};
 
-// Where an integer of 4 or 8 bits is: in which word and at which place of that.
+// The word that holds integer `at` of 4 or 8 bits, and the integer's place in the word.
 int64_t WordOf(int64_t at, int bits) { return at >> (bits == 4 ? 3 : 2); }
 int PlaceOf(int64_t at, int bits) { return static_cast<int>(at & (bits == 4 ? 7 : 3)); }
 int FieldOf(uint32_t word, int place, int bits) {
@@ -45,7 +45,7 @@ int FieldOf(uint32_t word, int place, int bits) {
 
 }  // namespace
 
-// Tensors of one layer by the ends of their names.
+// The tensors of one matrix, by the last part of their names.
 struct PackedMatrix::Tensors {
   const Checkpoint& checkpoint;
   std::string prefix;  // "….q_proj."
@@ -53,7 +53,7 @@ struct PackedMatrix::Tensors {
   const SafetensorsEntry* Optional(const char* name) const {
     return checkpoint.FindEntry(prefix + name).entry;
   }
-  // With this shape and one of these types.
+  // The tensor, if it has this shape and one of these types.
   absl::StatusOr<const SafetensorsEntry*> Get(const char* name, std::vector<int64_t> shape,
                                               const std::vector<std::string>& types) const {
     const SafetensorsEntry* entry = Optional(name);
@@ -121,8 +121,8 @@ absl::StatusOr<std::optional<PackedMatrix>> PackedMatrix::Find(const Checkpoint&
   return m;
 }
 
-// compressed-tensors: rows are outputs, scales [outputs, groups]. The tensors tell what
-// config_groups has said.
+// compressed-tensors: rows are outputs, scales [outputs, groups]. The tensors' shapes give bits and
+// groups, so config_groups is not needed.
 absl::Status PackedMatrix::FindCompressed(const Tensors& tensors) {
   const std::vector<std::string> floats = {"F32", "BF16", "F16"};
   const int64_t rows = all_rows_, columns = all_columns_;
@@ -223,7 +223,8 @@ int PackedMatrix::Zero(int64_t row, int64_t group) const {
   if (format_ == PackedFormat::kAwq)
     return FieldOf(WordAt(*zeros_, group * words + word), kAwqPlaces[row % 8], 4);
   if (format_ == PackedFormat::kGptq) {
-    // What was stored is the word less this one, borrows between its zeros included.
+    // AutoGPTQ subtracted `ones` from the whole word of zeros, with borrows between the zeros; so
+    // `ones` is added to the whole word.
     const uint32_t ones = !zeros_less_one_ ? 0 : bits_ == 4 ? 0x11111111 : 0x01010101;
     return FieldOf(WordAt(*zeros_, group * words + word) + ones, PlaceOf(row, bits_), bits_);
   }
@@ -246,7 +247,7 @@ int64_t PackedMatrix::GroupOf(int64_t column) const {
   return order_ == nullptr ? column / group_length_ : WordAt(*order_, column);
 }
 
-// 32 weights from (row, column) on, which have one group unless order_ is there.
+// Converts the 32 weights from (row, column) on. They are of one group unless mixed_.
 template <PackedFormat kFormat>
 absl::Status PackedMatrix::ConvertBlock(int64_t row, int64_t column, void* block) const {
   std::array<uint8_t, kLength> n;

@@ -34,7 +34,7 @@ bool IsUnset(const json& value) {
          ((value.is_object() || value.is_array()) && value.empty());
 }
 
-// In lower case; empty if it is no string.
+// The string in lower case; empty if the value is not a string.
 std::string Text(const json& value) {
   std::string text = value.is_string() ? value.get<std::string>() : "";
   std::transform(text.begin(), text.end(), text.begin(),
@@ -58,7 +58,7 @@ absl::StatusOr<PackedFormat> FormatNamed(const std::string& name) {
   return Bad("format", absl::StrCat("'", name, "' is not supported (", kMethods, ")"));
 }
 
-// One of config_groups: some layers and how they are quantized.
+// One entry of config_groups: the quantization of some layers.
 absl::Status ReadGroup(const json& group, const std::string& name, QuantizationConfig& config) {
   const std::string where = absl::StrCat("config_groups.", name, ".weights");
   const json& weights = Field(group, "weights");
@@ -84,7 +84,7 @@ absl::Status ReadGroup(const json& group, const std::string& name, QuantizationC
 absl::StatusOr<QuantizationConfig> ReadCompressedTensors(const json& object) {
   QuantizationConfig config;
   const std::string format = Text(Field(object, "format"));
-  if (format != "mixed-precision") {  // else each group has its own
+  if (format != "mixed-precision") {  // with mixed-precision, each group names its own format
     APB_ASSIGN_OR_RETURN(config.format, FormatNamed(format));
   }
   const std::string sparsity = Text(Field(Field(object, "sparsity_config"), "format"));

@@ -1,4 +1,4 @@
-// How the weights of a published checkpoint are quantized: config.json's quantization_config.
+// The quantization of a published checkpoint's weights: config.json's quantization_config.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +8,11 @@
 
 namespace apb::model {
 
-// How a format lays out the weights of a matrix product (packed_matrix.h).
+// The layout of a matrix product's weights (packed_matrix.h).
 enum class PackedFormat {
   kNone,
   kPackQuantized,  // compressed-tensors: several integers to a word
-  kIntQuantized,   // compressed-tensors: int8 as such
+  kIntQuantized,   // compressed-tensors: plain int8
   kAwq,            // AutoAWQ, version gemm
   kGptq,           // AutoGPTQ, GPTQModel
 };
@@ -20,16 +20,17 @@ const char* NameOf(PackedFormat format);
 
 struct QuantizationConfig {
   PackedFormat format = PackedFormat::kNone;
-  int bits = 0;       // of AWQ and GPTQ; the tensors of compressed-tensors tell
-  int64_t group = 0;  // inputs that share a scale, of AWQ and GPTQ; -1: all of them
-  bool zeros_less_one =
-      false;  // GPTQ: zeros are stored less one (checkpoint_format gptq, not gptq_v2)
-  // Activations were to be quantized too, which is not done here.
+  // Of AWQ and GPTQ only. With compressed-tensors, the shapes of the tensors determine both.
+  int bits = 0;
+  int64_t group = 0;  // number of inputs that share a scale; -1: all inputs
+  // GPTQ: the file stores each zero minus one (checkpoint_format gptq, not gptq_v2).
+  bool zeros_less_one = false;
+  // The checkpoint asks for quantized activations too; they are not quantized here.
   bool quantizes_activations = false;
 };
 
-// Of the root of a config.json; kNone where it has no quantization_config. kInvalidArgument names a
-// method, a format or a field that is not supported, and what is.
+// Reads it from the root of a config.json. kNone if there is no quantization_config.
+// kInvalidArgument names the method, format or field that is not supported, and those that are.
 absl::StatusOr<QuantizationConfig> ReadQuantizationConfig(const nlohmann::json& root);
 
 }  // namespace apb::model

@@ -18,7 +18,7 @@ double Llama3Frequency(const RopeConfig& c, double frequency) {
   return (1.0 - smooth) * frequency / c.factor + smooth * frequency;
 }
 
-// Dimension whose wave turns `rotations` times within the original context.
+// The dimension whose angle makes `rotations` full turns within the original context length.
 double CorrectionDimension(const RopeConfig& c, double rotations, double dim) {
   return dim * std::log(c.original_max_positions / (rotations * kTwoPi)) /
          (2.0 * std::log(c.theta));

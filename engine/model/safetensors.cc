@@ -22,7 +22,7 @@ using nlohmann::json;
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 constexpr size_t kMaxDimensions = 8;
 
-// Bytes of one element, or 0 for a type that the format does not know.
+// Bytes of one element; 0 if the format has no such type.
 size_t ElementSize(std::string_view dtype) {
   static const std::map<std::string_view, size_t> sizes = {
       {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1},
@@ -32,7 +32,7 @@ size_t ElementSize(std::string_view dtype) {
   return found == sizes.end() ? 0 : found->second;
 }
 
-// Refuses duplicate keys and deep nesting, both of which nlohmann's DOM would swallow.
+// Refuses duplicate keys and deep nesting, both of which nlohmann's DOM would accept.
 class HeaderParser : public nlohmann::json_sax<json> {
  public:
   bool null() override { return true; }

@@ -1,8 +1,8 @@
 // A memory-mapped safetensors file. The whole header is checked before any tensor is handed out:
-// sizes, types, bounds, overlaps, holes. A hostile file gives kInvalidArgument (with the file and
-// the tensor's name), never a crash. The data of a tensor need not be aligned to its type. The file
-// must not be truncated while the mapping is read: a page that has gone raises SIGBUS, as for a
-// program. Read takes the way past the mapping, where it is an error.
+// sizes, types, bounds, overlaps, holes. A hostile file gives kInvalidArgument (the message names
+// the file and the tensor), never a crash. A tensor's data may not be aligned to its type. The file
+// must not be truncated while the mapping is read: reading a page beyond its end raises SIGBUS.
+// Read does not use the mapping, and returns an error in that case.
 #pragma once
 
 #include <cstdint>
@@ -25,16 +25,17 @@ struct SafetensorsEntry {
 
 class SafetensorsFile {
  public:
+  // kNotFound if the file cannot be opened, kInvalidArgument if it is not a valid safetensors file.
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
   // For tests: parses bytes that the caller keeps alive.
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Parse(std::string_view bytes,
                                                                 const std::string& name);
   ~SafetensorsFile();
 
-  // Copies the bytes that the mapping has at `from`. kDataLoss (with the file's name) when they
-  // cannot be read. Thread-safe. Of an opened file.
+  // Copies the `size` bytes that the mapping has at `from` to `to`. kDataLoss (the message names
+  // the file) if they cannot be read. Thread-safe. Only for a file from Open.
   absl::Status Read(const std::byte* from, size_t size, std::byte* to) const;
-  // Asks the system to read bytes ahead, if it likes to.
+  // Advises the system to read these bytes ahead.
   void Prefetch(const std::byte* from, size_t size) const;
 
   const std::map<std::string, SafetensorsEntry>& tensors() const { return tensors_; }

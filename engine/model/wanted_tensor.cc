@@ -34,7 +34,7 @@ Range Times(const Range& range, int64_t factor) {
   return {range.begin * factor, range.end * factor};
 }
 
-// fc1 has the columns of its heads, q before k before v; fc2 the rows of its KV heads.
+// Of fc1 a share has the columns of its heads (q, then k, then v), of fc2 the rows of its KV heads.
 void AddRetainingHead(const ModelConfig& c, const std::string& attn, const PartShape& part,
                       const Share& share, int64_t width, LayerWeights& layer,
                       std::vector<WantedTensor>& all) {
@@ -103,13 +103,13 @@ std::vector<WantedTensor> TensorsOfLayer(const ModelConfig& c, int index, const 
       Product(mlp + "gate_proj.weight", c.mlp_size, d, &layer.gate_proj),
       Product(mlp + "up_proj.weight", c.mlp_size, d, &layer.up_proj),
       Product(mlp + "down_proj.weight", d, c.mlp_size, &layer.down_proj)};
-  all[2].joins = all[3].joins = all[7].joins = true;  // k and v behind q, up behind gate
+  all[2].joins = all[3].joins = all[7].joins = true;  // q, k, v as one tensor; gate, up as one
   all[1].rows = Times(part.query_heads, c.head_dim);
   all[2].rows = all[3].rows = Times(part.kv_heads, c.head_dim);
   all[4].columns = {Times(part.query_heads, c.head_dim)};
   all[6].rows = all[7].rows = part.mlp;
   all[8].columns = {part.mlp};
-  // Random queries and keys are a little longer, so that attention is not flat.
+  // The queries and keys of a random model are a little longer, so that attention is not flat.
   all[1].deviation *= 1.5f;
   all[2].deviation *= 1.5f;
   if (c.qkv_bias) {
@@ -122,7 +122,7 @@ std::vector<WantedTensor> TensorsOfLayer(const ModelConfig& c, int index, const 
   }
   if (c.output_bias) {
     all.push_back(Bias(attn + "o_proj.bias", d, &layer.o_bias));
-    all.back().absent = share.index != 0;  // sums over the shares have it once
+    all.back().absent = share.index != 0;  // so that the sum over the shares has the bias once
   }
   if (c.qk_norm) {
     all.push_back(Norm(attn + "q_norm.weight", c.head_dim, &layer.q_norm));

@@ -21,18 +21,18 @@ using kernels::TensorView;
 
 constexpr int64_t kPieceBytes = 16 << 20, kQuantizedPieceBytes = 1 << 20;
 constexpr int kReaders = 4;
-constexpr int kBuffers = kReaders + 2;  // one for each reader, and two that the device takes from
+constexpr int kBuffers = kReaders + 2;  // one for each reader, and two that the device copies from
 
-// Rows of a copy, as many as fit into a buffer (at least one).
+// Some rows of a copy: as many as fit into a buffer, but at least one.
 struct Piece {
   const WeightCopy* copy;
-  TensorView source, target;  // no source of packed weights
+  TensorView source, target;  // source is absent for packed weights
   int64_t begin;              // the first row
   int64_t target_bytes() const { return BytesOf(target.dtype, target.numel()); }
   int64_t source_bytes() const {
     return source.present() ? BytesOf(source.dtype, source.numel()) : target_bytes();
   }
-  // From the first byte to the last, what lies between rows included.
+  // Bytes from the first row's begin to the last row's end, gaps between rows included.
   int64_t source_span() const {
     return BytesOf(source.dtype, (source.rows() - 1) * source.stride[0] + source.shape[1]);
   }
@@ -48,7 +48,7 @@ std::vector<Piece> Divide(const std::vector<WeightCopy>& copies) {
     const TensorView source = AsMatrix(copy.source), target = AsMatrix(copy.target);
     if (target.numel() == 0) continue;
     const int64_t row_bytes = BytesOf(target.dtype, target.shape[1]);
-    // To quantize takes longer than to read: all threads shall have something to do.
+    // Quantizing takes longer than reading, so small pieces keep all threads busy.
     const int64_t bytes = IsBlockType(target.dtype) ? kQuantizedPieceBytes : kPieceBytes;
     const int64_t step = std::max<int64_t>(1, bytes / row_bytes);
     for (int64_t begin = 0; begin < target.rows(); begin += step) {
@@ -60,12 +60,12 @@ std::vector<Piece> Divide(const std::vector<WeightCopy>& copies) {
   return pieces;
 }
 
-// A reader's memory for what it converts, and for what it quantizes.
+// A reader's memory: `numbers` as read, and `floats` to be quantized.
 struct ReaderScratch {
   std::vector<float> numbers, floats;
 };
 
-// Numbers of one float type to another, or to blocks.
+// Converts numbers of one float type to another, or to blocks.
 absl::Status Convert(DType source_type, const void* from, DType target_type, std::byte* to,
                      int64_t count, std::vector<float>& floats) {
   if (!IsBlockType(target_type)) {
@@ -82,7 +82,7 @@ absl::Status Convert(DType source_type, const void* from, DType target_type, std
                    " (leave --quantize out)"));
 }
 
-// Numbers that lie dense on both sides. `scratch` is the reader's.
+// Reads `count` numbers that are contiguous in source and target.
 absl::Status ReadRun(const WeightCopy& copy, const std::byte* from, std::byte* to, int64_t count,
                      ReaderScratch& scratch) {
   const auto fetch = [&](const std::byte* begin, size_t bytes, void* out) {
@@ -92,7 +92,7 @@ absl::Status ReadRun(const WeightCopy& copy, const std::byte* from, std::byte* t
   };
   const DType source_type = copy.source.dtype, target_type = copy.target.dtype;
   if (source_type == target_type) return fetch(from, BytesOf(source_type, count), to);
-  constexpr int64_t kRun = 64 << 10;  // numbers, whole blocks; stays in the cache of a core
+  constexpr int64_t kRun = 64 << 10;  // numbers; whole blocks, and few enough for a core's cache
   scratch.numbers.resize(kRun);
   for (int64_t begin = 0; begin < count; begin += kRun) {
     const int64_t run = std::min(kRun, count - begin);
@@ -104,7 +104,7 @@ absl::Status ReadRun(const WeightCopy& copy, const std::byte* from, std::byte* t
   return absl::OkStatus();
 }
 
-// `to` has the shape of the piece and the target's type.
+// Reads a piece into `to`, which has the piece's shape and the target's type.
 absl::Status ReadPiece(const Piece& piece, const TensorView& to, ReaderScratch& scratch) {
   const auto named = [&](const absl::Status& read) {
     if (read.ok()) return read;
@@ -125,14 +125,13 @@ absl::Status ReadPiece(const Piece& piece, const TensorView& to, ReaderScratch& 
   return absl::OkStatus();
 }
 
-// Who may do what with which piece: readers take pieces in order, at most so many before the
-// last one that has gone to the device as there are buffers; the thread that feeds the device waits
-// for them in order.
+// Hands the pieces out. Readers take them in order, and are at most `buffers` pieces ahead of those
+// that have left their buffers. The thread that feeds the device waits for the pieces in order.
 class Turns {
  public:
   Turns(int64_t pieces, int64_t buffers) : buffers_(buffers), read_(pieces, false) {}
 
-  // The next piece to read, when its buffer is free; -1: there is nothing left to do.
+  // Waits until the next piece's buffer is free and returns the piece. -1 if there is none left.
   int64_t Take() {
     absl::MutexLock lock(&mutex_);
     const auto can_go = [this] {
@@ -147,7 +146,7 @@ class Turns {
     read_[piece] = true;
     if (error_.ok()) error_ = status;
   }
-  // Waits until the piece has been read; the error of any piece.
+  // Waits until the piece has been read, or any piece has failed. Returns the first error.
   absl::Status AwaitRead(int64_t piece) {
     absl::MutexLock lock(&mutex_);
     const auto is_read = [this, piece] {
@@ -178,7 +177,7 @@ class Turns {
   absl::Status error_ ABSL_GUARDED_BY(mutex_);
 };
 
-// Page-locked memory and the stream that empties it, which ends first.
+// A staging buffer, and the stream that copies from it, which is destroyed first.
 struct Staging {
   kernels::Buffer memory;
   std::unique_ptr<kernels::Stream> stream;
@@ -196,13 +195,13 @@ absl::StatusOr<std::vector<Staging>> NewStaging(const std::vector<Piece>& pieces
   return all;
 }
 
-// Reads pieces until there are none left. Without staging, straight into the target.
+// Reads pieces until there are none left; without staging, straight into their targets.
 void ReadPieces(const std::vector<Piece>& pieces, const std::vector<Staging>& staging,
                 Turns& turns) {
   ReaderScratch scratch;
   for (int64_t i = turns.Take(); i >= 0; i = turns.Take()) {
     const Piece& piece = pieces[i];
-    // The disk begins with what this thread is likely to read next.
+    // The disk begins to read the piece that this thread is likely to take next.
     if (const size_t next = i + kReaders; next < pieces.size()) {
       const Piece& ahead = pieces[next];
       if (ahead.copy->packed && ahead.begin == 0)
@@ -219,7 +218,7 @@ void ReadPieces(const std::vector<Piece>& pieces, const std::vector<Staging>& st
   }
 }
 
-// Takes the pieces to the backend in order. While one is on its way the next may follow.
+// Copies the pieces to the backend in order. A copy starts while the one before is in flight.
 absl::Status SendPieces(const std::vector<Piece>& pieces, const std::vector<Staging>& staging,
                         kernels::Backend& backend, Turns& turns,
                         const std::function<void(const LoadProgress&)>& progress) {
@@ -250,7 +249,7 @@ absl::Status SendPieces(const std::vector<Piece>& pieces, const std::vector<Stag
 
 absl::Status CopyWeights(std::vector<WeightCopy> copies, kernels::Backend& backend,
                          const std::function<void(const LoadProgress&)>& progress, int threads) {
-  // In the order in which the files have them.
+  // In the order of their bytes in the files.
   std::sort(copies.begin(), copies.end(), [](const WeightCopy& a, const WeightCopy& b) {
     return std::less<>()(a.source_data(), b.source_data());
   });

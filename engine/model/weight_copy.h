@@ -1,7 +1,7 @@
-// The way of weights from a checkpoint's files to a backend: several threads read pieces of them,
-// converted where types differ, into page-locked memory, from which the device takes them
-// while the next pieces are read. What is to be quantized is quantized by these threads. Where the
-// backend's memory is the host's, they are read into it directly.
+// Copies weights from a checkpoint's files to a backend. Several threads read pieces of them into
+// staging buffers (page-locked memory), and convert or quantize them on the way. The device copies
+// one piece while the threads read the next ones. If the backend computes in CPU memory, the
+// threads read straight into it.
 #pragma once
 
 #include <functional>
@@ -16,18 +16,19 @@
 
 namespace apb::model {
 
-// A tensor, or columns of one, of type F32, BF16 or F16 on both sides, or quantized on the way:
-// then the target has a block type. Both views have the same shape, of rank 1 or 2; rows may be
-// strided.
+// One tensor, or some of its columns. The source is F32, BF16 or F16; so is the target, unless it
+// has a block type: then the weights are quantized. Both views have the same shape, of rank 1 or 2;
+// rows may be strided.
 struct WeightCopy {
   std::string name;                       // for messages
-  kernels::TensorView source;             // on the host; need not be aligned
-  kernels::TensorView target;             // memory of the backend, aligned to its type
-  const SafetensorsFile* file = nullptr;  // in whose mapping the source is; null: plain memory
-  std::optional<PackedMatrix> packed;     // converted from this instead of from `source`
+  kernels::TensorView source;             // in CPU memory; may not be aligned
+  kernels::TensorView target;             // in the backend's memory, aligned to its type
+  const SafetensorsFile* file = nullptr;  // its mapping holds the source; null: plain memory
+  std::optional<PackedMatrix> packed;     // if set, the source instead of `source`
 
   const std::byte* source_data() const { return packed ? packed->data() : source.as<std::byte>(); }
-  // Of packed weights, those of the target: each share reads more or less of the file.
+  // For packed weights, the bytes of the target, because a share's part of the file has no size of
+  // its own.
   int64_t source_bytes() const {
     const kernels::TensorView& view = packed ? target : source;
     return kernels::BytesOf(view.dtype, view.numel());
@@ -39,11 +40,11 @@ struct LoadProgress {
   int64_t total_bytes = 0;
 };
 
-// Returns when all is done. Only the calling thread uses the backend; it calls `progress` (which
-// may be null) after each piece. `threads` quantize at a time, if there is something to quantize
-// and they are more than those that read. Errors name the tensor: kInvalidArgument for a number
-// that is too large for the target's type, kDataLoss for a file that cannot be read, else the
-// backend's.
+// Returns when all copies are done. Only the calling thread uses the backend; it calls `progress`
+// (may be null) after each piece. If there is something to quantize in CPU memory, `threads`
+// threads work instead of the usual readers, if they are more. Errors name the tensor:
+// kInvalidArgument for a number that is too large for the target's type, kDataLoss for a file that
+// cannot be read. The backend's errors are returned as they are.
 absl::Status CopyWeights(std::vector<WeightCopy> copies, kernels::Backend& backend,
                          const std::function<void(const LoadProgress&)>& progress, int threads = 0);
 

@@ -21,9 +21,9 @@ using kernels::DType;
 using kernels::TensorView;
 
 constexpr int64_t kMaxRetainingWidth = 1 << 16;
-constexpr size_t kAlignment = 256;  // of a tensor in memory of the backend
+constexpr size_t kAlignment = 256;  // of a tensor in the backend's memory
 
-// fc1 and fc2 of a file have one width.
+// fc1 and fc2 of a layer must have the same width.
 absl::Status CheckRetainingHead(const LayerWeights& layer, int index) {
   const int64_t width = layer.retaining_fc1.shape[0], takes = layer.retaining_fc2.shape[1];
   if (width == takes && width >= 1 && width <= kMaxRetainingWidth) return absl::OkStatus();
@@ -37,7 +37,7 @@ TensorView ViewOf(void* data, DType dtype, const std::vector<int64_t>& shape) {
                            : TensorView::Contiguous(data, dtype, {shape[0], shape[1]});
 }
 
-// The type to compute in.
+// The type of weights and activations.
 absl::StatusOr<DType> ChooseType(DType of_checkpoint, const kernels::Backend& backend,
                                  std::optional<DType> wanted) {
   const bool host = backend.place() == kernels::Place::kCpu;
@@ -65,15 +65,16 @@ absl::Status CheckQuantization(const ModelConfig& config, const LoadOptions& opt
       "leave --quantize out");
 }
 
-// Normal numbers of a fixed seed: runs of a table from random places of it, copied as they are to
-// be stored, so that billions take seconds.
+// Normally distributed numbers of a fixed seed. Runs of them are copied from random places of a
+// table that already has the target's type, so that billions of numbers take seconds.
 class RandomFill {
  public:
   RandomFill(uint64_t seed, DType dtype)
       : dtype_(dtype), rng_(static_cast<uint32_t>(seed)), normals_(kTable + kRun) {
     std::normal_distribution<float> normal;
     for (int64_t i = 0; i < kTable; ++i) normals_[i] = normal(rng_);
-    std::copy_n(normals_.begin(), kRun, normals_.begin() + kTable);  // a run goes over the end
+    // The begin is repeated behind the end, so that a run may start at any place of the table.
+    std::copy_n(normals_.begin(), kRun, normals_.begin() + kTable);
   }
   void Make(int64_t count, float deviation, float mean, std::vector<std::byte>& bytes) {
     const int64_t size = static_cast<int64_t>(SizeOf(dtype_));
@@ -88,7 +89,7 @@ class RandomFill {
 
  private:
   static constexpr int64_t kTable = 1 << 20, kRun = 4096;
-  // A model's tensors have a handful of different ones.
+  // One table for each deviation and mean: a model's tensors have a handful of different ones.
   const std::vector<std::byte>& TableOf(float deviation, float mean) {
     std::vector<std::byte>& table = tables_[{deviation, mean}];
     if (!table.empty()) return table;
@@ -147,7 +148,7 @@ absl::Status Weights::Init(const ModelConfig& config, Share tensor) {
 std::vector<WantedTensor> Weights::TensorsOf(int layer, int64_t retaining_width) {
   if (layer >= 0)
     return TensorsOfLayer(config_, layer, shape_, share_, retaining_width, layers_[layer]);
-  // Embeddings are looked up as they are; a quantized output projection is another tensor.
+  // The embedding is not quantized, so a quantized output projection is a tensor of its own.
   const bool own_output = quantize_ && config_.hidden_size % kernels::kBlockLength == 0;
   return TensorsOutsideLayers(config_, shape_, own_output, &embedding_, &final_norm_, &output_);
 }
@@ -182,10 +183,10 @@ absl::Status Weights::Place(std::vector<WantedTensor>& wanted, kernels::Backend&
     return w.file == nullptr || w.columns.size() > 1 || !aligned || w.out->dtype != w.type ||
            backend.place() != kernels::Place::kCpu;
   };
-  std::vector<std::pair<WantedTensor*, size_t>> placed;  // and where it begins
+  std::vector<std::pair<WantedTensor*, size_t>> placed;  // with its offset in the buffer, in bytes
   size_t bytes = 0;
   for (WantedTensor& w : wanted) {
-    if (!w.packed && !w.out->present()) continue;  // a bias of another share
+    if (!w.packed && !w.out->present()) continue;  // a bias that only another share has
     w.type = TypeOf(w);
     const int64_t size = kernels::BytesOf(w.type, w.row_count() * w.column_count());
     Report(w, size);
@@ -295,14 +296,14 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Random(const ModelConfig& conf
   weights->quantize_ = quantize;
   APB_RETURN_IF_ERROR(weights->Init(config, tensor));
   RandomFill random(seed, config.dtype);
-  std::vector<std::vector<std::byte>> numbers;  // of a layer, in memory of the one before it
+  std::vector<std::vector<std::byte>> numbers;  // of one layer; the next layer reuses the memory
   for (int layer = -1; layer < config.layers; ++layer) {
     std::vector<WantedTensor> wanted = weights->TensorsOf(layer, retaining_width);
     if (numbers.size() < wanted.size()) numbers.resize(wanted.size());
     for (size_t i = 0; i < wanted.size(); ++i) {
       const WantedTensor& w = wanted[i];
       const int64_t count = w.shape[0] * (w.shape.size() > 1 ? w.shape[1] : 1);
-      // A quantized output projection has the numbers of the embedding that it is tied to.
+      // An output projection that is tied to the embedding has the embedding's numbers.
       const bool tied = i > 0 && w.name == wanted[0].name;
       if (!tied) random.Make(count, w.deviation, w.mean, numbers[i]);
       *w.out = ShareOf(w, ViewOf(numbers[tied ? 0 : i].data(), config.dtype, w.shape));

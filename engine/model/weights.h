@@ -1,5 +1,5 @@
-// The weights of a checkpoint, by layer: views into the mapped safetensors files (one copy for all
-// ranks of a machine), or random ones of a given shape for benchmarks.
+// The weights of a model, by layer: those of a checkpoint (on a CPU mostly views into the mapped
+// files, which all ranks of a machine share), or random ones of a given shape for benchmarks.
 #pragma once
 
 #include <functional>
@@ -20,59 +20,59 @@ namespace apb::model {
 struct WantedTensor;
 
 struct LoadOptions {
-  // Of weights and activations. By default the type that config.json says, but bfloat16 for float16
-  // where the backend's place is the host, whose backends do not compute in float16.
+  // Type of weights and activations. By default config.json's, except that a CPU backend, which
+  // does not compute in float16, takes bfloat16 instead of it.
   std::optional<kernels::DType> dtype;
-  // kI8Block or kI4Block: the weights of all products become blocks of that, but those of the
-  // output projection kI8Block in either case. Of backends whose place is the host. Weights whose
-  // number of inputs is no multiple of 32 stay as they are, and so does what the checkpoint has
-  // quantized.
+  // kI8Block or kI4Block: the weights of all products are quantized to such blocks, except that the
+  // output projection becomes kI8Block in both cases. CPU backends only. Weights whose number of
+  // inputs is not a multiple of 32 are not quantized; weights that are quantized in the checkpoint
+  // keep the checkpoint's quantization.
   std::optional<kernels::DType> quantize;
-  int threads = 0;  // that may quantize at a time; 0: as many as read
-  // Told after each piece that has been copied, by the calling thread.
+  int threads = 0;  // threads that may quantize at a time; 0: as many as read
+  // Called by the calling thread after each piece that has been copied.
   std::function<void(const LoadProgress&)> progress;
 };
 
-// "int8" and "int4", as options have them; nullopt for every other name.
+// The block type of the option values "int8" and "int4"; nullopt for every other name.
 std::optional<kernels::DType> BlockTypeNamed(std::string_view name);
 
-// What loading did.
+// Counts of what Load did.
 struct LoadReport {
-  kernels::DType checkpoint_dtype = kernels::DType::kBF16;  // that config.json says
-  int64_t converted_tensors = 0;                            // of another type than the model's
-  int64_t copied_bytes = 0;                                 // read from the files
-  int64_t mapped_bytes = 0;                                 // computed on in the files
-  int64_t products = 0;                                     // weights of products
-  int64_t int8_products = 0, int4_products = 0;             // in blocks
-  int64_t quantized_bytes = 0;                              // of those
-  int64_t quantized_again = 0;           // that blocks cannot hold as the checkpoint has them
-  std::vector<std::string> unquantized;  // that were to be quantized, and why they are not
+  kernels::DType checkpoint_dtype = kernels::DType::kBF16;  // config.json's
+  int64_t converted_tensors = 0;                 // tensors of another float type than the model's
+  int64_t copied_bytes = 0;                      // bytes read from the files
+  int64_t mapped_bytes = 0;                      // bytes used in the mapped files, without a copy
+  int64_t products = 0;                          // weights of products
+  int64_t int8_products = 0, int4_products = 0;  // weights of products in blocks
+  int64_t quantized_bytes = 0;                   // bytes of these blocks
+  int64_t quantized_again = 0;  // packed weights that blocks cannot hold as the checkpoint has them
+  std::vector<std::string> unquantized;  // weights that could not be quantized, with the reason
 };
 
 class Weights {
  public:
-  // Opens `<directory>/model.safetensors` or else the shards of model.safetensors.index.json, and
-  // `retaining_heads.safetensors` if it is there. Names and shapes are checked against config.json;
-  // the error names the tensor. Tensors are computed on in the mapped file where the backend can do
-  // that (its place is the host, type and alignment fit). The others are copied, and converted if
-  // they are of another float type (kInvalidArgument for a number that does not fit); copies that
-  // one product can compute lie side by side (LayerWeights). With a tensor parallel share, heads,
-  // MLP columns and vocabulary are that share's (the embedding is whole), and no more is copied;
-  // kInvalidArgument where the KV heads do not divide.
+  // Opens `<directory>/model.safetensors`, or else the files that model.safetensors.index.json
+  // names, and `retaining_heads.safetensors` if there is one. Names and shapes are checked against
+  // config.json; the error names the tensor. A CPU backend uses a tensor in the mapped file,
+  // without a copy, if type and alignment fit. Other tensors are copied, and converted if they are
+  // of another float type (kInvalidArgument for a number that does not fit). Copies that one
+  // product can compute follow one another (LayerWeights). With a tensor parallel share, heads, MLP
+  // columns and rows of the output projection are the share's (the embedding is whole), and only
+  // these are copied; kInvalidArgument if the shares do not divide the KV heads.
   static absl::StatusOr<std::unique_ptr<Weights>> Load(const std::string& directory,
                                                        kernels::Backend& backend, Share tensor = {},
                                                        const LoadOptions& options = {});
-  // Gaussian weights with a fixed seed, for benchmarks and tests; with retaining heads of width
-  // `retaining_width` (0 = none); quantized as by Load.
+  // Gaussian weights with a fixed seed, for benchmarks and tests, with retaining heads of width
+  // `retaining_width` (0: none). Quantized as Load does.
   static absl::StatusOr<std::unique_ptr<Weights>> Random(
       const ModelConfig& config, uint64_t seed, int64_t retaining_width, kernels::Backend& backend,
       Share tensor = {}, std::optional<kernels::DType> quantize = {});
   ~Weights();
 
-  // Of the whole model; what these weights have of it is below. Its type is that of these weights.
+  // The whole model's shape (shape() is the share's), with the type of these weights.
   const ModelConfig& config() const { return config_; }
   const LoadReport& load_report() const { return load_report_; }
-  // Of the products' weights: "int4" or "int8" where some are, else the model's type.
+  // Type of the products' weights: "int4" or "int8" if some are such blocks, else the model's type.
   std::string_view weight_type() const;
   const PartShape& shape() const { return shape_; }
   const Share& share() const { return share_; }
@@ -83,7 +83,7 @@ class Weights {
   const LayerWeights& layer(int i) const { return layers_[i]; }
   const kernels::TensorView& embedding() const { return embedding_; }    // [V, D]
   const kernels::TensorView& final_norm() const { return final_norm_; }  // [D]
-  const kernels::TensorView& output() const { return output_; }  // [V, D], of a share its rows
+  const kernels::TensorView& output() const { return output_; }          // [V of the share, D]
   bool has_retaining_heads() const {
     return config_.layers > 0 && layers_[0].retaining_fc1.present();
   }
@@ -92,19 +92,19 @@ class Weights {
   struct Storage;  // mapped files and memory of the backend
   Weights();
   absl::Status Init(const ModelConfig& config, Share tensor);
-  // What config_ asks for in a layer, or (layer -1) outside of the layers, with the views here that
-  // are to show it; with retaining heads of a width (0 = none, -1 = any).
+  // The tensors of a layer, or (layer -1) those outside of the layers, with pointers to the views
+  // here that are to show them; with retaining heads of `retaining_width` (0: none, -1: any).
   std::vector<WantedTensor> TensorsOf(int layer, int64_t retaining_width);
-  // What of that the checkpoint has, by layer, with `out` showing the share's part of it.
+  // Finds all these tensors in the checkpoint. Their `out` then shows the share's part.
   absl::Status FindAll(bool has_heads, std::vector<std::vector<WantedTensor>>& all);
-  // The type in which a tensor is computed on.
+  // The type of a tensor's weights in the backend's memory.
   kernels::DType TypeOf(const WantedTensor& wanted);
   void Report(const WantedTensor& wanted, int64_t bytes);
-  // Lets the views that cannot stay where they are show memory of the backend, and adds what has to
-  // be copied there.
+  // Allocates memory of the backend for the tensors that cannot be used in the file, lets their
+  // views show it, and adds the copies to be made.
   absl::Status Place(std::vector<WantedTensor>& wanted, kernels::Backend& backend,
                      std::vector<WeightCopy>& copies);
-  // Sets the views that follow from others, when those show what they will show for good.
+  // Sets the views that are derived from others. To be called when these are final.
   void SetDerivedViews();
   ModelConfig config_;
   LoadReport load_report_;

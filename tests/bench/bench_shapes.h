@@ -1,4 +1,4 @@
-// Model shapes that the benchmarks know by name.
+// The model shapes of the benchmarks, by name.
 #pragma once
 
 #include <string>
@@ -9,8 +9,8 @@
 
 namespace apb::bench {
 
-// "tiny", "125m", "1b", "8b" (Llama 3.1); kInvalidArgument names the known ones. bf16, RoPE theta
-// 500000, untied.
+// The shape of "tiny", "125m", "1b" or "8b" (Llama 3.1), in bf16, with RoPE theta 500000 and untied
+// embeddings. kInvalidArgument for another name; the message lists the known ones.
 absl::StatusOr<model::ModelConfig> NamedShape(std::string_view name);
 
 }  // namespace apb::bench

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Compute of each rank alone, imbalance, bytes, and the modelled time with one rank on each device, for
-# lists of ranks, strategies and lengths, as a table (and JSON). Builds what is missing.
+# Goal: the time of a prefill by strategy, number of ranks and length. Method: runs context_parallel_bench for each number
+# of ranks; prints each rank's compute alone, the imbalance, the bytes sent, and the modelled time with one rank on each
+# device, as a table (and JSON). Builds the bench if necessary.
 #   --ranks 1,2,4 --lengths 2048,8192,32768,65536 --strategies full,ring_kv,ulysses,apb,apb+balanced
-#   --hosts 8 (of apb and star, in all) --layers 2 --json FILE; other arguments go to
-#   context_parallel_bench (`--help` lists them)
-# With --layers 2 the first layer is whole and the second stores K and V only, as a last layer does.
+#   --hosts 8 (of apb and star, over all ranks) --layers 2 --json FILE
+#   Other arguments go to context_parallel_bench (`--help` lists them).
+# With --layers 2, the first layer is whole, and the second only stores K and V, as a last layer does.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 ranks=1,2,4 lengths=2048,8192,32768,65536 hosts=8 layers=2 json="" args=()

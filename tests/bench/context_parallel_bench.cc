@@ -1,10 +1,11 @@
-// What each rank of a document prefill computes and sends, one rank at a time: seconds of compute
-// alone, imbalance (slowest / mean), bytes, and how long the prefill would take with one rank on
-// each device. That last number is a model (one_device_communicator.h), not a measurement; beside
-// it is what the engine's cost model (engine/context_parallel/cost.h) says for the same links.
+// Goal: the compute and the traffic of each rank of a document prefill. Method: ranks are threads
+// that compute one at a time, with one core each. Prints each rank's compute alone, the imbalance
+// (slowest / mean), the bytes sent, and the time of the prefill with one rank on each device. The
+// last number is a model (one_device_communicator.h), not a measurement; next to it stands the
+// prediction of the engine's cost model (engine/context_parallel/cost.h) for the same links.
 //   context_parallel_bench --ranks 8 --virtual-hosts 1 --layers 2 --lengths 32768
 //   --strategies ring_kv,apb,apb+balanced
-// Ranks are threads with one core each. tests/bench/context_parallel.sh makes whole tables.
+// tests/bench/context_parallel.sh makes whole tables.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -38,7 +39,7 @@ struct Options {
   bool append = false;
 };
 
-// "apb+balanced+overlap" in parts.
+// A strategy with its options, such as "apb+balanced+overlap", and a prompt length.
 struct Case {
   std::string name, strategy;
   bool balanced = false, overlap = false;
@@ -56,7 +57,7 @@ absl::StatusOr<Case> ParseCase(const std::string& name, int64_t length) {
   return c;
 }
 
-// What all ranks share.
+// The values that all ranks share.
 struct Setup {
   const Options& options;
   const model::Weights& weights;
@@ -121,7 +122,8 @@ absl::StatusOr<RankResult> RunRank(const Setup& setup, const Case& c,
                                       .communicator = communicator,
                                       .overlap_passing = c.overlap};
   RankResult result;
-  for (int i = 0; i <= setup.options.repeat; ++i) {  // the first run pays for page faults
+  // The first of several runs pays for page faults; the fastest counts.
+  for (int i = 0; i <= setup.options.repeat; ++i) {
     cache::SequenceKv kv;
     APB_RETURN_IF_ERROR(communicator.Barrier());
     communicator.Reset();
@@ -273,7 +275,7 @@ absl::Status Run(const Options& options) {
   json results = json::array();
   for (const std::string& strategy : options.strategies) {
     const context_parallel::StrategyInfo* info = context_parallel::FindStrategy(strategy);
-    if (info != nullptr) {  // null: with "+", which ParseCase takes apart
+    if (info != nullptr) {  // null for names with "+", which ParseCase splits
       const absl::Status supported = info->supports(setup.shape, options.ranks);
       if (!supported.ok()) {
         std::printf("%s\n", std::string(supported.message()).c_str());

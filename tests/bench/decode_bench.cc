@@ -1,7 +1,8 @@
-// Speed of decode steps under mpirun, against depth (tokens in the KV cache), batch, and how the
-// ranks share the weights: replicated (each rank multiplies by all) or sliced (each by its part).
+// Goal: the speed of decode steps by depth (tokens in the KV cache), batch size, and use of the
+// weights: replicated (each rank multiplies by all weights) or sliced (each by its slice). Method:
+// times steps under mpirun. The KV cache is filled with random numbers, because the tokens do not
+// matter for time.
 //   mpirun -n 2 decode_bench --shape 1b --depths 0,16384 --batches 1,8 --threads 1
-// The KV cache is filled with random numbers: what the tokens are does not matter for time.
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
@@ -104,7 +105,8 @@ absl::StatusOr<Rank> MakeRank(const Options& options, comm::MpiRuntime& runtime)
   return rank;
 }
 
-// Seconds of `steps` steps of `batch` sequences, each `depth` tokens long before the first.
+// Seconds of options.steps steps of `batch` sequences, which have `depth` tokens before the first
+// step.
 absl::StatusOr<double> Steps(Rank& rank, const Options& options, int64_t depth, int64_t batch,
                              bool sliced) {
   const model::ModelConfig& config = rank.weights->config();
@@ -121,7 +123,7 @@ absl::StatusOr<double> Steps(Rank& rank, const Options& options, int64_t depth, 
   APB_ASSIGN_OR_RETURN(const TensorView logits,
                        logits_memory.Get(DType::kF32, {batch, config.vocab_size}));
   absl::Time start;
-  for (int step = -1; step < options.steps; ++step) {  // the first warms up
+  for (int step = -1; step < options.steps; ++step) {  // step -1 warms up
     if (step == 0) {
       APB_RETURN_IF_ERROR(rank.mesh->all().Barrier());
       start = absl::Now();

@@ -1,7 +1,8 @@
-// Speed of the bare engine under mpirun: prefill and decode tokens per second, time to first token,
-// seconds per phase and bytes per collective of every rank, for lists of lengths and strategies.
+// Goal: the speed of the bare engine, without scheduler and server (tests/bench/serve.sh measures
+// those). Method: runs prompts under mpirun, for lists of lengths and strategies, and prints
+// prefill and decode tokens per second, TTFT, and every rank's seconds per phase and bytes per
+// collective.
 //   mpirun -n 2 engine_bench --shape 125m --lengths 8192,32768 --strategies apb --virtual-hosts 4
-// No scheduler and no server: tests/bench/serve.sh measures those.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
@@ -49,7 +50,7 @@ struct Rank {
   std::unique_ptr<model::Weights> weights;
   std::unique_ptr<model::Decoder> decoder;
   std::unique_ptr<cache::PagedKvCache> cache;
-  int64_t row_cost_pairs = 0;  // of balanced blocks; 0: equal blocks
+  int64_t row_cost_pairs = 0;  // StrategyOptions::row_cost_pairs; 0: shards of equal length
 };
 
 struct Snapshot {
@@ -100,7 +101,7 @@ int HostsOf(std::string_view strategy, const Options& options, int ranks) {
   return ranks * options.virtual_hosts;
 }
 
-// Query-key pairs of one layer that all hosts (and each rank's anchor) look at.
+// Visible query-key pairs of one layer, of all hosts and of each rank's anchor.
 double AttendedPairs(const context_parallel::ShardPlan& plan, int ranks) {
   if (plan.strategy->exact) {
     const double document = static_cast<double>(plan.document_length());
@@ -130,7 +131,7 @@ absl::StatusOr<model::ModelConfig> Configure(const Options& options) {
   return config;
 }
 
-// Largest share of KV slots on one rank over all cases.
+// The most KV slots that a rank needs in any case.
 absl::StatusOr<int64_t> SlotsNeeded(const Options& options, int ranks, int64_t row_cost_pairs) {
   int64_t most = 0;
   for (const std::string& strategy : options.strategies) {
@@ -187,7 +188,7 @@ absl::StatusOr<Rank> MakeRank(const Options& options, comm::MpiRuntime& runtime)
   return rank;
 }
 
-// One batch of new rows of one sequence, and on rank 0 the logits of the last one.
+// Runs one batch of query or decode tokens of one sequence; on rank 0 also the last one's logits.
 absl::Status RunSpans(Rank& rank, executor::TokenBatchAttention& rows, cache::SequenceKv& kv,
                       int64_t document_slots, int64_t position, std::span<const int32_t> tokens,
                       core::Workspace& hidden_memory, core::Workspace& logits_memory) {
@@ -208,8 +209,8 @@ absl::Status RunSpans(Rank& rank, executor::TokenBatchAttention& rows, cache::Se
   return rank.stream->Synchronize();
 }
 
-// Seconds of decoding behind `kv`, whose last token is at position - 1. The tokens themselves do
-// not matter for time; all ranks need the same ones.
+// Decodes tokens after those in `kv`, whose last one is at position - 1. Which tokens does not
+// matter for time, but all ranks need the same ones.
 absl::Status Decode(Rank& rank, const Options& options, executor::TokenBatchAttention& rows,
                     cache::SequenceKv& kv, int64_t document_slots, int64_t position,
                     core::Workspace& hidden, core::Workspace& logits) {
@@ -284,7 +285,7 @@ absl::StatusOr<json> RunCase(Rank& rank, const Options& options, const std::stri
   APB_RETURN_IF_ERROR(Decode(rank, options, rows, kv, document_slots, length, hidden, logits));
   const Snapshot end = Take(rank);
   rank.cache->Release(kv);
-  // The same from an empty cache: what the weights alone cost.
+  // The same with an empty cache: the cost of the weights alone.
   APB_RETURN_IF_ERROR(rank.communicator->Barrier());
   const Snapshot empty = Take(rank);
   APB_RETURN_IF_ERROR(Decode(rank, options, rows, kv, 0, 0, hidden, logits));
@@ -326,7 +327,7 @@ json Summary(const Options& options, const model::ModelConfig& config, const std
           {"by_rank", ranks}};
 }
 
-// The run with the shortest time to the first token, and the fastest decoding of any run.
+// Keeps the run with the shortest TTFT, with the fastest decode rates of any run.
 void KeepBest(json run, json& best) {
   if (best.is_null()) {
     best = std::move(run);
@@ -345,7 +346,7 @@ void PrintHeader() {
 }
 
 void PrintRow(const json& r) {
-  // Phases of the slowest rank; the wait of the others is in their `communicate`.
+  // Prints the phases of the slowest rank: the others' `communicate` includes their waiting.
   const json* slowest = &r["by_rank"][0];
   for (const json& rank : r["by_rank"]) {
     if (rank["prefill"]["attend"] > (*slowest)["prefill"]["attend"]) slowest = &rank;
@@ -391,7 +392,7 @@ absl::Status Run(const Options& options, comm::MpiRuntime& runtime) {
   const bool leader = runtime.rank() == 0;
   if (leader) PrintHeader();
   json results = json::array();
-  // The first run pays for page faults and primitives.
+  // This run pays for page faults and for the creation of oneDNN primitives.
   APB_RETURN_IF_ERROR(RunCase(rank, options, options.strategies[0], options.lengths[0]).status());
   for (const std::string& strategy : options.strategies) {
     for (const int64_t length : options.lengths) {

@@ -1,9 +1,10 @@
-// Accuracy of strategies on prompts with known answers: reads prompts as JSON lines, generates
-// greedily with every configuration (scheduler and step executor in this process, one rank that
-// plays all hosts), and counts exact answers. tests/bench/quality.sh makes the prompts and the
-// table. With `again` another question about the document comes first, and the one that counts
-// starts from its KV. With --answers all of each answer is generated and written to a file, one
-// line after the other, for tasks that are scored otherwise (tests/quality/table.py).
+// Goal: the accuracy of the strategies on prompts with known answers. Method: reads prompts as JSON
+// lines, generates greedily with every configuration (scheduler and step executor in this process,
+// one rank that plays all hosts), and counts exact answers. tests/bench/quality.sh makes the
+// prompts and the table. With `again`, another question about the document comes first, and the
+// question that counts starts from the first one's KV. With --answers, answers are generated to
+// their end and written to a file, one JSON line each, for tasks with other scores
+// (tests/quality/table.py).
 //   engine_quality --model DIR --prompts FILE
 //     --configurations full,apb:retaining_heads:8,star::4,apb:retaining_heads:8:again
 //     --configurations apb:random:8:passing=64,apb:retaining_heads:8:anchor=0
@@ -31,14 +32,14 @@ struct Options {
 };
 
 struct Prompt {
-  schedule::SequenceSpec spec, before;  // the same document with another question
+  schedule::SequenceSpec spec, before;  // `before`: the same document with another question
   std::vector<int32_t> expected;
-  int64_t length = 0;  // nominal; the group in the table
+  int64_t length = 0;  // nominal tokens; the prompt's group in the table
 };
 
 struct Tally {
   int64_t documents = 0, correct = 0;
-  double seconds = 0;  // to the first token, summed
+  double seconds = 0;  // sum of the times to the first token
 };
 
 absl::StatusOr<std::vector<Prompt>> ReadPrompts(const std::string& file) {
@@ -69,8 +70,8 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const std::string& file) {
   return prompts;
 }
 
-// The greedy answer to one prompt, unless `whole` as far as it is right; `seconds` gets the time
-// to its first token.
+// The greedy answer to one prompt. Unless `whole`, generation ends at the first wrong token.
+// `seconds` gets the time to the first token.
 absl::StatusOr<std::vector<int32_t>> Answer(OneRankEngine& e, const schedule::SequenceSpec& spec,
                                             const std::vector<int32_t>& expected,
                                             const Configuration& configuration, uint64_t id,
@@ -93,7 +94,7 @@ absl::StatusOr<std::vector<int32_t>> Answer(OneRankEngine& e, const schedule::Se
       if (event.kind != schedule::Event::Kind::kToken) continue;
       if (answer.empty()) *seconds = absl::ToDoubleSeconds(absl::Now() - start);
       answer.push_back(event.token.token);
-      if (!whole && answer.back() != expected[answer.size() - 1])  // wrong already
+      if (!whole && answer.back() != expected[answer.size() - 1])  // the answer is wrong
         e.scheduler->Cancel(SequenceId{id}, absl::Now());
     }
   } while (!e.scheduler->idle());

@@ -1,5 +1,6 @@
-// kernels_bench: speed of the CPU kernels next to the ceilings of the machine, measured in the same
-// run (dot-product loops and a memory read sweep). Prints a table; --json FILE writes the same.
+// Goal: the speed of the CPU kernels as a fraction of the machine's ceilings. Method: measures the
+// ceilings (dot-product loops and a sweep of memory reads) and the kernels in the same run. Prints
+// a table; --json FILE writes the same numbers.
 #include <immintrin.h>
 #include <omp.h>
 
@@ -49,7 +50,7 @@ class Bench {
   Backend& backend() { return *backend_; }
   Stream& stream() { return *stream_; }
 
-  // Best seconds of one call over the repeats.
+  // Seconds of the fastest call.
   double Seconds(const std::function<void()>& call, int least_repeats = 1) {
     call();
     double best = 1e30;
@@ -60,7 +61,7 @@ class Bench {
     }
     return best;
   }
-  // Work per call in units of 1e9.
+  // 1e9 units of work per second, if a call does `work` units.
   double Rate(double work, const std::function<void()>& call, int least_repeats = 1) {
     return work / Seconds(call, least_repeats) / 1e9;
   }
@@ -90,7 +91,7 @@ class Bench {
     }
     view.data = buffer->data();
     buffers_.push_back(*std::move(buffer));
-    if (IsBlockType(dtype)) {  // all blocks alike
+    if (IsBlockType(dtype)) {  // all blocks are the same
       float weights[kBlockLength];
       for (int i = 0; i < kBlockLength; ++i) weights[i] = static_cast<float>(i * 7 % 16) - 7.5f;
       const int64_t bytes = BytesOf(dtype, kBlockLength);
@@ -98,7 +99,7 @@ class Bench {
         EncodeBlocks(weights, kBlockLength, dtype, view.as<char>() + i * bytes);
       return view;
     }
-    // A short period is enough: no kernel's time depends on the values of finite numbers.
+    // Numbers of low quality are enough: no kernel's time depends on the values of finite numbers.
     uint32_t state = 12345;
     for (int64_t i = 0; i < view.numel(); ++i) {
       state = state * 1664525u + 1013904223u;
@@ -158,7 +159,8 @@ struct Ceilings {
 };
 
 constexpr int64_t kLoops = 2000000;
-constexpr int kCeilingRepeats = 50;  // a ceiling that a neighbour lowered flatters every kernel
+// Many repeats: a ceiling that another process has lowered would flatter every kernel.
+constexpr int kCeilingRepeats = 50;
 
 __attribute__((target("avx512f"))) float FmaLoop() {
   __m512 acc[16];
@@ -233,7 +235,7 @@ __attribute__((target("amx-tile,amx-bf16"))) float AmxLoop() {
   _tile_release();
   return 0;
 }
-// Four streams at once with prefetches: one stream reaches two thirds of that.
+// Reads four streams at once, with prefetches: a single stream reaches two thirds of their rate.
 __attribute__((target("avx2"))) int64_t ReadSweep(const char* data, int64_t bytes) {
   __m256i sums[4] = {};
   const int64_t quarter = bytes / 4;
@@ -308,7 +310,7 @@ const char* TypeName(DType dtype) {
   if (IsBlockType(dtype)) return dtype == DType::kI8Block ? "int8" : "int4";
   return dtype == DType::kBF16 ? "bf16" : "f32";
 }
-// Of x and the output, for weights of that type.
+// The type of x and of the output for weights of type `weights`.
 DType ActivationsOf(DType weights) { return IsBlockType(weights) ? DType::kBF16 : weights; }
 constexpr DType kWeightTypes[] = {DType::kBF16, DType::kF32, DType::kI8Block, DType::kI4Block};
 
@@ -334,7 +336,7 @@ void LinearFamily(Bench& bench, const Ceilings& c) {
   }
 }
 
-// Few rows: the time of reading the weights, from more of them than the caches hold.
+// Few rows: reading the weights bounds the time. There are more weights than the caches hold.
 void SkinnyFamily(Bench& bench, const Ceilings& c) {
   for (DType dtype : kWeightTypes) {
     for (int64_t in : {768, 2048}) {
@@ -408,7 +410,7 @@ void PagedCase(Bench& bench, const Ceilings& c, DType dtype, int64_t heads, int6
                    at = bench.Tensor(DType::kI32, {slots}),
                    q_at = bench.Tensor(DType::kI32, {sequences * rows});
   for (int64_t i = 0; i < sequences * rows; ++i) q_at.as<int32_t>()[i] = slots;
-  // Blocks in an order that the hardware cannot guess.
+  // The order of the blocks defeats the hardware's prefetcher.
   std::vector<int32_t> table(blocks);
   for (int64_t i = 0; i < blocks; ++i) table[i] = static_cast<int32_t>(i * 7919 % blocks);
   std::vector<PagedRows> spans(sequences);
@@ -475,7 +477,7 @@ void SampleFamily(Bench& bench) {
     for (const int64_t rows : {1, 16}) {
       const TensorView logits = bench.Tensor(DType::kF32, {rows, vocab}),
                        tokens = bench.Tensor(DType::kI32, {rows});
-      for (int64_t i = 0; i < logits.numel(); ++i) logits.as<float>()[i] *= 12;  // a usual range
+      for (int64_t i = 0; i < logits.numel(); ++i) logits.as<float>()[i] *= 12;  // a typical range
       const std::vector<SampleRow> arguments(rows, kind.row);
       const double seconds = bench.Seconds([&] {
         bench.backend().Sample({.logits = logits, .rows = arguments.data(), .tokens = tokens},

@@ -1,4 +1,4 @@
-// What benches under mpirun do after their options are read.
+// The main function of benches under mpirun, after their options have been read.
 #pragma once
 
 #include <algorithm>
@@ -10,8 +10,8 @@
 
 namespace apb::bench {
 
-// Runs run(options, runtime) on every rank; the exit code of the program. options.threads 0 becomes
-// the cores of this machine divided by its ranks.
+// Calls run(options, runtime) on every rank and returns the program's exit code. options.threads 0
+// becomes this machine's cores divided by its ranks.
 template <typename Options, typename Function>
 int RunUnderMpi(int argc, char** argv, const char* name, Options& options, const Function& run) {
   auto runtime = comm::MpiRuntime::Start(&argc, &argv);

@@ -1,8 +1,8 @@
-// Ranks as threads of one machine that are timed as if each had a device of its own: a rank
-// computes only while it has the turn, and gives the turn up while it waits in a collective. So its
-// compute time is measured alone. What the links would take is a model, told by LinkModel: every
-// rank has a clock that its compute moves on, and a collective ends, for each rank, when the others
-// have begun it and the messages have arrived.
+// Times ranks, which are threads of one machine, as if each had a device of its own. A rank
+// computes only while it has the turn, and gives the turn up while it waits in a collective; so its
+// compute time is measured alone. The time of the links is modelled (LinkModel). Every rank has a
+// clock that advances with its compute. A collective ends for a rank when the other ranks have
+// begun it and the messages have arrived.
 #pragma once
 
 #include <memory>
@@ -10,18 +10,19 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "engine/comm/communicator.h"
+#include "tests/engine/comm/communicator_decorator.h"
 
 namespace apb::bench {
 
-// A message of b bytes takes latency + b / bytes_per_second and has the link for itself;
-// collectives send one message to each other rank, one after the other.
+// A message of b bytes takes latency + b / bytes_per_second and has the link to itself. A
+// collective sends one message to each other rank, one after the other.
 struct LinkModel {
   double latency_seconds = 20e-6;
   double bytes_per_second = 5e9;
 };
 
-// What the ranks of one group share.
+// The state that the ranks of one group share: the turn, and the clocks at which each operation
+// began. Thread-safe.
 class Rehearsal {
  public:
   Rehearsal(int ranks, LinkModel links) : ranks_(ranks), links_(links) {}
@@ -31,8 +32,9 @@ class Rehearsal {
   double MessageSeconds(int64_t bytes) const {
     return links_.latency_seconds + static_cast<double>(bytes) / links_.bytes_per_second;
   }
-  // When each rank began operation `number`.
+  // Rank `rank` begins operation `number` at time `clock`.
   void Begin(uint64_t number, int rank, double clock);
+  // By rank, the times at which operation `number` began.
   std::vector<double> Begun(uint64_t number) const;
 
  private:
@@ -43,60 +45,35 @@ class Rehearsal {
   std::vector<std::vector<double>> begun_ ABSL_GUARDED_BY(mutex_);  // by operation, by rank
 };
 
-// Of one rank; belongs to the thread that made it. CPU seconds of that thread are what counts as
-// compute, so the backend must have one thread.
-class OneDeviceCommunicator : public comm::Communicator {
+// One rank's communicator. Only the thread that made it may use it. Compute is that thread's CPU
+// seconds, so the backend must have one thread.
+class OneDeviceCommunicator : public comm::CommunicatorDecorator {
  public:
-  // Waits for the turn. References must outlive it.
+  // Waits for the turn. The references must outlive the communicator.
   OneDeviceCommunicator(comm::Communicator& inner, Rehearsal& rehearsal);
   ~OneDeviceCommunicator() override;
 
   double compute_seconds() const { return compute_seconds_; }  // up to the last collective
   double clock() const { return clock_; }                      // the same, waiting included
-  // Counts what was computed since; and clock and counters from zero.
+  // Counts the compute since the last collective.
   void Settle();
+  // Sets clock and compute to zero.
   void Reset();
 
-  int rank() const override { return inner_.rank(); }
-  int size() const override { return inner_.size(); }
-  bool recordable() const override { return false; }
-  absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
-                         kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<comm::Pending>> StartAllGather(const kernels::TensorView& send,
-                                                                const kernels::TensorView& recv,
-                                                                kernels::Stream& stream) override;
-  absl::Status AllGatherV(const kernels::TensorView& send, const kernels::TensorView& recv,
-                          std::span<const int64_t> counts, kernels::Stream& stream) override;
-  absl::Status AllReduce(const kernels::TensorView& data, comm::ReduceOp op,
-                         kernels::Stream& stream) override;
-  absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
-                        kernels::Stream& stream) override;
-  absl::Status SendRecv(const kernels::TensorView& send, int target,
-                        const kernels::TensorView& recv, int source,
-                        kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<comm::Pending>> StartSendRecv(const kernels::TensorView& send,
-                                                               int target,
-                                                               const kernels::TensorView& recv,
-                                                               int source,
-                                                               kernels::Stream& stream) override;
-  absl::Status Broadcast(const kernels::TensorView& data, int root,
-                         kernels::Stream& stream) override;
   absl::Status Barrier() override;
-  void Abort(std::string reason) override { inner_.Abort(std::move(reason)); }
-  comm::CommunicatorStats stats() const override { return inner_.stats(); }
 
  private:
   class OneDevicePending;
-  // Runs a blocking collective without the turn; it ends `seconds` after the last rank has begun.
-  template <typename Call>
-  absl::Status Collective(double seconds, Call call);
-  // Without the turn: waits for `inner`; the clock is then at least `arrival`.
+  absl::StatusOr<std::unique_ptr<comm::Pending>> DoStart(const comm::Collective& collective,
+                                                         kernels::Stream& stream) override;
+  // Calls wait() without the turn. Afterwards the clock is at least arrival().
   template <typename Wait, typename Arrival>
   absl::Status WaitWithoutTurn(Wait wait, Arrival arrival);
   uint64_t BeginOperation();
+  // The time at which the messages of operation `number`, which its ranks have begun, arrive.
+  double ArrivalOf(uint64_t number, const comm::Collective& collective) const;
   double ToAll(int64_t bytes) const { return (size() - 1) * rehearsal_.MessageSeconds(bytes); }
 
-  comm::Communicator& inner_;
   Rehearsal& rehearsal_;
   double compute_seconds_ = 0, clock_ = 0, counted_ = 0;  // counted_: CPU seconds of the thread
   uint64_t next_ = 0;

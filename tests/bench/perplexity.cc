@@ -1,5 +1,5 @@
-// What quantized weights cost in accuracy: the perplexity of texts under a model, with each way of
-// quantizing it, and how often the likeliest token is the one of the first way.
+// Goal: the accuracy of quantized weights. Method: computes the perplexity of texts under a model
+// for each quantization, and how often its likeliest token is that of the first quantization.
 // tests/bench/quantization.sh makes the texts and the table.
 //   perplexity --model DIR --texts FILE --quantize none,int8,int4
 #include <CLI/CLI.hpp>
@@ -42,12 +42,12 @@ absl::StatusOr<std::vector<Tokens>> ReadTexts(const std::string& file) {
 }
 
 struct Sums {
-  double nats = 0;  // of all tokens but the first of each text
+  double nats = 0;  // sum over all predicted tokens: all but the first of each text
   int64_t tokens = 0;
-  Tokens likeliest;  // one for each
+  Tokens likeliest;  // the likeliest token at each prediction
 };
 
-// Adds a text, whose tokens are predicted from all before them.
+// Adds a text to the sums. Each token is predicted from all tokens before it.
 void Add(const std::vector<float>& logits, const Tokens& text, Sums& sums) {
   const size_t vocabulary = logits.size() / text.size();
   for (size_t i = 0; i + 1 < text.size(); ++i) {

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Prefill and decode speed of the engine on random weights, as a table (and JSON). Builds what is missing.
+# Goal: the engine's prefill and decode speed. Method: runs engine_bench under mpirun, with random weights or a checkpoint;
+# prints a table (and JSON). Builds the bench if necessary.
 #   --shape 125m --lengths 2048,32768 --strategies full,apb,star --ranks 2 --virtual-hosts 4 --threads N
 #   --weights random|DIR --json FILE; other arguments go to engine_bench (`--help` lists them)
-# `full` runs on one rank that has all cores; --threads is per rank of the others.
+# `full` runs on one rank with all cores. --threads is the number per rank for the other strategies.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 ranks=2 strategies=full,apb,star lengths=2048,8192,32768 weights=random json="" threads=0 args=()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Accuracy of the strategies on the gauge model; writes the table of docs/benchmarks/quality.md. Builds what is missing. A run
-# that was stopped goes on where it was.
+# Goal: the accuracy of the strategies on the gauge model. Method: runs tests/quality/table.py, which writes the table of
+# docs/benchmarks/quality.md. Builds engine_quality if necessary. A run that was stopped continues where it stopped.
 #   --documents 100 --lengths 8192,16384,32768 --hosts 4,8,16 --results FILE (tests/quality/table.py --help lists all)
 #   APB_TEST_PYTHON  a Python with the `tokenizers` package; default: the one that tests/run.sh makes, else python3
 set -euo pipefail

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""What quantized weights cost in accuracy: the perplexity of texts of this machine under a checkpoint, and the demo
-model's answers about long documents, with --quantize none, int8 and int4; writes docs/benchmarks/quantization.md. Needs the
-`tokenizers` package; tests/bench/quantization.sh calls it.
+"""The accuracy of quantized weights: perplexity of texts, and answers about long documents.
+
+Goal: the loss of accuracy by --quantize int8 and int4. Method: the perplexity of texts of this machine under a
+checkpoint, and the demo model's answers about long documents, with --quantize none, int8 and int4; writes
+docs/benchmarks/quantization.md. Needs the `tokenizers` package. tests/bench/quantization.sh calls it.
 """
 import argparse
 import json
@@ -28,8 +30,8 @@ def texts(windows, window, encode, first):
                 text = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError):
                 continue
-            ids = first + encode(text[2000:2000 + 12 * window])[:window - len(first)]  # behind titles and lists of names
-            if len(ids) == window and ids not in found:  # packages have files in common
+            ids = first + encode(text[2000:2000 + 12 * window])[:window - len(first)]  # skips titles and lists of names
+            if len(ids) == window and ids not in found:  # some packages contain the same file
                 found.append(ids)
             if len(found) == count:
                 break
@@ -59,7 +61,7 @@ def perplexities(args, folder):
 
 
 def prompts(args, encode, bos, eos):
-    """Documents with hidden facts and a question about one of them, as the server splits a chat of two user messages."""
+    """Documents with hidden facts, and a question about one of them, split as the server splits a chat of two user messages."""
     for length in args.lengths:
         for i in range(args.documents):
             depth = (i + 0.5) / args.documents
@@ -71,7 +73,7 @@ def prompts(args, encode, bos, eos):
 
 
 def answers(args, folder):
-    """Of the demo model, by way: {length: how many are right, word for word}."""
+    """The demo model's results by way of quantization: {length: engine_quality's row, with the number of exact answers}."""
     from tokenizers import Tokenizer
     demo = ROOT / "tests" / "reference_model" / "checkpoint"
     tokenizer = Tokenizer.from_file(str(demo / "tokenizer.json"))

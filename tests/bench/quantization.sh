@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What quantized weights cost in accuracy: perplexity of a real model (tests/real_model) and answers of the demo model;
-# writes docs/benchmarks/quantization.md. Builds what is missing.
+# Goal: the accuracy of quantized weights. Method: the perplexity of a real model (tests/real_model) and the demo model's
+# answers, without and with quantization; writes docs/benchmarks/quantization.md. Builds the programs if necessary.
 #   --windows 16 --window 512 --documents 8 --lengths 8192 --json FILE (quantization.py --help lists all)
-#   MODEL  another checkpoint than that of tests/real_model
+#   MODEL  a checkpoint instead of that of tests/real_model
 #   APB_TEST_PYTHON  a Python with the `tokenizers` package; default: the one that tests/run.sh makes, else python3
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)

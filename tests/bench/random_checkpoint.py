@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""A checkpoint of random bf16 weights: random_checkpoint.py --shape 125m DIR. The text half is the demo model's.
+"""Writes a checkpoint of random bf16 weights: random_checkpoint.py --shape 125m DIR
 
-The engine's speed depends on shapes only; this lets the whole server be measured at sizes for which no weights are
-committed. Python's standard library only.
+Goal: the whole server can be measured at sizes for which no weights are committed, because its speed depends on shapes
+only. Method: random weights, with the demo model's tokenizer. Python's standard library only.
 """
 import argparse
 import array
@@ -12,7 +12,7 @@ import random
 import shutil
 import struct
 
-# Layers, hidden size, query heads, KV heads, head size, MLP size, vocabulary. As in bench_shapes.cc.
+# Layers, hidden size, query heads, KV heads, head size, MLP size, vocabulary; as in bench_shapes.cc.
 SHAPES = {
     "tiny": (4, 256, 4, 2, 64, 512, 2048),
     "125m": (12, 768, 12, 4, 64, 2048, 32000),
@@ -72,7 +72,7 @@ def write(shape, folder):
                 tables[mean, deviation] = memoryview(numbers).cast("B")
             table = tables[mean, deviation]
             left = header[name]["data_offsets"][1] - header[name]["data_offsets"][0]
-            while left > 0:  # each run begins elsewhere in the table: no two rows are equal
+            while left > 0:  # each run begins at a random place of the table, so that no two rows are equal
                 run = table[2 * rng.randrange(len(normal)):][:left]
                 out.write(run)
                 left -= len(run)

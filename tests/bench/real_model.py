@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Speed of the engine on SmolLM2-135M-Instruct, beside llama.cpp's or its kin's where there is one, as a table (and JSON).
+"""Speed of the engine on SmolLM2-135M-Instruct, and of llama.cpp if LLAMA_BENCH is set, as a table (and JSON).
 
   tests/real_model/prepare.sh && cmake --build build/release --target engine_bench && tests/bench/real_model.py
   LLAMA_BENCH=/path/to/llama-bench PEER_MODELS=f16=smollm2-f16.gguf,Q4_1=smollm2-q4_1.gguf tests/bench/real_model.py
 
-One rank with --threads threads. Each round measures every case of ours and of the peer in turn, so that both see the same
-machine; a figure is the best of the rounds. `prefill` is prompt tokens / time to the first token's logits; `decode` is
-the mean of --decode-tokens tokens, behind an empty cache and behind the longest prompt. Prompts leave room for these
-tokens in the model's 8,192. Python's standard library only.
+Method: one rank with --threads threads. Each round measures all our cases and all of the peer's in turn, so that both
+see the machine in the same state; a figure is the best of the rounds. `prefill` is prompt tokens / time to the first
+token's logits. `decode` is the mean over --decode-tokens tokens, with an empty cache and after the longest prompt.
+Prompts leave room for these tokens in the model's 8,192. Python's standard library only.
 """
 import argparse
 import json
@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class OurEngine:
-    """engine_bench with one strategy; what it measures is named as in the table."""
+    """engine_bench with one strategy. The figures that it measures have the names of the table."""
 
     def __init__(self, args, name, flags, strategy="full"):
         self.name = f"{name} {strategy}" if strategy != "full" else name
@@ -84,7 +84,7 @@ def subjects(args):
 
 
 def measure_all(args, chosen):
-    """name of the subject -> name of the figure -> tokens per second, the best of the rounds."""
+    """Tokens per second, the best of the rounds, by name of the subject and name of the figure."""
     best = {subject.name: {} for subject in chosen}
     for number in range(args.rounds):
         for length in args.lengths:

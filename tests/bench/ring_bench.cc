@@ -1,10 +1,10 @@
-// What the rings overlap, and what batches gain, under mpirun.
+// Goal: how much communication the rings hide, and how much time batches save. Runs under mpirun.
 //   mpirun -n 2 ring_bench --shape 125m --lengths 2048,8192 --prefixes 0,8192
-// Overlap: seconds of one layer of a prefill of `length` tokens behind `prefix` cached ones, as it
-// is; without its messages (compute alone); and its messages with nothing between them
-// (communication alone); what of those the layer shows. Ranks of one machine exchange by memory, so
-// --link-gbit makes a transfer as slow as on a link of that speed.
-// Batches: seconds for the same short documents, so many of them in one prefill.
+// Overlap: seconds of one layer of a prefill of `length` tokens after `prefix` cached ones; of the
+// layer without its messages (compute alone); and of its messages alone. The exposed time is the
+// layer's minus compute's. Ranks of one machine exchange messages through memory, so --link-gbit
+// makes a transfer as slow as on a link of that speed.
+// Batches: seconds for the same short documents, by the number of documents in one prefill.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -18,6 +18,7 @@
 #include "engine/executor/document_prefill.h"
 #include "tests/bench/bench_shapes.h"
 #include "tests/bench/mpi_bench.h"
+#include "tests/engine/comm/communicator_decorator.h"
 
 namespace apb::bench {
 namespace {
@@ -35,75 +36,34 @@ struct Options {
   double link_gbit = 0;
 };
 
-// Passes everything on, and remembers the transfers between neighbours; or keeps those to itself.
-// With a link speed a transfer is not there before its bytes could be.
-class WatchedCommunicator : public comm::Communicator {
+// Forwards every collective, and records the transfers between neighbours. If `mute`, transfers are
+// dropped. With a link speed, a transfer ends no earlier than its bytes could have arrived.
+class WatchedCommunicator : public comm::CommunicatorDecorator {
  public:
   struct Transfer {
     int64_t sent = 0, received = 0;  // bytes
     int target = 0, source = 0;
   };
   WatchedCommunicator(comm::Communicator& real, double link_gbit)
-      : real_(real), seconds_per_byte_(link_gbit > 0 ? 8e-9 / link_gbit : 0) {}
+      : CommunicatorDecorator(real), seconds_per_byte_(link_gbit > 0 ? 8e-9 / link_gbit : 0) {}
   bool mute = false;
   std::vector<Transfer> transfers;
 
-  int rank() const override { return real_.rank(); }
-  int size() const override { return real_.size(); }
-  bool recordable() const override { return false; }
-  absl::StatusOr<std::unique_ptr<comm::Pending>> StartSendRecv(const TensorView& send, int target,
-                                                               const TensorView& recv, int source,
-                                                               kernels::Stream& stream) override {
-    if (mute) return std::unique_ptr<comm::Pending>(std::make_unique<Nothing>());
-    const auto bytes = [](const TensorView& view) {
-      return view.numel() * static_cast<int64_t>(SizeOf(view.dtype));
-    };
-    transfers.push_back({bytes(send), bytes(recv), target, source});
-    auto delayed = std::make_unique<Delayed>();
-    APB_ASSIGN_OR_RETURN(delayed->real, real_.StartSendRecv(send, target, recv, source, stream));
-    const double bytes_most = static_cast<double>(std::max(bytes(send), bytes(recv)));
-    // One transfer after the other in each direction.
-    link_free_ = std::max(link_free_, absl::Now()) + absl::Seconds(bytes_most * seconds_per_byte_);
-    delayed->ready = link_free_;
-    return std::unique_ptr<comm::Pending>(std::move(delayed));
-  }
-  absl::Status SendRecv(const TensorView& send, int target, const TensorView& recv, int source,
-                        kernels::Stream& stream) override {
-    APB_ASSIGN_OR_RETURN(auto pending, StartSendRecv(send, target, recv, source, stream));
-    return pending->Wait(stream);
-  }
-  absl::Status AllGather(const TensorView& send, const TensorView& recv,
-                         kernels::Stream& stream) override {
-    return real_.AllGather(send, recv, stream);
-  }
-  absl::StatusOr<std::unique_ptr<comm::Pending>> StartAllGather(const TensorView& send,
-                                                                const TensorView& recv,
-                                                                kernels::Stream& stream) override {
-    return real_.StartAllGather(send, recv, stream);
-  }
-  absl::Status AllGatherV(const TensorView& send, const TensorView& recv,
-                          std::span<const int64_t> counts, kernels::Stream& stream) override {
-    return real_.AllGatherV(send, recv, counts, stream);
-  }
-  absl::Status AllReduce(const TensorView& data, comm::ReduceOp op,
-                         kernels::Stream& stream) override {
-    return real_.AllReduce(data, op, stream);
-  }
-  absl::Status AllToAll(const TensorView& send, const TensorView& recv,
-                        kernels::Stream& stream) override {
-    return real_.AllToAll(send, recv, stream);
-  }
-  absl::Status Broadcast(const TensorView& data, int root, kernels::Stream& stream) override {
-    return real_.Broadcast(data, root, stream);
-  }
-  absl::Status Barrier() override { return real_.Barrier(); }
-  void Abort(std::string reason) override { real_.Abort(std::move(reason)); }
-  comm::CommunicatorStats stats() const override { return real_.stats(); }
-
  private:
-  struct Nothing : comm::Pending {
-    absl::Status Wait(kernels::Stream&) override { return absl::OkStatus(); }
-  };
+  absl::StatusOr<std::unique_ptr<comm::Pending>> DoStart(const comm::Collective& c,
+                                                         kernels::Stream& stream) override {
+    if (c.kind != comm::Collective::Kind::kSendRecv) return inner().Start(c, stream);
+    if (mute) return std::make_unique<comm::DonePending>();
+    const int64_t sent = comm::BytesOf(c.send), received = comm::BytesOf(c.recv);
+    transfers.push_back({sent, received, c.target, c.source});
+    auto delayed = std::make_unique<Delayed>();
+    APB_ASSIGN_OR_RETURN(delayed->real, inner().Start(c, stream));
+    // The link carries one transfer after the other in each direction.
+    link_free_ = std::max(link_free_, absl::Now()) +
+                 absl::Seconds(static_cast<double>(std::max(sent, received)) * seconds_per_byte_);
+    delayed->ready = link_free_;
+    return delayed;
+  }
   struct Delayed : comm::Pending {
     absl::Status Wait(kernels::Stream& stream) override {
       APB_RETURN_IF_ERROR(real->Wait(stream));
@@ -113,7 +73,6 @@ class WatchedCommunicator : public comm::Communicator {
     std::unique_ptr<comm::Pending> real;
     absl::Time ready;
   };
-  comm::Communicator& real_;
   const double seconds_per_byte_;
   absl::Time link_free_ = absl::InfinitePast();
 };
@@ -140,14 +99,15 @@ absl::StatusOr<Rank> MakeRank(const Options& options, comm::MpiRuntime& runtime)
   APB_ASSIGN_OR_RETURN(rank.backend, kernels::CreateCpuBackend({.threads = options.threads}));
   APB_ASSIGN_OR_RETURN(rank.stream, rank.backend->NewStream());
   APB_ASSIGN_OR_RETURN(model::ModelConfig config, NamedShape(options.shape));
-  config.layers = 3;  // two that compute all, and the last
+  config.layers = 3;  // two whole layers, and the last one, which only stores K and V
   APB_ASSIGN_OR_RETURN(rank.weights, model::Weights::Random(config, 1, 0, *rank.backend));
   APB_ASSIGN_OR_RETURN(rank.decoder, model::Decoder::Create(*rank.weights, *rank.backend));
   const int64_t longest = *std::max_element(options.lengths.begin(), options.lengths.end()) +
                           *std::max_element(options.prefixes.begin(), options.prefixes.end());
   const int64_t tokens = std::max(longest, options.documents * options.document_length);
   constexpr int64_t kBlock = 32;
-  // A share, a part of a block for each document, and the copy of one when a prefix is forked.
+  // Blocks for the rank's tokens, a partly filled one for each document, and some for the copy that
+  // forking a prefix makes.
   APB_ASSIGN_OR_RETURN(rank.cache,
                        cache::PagedKvCache::Create(
                            {.layers = config.layers,
@@ -186,7 +146,7 @@ absl::StatusOr<std::unique_ptr<executor::DocumentPrefill>> Start(
 
 double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
 
-// Seconds for the second layer of a prefill.
+// Seconds of the second layer of a prefill.
 absl::StatusOr<double> TimeLayer(Rank& rank, const std::string& strategy,
                                  const std::vector<int32_t>& document, int64_t cached,
                                  const cache::SequenceKv& prefix, bool mute) {
@@ -205,7 +165,7 @@ absl::StatusOr<double> TimeLayer(Rank& rank, const std::string& strategy,
   return seconds;
 }
 
-// The transfers of the layer before, one behind the other.
+// Seconds of the recorded transfers of the last layer, one after the other.
 absl::StatusOr<double> TimeTransfers(Rank& rank) {
   int64_t most = 1;
   const std::vector<WatchedCommunicator::Transfer> transfers = rank.watched->transfers;
@@ -255,7 +215,7 @@ absl::StatusOr<json> Overlap(Rank& rank, const Options& options, const std::stri
               {"bytes_sent", bytes},        {"exposed_seconds", layer - compute}};
 }
 
-// Seconds for all documents through all layers, `together` of them in one prefill.
+// Seconds of the prefill of all documents, `together` of them at a time.
 absl::StatusOr<json> Batches(Rank& rank, const Options& options, const std::string& strategy,
                              int64_t together) {
   double best = 1e9;

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Load generator: sends streamed completions to a running server and prints TTFT, ITL and percentiles.
 
-serve.py --url http://127.0.0.1:8000 --lengths 128,8192 --concurrency 1,8. Prompts are token ids, so lengths are exact, and
-generation ignores the end token, so every request has --max-tokens. `overhead` is what lies between the client's clock and
-the workers' own: TTFT minus queue and prefill time, and the time of a token minus the workers' decode time. Python's
-standard library only; the client itself is one process and costs about 0.05 ms a token.
+    serve.py --url http://127.0.0.1:8000 --lengths 128,8192 --concurrency 1,8
+
+Prompts are token ids, so lengths are exact. Generation ignores the end token, so every request has --max-tokens tokens.
+`overhead` is the difference between the client's times and the workers': TTFT minus queue and prefill time, and the time
+per token minus the workers' decode time. Python's standard library only. The client is one process and costs about
+0.05 ms per token.
 """
 import argparse
 import asyncio
@@ -21,7 +23,7 @@ class Result:
         self.tokens = []  # arrival times
         self.timings = None
         self.error = None
-        self.second = None  # the turn that followed
+        self.second = None  # the Result of the second turn (--follow-up)
 
     def ttft(self):
         return (self.tokens[0] - self.start) * 1e3
@@ -31,7 +33,7 @@ class Result:
 
 
 async def read_events(reader):
-    """The data of the server-sent events of a chunked response."""
+    """Yields the data of each server-sent event of a chunked response."""
     buffer = b""
     while True:
         size = int((await reader.readline()).split(b";")[0], 16)
@@ -108,7 +110,7 @@ def summary(results, seconds, length, concurrency, strategy):
 
 
 async def measure(args, address, length, concurrency, strategy, model, vocabulary):
-    rng = random.Random(f"{args.seed} {length} {concurrency} {strategy}")  # no two lines share a prefix
+    rng = random.Random(f"{args.seed} {length} {concurrency} {strategy}")  # prompts of two lines share no prefix
     queue = list(range(args.requests or 4 * concurrency))
     results = []
 

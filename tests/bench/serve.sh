@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Speed of the whole server: starts one with its ranks and sends it load. A table (and JSON).
-#   --weights random|DIR (the demo model)  --shape 125m: with random weights
-#   --ranks 2  --virtual-hosts 4  --threads N: of a rank  --url URL: measure that server instead
+# Goal: the speed of the whole server. Method: starts a server with its ranks and sends it requests (serve.py); prints a
+# table (and JSON).
+#   --weights random|DIR (default: the demo model)  --shape 125m (of random weights)
+#   --ranks 2  --virtual-hosts 4  --threads N (per rank)  --url URL (measures that server instead)
 #   --lengths 128,2048  --concurrency 1,4  --strategies auto,full,apb  --max-tokens 32  --json FILE: see serve.py --help
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)

@@ -1,5 +1,6 @@
-// A checkpoint's chat template and, behind a zero byte, messages as JSON. What is rendered is cut
-// into pieces that are the whole text.
+// Goal: no chat template crashes the parser or the renderer. Method: an input is a checkpoint's
+// chat template and, after a zero byte, messages as JSON. Property: the segments of a rendered
+// prompt add up to its text.
 #include "server/text/chat_template.h"
 #include "tests/fuzz/fuzz_target.h"
 

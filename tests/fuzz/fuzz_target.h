@@ -1,6 +1,6 @@
-// What a fuzz target gives: one function that takes whatever bytes, and inputs to begin with. It is
-// linked twice: with replay_main.cc into a program that CTest runs, and (APB_FUZZ, Clang) with
-// libFuzzer.
+// The interface of a fuzz target: a function that takes any bytes, and inputs to start from. Each
+// target is linked twice: with replay_main.cc into a program that CTest runs, and (APB_FUZZ, Clang)
+// with libFuzzer.
 #pragma once
 
 #include <cstdio>
@@ -11,12 +11,12 @@
 
 namespace apb::fuzz {
 
-// Valid inputs. They are made here, not stored, so that they do not go stale with the format.
+// Valid inputs. They are made by code, not stored, so that they follow changes of the format.
 std::vector<std::string> Seeds();
-// Whether the code under test accepted `input`. Stops the process where a property does not hold.
+// Whether the code under test accepted `input`. Aborts the process if a property does not hold.
 bool Accepts(std::string_view input);
 
-// A property of the code under test.
+// Checks a property of the code under test.
 #define APB_PROPERTY(condition)                                                           \
   do {                                                                                    \
     if (!(condition)) {                                                                   \

@@ -1,5 +1,5 @@
-// The JSON body of an HTTP request, as each endpoint reads it. What is refused is the client's
-// fault and says what is wrong.
+// Goal: no request body crashes the codec. Method: an input is the JSON body of an HTTP request,
+// read as each endpoint reads it. Property: a refusal is an error of the client, with a message.
 #include "engine/base/json_reader.h"
 #include "server/http/openai_codec.h"
 #include "tests/fuzz/fuzz_target.h"
@@ -33,7 +33,7 @@ bool IsAccepted(const absl::StatusOr<Result>& result) {
 bool Accepts(std::string_view input) {
   const auto body = base::ParseJsonObject(input, "the body");
   if (!IsAccepted(body)) return false;
-  // Each endpoint takes every body, so none may be left out when another one has accepted.
+  // Every endpoint parses every body, even if another one has already accepted it.
   const bool accepted[] = {
       IsAccepted(http_api::ParseCompletion(*body)), IsAccepted(http_api::ParseChat(*body)),
       IsAccepted(http_api::ParseNewContext(*body)), IsAccepted(http_api::ParseTokenize(*body)),

@@ -1,9 +1,9 @@
-// Goal: no bytes from outside crash what parses them, and properties of what is accepted hold; run
-// everywhere, without a fuzzer. Method: the target's seeds, which must be accepted, then so many
-// mutations of them from a fixed seed, then the files that are named.
+// Goal: no bytes from outside crash a parser, and accepted inputs have the target's properties;
+// runs everywhere, without a fuzzer. Method: runs the target's seeds, which must be accepted, then
+// N mutations of them from a fixed random seed, then the named files.
 //
-//   x_fuzz_replay [--mutations N] [FILE ...]   FILE: for example what libFuzzer has found
-//   x_fuzz_replay --write FOLDER               the seeds as files, to begin a libFuzzer corpus with
+//   x_fuzz_replay [--mutations N] [FILE ...]   FILE: for example an input that libFuzzer has found
+//   x_fuzz_replay --write FOLDER               writes the seeds as files, for a libFuzzer corpus
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -17,7 +17,8 @@
 
 namespace {
 
-// Overwrites a byte, cuts, doubles, or sets in a piece of another seed.
+// Mutates an input up to four times: changes a byte or a bit, cuts or doubles a piece, or inserts a
+// piece of another seed.
 std::string Mutated(std::mt19937& rng, std::string input, const std::string& other) {
   for (unsigned i = 0; i < 1 + rng() % 4 && !input.empty(); ++i) {
     const size_t at = rng() % input.size();

@@ -1,4 +1,5 @@
-// The header of a safetensors file. What is accepted lies within the file.
+// Goal: no safetensors file crashes the parser. Method: an input is a whole file. Property: the
+// tensors of an accepted file lie within it.
 #include <cstdint>
 #include <cstring>
 

@@ -1,4 +1,5 @@
-// A step plan as it goes over the wire. What is accepted is the same plan when it is sent again.
+// Goal: no bytes crash the decoder of step plans. Method: an input is an encoded step plan.
+// Property: an accepted plan is the same plan after encoding and decoding.
 #include "engine/schedule/step_plan.h"
 #include "tests/fuzz/fuzz_target.h"
 
@@ -33,7 +34,7 @@ bool Accepts(std::string_view input) {
     return false;
   }
   const std::string bytes = EncodeStepPlan(*plan);
-  APB_PROPERTY(bytes.size() == input.size());  // a flag may be any byte but 0
+  APB_PROPERTY(bytes.size() == input.size());  // bytes may differ: any byte but 0 is a true flag
   const auto again = schedule::DecodeStepPlan(bytes);
   APB_PROPERTY(again.ok() && EncodeStepPlan(*again) == bytes);
   return true;

@@ -1,5 +1,6 @@
-// A checkpoint's tokenizer.json and, behind a zero byte, a text. What is accepted encodes the text
-// into ids that it has, or refuses it.
+// Goal: no tokenizer.json crashes the tokenizer. Method: an input is a checkpoint's tokenizer.json
+// and, after a zero byte, a text. Property: an accepted tokenizer refuses the text, or encodes it
+// into ids of its own vocabulary, which it can decode.
 #include "server/text/tokenizer.h"
 #include "tests/fuzz/fuzz_target.h"
 

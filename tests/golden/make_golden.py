@@ -2,9 +2,9 @@
 
 Usage: make_golden.py [CASE ...]   (needs torch and transformers; the versions used are in README.md)
 
-Each case is a folder that loads as a checkpoint, with golden.json (tokens) and golden.safetensors (logits) beside it.
-The config is written by hand, as published checkpoints have it, and then read back by transformers; so reading it is
-part of what is compared.
+Each case is a folder that loads as a checkpoint, with golden.json (tokens) and golden.safetensors (logits) in it. The
+config is written here in the form of published checkpoints, and transformers reads it; so the comparison also covers the
+reading of configs.
 """
 import json
 import pathlib
@@ -42,7 +42,7 @@ def newer(config, **rope):
     return config
 
 
-# The lengths before scaling are short, so that a prompt of 56 tokens lies beyond them.
+# The original context lengths (before scaling) are short, so that a prompt of 56 tokens with its answer exceeds most.
 CASES = {
     "llama": LLAMA,
     "llama_tied_three_layers": {**LLAMA, "tie_word_embeddings": True, "num_hidden_layers": 3, "num_key_value_heads": 4},
@@ -77,7 +77,7 @@ def draw(model, seed, half):
                 p.copy_(0.3 * noise)
             else:
                 p.copy_(0.16 * noise)
-            if half:  # not model.to(): that would round the rotary frequencies as well
+            if half:  # not model.to(), which would round the rotary frequencies as well
                 p.copy_(p.to(torch.bfloat16).float())
 
 
@@ -103,7 +103,7 @@ def save_weights(model, folder, sharded, dtype):
 
 @torch.no_grad()
 def decode(model, prompt, forced=None):
-    """Logits of the prompt's rows and of the decode steps; step i's row follows token i of the answer."""
+    """Logits of the prompt's rows, the answer's tokens, and logits of the decode steps (row i after token i of the answer)."""
     out = model(torch.tensor([prompt]), use_cache=True)
     prompt_rows, past, tokens, rows = out.logits[0].float(), out.past_key_values, [], []
     last = prompt_rows[-1]
@@ -116,7 +116,7 @@ def decode(model, prompt, forced=None):
 
 
 def margin(prompt_rows, decode_rows):
-    """The smallest lead of the greedy token over the second one, over the rows that choose a token."""
+    """The smallest lead of a greedy token's logit over the second best, over all rows that choose a token."""
     rows = torch.cat([prompt_rows[-1:], decode_rows[:-1]])
     best = rows.topk(2).values
     return float((best[:, 0] - best[:, 1]).min())

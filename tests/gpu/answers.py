@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Asks a server of the demo model for facts hidden in long documents: answers.py URL STRATEGY TOKENS COUNT
-Fails unless all COUNT answers are the expected ones. Python's standard library only."""
+"""Goal: a server of the demo model answers correctly. Method: asks COUNT questions about facts hidden in documents of
+TOKENS tokens, and fails unless all answers are the expected ones: answers.py URL STRATEGY TOKENS COUNT
+Python's standard library only."""
 import json
 import pathlib
 import sys

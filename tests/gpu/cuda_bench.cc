@@ -1,7 +1,8 @@
-// Speed of the CUDA backend next to what the GPU can do: device-to-device copies and a large matrix
-// product. Prints a table and writes one JSON line for each number:
-//   cuda_bench FILE.json [family...]     families: prefill segmented paged linear few_rows sample
-//   other
+// Goal: the speed of the CUDA backend as a fraction of the GPU's ceilings. Method: measures the
+// ceilings (device-to-device copies and a large matrix product) and the kernels in the same run.
+// Prints a table and writes one JSON line for each number:
+//   cuda_bench FILE.json [family...]
+// Families: prefill segmented paged linear few_rows sample other.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -38,7 +39,7 @@ class Bench {
   Backend& backend() { return *backend_; }
   Stream& stream() { return *stream_; }
 
-  // Random numbers; zeros would run faster than real data.
+  // A tensor of random numbers: with zeros, the GPU would run faster than with real data.
   TensorView Tensor(DType dtype, std::initializer_list<int64_t> shape) {
     TensorView view = TensorView::Contiguous(nullptr, dtype, shape);
     const size_t size = SizeOf(dtype), bytes = view.numel() * size;
@@ -61,7 +62,7 @@ class Bench {
     }
     return view;
   }
-  // As numbers of four bytes.
+  // A device copy of `values`, numbers of four bytes.
   template <typename T>
   TensorView Copied(const std::vector<T>& values) {
     const size_t bytes = values.size() * sizeof(T);
@@ -78,7 +79,7 @@ class Bench {
   }
   void Release() { buffers_.clear(); }
 
-  // Median seconds of a call, by events.
+  // Median seconds of a call, measured by events.
   double Seconds(const std::function<void()>& call) {
     const cudaStream_t handle = static_cast<cuda::CudaStream&>(*stream_).handle();
     std::vector<float> times;
@@ -104,7 +105,7 @@ class Bench {
     std::sort(times.begin(), times.end());
     return times[times.size() / 2] / 1e3;
   }
-  // `ceiling` in the same unit; 0: none.
+  // `ceiling` is in the same unit; 0 if there is none.
   void Report(const std::string& name, const char* unit, double value, double ceiling) {
     std::printf("%-64s %9.1f %-8s", name.c_str(), value, unit);
     if (ceiling > 0) std::printf(" %5.1f %%", 100 * value / ceiling);
@@ -134,7 +135,7 @@ std::string Name(const char* format, auto... values) {
 }
 
 struct Ceilings {
-  double copy = 0, product = 0;  // GB/s read + written, TFLOP/s
+  double copy = 0, product = 0;  // GB/s (read plus written), TFLOP/s
 };
 
 Ceilings MeasureCeilings(Bench& bench) {
@@ -167,7 +168,7 @@ Keys MakeKeys(Bench& bench, int64_t count, int64_t d) {
           bench.Tensor(DType::kBF16, {count, kKvHeads, d})};
 }
 
-// Attention of `rows` rows; `pairs` visible (row, key) pairs of a head.
+// Attention of rows at the positions `at`, with `pairs` visible query-key pairs per head.
 void AttentionCase(Bench& bench, const Ceilings& c, const std::string& name, int64_t d,
                    const TensorView& at, const std::vector<KeySegment>& keys, double pairs) {
   const TensorView q = bench.Tensor(DType::kBF16, {at.shape[0], kHeads, d}),
@@ -196,7 +197,7 @@ void PrefillFamily(Bench& bench, const Ceilings& c) {
   }
 }
 
-// The last of eight hosts: anchor, seven passing blocks, its own block.
+// The keys of the last of eight hosts: anchor, seven passing blocks, its own shard.
 void SegmentedFamily(Bench& bench, const Ceilings& c) {
   constexpr int64_t kHosts = 8;
   for (const int64_t d : {int64_t{64}, int64_t{128}}) {
@@ -226,7 +227,7 @@ void PagedCase(Bench& bench, const Ceilings& c, int64_t d, int64_t sequences, in
   constexpr int64_t kBlock = 32;
   const int64_t blocks = slots / kBlock * sequences;
   const int64_t bytes = 2 * blocks * kKvHeads * kBlock * d * 2;
-  // More than the L2 holds, layer after layer.
+  // Several layers, so that the caches are larger than the L2.
   const int64_t layers = std::max<int64_t>(1, (int64_t{2} << 30) / bytes);
   const TensorView k = bench.Tensor(DType::kBF16, {layers * blocks, kKvHeads, kBlock, d}),
                    v = bench.Tensor(DType::kBF16, {layers * blocks, kKvHeads, kBlock, d}),
@@ -287,7 +288,7 @@ void PagedFamily(Bench& bench, const Ceilings& c) {
   }
 }
 
-// The products of a layer of the Llama 3.1 8B shape.
+// The matrix products of a layer of Llama 3.1 8B.
 void LinearFamily(Bench& bench, const Ceilings& c) {
   struct Shape {
     const char* name;
@@ -309,9 +310,9 @@ void LinearFamily(Bench& bench, const Ceilings& c) {
   }
 }
 
-// The same for the few rows of decode and of a short question. Reading the weights is all that it
-// can take, so they come from memory each time, not from the L2. cuBLASLt may split the sums of a
-// float32 output and not those of a bf16 one: the two next to each other show what that costs.
+// The same products for the few rows of decode and of a short question. Reading the weights bounds
+// them, so each product reads its weights from memory, not from the L2. cuBLASLt may split the sums
+// of a float32 output (split-K), but not those of a bf16 one; measuring both shows the difference.
 void FewRowsFamily(Bench& bench, const Ceilings& c) {
   struct Shape {
     const char* name;
@@ -347,7 +348,8 @@ void FewRowsFamily(Bench& bench, const Ceilings& c) {
   }
 }
 
-// Of the logits' bytes, as if they were read once: how much is lost to passes and to few blocks.
+// GB/s of the logits, counted as if they were read once: shows the loss by several passes and by
+// few thread blocks.
 void SampleFamily(Bench& bench, const Ceilings& c) {
   struct Case {
     const char* name;

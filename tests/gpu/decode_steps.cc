@@ -13,7 +13,7 @@ namespace {
 using schedule::SequenceId;
 using schedule::StepPlan;
 
-constexpr int64_t kWarmUps = 4, kSteps = 16;  // the first of a graph's steps are not launched
+constexpr int64_t kWarmUps = 4, kSteps = 16;  // the first steps are not yet launched as graphs
 
 class Decoding {
  public:

@@ -1,5 +1,5 @@
-// Decode steps of a whole model by the worker's executor on one rank: as recorded graphs, and
-// operation by operation.
+// Times decode steps of a whole model with the engine's executor on one rank, as recorded graphs
+// and operation by operation.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +11,14 @@
 namespace apb::bench {
 
 struct DecodeSteps {
-  double recorded_seconds = 0;  // of a step, sampling included; 0 where the backend records nothing
+  // Seconds of a step, sampling included. recorded_seconds is 0 if the backend records nothing.
+  double recorded_seconds = 0;
   double plain_seconds = 0;
   double bytes = 0;  // weights and KV that a step must read
 };
 
-// Of `sequences` sequences, each `depth` tokens long before the first step (computed by `full`).
+// Steps of `sequences` sequences, which have `depth` tokens before the first step (computed by
+// strategy `full`).
 absl::StatusOr<DecodeSteps> MeasureDecodeSteps(const model::Weights& weights,
                                                kernels::Backend& backend, int64_t sequences,
                                                int64_t depth);

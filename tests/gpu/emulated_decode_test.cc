@@ -1,6 +1,6 @@
-// Goal: the executor's decode steps, prefill to sampling, on the CUDA backend: as graphs they draw
-// the same tokens. Method: decode_contract.h on the emulator, one rank. What nccl_decode_test does
-// with GPUs.
+// Goal: on the CUDA backend, the executor's decode steps draw the same tokens as recorded graphs
+// and operation by operation. Method: decode_contract.h on the emulator, with one rank.
+// nccl_decode_test does the same with GPUs.
 #include <gtest/gtest.h>
 
 #include "engine/comm/local_communicator.h"

@@ -1,5 +1,5 @@
 // Goal: the exactness contract holds for ranks with CUDA backends. Method: the checks of
-// strategy_test on the emulator; ranks are threads. What nccl_strategy_test does with a GPU.
+// strategy_test on the emulator, with ranks as threads. nccl_strategy_test does the same with GPUs.
 #include <gtest/gtest.h>
 
 #include <thread>
@@ -23,7 +23,7 @@ TEST(EmulatedContract, PassingEverythingIsFull) { OnRanks(CheckPassingEverything
 TEST(EmulatedContract, ExactStrategiesAreFull) { OnRanks(CheckExactStrategiesAreFull); }
 TEST(EmulatedContract, BatchesOverPrefixesAreFull) { OnRanks(CheckBatchesOverPrefixesAreFull); }
 TEST(EmulatedContract, RingsAreLikeTheOracle) { OnRanks(CheckRingsAreLikeTheOracle); }
-// Rings of two never merge on the way.
+// Only rings of three or more combine results between steps.
 TEST(EmulatedContract, RingsOfThreeAreLikeTheOracle) { OnRanks(CheckRingsAreLikeTheOracle, 3); }
 TEST(EmulatedContract, HostZeroIsFull) { OnRanks(CheckHostZeroIsFull); }
 TEST(EmulatedContract, RanksDoNotMatter) { OnRanks(CheckRanksDoNotMatter); }

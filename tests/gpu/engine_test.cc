@@ -1,8 +1,8 @@
-// Goal: a model gives the same logits on a GPU as on the CPU. Method: random models with what the
-// families have (biases, norms of q and k, grouped heads of 64, 80 and 128, tied embeddings); the
-// same conversation on both: prefill of a document by a strategy, query rows, decode through the
-// paged cache. Built twice: for a GPU, where run.sh runs it, and on the emulator
-// (tests/kernels/cuda), where CTest runs the small ones.
+// Goal: a model gives the same logits on a GPU as on the CPU. Method: random models with the
+// families' features (biases, norms of q and k, grouped heads of 64, 80 and 128, tied embeddings)
+// run the same conversation on both: prefill of a document by a strategy, query tokens, decode
+// through the paged cache. Built twice: for a GPU, where run.sh runs it, and for the emulator
+// (tests/kernels/cuda), where CTest runs the small cases.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -66,8 +66,8 @@ std::vector<Family> Families() {
   biases.config.qkv_bias = biases.config.output_bias = true;
   biases.config.tied_embeddings = true;
   norms.config.qk_norm = true;
-  norms.config.head_dim = 128;  // heads * d is not the hidden size
-  norms.config.kv_heads = 4;    // no groups
+  norms.config.head_dim = 128;  // so that heads * d is not the hidden size
+  norms.config.kv_heads = 4;    // one KV head for each query head
   odd.config.head_dim = 80;
   return {llama, biases, norms, odd};
 }
@@ -98,7 +98,7 @@ class Side {
         *cache_, *backend_, *group_[0], 1.0f / std::sqrt(static_cast<float>(config.head_dim)));
   }
 
-  // Logits of the query's rows and of some decode steps with given tokens, [rows, V].
+  // Logits of the query's tokens and of some decode steps with given tokens, [tokens, V].
   std::vector<float> Run(const Prompt& prompt) {
     const int64_t n = prompt.document;
     std::vector<int32_t> tokens(n + kQuery + kDecoded);
@@ -174,7 +174,7 @@ class Side {
   std::unique_ptr<executor::TokenBatchAttention> rows_;
 };
 
-// |a - b| / |b|; a NaN stays one.
+// |a - b| / |b|; NaN if there is one.
 double RelativeError(const std::vector<float>& a, const std::vector<float>& b) {
   double difference = 0, size = 0;
   for (size_t i = 0; i < b.size(); ++i) {
@@ -188,10 +188,10 @@ void ExpectSameLogits(model::ModelConfig config, DType dtype, int64_t document) 
   config.dtype = dtype;
   const int64_t tokens = document + kQuery + kDecoded;
   Side device(config, Check(kernels::CreateCudaBackend(0)), tokens);
-  if (dtype == DType::kF16) config.dtype = DType::kF32;  // CPUs have no half precision
+  if (dtype == DType::kF16) config.dtype = DType::kF32;  // the CPU does not compute in float16
   Side cpu(config, Check(kernels::CreateCpuBackend({.threads = 0, .force_isa = ""})), tokens);
-  // Rounded to 16 bits, scores of two keys may change places, and another one is passed on: then
-  // all are.
+  // Rounding to 16 bits may change the order of two keys' scores, and another key would be passed
+  // on. So all keys are passed on, unless scores are exact.
   const bool exact_scores = dtype == DType::kF32;
   for (Prompt prompt : {Prompt{"full", ""}, Prompt{"star", ""}, Prompt{"apb", "random"},
                         Prompt{"apb", "query_aware", 0, !exact_scores},
@@ -218,7 +218,7 @@ TEST_P(Engine, Small) {
   ExpectSameLogits(Families()[std::get<0>(GetParam())].config, std::get<1>(GetParam()), 150);
 }
 
-// Many tiles of everything; too much for the emulator.
+// Many tiles of every kernel; too much for the emulator.
 TEST_P(Engine, Large) {
   model::ModelConfig config = Families()[std::get<0>(GetParam())].config;
   config.hidden_size = 1024;

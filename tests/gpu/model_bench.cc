@@ -1,16 +1,14 @@
-// A whole model with random weights, by the engine itself:
-//   decode  steps of a few sequences of one rank, as recorded graphs and operation by operation,
-//   next to
-//           the time of copying what they read
-//   whole   prefill on one rank: seconds, TFLOP/s and share of the device's matrix peak; what a
-//   layer
-//           spends on matrix products and attention
-//   hosts   prefill, the work of each rank of a large group, one after the other on this one
-//   device, for apb,
-//           star, ring_kv and full. What links would add is a model: bytes and messages over stated
-//           rates. apb and star wait for all of it, the ring hides all that its compute covers.
-// usage: model_bench FILE.json [--name value]...   (below; numbers are appended to FILE)
-// It runs on CPUs too, where small shapes test it: --device cpu --shape tiny --lengths 512 ...
+// Goal: the speed of a whole model on one device. Method: runs a model with random weights in the
+// engine itself, in three parts:
+//   decode  decode steps of a few sequences, as recorded graphs and operation by operation,
+//           compared with the time of copying the bytes that a step reads
+//   whole   a prefill on one rank: seconds, TFLOP/s, the fraction of the device's matrix peak,
+//           and a layer's time in matrix products and in attention
+//   hosts   the prefill's work of each rank of a large group, one rank after the other, for apb,
+//           star, ring_kv and full. The time of links is a model: bytes and messages over stated
+//           rates. apb and star wait for all of it; the ring hides it as far as compute covers it.
+// usage: model_bench FILE.json [--name value]...   (options below; numbers are appended to FILE)
+// It also runs on CPUs, to test it with small shapes: --device cpu --shape tiny --lengths 512 ...
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -103,8 +101,8 @@ class Bench {
 
  private:
   struct Work {
-    double seconds = 0;        // of all layers, the start included
-    double layer_seconds = 0;  // median
+    double seconds = 0;        // of the whole prefill
+    double layer_seconds = 0;  // median of the layers
     double flops = 0;
     int64_t messages = 0, bytes = 0;
   };
@@ -116,7 +114,7 @@ class Bench {
   absl::StatusOr<double> Seconds(const std::function<absl::Status()>& call);
   absl::StatusOr<context_parallel::ShardPlan> PlanOf(const std::string& strategy, int64_t length,
                                                      int ranks) const;
-  // What `rank` of `ranks` computes.
+  // Runs the prefill's work of `rank` of `ranks`.
   absl::StatusOr<Work> RunRank(const std::string& strategy, int64_t length, int rank, int ranks);
   absl::StatusOr<double> ProductSeconds(int64_t rows);
   absl::StatusOr<double> AttentionSeconds(int64_t length);
@@ -152,7 +150,7 @@ absl::StatusOr<std::unique_ptr<Bench>> Bench::Create(const Options& options,
                            : kernels::CreateCudaBackend(0));
   APB_ASSIGN_OR_RETURN(bench->stream_, bench->backend_->NewStream());
   APB_ASSIGN_OR_RETURN(model::ModelConfig config, NamedShape(options.shape));
-  config.tied_embeddings = true;  // prefill yields no logits: memory and time for nothing
+  config.tied_embeddings = true;  // a prefill needs no output projection
   if (options.layers > 0) config.layers = static_cast<int32_t>(options.layers);
   const double start = Now();
   APB_ASSIGN_OR_RETURN(bench->weights_, model::Weights::Random(config, 1, options.retaining_width,
@@ -181,7 +179,7 @@ void Bench::Report(const std::string& name, const char* unit, double value, doub
   std::fflush(json_);
 }
 
-// Zeros would run faster than real data.
+// Random numbers: with zeros, a device would run faster than with real data.
 absl::StatusOr<core::Tensor> Bench::Random(std::initializer_list<int64_t> shape) {
   static const std::vector<uint16_t> noise = [] {
     std::mt19937 rng(5);
@@ -224,7 +222,7 @@ absl::Status Bench::MeasurePeak() {
   APB_ASSIGN_OR_RETURN(const core::Tensor x, Random({n, n}));
   APB_ASSIGN_OR_RETURN(const core::Tensor w, Random({n, n}));
   APB_ASSIGN_OR_RETURN(const core::Tensor y, Random({n, n}));
-  constexpr int kProducts = 5;  // so that the launch is a small part
+  constexpr int kProducts = 5;  // so that launching takes a small part of the time
   APB_ASSIGN_OR_RETURN(const double seconds, Seconds([&] {
                          for (int i = 0; i < kProducts; ++i)
                            backend_->Linear({.x = x.view(), .weight = w.view(), .out = y.view()},
@@ -237,14 +235,14 @@ absl::Status Bench::MeasurePeak() {
 }
 
 absl::Status Bench::MeasureDecode() {
-  const int64_t n = options_.product * options_.product * 8;  // more than caches hold
+  const int64_t n = options_.product * options_.product * 8;  // more than the caches hold
   APB_ASSIGN_OR_RETURN(const core::Tensor from, Random({n}));
   APB_ASSIGN_OR_RETURN(const core::Tensor to, Random({n}));
   APB_ASSIGN_OR_RETURN(const double copy, Seconds([&] {
                          backend_->Copy(from.view(), to.view(), *stream_);
                          return absl::OkStatus();
                        }));
-  const double rate = 2.0 * 2.0 * static_cast<double>(n) / copy;  // read and written
+  const double rate = 2.0 * 2.0 * static_cast<double>(n) / copy;  // bytes read plus written
   Report("copy", "GB/s", rate * 1e-9);
   for (size_t i = 0; i < options_.sequences.size(); ++i) {
     const int64_t sequences = options_.sequences[i], depth = options_.depths[i];
@@ -303,7 +301,7 @@ absl::StatusOr<Bench::Work> Bench::RunRank(const std::string& strategy, int64_t 
                                          *stream_));
   APB_RETURN_IF_ERROR(stream_->Synchronize());
   work.seconds = Now() - start;
-  // One layer pays for memory and gives the received blocks real numbers.
+  // The first layer allocates memory and fills the receive buffers with real numbers.
   APB_RETURN_IF_ERROR(prefill->RunLayers(0, 1, *stream_));
   APB_RETURN_IF_ERROR(stream_->Synchronize());
   communicator.Echo(false);
@@ -319,7 +317,7 @@ absl::StatusOr<Bench::Work> Bench::RunRank(const std::string& strategy, int64_t 
   work.layer_seconds = Median(std::move(layers));
   work.messages = communicator.messages() - messages;
   work.bytes = communicator.bytes_sent() - bytes;
-  // A machine of 1 FLOP/s needs as many seconds as there are operations.
+  // On a machine of 1 FLOP/s, the seconds are the number of operations.
   work.flops = context_parallel::PredictPrefill(plan, ranks, 0, shape_,
                                                 {.product_flops = 1, .attention_flops = 1})
                    .compute_seconds[rank];
@@ -327,7 +325,7 @@ absl::StatusOr<Bench::Work> Bench::RunRank(const std::string& strategy, int64_t 
   return work;
 }
 
-// The products of one layer, in the decoder's chunks of rows.
+// Seconds of one layer's matrix products, in the decoder's chunks of rows.
 absl::StatusOr<double> Bench::ProductSeconds(int64_t rows) {
   const int64_t chunk = std::min<int64_t>(rows, 4096);
   const model::LayerWeights& layer = weights_->layer(0);

@@ -1,6 +1,5 @@
-// Goal: decode steps on a GPU draw the same tokens as graphs and operation by operation, with
-// NCCL's collectives in them. Method: decode_contract.h; one process for each rank, started by
-// run.sh:
+// Goal: on a GPU, decode steps with NCCL's collectives draw the same tokens as recorded graphs and
+// operation by operation. Method: decode_contract.h; run.sh starts one process for each rank:
 //   nccl_decode_test RANK SIZE FILE
 #include <gtest/gtest.h>
 

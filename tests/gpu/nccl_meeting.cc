@@ -18,7 +18,8 @@ namespace {
 int rank = 0, size = 1;
 std::string meeting_file;
 
-// The id by a file: rank 0 writes it under another name first, so that nobody reads half of it.
+// Shares NCCL's id through the file `path`. Rank 0 writes it under another name and renames the
+// file, so that no rank reads half of it.
 absl::StatusOr<std::string> ShareId(const std::string& path) {
   if (rank == 0) {
     absl::StatusOr<std::string> id = NewNcclId();
@@ -48,7 +49,7 @@ kernels::Backend& NcclTestBackend() {
 }
 
 absl::StatusOr<std::unique_ptr<Communicator>> Meet(const char* name, absl::Duration deadline) {
-  NcclTestBackend();  // its GPU is the one that this thread uses
+  NcclTestBackend();  // makes its GPU the thread's current device
   absl::StatusOr<std::string> id = ShareId(meeting_file + "." + name);
   if (!id.ok()) return id.status();
   return CreateNcclCommunicator({.id = *id, .rank = rank, .size = size, .deadline = deadline});

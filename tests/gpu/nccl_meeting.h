@@ -1,5 +1,5 @@
-// Ranks as processes of one machine, each with a GPU, that meet by files: no MPI. They may share a
-// GPU if each has its own NCCL_HOSTID (run.sh).
+// Ranks as processes of one machine, each with a GPU. They find each other through files, without
+// MPI. They may share a GPU if each has its own NCCL_HOSTID (run.sh).
 #pragma once
 
 #include <memory>
@@ -9,14 +9,16 @@
 
 namespace apb::comm {
 
-// Reads `program RANK SIZE FILE`, removes what gtest takes and runs the tests; what main returns.
+// Parses the command line `program RANK SIZE FILE [gtest flags]` and runs the tests. Returns the
+// program's exit code.
 int RunNcclRank(int argc, char** argv);
 
 int NcclRank();
 int NcclRanks();
-// On a GPU of this machine, the ranks taking turns.
+// This rank's backend. The machine's GPUs are dealt out to the ranks in turn.
 kernels::Backend& NcclTestBackend();
-// A communicator of all ranks. Each is asked for by a name of its own, by all ranks in one order.
+// A communicator of all ranks. All ranks call it, in the same order, with a new name for each
+// communicator.
 absl::StatusOr<std::unique_ptr<Communicator>> Meet(const char* name, absl::Duration deadline);
 
 }  // namespace apb::comm

@@ -1,5 +1,5 @@
 // Goal: the exactness contract holds for ranks with GPUs. Method: the checks of strategy_test over
-// NCCL; one process for each rank, started by run.sh:
+// NCCL; run.sh starts one process for each rank:
 //   nccl_strategy_test RANK SIZE FILE
 #include <gtest/gtest.h>
 
@@ -13,7 +13,7 @@ void OnThisGroup(void (*check)(const TestRank&)) {
   const char* name = testing::UnitTest::GetInstance()->current_test_info()->name();
   auto communicator = comm::Meet(name, absl::Minutes(1));
   ASSERT_TRUE(communicator.ok()) << communicator.status();
-  // It belongs to the program.
+  // The program owns the backend, so nothing is deleted here.
   const std::shared_ptr<kernels::Backend> backend(&comm::NcclTestBackend(), [](auto*) {});
   check({**communicator, backend});
 }

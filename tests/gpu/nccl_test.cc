@@ -1,5 +1,5 @@
 // Goal: ranks over NCCL exchange the right bytes, and a peer that stays away is an error within the
-// deadline. Method: one process for each rank, started by run.sh, which meet by a file:
+// deadline. Method: run.sh starts one process for each rank; they find each other through a file:
 //   nccl_test RANK SIZE FILE
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -8,6 +8,7 @@
 
 #include "absl/time/clock.h"
 #include "tests/engine/comm/collectives.h"
+#include "tests/engine/comm/communicator_decorator.h"
 #include "tests/gpu/nccl_meeting.h"
 
 namespace apb::comm {
@@ -17,84 +18,26 @@ using kernels::Backend;
 using kernels::Buffer;
 using kernels::TensorView;
 
-// A communicator for views of host memory, over one for views of the device's.
-class HostViews : public Communicator {
+// A communicator for views of CPU memory, over one for views of device memory.
+class HostViews : public CommunicatorDecorator {
  public:
   HostViews(Communicator& device, Backend& backend)
-      : device_(device), backend_(backend), stream_(*backend.NewStream()) {}
-  int rank() const override { return device_.rank(); }
-  int size() const override { return device_.size(); }
-  bool recordable() const override { return false; }
-
-  absl::Status AllGather(const TensorView& send, const TensorView& recv,
-                         kernels::Stream&) override {
-    return Run(send, recv, [&](const TensorView& s, const TensorView& r) {
-      return device_.AllGather(s, r, *stream_);
-    });
-  }
-  absl::StatusOr<std::unique_ptr<Pending>> StartAllGather(const TensorView& send,
-                                                          const TensorView& recv,
-                                                          kernels::Stream&) override {
-    auto pending = std::make_unique<HostPending>(*this, send, recv);
-    auto inner = device_.StartAllGather(pending->send.view, pending->recv.view, *stream_);
-    if (!inner.ok()) return inner.status();
-    pending->inner = *std::move(inner);
-    return pending;
-  }
-  absl::Status AllGatherV(const TensorView& send, const TensorView& recv,
-                          std::span<const int64_t> counts, kernels::Stream&) override {
-    return Run(send, recv, [&](const TensorView& s, const TensorView& r) {
-      return device_.AllGatherV(s, r, counts, *stream_);
-    });
-  }
-  absl::Status AllReduce(const TensorView& data, ReduceOp op, kernels::Stream&) override {
-    return Run({}, data, [&](const TensorView&, const TensorView& d) {
-      return device_.AllReduce(d, op, *stream_);
-    });
-  }
-  absl::Status AllToAll(const TensorView& send, const TensorView& recv, kernels::Stream&) override {
-    return Run(send, recv, [&](const TensorView& s, const TensorView& r) {
-      return device_.AllToAll(s, r, *stream_);
-    });
-  }
-  absl::Status SendRecv(const TensorView& send, int target, const TensorView& recv, int source,
-                        kernels::Stream&) override {
-    return Run(send, recv, [&](const TensorView& s, const TensorView& r) {
-      return device_.SendRecv(s, target, r, source, *stream_);
-    });
-  }
-  absl::StatusOr<std::unique_ptr<Pending>> StartSendRecv(const TensorView& send, int target,
-                                                         const TensorView& recv, int source,
-                                                         kernels::Stream&) override {
-    auto pending = std::make_unique<HostPending>(*this, send, recv);
-    auto inner =
-        device_.StartSendRecv(pending->send.view, target, pending->recv.view, source, *stream_);
-    if (!inner.ok()) return inner.status();
-    pending->inner = *std::move(inner);
-    return pending;
-  }
-  absl::Status Broadcast(const TensorView& data, int root, kernels::Stream&) override {
-    return Run({}, data, [&](const TensorView&, const TensorView& d) {
-      return device_.Broadcast(d, root, *stream_);
-    });
-  }
-  absl::Status Barrier() override { return device_.Barrier(); }
-  void Abort(std::string reason) override { device_.Abort(std::move(reason)); }
-  CommunicatorStats stats() const override { return device_.stats(); }
+      : CommunicatorDecorator(device), backend_(backend), stream_(*backend.NewStream()) {}
 
  private:
+  // A view's copy in device memory.
   struct Mirror {
     Mirror(HostViews& owner, const TensorView& host) : host(host), view(host) {
-      buffer = *owner.backend_.Allocate(host.numel() * SizeOf(host.dtype) + 1);
+      buffer = *owner.backend_.Allocate(BytesOf(host) + 1);
       view.data = buffer.data();
-      owner.backend_.Copy(host, view, *owner.stream_);
+      if (host.numel() > 0) owner.backend_.Copy(host, view, *owner.stream_);
     }
     TensorView host, view;
     Buffer buffer;
   };
   struct HostPending : Pending {
-    HostPending(HostViews& owner, const TensorView& s, const TensorView& r)
-        : owner(owner), send(owner, s), recv(owner, r) {}
+    HostPending(HostViews& owner, const Collective& c)
+        : owner(owner), send(owner, c.send), recv(owner, c.recv) {}
     absl::Status Wait(kernels::Stream&) override {
       if (absl::Status status = inner->Wait(*owner.stream_); !status.ok()) return status;
       owner.backend_.Copy(recv.view, recv.host, *owner.stream_);
@@ -104,18 +47,19 @@ class HostViews : public Communicator {
     Mirror send, recv;
     std::unique_ptr<Pending> inner;
   };
-
-  template <typename Call>
-  absl::Status Run(const TensorView& send, const TensorView& recv, Call call) {
-    Mirror from(*this, send), to(*this, recv);
-    if (absl::Status status = call(from.view, to.view); !status.ok()) return status;
-    backend_.Copy(to.view, to.host, *stream_);
-    return stream_->Synchronize();
+  absl::StatusOr<std::unique_ptr<Pending>> DoStart(const Collective& c, kernels::Stream&) override {
+    auto pending = std::make_unique<HostPending>(*this, c);
+    Collective on_device = c;
+    on_device.send = pending->send.view;
+    on_device.recv = pending->recv.view;
+    auto started = inner().Start(on_device, *stream_);
+    if (!started.ok()) return started.status();
+    pending->inner = *std::move(started);
+    return pending;
   }
 
-  Communicator& device_;
   Backend& backend_;
-  std::unique_ptr<kernels::Stream> stream_;
+  const std::unique_ptr<kernels::Stream> stream_;
 };
 
 TEST(NcclCommunicator, Collectives) {
@@ -126,7 +70,7 @@ TEST(NcclCommunicator, Collectives) {
   EXPECT_FALSE(views.stats().operations.empty());
 }
 
-// An all_gather and an all_reduce of 256 floats, recorded after they have been done once.
+// An all_gather and an all_reduce of 256 floats. Record runs them once before it records them.
 struct RecordedStep {
   explicit RecordedStep(Communicator& communicator) : communicator(communicator) {}
   absl::Status Do() {
@@ -189,7 +133,7 @@ TEST(NcclCommunicator, RecordedCollectivesAreDoneAgain) {
     const std::vector<float> all = step.Values(step.all);
     for (int r = 0; r < NcclRanks(); ++r)
       EXPECT_EQ(all[r * 256 + 255], static_cast<float>(100 * i + r));
-    // Between launches the communicator is used as ever.
+    // Between launches, the communicator also runs collectives that are not recorded.
     if (i % 3 == 0) {
       const absl::Status status =
           (*communicator)->AllReduce(step.sum, ReduceOp::kMax, *step.stream);
@@ -197,7 +141,7 @@ TEST(NcclCommunicator, RecordedCollectivesAreDoneAgain) {
       EXPECT_EQ(step.Values(step.sum), std::vector<float>(256, total));
     }
   }
-  // 1 + 10 steps, and 4 more all_reduce.
+  // 1 step before the recording, 10 launches, and 4 more all_reduce.
   EXPECT_EQ(StatsOf(**communicator, "all_gather").calls, 11);
   EXPECT_EQ(StatsOf(**communicator, "all_gather").bytes_sent, 11 * 1024 * (NcclRanks() - 1));
   EXPECT_EQ(StatsOf(**communicator, "all_reduce").calls, 15);
@@ -212,17 +156,17 @@ TEST(NcclCommunicator, APeerThatStaysAwayFromALaunchIsAnError) {
   auto graph = step.Record();
   ASSERT_TRUE(graph.ok()) << graph.status();
   if (NcclRank() > 0) {
-    absl::SleepFor(absl::Seconds(6));  // the others have given up
+    absl::SleepFor(absl::Seconds(6));  // until rank 0 has given up
     (*communicator)->Abort("end of the test");
   } else {
     (*graph)->Launch(*step.stream);
     const absl::Status ended = step.stream->Synchronize();
     EXPECT_EQ(ended.code(), absl::StatusCode::kUnavailable) << ended;
     EXPECT_EQ((*communicator)->Barrier().code(), absl::StatusCode::kUnavailable);
-    (*graph)->Launch(*step.stream);  // is refused
+    (*graph)->Launch(*step.stream);  // a broken communicator refuses it
     EXPECT_EQ(step.stream->Synchronize().code(), absl::StatusCode::kUnavailable);
   }
-  graph->reset();  // before the communicator
+  graph->reset();  // a graph must be destroyed before its communicator
 }
 
 TEST(NcclCommunicator, APeerThatStaysAwayIsAnErrorAndStreamsFail) {
@@ -230,7 +174,7 @@ TEST(NcclCommunicator, APeerThatStaysAwayIsAnErrorAndStreamsFail) {
   auto communicator = Meet("stays_away", absl::Seconds(3));
   ASSERT_TRUE(communicator.ok()) << communicator.status();
   if (NcclRank() > 0) {
-    absl::SleepFor(absl::Seconds(6));  // the others have given up
+    absl::SleepFor(absl::Seconds(6));  // until rank 0 has given up
     (*communicator)->Abort("end of the test");
     return;
   }

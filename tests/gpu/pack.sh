@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Packs what run.sh needs from this machine (Debian 12) for one that cannot install it:
-#   pack.sh          Abseil, GoogleTest and nlohmann-json as build/gpu-deps, which run.sh finds there
+# Packs the software that run.sh needs from this machine (Debian 12) for a machine that cannot install it:
+#   pack.sh          Abseil, GoogleTest and nlohmann-json as build/gpu-deps, where run.sh finds them
 #   pack.sh server   apb-server and apb-worker for Hopper, OpenMPI and the shared libraries of all three as
-#                    build/gpu-server.tar.xz (about 20 MB) for run.sh's part `server`. Built here, in build/gpu-whole:
-#                    needs what the whole build needs, nvcc and NCCL. cuBLASLt, NCCL, the C and C++ libraries are the
-#                    other machine's.
+#                    build/gpu-server.tar.xz (about 20 MB) for run.sh's part `server`. Builds them in build/gpu-whole,
+#                    which needs the packages of the whole build, nvcc and NCCL. cuBLASLt, NCCL, the C and the C++
+#                    library are the other machine's.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 arch=$(gcc -print-multiarch)
@@ -20,7 +20,7 @@ pack_deps() {
   du -sh "$deps"
 }
 
-# libraries FILE...: the shared libraries that they need, but for those of the other machine.
+# libraries FILE...: the shared libraries that the files need, except for those that the other machine has.
 libraries() {
   ldd "$@" | awk '$3 ~ /^\// { print $3 }' | sort -u |
     grep -v -E '/(libc|libm|libdl|librt|libpthread|libresolv|libstdc\+\+|libgcc_s|libcublas.*|libnccl|libcuda)\.so'
@@ -36,7 +36,7 @@ pack_server() {
   strip -o "$out/bin/apb-server" "$whole/server/apb-server"
   strip -o "$out/bin/apb-worker" "$whole/engine/worker/apb-worker"
   cp -L "$(command -v mpirun)" "$out/bin/mpirun"
-  # Of one machine: without the networks' plugins, whose libraries are most of OpenMPI's size.
+  # One machine needs no plugins for networks, whose libraries are most of OpenMPI's size.
   for file in /usr/lib/$arch/$plugins/mca_*.so; do
     [[ $file == *_@(ofi|ucx|openib|psm|psm2|monitoring|slurm|gridengine|flux|jsm|netlink|romio321).so ]] ||
       cp "$file" "$out/lib/$arch/$plugins/"

@@ -1,5 +1,5 @@
-"""The main numbers of run.sh next to what is asked of them: report.py results.json
-A number that was not measured is a dash."""
+"""Prints the main numbers of run.sh next to their targets: report.py results.json
+A dash stands for a number that was not measured."""
 
 import json
 import sys

@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
-# Builds, tests and measures the engine on a machine with a GPU:
+# Goal: the engine's tests and measurements on a machine with a GPU. Method: parts with a time limit each:
 #   tests/gpu/run.sh [part...]     all parts by default
 #
-#   part        at most  took   what (seconds; "took" on an H200 with 16 cores, as far as it is known)
+#   part        at most  took   (seconds; "took" on an H200 with 16 cores, if known)
 #   build          300     24   APB_BARE into build/gpu, the programs into build/gpu-bin
 #   kernels        120     29   all operations against float64, on fresh random data
 #   engine         150     12   logits of random models, prefill to decode, against the CPU
 #   nccl            60     35   collectives of 1, 2 and 4 ranks on one GPU; a peer that stays away
-#   strategies     120   > 40   the exactness contract of all strategies on 2 and 4 ranks; decode steps as graphs on 1 and 2
+#   strategies     120   > 40   the exactness contract of all strategies on 2 and 4 ranks; decode steps as graphs on 1 and
+#                               2 ranks
 #   sanitizer      130          compute-sanitizer on small cases
-#   bench          200     18   kernels next to copy bandwidth and matrix peak
+#   bench          200     18   kernels, compared with copy bandwidth and matrix peak
 #   torch           90          PyTorch's attention at the same shapes
-#   model          290          the 8B shape: prefill whole, and each of 8 hosts alone
-#   server         290          apb-server with the 8B shape over HTTP; the demo model's answers on 2 ranks. Needs what
-#                               `pack.sh server` made
+#   model          290          the 8B shape: a whole prefill, and each of 8 hosts alone
+#   server         290          apb-server with the 8B shape over HTTP; the demo model's answers on 2 ranks. Needs the
+#                               archive of `pack.sh server`
 #
-# Where a call may take 600 s:  run.sh kernels engine nccl strategies sanitizer ; run.sh bench torch model ; run.sh server
-# A part that has passed is not run again: remove build/gpu-results to start anew. Numbers end in
-# build/gpu-results/results.json, a table of the main ones on the screen.
+# If a call may take 600 s:  run.sh kernels engine nccl strategies sanitizer ; run.sh bench torch model ; run.sh server
+# A part that has passed is not run again: remove build/gpu-results to start anew. Numbers are written to
+# build/gpu-results/results.json; a table of the main ones is printed.
 #
 # `build` needs nvcc, cuBLASLt and NCCL with their headers (PyTorch's are found, too), CMake, ninja, a C++ compiler,
-# Abseil, GoogleTest and nlohmann-json: the system's, or build/gpu-deps as pack.sh makes it. It needs no GPU: built elsewhere,
-# build/gpu-carry.tgz can be carried to a machine that has the libraries only; there the other parts unpack it.
-#   APB_BUILD_SECONDS (300)          for `build` on slower machines
+# Abseil, GoogleTest and nlohmann-json: the system's, or build/gpu-deps as pack.sh makes it. It needs no GPU. After a
+# build elsewhere, build/gpu-carry.tgz can be copied to a machine that only has the libraries; the other parts unpack it.
+#   APB_BUILD_SECONDS (300)          time limit of `build`, for slower machines
 #   APB_TEST_SEED (from the clock)   seed of the tests' random data
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -30,7 +31,7 @@ build="$root/build/gpu"
 bin="$root/build/gpu-bin"
 results="$root/build/gpu-results"
 deps="$root/build/gpu-deps"
-carried="$root/build/gpu-carry.tgz"  # programs and deps, a quarter of their size
+carried="$root/build/gpu-carry.tgz"  # programs and deps, compressed to a quarter
 server="$root/build/gpu-server"
 if [[ -e $carried && ( ! -d $bin || $carried -nt $bin ) ]]; then tar -xmzf "$carried" -C "$root/build"; fi
 if [[ -e $server.tar.xz && ! -d $server ]]; then
@@ -45,7 +46,7 @@ mkdir -p "$results"
 failed=()
 wanted=${*:-build kernels engine nccl strategies sanitizer bench torch model server}
 
-# part NAME SECONDS: runs run_NAME in a time limit unless it has passed before.
+# part NAME SECONDS: runs run_NAME with a time limit, unless it is not wanted or has passed before.
 part() {
   local name=$1 seconds=$2 start=$SECONDS status
   [[ " $wanted " == *" $name "* ]] || return 0
@@ -68,8 +69,8 @@ part() {
   fi
 }
 
-# lend NAME HEADER...: PyTorch's copy of a library that the toolkit lacks, in build/gpu-lent by the names that compilers
-# and linkers look for.
+# lend NAME HEADER...: if the toolkit lacks a library, links PyTorch's copy of it into build/gpu-lent, under the names
+# that compilers and linkers look for.
 lend() {
   local name=$1 toolkit folder file header
   shift
@@ -100,7 +101,7 @@ run_build() {
   if [[ -e $build-lent/libnccl.so ]]; then
     options+=("-DNCCL_LIBRARY=$build-lent/libnccl.so" "-DNCCL_INCLUDE_DIR=$build-lent")
   fi
-  # For Hopper alone. Other compilers than CI's have other warnings.
+  # For Hopper only. APB_WERROR is off, because other compilers than CI's have other warnings.
   cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DAPB_BARE=ON -DAPB_CUDA=ON -DAPB_WERROR=OFF \
     -DAPB_TESTS=ON "-DCMAKE_CUDA_ARCHITECTURES=90-real" "${options[@]}"
   cmake --build "$build" --target "${programs[@]}"
@@ -128,7 +129,7 @@ run_engine() {
   "$bin/engine_gpu_test"
 }
 
-# over_ranks PROGRAM COUNT: a process for each rank. They share GPUs, so NCCL must take them for ranks of several
+# over_ranks PROGRAM COUNT: runs a process for each rank. Ranks share GPUs, so NCCL must think that they are on several
 # machines.
 over_ranks() {
   local meeting rank pids=() status=0
@@ -149,7 +150,7 @@ run_nccl() {
 }
 
 run_strategies() {
-  export OMP_NUM_THREADS=2  # of the oracle
+  export OMP_NUM_THREADS=2  # for the oracle
   local ranks status=0
   for ranks in 2 4; do over_ranks "$bin/nccl_strategy_test" $ranks || status=1; done
   for ranks in 1 2; do over_ranks "$bin/nccl_decode_test" $ranks || status=1; done

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The whole server on a machine with a GPU, from build/gpu-server (pack.sh server): server.sh RESULTS
-#   8B shape, random weights, one rank: time to the first token and between tokens over HTTP, 32 clients
+# Goal: the whole server on a machine with a GPU. Method: runs build/gpu-server (made by pack.sh server): server.sh RESULTS
+#   8B shape, random weights, one rank: TTFT and ITL over HTTP, up to 32 clients
 #   the demo model, two ranks over NCCL: answers by apb and ring_kv
-# Writes RESULTS/server_*.json (tests/bench/serve.py). With APB_TRIAL=1 small, on the CPU: for this script's sake.
+# Writes RESULTS/server_*.json (tests/bench/serve.py). APB_TRIAL=1 tests this script itself: small sizes on the CPU.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 packed="$root/build/gpu-server"
@@ -19,7 +19,7 @@ stop() {
 }
 trap 'stop; rm -rf "$scratch"' EXIT
 
-# Ranks share the GPU, so NCCL must take them for ranks of several machines.
+# Ranks share the GPU, so NCCL must think that they are on several machines.
 cat >"$scratch/worker" <<W
 #!/bin/sh
 export NCCL_HOSTID=rank\$OMPI_COMM_WORLD_RANK NCCL_NET=Socket NCCL_SOCKET_IFNAME=lo
@@ -32,7 +32,7 @@ start() {
   local port
   port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
   url=http://127.0.0.1:$port
-  # These libraries are for these programs alone: Python has its own.
+  # The packed libraries are for these programs only: Python has its own.
   env OPAL_PREFIX="$packed" PMIX_MCA_pcompress_base_silence_warning=1 PATH="$packed/bin:$PATH" LD_LIBRARY_PATH="$packed/lib:${LD_LIBRARY_PATH:-}" \
     "$packed/bin/apb-server" --model "$1" --http-port "$port" --grpc-port 0 --local-ranks "$2" \
     --worker-binary "$scratch/worker" --worker-args "$worker_arguments" "${@:3}" >"$scratch/log" 2>&1 &

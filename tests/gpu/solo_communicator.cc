@@ -2,32 +2,12 @@
 
 #include <algorithm>
 
+#include "tests/engine/comm/communicator_decorator.h"
+
 namespace apb::bench {
 
-using comm::Pending;
 using kernels::Stream;
 using kernels::TensorView;
-
-namespace {
-
-int64_t Bytes(const TensorView& view) {
-  return view.numel() * static_cast<int64_t>(kernels::SizeOf(view.dtype));
-}
-
-class Done : public Pending {
- public:
-  absl::Status Wait(Stream&) override { return absl::OkStatus(); }
-};
-
-}  // namespace
-
-void SoloCommunicator::Count(const char* name, int64_t messages, int64_t bytes) {
-  comm::CommunicatorStats::Operation& operation = operations_[name];
-  operation.name = name;
-  ++operation.calls;
-  operation.bytes_sent += bytes;
-  messages_ += messages;
-}
 
 void SoloCommunicator::Fill(const TensorView& send, const TensorView& recv, Stream& stream) {
   const int64_t count = send.numel(), wanted = recv.numel(),
@@ -54,55 +34,15 @@ comm::CommunicatorStats SoloCommunicator::stats() const {
   return stats;
 }
 
-absl::StatusOr<std::unique_ptr<Pending>> SoloCommunicator::StartAllGather(const TensorView& send,
-                                                                          const TensorView& recv,
-                                                                          Stream& stream) {
-  Count("all_gather", size_ - 1, Bytes(send) * (size_ - 1));
-  Fill(send, recv, stream);
-  return std::make_unique<Done>();
-}
-
-absl::Status SoloCommunicator::AllGather(const TensorView& send, const TensorView& recv,
-                                         Stream& stream) {
-  return StartAllGather(send, recv, stream).status();
-}
-
-absl::Status SoloCommunicator::AllGatherV(const TensorView& send, const TensorView& recv,
-                                          std::span<const int64_t>, Stream& stream) {
-  Count("all_gather_v", size_ - 1, Bytes(send) * (size_ - 1));
-  Fill(send, recv, stream);
-  return absl::OkStatus();
-}
-
-absl::Status SoloCommunicator::AllReduce(const TensorView& data, comm::ReduceOp, Stream&) {
-  Count("all_reduce", 2 * (size_ - 1), 2 * Bytes(data) / size_ * (size_ - 1));
-  return absl::OkStatus();
-}
-
-absl::Status SoloCommunicator::AllToAll(const TensorView& send, const TensorView& recv,
-                                        Stream& stream) {
-  Count("all_to_all", size_ - 1, Bytes(send) / size_ * (size_ - 1));
-  Fill(send, recv, stream);
-  return absl::OkStatus();
-}
-
-absl::StatusOr<std::unique_ptr<Pending>> SoloCommunicator::StartSendRecv(const TensorView& send,
-                                                                         int,
-                                                                         const TensorView& recv,
-                                                                         int, Stream& stream) {
-  Count("send_recv", 1, Bytes(send));
-  Fill(send, recv, stream);
-  return std::make_unique<Done>();
-}
-
-absl::Status SoloCommunicator::SendRecv(const TensorView& send, int target, const TensorView& recv,
-                                        int source, Stream& stream) {
-  return StartSendRecv(send, target, recv, source, stream).status();
-}
-
-absl::Status SoloCommunicator::Broadcast(const TensorView& data, int root, Stream&) {
-  if (root == rank_) Count("broadcast", size_ - 1, Bytes(data) * (size_ - 1));
-  return absl::OkStatus();
+absl::StatusOr<std::unique_ptr<comm::Pending>> SoloCommunicator::DoStart(const comm::Collective& c,
+                                                                         Stream& stream) {
+  comm::CommunicatorStats::Operation& operation = operations_[c.name()];
+  operation.name = c.name();
+  ++operation.calls;
+  operation.bytes_sent += c.BytesSent(rank_, size_);
+  messages_ += c.kind == comm::Collective::Kind::kSendRecv ? 1 : size_ - 1;
+  Fill(c.send, c.recv, stream);
+  return std::make_unique<comm::DonePending>();
 }
 
 }  // namespace apb::bench

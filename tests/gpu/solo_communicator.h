@@ -1,6 +1,6 @@
-// One rank of a group whose other ranks do not exist: its collectives send nothing and count what
-// would have been sent. So the work of each rank of a large group can be timed alone on one device;
-// what the links would add is computed from the counts.
+// One rank of a group whose other ranks do not exist. Its collectives send nothing, but count the
+// bytes that would be sent. So the work of each rank of a large group can be timed alone on one
+// device; the time of the links is computed from the counts.
 #pragma once
 
 #include <map>
@@ -15,8 +15,8 @@ class SoloCommunicator : public comm::Communicator {
   SoloCommunicator(int rank, int size, kernels::Backend& backend)
       : rank_(rank), size_(size), backend_(backend) {}
 
-  // Whether what comes from others is this rank's own data (so that kernels meet real numbers, not
-  // what the memory held before), or is left as it is.
+  // If true, a receive buffer is filled with this rank's own data, so that kernels read real
+  // numbers and not the memory's earlier contents. If false, it is left as it is.
   void Echo(bool echo) { echo_ = echo; }
 
   int64_t messages() const { return messages_; }
@@ -24,35 +24,15 @@ class SoloCommunicator : public comm::Communicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-  absl::Status AllGather(const kernels::TensorView& send, const kernels::TensorView& recv,
-                         kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<comm::Pending>> StartAllGather(const kernels::TensorView& send,
-                                                                const kernels::TensorView& recv,
-                                                                kernels::Stream& stream) override;
-  absl::Status AllGatherV(const kernels::TensorView& send, const kernels::TensorView& recv,
-                          std::span<const int64_t> counts, kernels::Stream& stream) override;
-  absl::Status AllReduce(const kernels::TensorView& data, comm::ReduceOp op,
-                         kernels::Stream& stream) override;
-  absl::Status AllToAll(const kernels::TensorView& send, const kernels::TensorView& recv,
-                        kernels::Stream& stream) override;
-  absl::Status SendRecv(const kernels::TensorView& send, int target,
-                        const kernels::TensorView& recv, int source,
-                        kernels::Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<comm::Pending>> StartSendRecv(const kernels::TensorView& send,
-                                                               int target,
-                                                               const kernels::TensorView& recv,
-                                                               int source,
-                                                               kernels::Stream& stream) override;
-  absl::Status Broadcast(const kernels::TensorView& data, int root,
-                         kernels::Stream& stream) override;
   absl::Status Barrier() override { return absl::OkStatus(); }
-  bool recordable() const override { return false; }  // what a launch would send is not counted
+  bool recordable() const override { return false; }  // the bytes of a launch could not be counted
   void Abort(std::string) override {}
   comm::CommunicatorStats stats() const override;
 
  private:
-  void Count(const char* name, int64_t messages, int64_t bytes);
-  // Fills `recv` with `send`, again and again, as far as it goes.
+  absl::StatusOr<std::unique_ptr<comm::Pending>> DoStart(const comm::Collective& collective,
+                                                         kernels::Stream& stream) override;
+  // Fills `recv` with repeated copies of `send`.
   void Fill(const kernels::TensorView& send, const kernels::TensorView& recv,
             kernels::Stream& stream);
 

@@ -1,6 +1,6 @@
-// Goal: a rank that runs alone computes as many rows and sends as much as in its group. Method: all
-// ranks of a prefill alone, one after the other; the cost model's count of what all send, which the
-// strategies' contract holds against real groups.
+// Goal: a rank that runs alone computes as many rows and sends as many bytes as in its group.
+// Method: runs all ranks of a prefill alone, one after the other, and compares their bytes with the
+// cost model's, which the strategies' contract compares with real groups.
 #include "tests/gpu/solo_communicator.h"
 
 #include <gtest/gtest.h>
@@ -29,7 +29,7 @@ TEST(SoloCommunicator, SendsWhatTheGroupWould) {
       plan = result.plan;
       EXPECT_EQ(result.kv.slot_count(), context_parallel::DocumentTokensOfRank(plan, kRanks, rank));
       for (const auto& operation : alone.stats().operations)
-        if (operation.name != "all_reduce") sent += operation.bytes_sent;  // of the test
+        if (operation.name != "all_reduce") sent += operation.bytes_sent;  // the test's own
     }
     const context_parallel::ModelShape shape{.layers = config.layers,
                                              .query_heads = config.query_heads,

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Fits retaining heads to a demo checkpoint on the CPU: fit_heads.py --model DIR [--documents 8] [--tokens 4096].
 
-Unlike Locret's label, the largest logit that a row gets, the label here is the largest share of attention: its logarithm,
-between FLOOR and 0, from the last rows of facts and the question's rows, in documents of tasks.py with exact attention. A logit
-says little where other rows get larger ones. Needs NumPy and tokenizers; writes DIR/retaining_heads.safetensors.
+Goal: retaining heads that find the rows to which later rows attend. Method: the label of a row is the logarithm (between
+FLOOR and 0) of the largest share of attention that the row gets from an asking row, that is, from the last row of a fact or
+a row of the question, in documents of tasks.py with exact attention. Locret's label is the largest logit instead; but a
+logit says little if other rows get larger ones. Needs NumPy and tokenizers; writes DIR/retaining_heads.safetensors.
 """
 import argparse
 import hashlib
@@ -19,13 +20,13 @@ import tasks
 
 WIDTH = 128
 FLOOR = -7.0
-APART = 128  # nearer rows are mostly in the same block
+APART = 128  # rows that are nearer are mostly in the same shard
 TRAINING = [("khop", {}), ("niah_multikey_3", {}), ("khop", {"num_hops": 4}), ("niah_multikey_1", {})]
 FACT = re.compile(r"The (?:key|secret word) of [^.?]*\.")
 
 
 def load(file):
-    """Tensors of a safetensors file as float32."""
+    """The tensors of a safetensors file, as float32, by name."""
     data = file.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8:8 + size])
@@ -39,7 +40,7 @@ def load(file):
 
 
 def save(file, tensors, metadata):
-    """float32 tensors, rounded to bf16."""
+    """Writes float32 tensors, rounded to bf16."""
     header, blobs, at = {"__metadata__": metadata}, [], 0
     for name, x in tensors.items():
         bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
@@ -57,7 +58,7 @@ def silu(x):
 
 
 class Model:
-    """The Llama forward pass, exact; gives each layer's inputs of the heads and labels."""
+    """The Llama forward pass with exact attention. Gives the heads' inputs and labels of each layer."""
 
     def __init__(self, folder):
         self.c, self.w = json.loads((folder / "config.json").read_text()), load(folder / "model.safetensors")
@@ -66,7 +67,7 @@ class Model:
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.c["rms_norm_eps"]) * self.w[name + ".weight"]
 
     def layers(self, ids, asking):
-        """For each layer: rows' [q, k, v] before the rotation, and labels [rows, KV heads]."""
+        """Yields for each layer the rows' [q, k, v] before RoPE, and the labels [rows, KV heads]."""
         n, d = len(ids), self.c["head_dim"]
         nq, nkv = self.c["num_attention_heads"], self.c["num_key_value_heads"]
         angle = np.arange(n)[:, None] * self.c["rope_theta"] ** (-np.arange(0, d, 2) / d)
@@ -91,7 +92,7 @@ class Model:
 
     @staticmethod
     def attend(q, k, v, out, label, asking, step=512):
-        """Fills `out`, and raises `label` to the largest log share that an asking row gives."""
+        """Fills `out`, and raises `label` to the largest logarithm of an asking row's attention share."""
         for begin in range(0, len(q), step):
             end = min(begin + step, len(q))
             logits = q[begin:end] @ k[:end].T
@@ -109,7 +110,7 @@ class Model:
 
 
 def document(documents, index, tokens):
-    """Token ids, and the rows that ask: last ones of facts, those of the question."""
+    """Token ids of a prompt, and its asking rows: the last row of each fact, and the question's rows."""
     task, parameters = TRAINING[index % len(TRAINING)]
     made = tasks.make(task, 7 * 10 ** 6 + index, tokens - table.QUESTION_TOKENS, 1.0 if task == "khop" else (index * 0.618) % 1,
                       lambda t: len(documents.encode(t)), **parameters)
@@ -124,7 +125,7 @@ def document(documents, index, tokens):
 
 
 def fit(rows, labels, rng, steps, rate=3e-3):
-    """fc1 and fc2 by Adam on the squared error; rows that somebody reads are drawn as often as the others."""
+    """fc1 and fc2, by Adam on the squared error. Half of each batch are rows to which an asking row attends."""
     w = [rng.standard_normal((rows.shape[1], WIDTH)).astype(np.float32) / rows.shape[1] ** 0.5 / max(rows.std(), 1e-6),
          rng.standard_normal((WIDTH, labels.shape[1])).astype(np.float32) / WIDTH ** 0.5]
     mean, square = [np.zeros_like(x) for x in w], [np.zeros_like(x) for x in w]
@@ -166,7 +167,7 @@ def main():
         for name, x in zip(("fc1", "fc2"), fit(rows, labels, rng, args.steps)):
             tensors[f"model.layers.{i}.self_attn.{name}.weight"] = x
     base = hashlib.sha256((args.model / "model.safetensors").read_bytes()).hexdigest()
-    save(args.model / "retaining_heads.safetensors", tensors, {  # as tests/reference_model/export.py does
+    save(args.model / "retaining_heads.safetensors", tensors, {  # the metadata of tests/reference_model/export.py
         "format": "pt", "base_model": "reference", "base_model_sha256": base, "query_aware": "true", "activation": "silu"})
     print(f"{time.time() - begin:.0f} s", flush=True)
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Prints documents with a question and the answer as JSON lines: make_document.py khop --length 8192 --set num_hops=4.
 
-Tasks and their parameters: tasks.py. Lengths are counted with the `tokenizers` package where it is installed, else
-estimated by the mean tokens of a word.
+tasks.py describes the tasks and their parameters. Lengths are counted with the `tokenizers` package if it is installed,
+and estimated as one token per word or mark otherwise.
 """
 import argparse
 import json

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Accuracy of the strategies on tasks that tell them apart, with the gauge model on this machine's CPU; resumable.
+"""Accuracy of the strategies on tasks that separate them, with the gauge model on this machine's CPU; resumable.
 
-Documents come from tasks.py, answers from engine_quality (the engine with all hosts in one process). Every answer is a line
-in --results; what stands there is not computed again, so a run can be stopped at any time and goes on, with more documents
-too. The table is written between two marks of --page, whose other text is left alone; plots go beside it where matplotlib is
-installed. tests/bench/quality.sh calls this. --quick: a comparison at 8K with 8 hosts; it fails if APB with retaining heads
-is not at least --margin points better than with randomly chosen tokens on chains.
+Documents come from tasks.py, answers from engine_quality (the engine with all hosts in one process). Every answer becomes a
+line in --results, and is not computed again: a run can be stopped at any time and continued, also with more documents. The
+table is written between two marks in --page; the page's other text is not changed. Plots are written beside the page if
+matplotlib is installed. tests/bench/quality.sh calls this script. --quick compares strategies at 8K with 8 hosts, and fails
+if, on chains, APB with retaining heads is less than --margin points better than with randomly chosen tokens.
 """
 import argparse
 import collections
@@ -27,13 +27,13 @@ from make_prompt import render  # noqa: E402
 STRATEGIES = {  # name -> strategy:compressor:{hosts}:options
     "full": "full", "ring_kv": "ring_kv", "apb": "apb:retaining_heads:{}", "apb query-aware": "apb:query_aware:{}",
     "apb random": "apb:random:{}", "apb without anchor": "apb:retaining_heads:{}:anchor=0", "star": "star::{}",
-    "apb second question": "apb:retaining_heads:{}:again"}  # over KV that was computed for another question
+    "apb second question": "apb:retaining_heads:{}:again"}  # on KV that was computed for another question
 ONE_HOST = ("full", "ring_kv")
 TASKS = ["niah_single_2", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3", "niah_multivalue", "niah_multiquery", "vt",
          "cwe", "fwe", "khop"]
 FACT = re.compile(r"The (key|secret word) of ([A-Z]\w+ [A-Z]\w+)")
 SEED = 3 * 10 ** 6
-QUESTION_TOKENS = 200  # of question and answer, at most
+QUESTION_TOKENS = 200  # upper bound for question and answer together
 BEGIN, END = "<!-- table: written by tests/quality/table.py -->", "<!-- end of the table -->"
 
 
@@ -44,7 +44,7 @@ def task_parameters(name):
 
 
 class Documents:
-    """Prompts as the server splits a chat of two user messages."""
+    """Makes prompts, split as the server splits a chat of two user messages."""
 
     def __init__(self, model):
         from tokenizers import Tokenizer
@@ -57,7 +57,7 @@ class Documents:
 
     def prompt(self, name, length, index, count):
         task, parameters = task_parameters(name)
-        depth = 1.0 if task == "khop" else (index * 0.618034) % 1  # spread evenly however many there are
+        depth = 1.0 if task == "khop" else (index * 0.618034) % 1  # even for any number of documents
         made = tasks.make(task, SEED + index, length - QUESTION_TOKENS, depth, lambda t: len(self.encode(t)), **parameters)
         document = [self.bos] + self.encode("<|user|>\n" + made["document"] + "<|end|>\n")
         others = [f"What is the {what} of {name}?" for what, name in FACT.findall(made["document"])
@@ -73,8 +73,8 @@ class Documents:
 
 
 class Results:
-    """Scores by (model, task, length, configuration, document), kept in a file of JSON lines. The retaining heads are a part of
-    the model only where a configuration uses them."""
+    """Scores by (model, task, length, configuration, document), kept in a file of JSON lines. The retaining heads count as part
+    of the model only for configurations that use them."""
 
     def __init__(self, file, model):
         weights = (model / "model.safetensors").read_bytes()
@@ -98,7 +98,7 @@ class Results:
                                   "seconds": seconds}) + "\n")
 
     def cell(self, task, length, configuration):
-        """(mean, standard error, documents)"""
+        """(mean, standard error, number of documents) of a cell; None without documents."""
         found = [s for (t, n, c, _), s in self.scores.items() if (t, n, c) == (task, length, configuration)]
         if not found:
             return None
@@ -108,7 +108,7 @@ class Results:
 
 
 def compute(args, documents, results, task, length, configuration):
-    """Answers what is missing of one cell, some documents at a time."""
+    """Computes the missing answers of one cell, args.chunk documents at a time."""
     missing = [i for i in range(args.documents) if (task, length, configuration, i) not in results.scores]
     for begin in range(0, len(missing), args.chunk):
         chunk = missing[begin:begin + args.chunk]
@@ -129,7 +129,7 @@ def compute(args, documents, results, task, length, configuration):
 
 
 def configurations(args):
-    """(strategy, hosts, configuration)"""
+    """Yields (strategy, hosts, configuration)."""
     for strategy in args.strategies:
         for hosts in (1,) if strategy in ONE_HOST else args.hosts:
             yield strategy, hosts, STRATEGIES[strategy].format(hosts)
@@ -140,7 +140,7 @@ def name_of(length):
 
 
 def page_table(args, results):
-    """A table for each length: tasks in columns, strategies and hosts in rows, with standard errors."""
+    """One table for each length: tasks in columns, strategies and hosts in rows, with standard errors."""
     parts = []
     for length in args.lengths:
         rows = []
@@ -165,7 +165,7 @@ def write_page(page, table, first=BEGIN, last=END):
 
 
 def plot(args, results, folder):
-    """Accuracy against the number of links, as SVG; only where matplotlib is there."""
+    """Plots accuracy over the number of links, as SVG. Does nothing without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -188,7 +188,7 @@ def plot(args, results, folder):
 
 
 def quick_verdict(args, results):
-    """0 if the gauge separates as it should."""
+    """The exit code of --quick: 0 if the gauge separates APB from random tokens."""
     good = True
     for task in args.tasks:
         cells = {s: results.cell(task, args.lengths[0], c)[0] for s, _, c in configurations(args)}

@@ -1,20 +1,20 @@
-"""Tasks that tell good approximations of attention from bad ones: long documents, questions, answers.
+"""Tasks that separate good approximations of attention from bad ones: long documents, questions, answers.
 
-The definitions and the names of parameters are those of RULER (arXiv 2404.06654); k-hop chains are our own. Words are
-those of the demo model (../reference_model/generator.py), so where RULER has random numbers, UUIDs or coded words,
-there are words of small pools here. Standard library only; one seed, one document.
+Definitions and parameter names are RULER's (arXiv 2404.06654); k-hop chains are our own. Words are the demo model's
+(../reference_model/generator.py), so RULER's random numbers, UUIDs and coded words are words of small pools here. Standard
+library only. The same seed gives the same document.
 
   niah   needles: "The secret word of Alice Brown is amber falcon."
          num_needle_k keys, num_needle_v values for each key, num_needle_q keys asked for; type_haystack `essay`
-         (filler), `noise` (the same few sentences again and again) or `needle` (nothing but other needles);
-         type_needle_k `words` (names) or `uuids` (four words of small pools: many share three of the four)
+         (filler), `noise` (a few sentences repeated) or `needle` (other needles only); type_needle_k `words` (names)
+         or `uuids` (four words of small pools: many keys share three of the four)
   vt     variable tracking: num_chains chains of num_hops links; which names have the value?
-  cwe    common words: num_cw words freq_cw times among others that stand there freq_ucw times
-  fwe    frequent words: three most frequent of words with Zipf's law, exponent alpha
+  cwe    common words: num_cw words occur freq_cw times each, the other words freq_ucw times each
+  fwe    frequent words: the three most frequent of words that follow Zipf's law with exponent alpha
   khop   "The key of Anna Reed is that of Boris Hale." ... "The key of Carl Voss is copper lamp." `trees` chains of
-         num_hops links, in random order, but each name's sentence stands behind the one that it refers to (but for a
-         share `forward` of the links, which no row of the document can resolve); at least `cross_block_share` of the
-         links refer to an earlier one of `blocks` blocks
+         num_hops links, in random order, but each name's sentence comes after the one that it refers to (except for a
+         share `forward` of the links, which no row of the document can resolve). If the document is cut into `blocks`
+         blocks, at least `cross_block_share` of the links refer to an earlier block
 """
 import dataclasses
 import math
@@ -44,7 +44,7 @@ PRESETS = {  # RULER's names for RULER's parameters
 
 @dataclasses.dataclass
 class Link:
-    """A sentence about a key: of `name`, which has the `value` (two words), or, if `parent` is there, its key."""
+    """A sentence about the key of `name`: it is the `value` (two words), or, with a `parent`, the parent's key."""
     name: str
     value: str = ""
     parent: "Link" = None
@@ -79,7 +79,7 @@ def draw_values(rng, count, pools=generator.ALL_WORDS):
 
 
 class LookAlikes:
-    """Keys of four words: "Alice Brown, the young baker,". Of each word there are `pool` kinds only."""
+    """Keys of four words, such as "Alice Brown, the young baker,". Each word is one of `pool` words."""
 
     def __init__(self, rng, pool):
         g = generator
@@ -87,7 +87,7 @@ class LookAlikes:
 
     @staticmethod
     def pool_for(count):
-        """8, or the smallest of which half of the combinations are enough."""
+        """The pool's size for `count` keys: at least 8, and large enough for twice as many combinations as keys."""
         return max(8, math.ceil((2 * count) ** 0.25))
 
     def draw(self, rng, count):
@@ -143,7 +143,7 @@ def words_answer(words):
 
 
 def chains(rng, trees, hops, names, values):
-    """`trees` lists of links, root first, `hops` links and a root in each."""
+    """`trees` lists of links: a root, then `hops` links."""
     out = []
     for t in range(trees):
         tree = [Link(names.pop(), values.pop())]
@@ -154,8 +154,8 @@ def chains(rng, trees, hops, names, values):
 
 
 def place_chains(rng, trees, low=0.0, high=1.0, forward=0.0):
-    """[(place, link)]: random places from low to high, of each tree in its order, but for a share `forward` of the
-    links: these stand in front of what they refer to."""
+    """[(place, link)]: random places from low to high. The links of a tree are in their order, except for a share `forward`
+    of them, which come before the link that they refer to."""
     placed = []
     for tree in trees:
         order = [tree[0]]
@@ -168,14 +168,14 @@ def place_chains(rng, trees, low=0.0, high=1.0, forward=0.0):
 
 
 def block_share(placed, blocks):
-    """Share of the links whose sentence refers to an earlier one of `blocks` equal blocks."""
+    """The share of links that refer to an earlier block, if the document is cut into `blocks` equal blocks."""
     at = {id(link): int(place * blocks) for place, link in placed}
     links = [link for _, link in placed if link.parent]
     return sum(at[id(link)] > at[id(link.parent)] for link in links) / max(1, len(links))
 
 
 def lay_out(rng, placed, fillers, filler, paragraphs=True):
-    """Sentences of the document: the placed ones, and `fillers` calls of filler() around them."""
+    """The document's sentences: the placed ones, with `fillers` results of filler() around them."""
     out, at = [], 0
     for place, sentence in sorted(placed, key=lambda x: x[0]):
         upto = int(place * (fillers + 1))
@@ -186,7 +186,7 @@ def lay_out(rng, placed, fillers, filler, paragraphs=True):
 
 
 def join(rng, sentences):
-    """Sentences as text in paragraphs of 4 to 9."""
+    """The text of the sentences, in paragraphs of 4 to 9 sentences."""
     lines, i = [], 0
     while i < len(sentences):
         n = rng.randint(4, 9)
@@ -196,7 +196,7 @@ def join(rng, sentences):
 
 
 def fill(rng, placed, length, count_tokens, filler):
-    """A document of at most `length` tokens, and within 2 % of it, from the placed sentences and filler."""
+    """A document of at most `length` tokens, and at least 98 % of it, from the placed sentences and filler."""
     each, state = generator.TOKENS_PER_SENTENCE, rng.getstate()
     own = count_tokens(" ".join(s for _, s in placed))
     if own > length:
@@ -215,7 +215,7 @@ def fill(rng, placed, length, count_tokens, filler):
 
 def niah(rng, length, depth, count_tokens, num_needle_k=1, num_needle_v=1, num_needle_q=1, type_haystack="essay",
          type_needle_k="words"):
-    """Of the asked keys the first needle stands at `depth`, all else anywhere."""
+    """The first asked key's first needle is at `depth`; the other needles are anywhere."""
     num_needle_k = max(num_needle_k, num_needle_q)
     if type_haystack == "needle":
         sample = needle_text("Alice Brown" if type_needle_k == "words" else "Alice Brown, the young baker,", "red sea")
@@ -243,7 +243,7 @@ def niah(rng, length, depth, count_tokens, num_needle_k=1, num_needle_v=1, num_n
 
 
 def khop(rng, length, depth, count_tokens, num_hops=8, trees=4, forward=0.0, blocks=8, cross_block_share=0.6):
-    """The asked name's sentence stands at `depth`, the rest of its chain in front of it."""
+    """The asked name's sentence is at `depth`, the rest of its chain before it."""
     names, values = draw_names(rng, trees * (num_hops + 1)), draw_values(rng, trees)
     made = chains(rng, trees, num_hops, names, values)
     asked = made[0][-1]
@@ -260,7 +260,7 @@ def khop(rng, length, depth, count_tokens, num_hops=8, trees=4, forward=0.0, blo
 
 
 def vt(rng, length, depth, count_tokens, num_chains=1, num_hops=4):
-    """The root stands at `depth` of what is in front of the last link."""
+    """No link is before depth / 2 of the document."""
     made = chains(rng, num_chains, num_hops, draw_names(rng, num_chains * (num_hops + 1)), draw_values(rng, num_chains))
     placed = [(p, link.text()) for p, link in place_chains(rng, made, depth * 0.5)]
     text = fill(rng, placed, length, count_tokens, generator.filler_sentence)
@@ -275,7 +275,7 @@ def word_list(rng, counts):
 
 
 def cwe(rng, length, depth, count_tokens, num_cw=10, freq_cw=0, freq_ucw=0):
-    """Frequencies of 0: as many as fill `length`, ten to one as RULER's 30 to 3."""
+    """Frequencies of 0 become those that fill `length`, with a ratio of 10 to 1, as RULER's 30 to 3."""
     words = rng.sample(WORDS, 330)
     freq_ucw = freq_ucw or -(-(length - 2) // (10 * num_cw + 320))
     freq_cw = freq_cw or 10 * freq_ucw
@@ -298,7 +298,7 @@ TASKS = {"niah": niah, "khop": khop, "vt": vt, "cwe": cwe, "fwe": fwe}
 
 
 def make(task, seed, length, depth, count_tokens, **parameters):
-    """A dict with document (of at most `length` tokens), question, answer, and values: what an answer must contain."""
+    """A dict with document (at most `length` tokens), question, answer, and values (which an answer must contain)."""
     kind, preset = PRESETS[task]
     rng = random.Random(f"{task} {seed}")
     document, question, answer, values = TASKS[kind](rng, length, depth, count_tokens, **{**preset, **parameters})
@@ -307,5 +307,5 @@ def make(task, seed, length, depth, count_tokens, **parameters):
 
 
 def score(values, text):
-    """RULER's: the share of the expected values that the text has."""
+    """RULER's score: the share of the expected values that the text contains."""
     return sum(v in text for v in values) / len(values)

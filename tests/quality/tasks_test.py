@@ -1,6 +1,5 @@
-"""The tasks' answers are right, and documents are as they say: answers are solved again from the text alone.
-
-The solver knows sentences by patterns only; it shares no code with the generators.
+"""Goal: the tasks' answers are right, and the documents have the stated properties. Method: a solver that knows only the
+patterns of sentences, and shares no code with the generators, finds the answers in the text.
 """
 import collections
 import re
@@ -72,7 +71,7 @@ class TasksTest(unittest.TestCase):
                 self.assertEqual([v for k, v in found if k.rstrip(",") == asked], made["values"])
         words = lambda key: set(enumerate(re.findall(r"\w+", key)))  # noqa: E731
         keys = [k for k, _ in NEEDLE.findall(make("niah_multikey_3", 1, 8000)["document"])]
-        alike = sum(any(len(words(a) & words(b)) == 4 for b in keys if a != b) for a in keys)  # "the" and three more
+        alike = sum(any(len(words(a) & words(b)) == 4 for b in keys if a != b) for a in keys)  # "the" and three others
         self.assertGreater(alike / len(keys), 0.5, "most keys share three of four words with another")
 
     def test_depth(self):
@@ -99,7 +98,7 @@ class TasksTest(unittest.TestCase):
                         self.assertLess(found[target][0], at, "links refer to what stands in front of them")
                         shares.append(block(target) < block(n))
             if hops > 1:
-                self.assertGreaterEqual(sum(shares) / len(shares), 0.58)  # blocks of tokens are 0.6; these are of letters
+                self.assertGreaterEqual(sum(shares) / len(shares), 0.58)  # 0.6 for blocks of tokens; these are of letters
 
     def test_forward_references(self):
         behind = total = 0

@@ -1,6 +1,5 @@
-"""What the demo model's training rows tell is right: answers and known words are solved again from the decoded text.
-
-Needs the `tokenizers` and `numpy` packages.
+"""Goal: the answers and known words of the demo model's training rows are right. Method: both are found again from the
+decoded text. Needs the `tokenizers` and `numpy` packages.
 """
 import pathlib
 import re
@@ -20,7 +19,7 @@ LINK = re.compile(rf"The key of {NAME} is (?:that of {NAME}|(\w+ \w+))\.")
 
 
 def path_of(links, name):
-    """What the key of `name` leads to after 1, 2, ... links."""
+    """The names, and last the value, that the key of `name` leads to after 1, 2, ... links."""
     path = []
     while links[name][0]:
         name = links[name][0]

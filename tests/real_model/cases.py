@@ -1,6 +1,6 @@
-"""What the tests ask the real model: 20 prompts, conversations of several turns, and documents with questions about them.
+"""The prompts of the tests on the real model: 20 prompts, conversations of several turns, and a document with questions.
 
-The answers that are expected stand in golden.json; make_golden.py makes it anew after a change here.
+golden.json has the expected answers. After a change here, make_golden.py must make it again.
 """
 LOG = "\n".join(f"{hour:02}:{minute:02} station {7 * hour % 9 + 1}: wind {(hour * 5 + minute) % 23} km/h, "
                 f"{'rain' if (hour + minute) % 4 == 0 else 'dry'}, {12 + (hour * minute) % 9} degrees"
@@ -59,13 +59,13 @@ CHAT = {
     "summary": STORY + "\n\nWho came with the boat, and why? Answer in one sentence. 🚢",
 }
 
-# Turns of the user; the answers between them are the model's.
+# The user's turns. The answers between them are the model's.
 CONVERSATIONS = {
     "garden": ["I have a small garden with much shade. Which three plants would you grow?",
                "Which of them needs the most water?", "Thank you!\n\nWrite one sentence about it for my neighbour."],
     "station": ["This is the weather log of a station.\n\n" + LOG, "How strong was the wind at 09:20?", "And twenty minutes later?"],
 }
-# A document that a context holds, and questions about it: as messages, and as texts that go on in the middle of a word or line.
+# A document for a context, with questions about it: as messages, and as texts that continue in the middle of a word or line.
 CONTEXT_MESSAGE = "Please read this story.\n\n" + STORY
 CONTEXT_QUESTIONS = ["How old is the girl?", "What did the keeper do with the letter?\n\nWhat does that say about him?"]
 CONTEXT_TEXT = STORY + " It smelled of lamp o"

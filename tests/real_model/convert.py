@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes a Hugging Face checkpoint of a GGUF file of the Llama architecture with a byte-level BPE tokenizer.
+"""Converts a GGUF file (Llama architecture, byte-level BPE tokenizer) into a Hugging Face checkpoint.
 
   convert.py --dtype bf16 model.gguf folder
 
-Quantized weights are computed to float32 and rounded to the wanted type. Numbers, vocabulary, merges, special tokens and
-the chat template come from the GGUF; what a GGUF does not say, the pre-tokenizer's stages, is known for the kinds
-in PRE_TOKENIZERS only. What this script cannot convert faithfully is an error.
+Quantized weights are dequantized to float32 and rounded to the wanted type. Numbers, vocabulary, merges, special tokens
+and the chat template come from the GGUF file. A GGUF file does not say the stages of its pre-tokenizer: PRE_TOKENIZERS has
+the known kinds. Anything that this script cannot convert faithfully is an error.
 """
 import argparse
 import json
@@ -20,7 +20,7 @@ from gguf.quants import dequantize
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 TYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
-# GGUF's name of a kind of pre-tokenizer -> what it does before ByteLevel splits words.
+# The stages before ByteLevel splits words, by GGUF's name of the kind of pre-tokenizer.
 PRE_TOKENIZERS = {"smollm": [pre_tokenizers.Digits(individual_digits=True)]}
 SPECIAL = (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED)
 LAYER_TENSORS = {
@@ -47,7 +47,7 @@ class Fields:
 
 
 def short(number):
-    """The shortest decimal number that is this float32."""
+    """The shortest decimal number that rounds to this float32."""
     return float(str(np.float32(number)))
 
 
@@ -84,13 +84,13 @@ def hugging_face_name(name):
 
 
 def unpermute(weights, heads):
-    """Rows of q and k in Hugging Face's order: GGUF has the two numbers that are rotated together side by side."""
+    """The rows of q or k in Hugging Face's order. In GGUF, the two rows that RoPE rotates together are neighbours."""
     rows, columns = weights.shape
     return weights.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def rounded(array, dtype):
-    """Of float32; for bf16 the upper 16 bits, to the nearest, ties to even."""
+    """A float32 array rounded to `dtype`, to nearest, ties to even; bf16 as the upper 16 bits."""
     if dtype == "f32":
         return array
     if dtype == "f16":
@@ -110,7 +110,7 @@ def write_weights(reader, config, dtype, path):
         elif ".attn_k." in tensor.name:
             array = unpermute(array, config["num_key_value_heads"])
         array = np.ascontiguousarray(rounded(np.ascontiguousarray(array), dtype))
-        arrays.append(array)  # the specs point into them
+        arrays.append(array)  # kept, because the specs point into the arrays
         specs[hugging_face_name(tensor.name)] = safetensors.TensorSpec(
             dtype=TYPES[dtype], shape=list(array.shape), data_ptr=array.ctypes.data, data_len=array.nbytes)
     safetensors.serialize_file(specs, path, {"format": "pt"})

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes golden.json: what the float64 reference answers to every case, with the log-probabilities of its three best tokens.
+"""Makes golden.json: the float64 reference's answer to every case, with the log-probabilities of its three best tokens.
 
   build/real_model/venv/bin/python tests/real_model/make_golden.py   (after prepare.sh; some minutes)
 """
@@ -30,7 +30,7 @@ def user(text):
 
 
 def first_turns():
-    """name -> the whole text of the prompt."""
+    """The whole text of each prompt, by name."""
     texts = {**cases.PROSE, **cases.CODE, **cases.LISTS}
     texts |= {name: reference.render([user(text)]) for name, text in cases.CHAT.items()}
     texts |= {f"{name} 1": reference.render([user(turns[0])]) for name, turns in cases.CONVERSATIONS.items()}
@@ -40,14 +40,14 @@ def first_turns():
 
 
 def best(logits):
-    """(ids, log-probabilities) of the best tokens, best first."""
+    """(ids, log-probabilities) of the ALTERNATIVES best tokens, best first."""
     logprobs = reference.log_softmax(logits)
     ids = np.argsort(-logprobs)[:ALTERNATIVES]
     return [int(i) for i in ids], [round(float(logprobs[i]), 6) for i in ids]
 
 
 def answers(model, tokenizer, texts):
-    """name -> what golden.json says of it."""
+    """The entry of golden.json for each prompt, by name."""
     found = {name: {"prompt": tokenizer.encode(text).ids, "top": [], "logprobs": []} for name, text in texts.items()}
     for _, logits in reference.greedy(model, [case["prompt"] for case in found.values()], TOKENS):
         for case, row in zip(found.values(), logits):
@@ -63,7 +63,7 @@ def answer_text(tokenizer, case, end):
 
 
 def next_turns(tokenizer, found, histories, turn, end):
-    """name -> the text of the prompt of that turn; what was said so far is kept in `histories`."""
+    """The text of each conversation's prompt in that turn, by name. `histories` keeps the messages so far."""
     texts = {}
     for name, turns in cases.CONVERSATIONS.items():
         messages = histories.setdefault(name, [user(turns[0])])

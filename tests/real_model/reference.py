@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The Llama architecture in NumPy and float64: the oracle of the tests on the real model. It shares nothing with the engine.
+"""The Llama architecture in NumPy and float64: the oracle of the tests on the real model. It shares no code with the engine.
 
-  reference.py build/real_model/smollm2 "Once upon a time"     goes on with a text greedily
-  reference.py --chat build/real_model/smollm2 "Who are you?"  answers it as the model's chat template has it
+  reference.py build/real_model/smollm2 "Once upon a time"     continues a text greedily
+  reference.py --chat build/real_model/smollm2 "Who are you?"  answers a message, with the model's chat template
 """
 import argparse
 import json
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def read_tensors(path):
-    """name -> float64 array, of a safetensors file."""
+    """The tensors of a safetensors file as float64 arrays, by name."""
     data = np.memmap(path, np.uint8, "r")
     size = struct.unpack("<Q", data[:8].tobytes())[0]
     tensors = {}
@@ -82,7 +82,7 @@ class Model:
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
     def _attention(self, layer, number, x, cache, begin):
-        """What the tokens of one sequence gather from it, before the output projection."""
+        """The attention output of one sequence's tokens, before the output projection."""
         queries = self._rotated(self._heads(x, layer["self_attn.q_proj"]), begin)
         keys, values = cache.append(number, self._rotated(self._heads(x, layer["self_attn.k_proj"]), begin),
                                     self._heads(x, layer["self_attn.v_proj"]))
@@ -95,7 +95,7 @@ class Model:
         return out.reshape(len(queries), len(x), -1).swapaxes(0, 1).reshape(len(x), -1)
 
     def hidden_states(self, batch):
-        """Of (tokens, cache) of several sequences: takes the tokens into the caches; [tokens of all, hidden size]."""
+        """Hidden states [tokens of all sequences, hidden size] for a batch of (tokens, cache); extends the caches."""
         ends = np.cumsum([len(tokens) for tokens, _ in batch])
         begins = [cache.length() for _, cache in batch]
         x = self.embedding[np.concatenate([np.asarray(tokens, int) for tokens, _ in batch])]
@@ -114,7 +114,7 @@ class Model:
 
 
 def greedy(model, prompts, count):
-    """Yields (tokens, logits they were chosen from) of all prompts, `count` times."""
+    """Yields `count` times (tokens, logits) of all prompts; the tokens are the logits' arg-max."""
     batch = [(prompt, model.cache()) for prompt in prompts]
     last = np.cumsum([len(prompt) for prompt in prompts]) - 1
     for _ in range(count):
@@ -126,7 +126,7 @@ def greedy(model, prompts, count):
 
 
 def render(messages):
-    """SmolLM2's chat template, with the beginning of an answer."""
+    """The messages in SmolLM2's chat template, with the beginning of an answer."""
     if messages[0]["role"] != "system":
         messages = [{"role": "system", "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"},
                     *messages]

@@ -1,10 +1,10 @@
 """The server against a float64 reference, on a real model.
 
-Goal: what the server answers is what the model says: token for token wherever the reference's two best tokens lie further apart
-than the stated gap, with log-probabilities within a stated bound; for exact strategies on one rank and on two,
-follow-up turns and contexts; from texts as from token ids. Method: greedy completions of SmolLM2-135M-Instruct by HTTP against
-golden.json (make_golden.py). Where a near tie went the other way, the comparison goes on behind the reference's
-token, so every token is compared.
+Goal: the server answers what the model says. A token must be the reference's if the reference's two best tokens are further
+apart than the stated gap, and log-probabilities must be within a stated bound. This holds for exact strategies on one and on
+two ranks, for follow-up turns and contexts, and for texts as for token ids. Method: greedy completions of
+SmolLM2-135M-Instruct over HTTP are compared with golden.json (make_golden.py). If a near tie goes the other way, the
+comparison continues after the reference's token, so every token is compared.
 """
 import concurrent.futures
 import hashlib
@@ -27,9 +27,9 @@ CHECKPOINT = HERE.parents[1] / "build" / "real_model" / "smollm2"
 GOLDEN = json.loads((HERE / "golden.json").read_text())
 CASES = GOLDEN["cases"]
 TOKENIZER = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
-# Of one request, in seconds: four run at a time, and the machine may be busy.
+# Timeout of one request, in seconds: four run at a time, and the machine may be busy.
 PATIENCE = 600
-# What a token looks like in an answer -> its ids (parts of characters look alike).
+# The ids of the tokens that an answer shows as this text (several for parts of characters).
 IDS_OF_TEXT = {}
 for token_id in range(TOKENIZER.get_vocab_size()):
     IDS_OF_TEXT.setdefault(TOKENIZER.decode([token_id], skip_special_tokens=False), set()).add(token_id)
@@ -45,13 +45,13 @@ def user(text):
 
 
 def question_of(prompt):
-    """The end of the prompt, so that the rest is a document that a strategy splits over the ranks."""
+    """The prompt's last words, as the query: the rest is a document, which a strategy spreads over the ranks."""
     words = prompt.rsplit(" ", 3)
     return " ".join(words[1:]) if len(words) == 4 else prompt
 
 
 class Answer:
-    """A greedy answer: for each token its text and its alternatives, text -> log-probability."""
+    """A greedy answer: for each token its text, and the log-probabilities of its alternatives by text."""
 
     def __init__(self, server, body):
         chat = "messages" in body
@@ -71,7 +71,7 @@ class Answer:
 
 
 class Comparison:
-    """Answers of one server and strategy against golden.json."""
+    """Compares answers of one server and strategy with golden.json."""
 
     def __init__(self, test, server, strategy):
         self.test, self.server, self.strategy = test, server, strategy
@@ -80,7 +80,7 @@ class Comparison:
         self.worst = 0.0
 
     def check(self, name, body, strategy_of_prompt=True):
-        """Asks for the whole answer, and behind each near tie for the rest of it."""
+        """Asks for the whole answer, and after each near tie for the rest of it."""
         golden = CASES[name]
         body = {**body, "max_tokens": len(golden["top"])}
         if strategy_of_prompt:
@@ -97,7 +97,7 @@ class Comparison:
         return answer
 
     def compare(self, name, answer, begin):
-        """Tokens from `begin` on; returns how many of the case are right with this answer."""
+        """Compares an answer that begins at token `begin` of the case. Returns the first token that it does not cover."""
         golden = CASES[name]
         self.test.assertEqual(len(answer.tokens), len(golden["top"]) - begin, name)
         for i, (ids, logprobs) in enumerate(zip(golden["top"][begin:], golden["logprobs"][begin:])):
@@ -123,7 +123,7 @@ class Comparison:
         tokens = sum(len(CASES[name]["top"]) for name in bodies)
         print(f"{self.test.dtype} {self.strategy}: {tokens} tokens, {self.near_ties} near ties (up to {self.widest_tie:.2g}) "
               f"went the other way, log-probabilities off by up to {self.worst:.1e}")
-        # Ties nearer than the gap are rare; more of them mean that something is wrong though each could be excused.
+        # Near ties are rare: many of them mean an error, even if each of them is within the gap.
         self.test.assertLess(self.near_ties, self.test.share_of_ties * tokens)
 
 
@@ -156,7 +156,7 @@ class CheckpointTest(unittest.TestCase):
 
 
 class ExactStrategies:
-    """The tests of one type of activations; subclasses say which and how exact it is."""
+    """The tests for one type of activations. Subclasses name the type and its gap and bound."""
 
     @classmethod
     def setUpClass(cls):
@@ -170,7 +170,7 @@ class ExactStrategies:
         Comparison(self, self.two_ranks, "ring_kv").check_all(bodies_of_prompts())
 
     def test_token_ids(self):
-        # Ids in, the same answers out, and as many prompt tokens as from the text.
+        # Prompts of ids get the same answers, with as many prompt tokens, as prompts of text.
         names = ("story", "news", "python", "log")
         Comparison(self, self.one_rank, "full").check_all({name: {"prompt": CASES[name]["prompt"]} for name in names})
 
@@ -197,7 +197,7 @@ class ExactStrategies:
         comparison = Comparison(self, self.two_ranks, "ring_kv")
         for name, question in questions.items():
             answer = comparison.check(name, {**question, "context": context["id"]}, strategy_of_prompt=False)
-            # All of the context but what may be tokenized otherwise where the question joins it.
+            # The whole context is cached, except for tokens that may change where the question follows it.
             self.assertGreater(answer.usage["prompt_tokens_details"]["cached_tokens"], context["usage"]["prompt_tokens"] - 4)
         status, _, _ = self.two_ranks.request("DELETE", "/v1/contexts/" + context["id"])
         self.assertEqual(status, 200)
@@ -212,7 +212,7 @@ class Bfloat16Test(ExactStrategies, unittest.TestCase):
 
 
 class TokenizerTest(unittest.TestCase):
-    """Token ids of the server equal those of the tokenizers package."""
+    """The server's token ids are those of the tokenizers package."""
 
     @classmethod
     def setUpClass(cls):

@@ -34,7 +34,7 @@ uint16_t FloatToFloat16(float value) {
   const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
   if (std::isnan(magnitude)) return 0x7fff;
   if (std::isinf(magnitude)) return sign | 0x7c00;
-  // Numbers of one exponent lie evenly; below 2^-14 they lie as those above it.
+  // Numbers with the same exponent are equally spaced; below 2^-14 the spacing is that above it.
   const int exponent = std::max(magnitude > 0 ? std::ilogb(magnitude) : -14, -14);
   const double steps = std::nearbyint(std::ldexp(magnitude, 10 - exponent));  // ties to even
   const double bits = (exponent + 14) * 1024.0 + steps;
@@ -47,7 +47,7 @@ double Roundoff(DType dtype) {
 
 namespace {
 
-// Element `at` of packed memory, by the definition of kernels/weight_blocks.h.
+// Element `at` of a view of blocks, by the definition of kernels/weight_blocks.h.
 double InBlock(const TensorView& view, int64_t at) {
   const bool eight = view.dtype == DType::kI8Block;
   const auto* block = view.as<uint8_t>() + at / 32 * (eight ? 34 : 20);
@@ -81,7 +81,7 @@ HostTensor HostTensor::Random(DType dtype, std::initializer_list<int64_t> shape,
                               float deviation) {
   HostTensor t = Zeros(dtype, shape);
   std::normal_distribution<float> normal(0, deviation);
-  if (IsBlockType(dtype)) {  // any integers; scales of both signs, and zeros between integers
+  if (IsBlockType(dtype)) {  // random integers, scales of both signs, zeros that are not integers
     const size_t size = BytesOf(dtype, kernels::kBlockLength);
     for (std::byte& byte : t.bytes) byte = static_cast<std::byte>(rng());
     for (size_t at = 0; at + size <= t.bytes.size(); at += size) {
@@ -125,7 +125,7 @@ std::vector<double> ToDoubles(const TensorView& view) {
 
 namespace {
 
-// Softmax-weighted sum of the visible values of one row and head.
+// The softmax-weighted sum of one row's visible values in one head, and its log-sum-exp.
 void Reduce(const std::vector<std::pair<double, std::vector<double>>>& seen, int64_t d, double* out,
             double* lse) {
   double top = -std::numeric_limits<double>::infinity(), total = 0;

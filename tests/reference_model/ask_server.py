@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Accuracy of a running server: asks it about fresh documents and counts the right answers.
 
-ask_server.py --url http://127.0.0.1:8000 --tokens 32000 --documents 50 --strategy ring_kv. Depths are spread evenly. An
-answer is right if it has the secret words that were asked for; `word for word` counts those that are the expected
-sentence. With --questions 3 each document is asked about three facts in turn, with --context after it was computed once
-as a context. Needs plain Python 3 (lengths are estimates without the `tokenizers` package).
+    ask_server.py --url http://127.0.0.1:8000 --tokens 32000 --documents 50 --strategy ring_kv
+
+Depths are spread evenly. An answer is right if it contains the secret words that the question asks for; `word for word`
+counts the answers that are the expected sentence. With --questions 3, three questions about each document are asked in
+turn; with --context, the document is computed once, as a context. Needs plain Python 3. Without the `tokenizers` package,
+lengths are estimates.
 """
 import argparse
 import json
@@ -23,7 +25,7 @@ def call(url, body=None, method=None):
 
 
 class Asker:
-    """Asks about one document after the other, as the command line says."""
+    """Asks the questions about each document, as the command line says."""
 
     def __init__(self, args):
         self.args = args
@@ -32,7 +34,7 @@ class Asker:
         self.tokens = 0
 
     def document(self, i):
-        """(text, [(question, expected answer, its secret words)])"""
+        """The text of document i, and [(question, expected answer, its secret words)]."""
         args = self.args
         depths = [((i + 0.5) / args.documents + k / args.questions) % 1 for k in range(args.questions)]
         text, facts = generator.make_asked(args.seed + i, max(args.tokens - make_prompt.OVERHEAD, 30), depths, args.keys,
@@ -40,7 +42,7 @@ class Asker:
         return text, [(generator.question_text(n), generator.answer_text(n, v), v) for n, v in facts]
 
     def answers(self, i):
-        """Of each question: expected answer, its secret words, the server's answer."""
+        """Yields for each question the expected answer, its secret words, and the server's answer."""
         args, (text, asked) = self.args, self.document(i)
         apb = {"strategy": args.strategy, "compressor": args.compressor}
         common = {"model": self.model, "max_tokens": 40, "temperature": 0}

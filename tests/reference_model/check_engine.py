@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Asks a checkpoint in PyTorch and in the engine: check_engine.py --engine-quality BINARY [--model DIR] [--tokens 600].
 
-Both compute in float32 and greedily; the tokens must be the same. An independent reading of what export.py wrote, also of a
-model that is not trained yet.
+Goal: the engine reads the files of export.py as PyTorch does, also those of an untrained model. Method: both generate
+greedily in float32, and must give the same tokens.
 """
 import argparse
 import json

@@ -1,5 +1,5 @@
-"""Loads the checkpoint with Hugging Face transformers and asks it through its chat template: an independent reading of
-config, weights, tokenizer and template. check_transformers.py [--tokens 2000]"""
+"""Goal: config, weights, tokenizer and chat template of the checkpoint are readable by others. Method: loads it with Hugging
+Face transformers and asks it through its chat template. check_transformers.py [--tokens 2000]"""
 import argparse
 import pathlib
 

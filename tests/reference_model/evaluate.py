@@ -1,10 +1,10 @@
 """Needle accuracy of a checkpoint, document by document: evaluate.py [--tokens 32000] [--documents 20] ...
-  evaluate.py --summary FILE...   accuracy by length and depth from what --log wrote
+  evaluate.py --summary FILE...   accuracy by length and depth, from files of --log
 
-Greedy decoding is checked by teacher forcing: an answer counts if at each of its positions the expected token has the
-largest logit, which is the case exactly if greedy decoding writes the expected answer. Documents share nothing; with
---questions Q each document hides Q facts at evenly spread depths and each is asked on its own (the document is
-computed once), which is a cheap and slightly harder estimate. The seeds start above those of training.
+Greedy decoding is checked by teacher forcing: an answer counts if the expected token has the largest logit at each of its
+positions, which is true exactly if greedy decoding gives the expected answer. Documents share nothing. With --questions Q,
+each document hides Q facts at evenly spread depths, and each is asked for separately (the document is computed once): a
+cheap and slightly harder estimate. The seeds start above those of training.
 """
 import argparse
 import collections
@@ -45,7 +45,7 @@ def keys_and_values(tap, c):
 
 @torch.no_grad()
 def answers(model, encode, document, asked, dtype):
-    """Per asked (name, value): whether greedy decoding gives the expected answer, and the token ids found best."""
+    """For each asked (name, value): whether greedy decoding gives the expected answer, and the best token ids."""
     head = [CONFIG["bos_token_id"]] + encode(f"<|user|>\n{document}<|end|>\n")
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
         tap, none = [], torch.zeros(1, len(head), dtype=torch.bool)
@@ -63,7 +63,7 @@ def answers(model, encode, document, asked, dtype):
 
 
 def summary(files):
-    """Prints accuracy by length, with a line by tenths of depth."""
+    """Prints accuracy by length, and for each length by tenths of depth."""
     found = collections.defaultdict(list)
     for file in files:
         for line in file.read_text().splitlines():
@@ -111,7 +111,7 @@ def main():
         for i in order:
             if (tokens, args.seed + i) in done:
                 continue
-            # One question: depths advance with the documents. Several: each document covers all depths.
+            # With one question, depths advance with the documents. With several, each document covers all depths.
             depths = [(q + (i + 0.5) / args.documents) / args.questions for q in range(args.questions)]
             document, facts = generator.make_asked(args.seed + i, tokens, depths, args.keys, count)
             for depth, (name, value), (ok, best) in zip(

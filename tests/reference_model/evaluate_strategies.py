@@ -1,14 +1,14 @@
-"""What APB and Star Attention cost in accuracy, simulated in PyTorch independently of the engine.
+"""The accuracy of APB and Star Attention, simulated in PyTorch independently of the engine.
 
 evaluate_strategies.py [--tokens 16000] [--hosts 8] [--anchor 0] [--passing 0] [--documents 10] [--strategies ...]
 
-Strategies: full, apb (passing blocks chosen by the retaining heads), random (chosen by chance), none (no passing
-blocks), star (anchor = first block, without the question). 0 means a quarter of the block for the anchor and an
+Strategies: full, apb (the retaining heads choose the passing blocks), random (passing blocks at random), none (no passing
+blocks), star (the anchor is the first shard, without the question). 0 means a quarter of the shard for the anchor, and an
 eighth for the passing block.
 
-The query pass is exact in all of them, so a question about one fact is answered well even without passing blocks:
-what passing blocks hold shows better in how many rows of the asked fact are passed on, which is printed too (mean of
-the layers and KV heads, over documents whose fact is not in the last block).
+The query pass is exact in all of them, so questions about one fact are answered well even without passing blocks. The
+quality of passing blocks shows better in the share of the asked fact's rows that is passed on, which is printed too (mean
+over layers and KV heads, over documents whose fact is not in the last shard).
 """
 import argparse
 import pathlib
@@ -28,7 +28,7 @@ NQ, NKV, D = (CONFIG[k] for k in ("num_attention_heads", "num_key_value_heads", 
 
 
 def project(layer, x, positions):
-    """Packed q, k, v before the rotation, and q [n_q, t, d], k, v [n_kv, t, d]."""
+    """q, k, v before RoPE side by side, then q [n_q, t, d] and k [n_kv, t, d] after RoPE, and v [n_kv, t, d]."""
     a, y = layer.self_attn, layer.input_layernorm(x)
     packed = torch.cat([a.q_proj(y), a.k_proj(y), a.v_proj(y)], -1)
     q, k, v = (p.view(len(x), -1, D).transpose(0, 1) for p in packed.split([NQ * D, NKV * D, NKV * D], -1))
@@ -37,7 +37,7 @@ def project(layer, x, positions):
 
 
 def attend(q, segments):
-    """Rows q over columns of (k, v, causal?) segments; a causal segment comes last and has as many rows as q."""
+    """Attention of q over segments (k, v, causal?). A causal segment comes last and has as many rows as q."""
     k, v = (torch.cat([s[i] for s in segments], 1).repeat_interleave(NQ // NKV, 0) for i in (0, 1))
     mask, alone = None, len(segments) == 1 and segments[0][2]
     if segments[-1][2] and not alone:
@@ -52,20 +52,20 @@ def finish(layer, x, attended):
 
 
 def prefill(model, document, query, hosts, anchor, passing, strategy, heads, fact):
-    """Per layer k and v of all document rows, computed the way `hosts` hosts do it, and the share of the rows in
-    `fact` (begin, end) that is passed on, by layer; empty if none can be."""
+    """K and V of all document rows by layer, as `hosts` hosts compute them, and by layer the share of the rows in `fact`
+    (begin, end) that is passed on; empty if none can be."""
     n = len(document)
     block = -(-n // hosts)
     if strategy == "star":
         front, passing = document[:block], 0
     else:
-        front = (document[:3] + query + document[3:])[:anchor]  # <|begin|><|user|>\n stay in front
+        front = (document[:3] + query + document[3:])[:anchor]  # <|begin|><|user|>\n come before the query
         passing = 0 if strategy == "none" else passing
     embed = model.model.embed_tokens
     xa, pa = embed(torch.tensor(front)), torch.arange(len(front))
     parts = [(document[h * block:(h + 1) * block], torch.arange(h * block, min((h + 1) * block, n))) for h in range(hosts)]
     xs, cache, passed = [embed(torch.tensor(t)) for t, _ in parts], [], []
-    own = len(front) - (0 if strategy == "star" else len(query))  # document rows that are in the anchor
+    own = len(front) - (0 if strategy == "star" else len(query))  # number of document rows in the anchor
     for i, layer in enumerate(model.model.layers):
         _, qa, ka, va = project(layer, xa, pa)
         kept, rows = [], []

@@ -1,7 +1,7 @@
-"""Accuracy with exact attention while the demo model is trained: fresh documents of ../quality/tasks.py, pure tasks.
+"""Accuracy with exact attention during the demo model's training, on fresh documents of ../quality/tasks.py.
 
-Answers are checked by teacher forcing: one is right if at each of its positions an expected token has the largest logit. In
-lists, whose order is free, the first token of any item that is still to come is expected.
+Answers are checked by teacher forcing: an answer is right if an expected token has the largest logit at each of its
+positions. In lists, whose order is free, the first token of any item that is not yet listed is expected.
 """
 import functools
 import multiprocessing
@@ -24,11 +24,11 @@ CASES = {"khop k=1": ("khop", {"num_hops": 1, "blocks": 2, "cross_block_share": 
          "MV": ("niah_multivalue", {}), "MQ": ("niah_multiquery", {}), "VT": ("vt", {}), "CWE": ("cwe", {}), "FWE": ("fwe", {})}
 LONGEST = {"CWE": 8192, "FWE": 8192}
 DOCUMENTS = {1024: 64, 4096: 32, 16384: 16, 32768: 16}
-QUESTION_TOKENS = 200  # of question and answer, at most
+QUESTION_TOKENS = 200  # upper bound for question and answer together
 
 
 def expected(encode, answer, listed):
-    """Token ids of the answer, and which ids are right at each place."""
+    """The answer's token ids, and the set of right ids at each place."""
     if not listed:
         ids = encode(answer)
         return ids, [{t} for t in ids]
@@ -49,7 +49,7 @@ def load_tokenizer(file):
 
 
 def make_case(job):
-    """(name, length, ids, places of answer tokens, right ids)"""
+    """(name, length, token ids, place of the answer's first token, sets of right ids)"""
     tokenizer_file, name, length, index, documents = job
     tokenizer = load_tokenizer(tokenizer_file)
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
@@ -64,7 +64,7 @@ def make_case(job):
 
 
 class Evaluation:
-    """The documents are made by processes of their own while training goes on."""
+    """Evaluates the model. Worker processes make the documents during training."""
 
     def __init__(self, tokenizer_file, args):
         self.args, self.cases = args, {}
@@ -83,7 +83,7 @@ class Evaluation:
 
     @torch.no_grad()
     def report(self, model, lengths, title):
-        """Prints the share of right answers by task and length."""
+        """Prints the share of right answers, by task and length."""
         begin = time.time()
         for length in [n for n in lengths if n in self.made]:
             if begin < self.args.train_until and not self.made[length].ready():

@@ -1,6 +1,6 @@
 """Writes a training state as a checkpoint in Hugging Face layout: export.py STATE [DIR]. Weights become bf16.
 
-PyTorch alone writes the files: a safetensors file is the length of a JSON header, the header, and the tensors.
+Needs PyTorch only: a safetensors file is the length of a JSON header, the header, and the tensors.
 """
 import hashlib
 import json
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent
 
 
 def write_safetensors(tensors, path, metadata):
-    """bf16 tensors; replaces the file in one step."""
+    """Writes the tensors as bf16. Replaces the file in one step."""
     header, data, at = {"__metadata__": metadata}, [], 0
     for name, tensor in sorted(tensors.items()):
         raw = tensor.detach().to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().tobytes()
@@ -32,7 +32,7 @@ def write_safetensors(tensors, path, metadata):
 
 
 def export(weights, out, tokenizer=None):
-    """The model's files; those of the tokenizer are copied from the folder `tokenizer`."""
+    """Writes the model's files. The tokenizer's files are copied from the folder `tokenizer`."""
     write_safetensors(weights, out / "model.safetensors", {"format": "pt"})
     (out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     (out / "generation_config.json").write_text(json.dumps(
@@ -44,7 +44,7 @@ def export(weights, out, tokenizer=None):
 
 
 def export_heads(heads, out, query_aware=True):
-    """heads: layer, fc -> weight. The file names the model that it was trained for."""
+    """Writes the heads' weights, given by (layer, fc). The file's metadata names the model that they were trained for."""
     base = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
     write_safetensors({f"model.layers.{i}.self_attn.{fc}.weight": w for (i, fc), w in heads.items()},
                       out / "retaining_heads.safetensors", {

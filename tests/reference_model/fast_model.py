@@ -1,5 +1,5 @@
-"""The demo model's forward pass for training: parts of a layer are compiled over flat rows, so that batches of few long
-and of many short rows have the same shapes and nothing is compiled twice. bf16 on GPUs, with float32 weights behind it.
+"""The demo model's forward pass for training. The parts of a layer are compiled for flat rows: batches of few long rows and
+of many short rows have the same shapes, so nothing is compiled twice. Computes in bf16 on GPUs, from float32 weights.
 """
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ def normalized(x, weight, eps=1e-5):
 
 
 def before(x, norm, wq, wk, wv, cos, sin):
-    """q, k (rotated) and v of flat rows [n, heads, d]; k and v once for each query head."""
+    """q and k after RoPE, and v, of flat rows, [n, heads, d]; k and v are repeated for each query head."""
     y = normalized(x, norm)
     n, d = x.shape[0], cos.shape[-1]
 
@@ -51,18 +51,18 @@ def prepare(device, compiled):
 
 
 def call(name, eager, *args):
-    """A compiled part; the part itself where compiling fails (no compiler on the machine, for example)."""
+    """Calls a compiled part, or the part itself if compiling fails (for example, without a compiler on the machine)."""
     if _state["compiled"] and not eager:
         try:
             return _state[name](*args)
-        except Exception as error:  # noqa: BLE001: any fault of the compiler; a fault of ours comes again below
+        except Exception as error:  # noqa: BLE001: any error of the compiler; an error of ours is raised again below
             print(f"fast_model: not compiled: {str(error)[:300]}", flush=True)
             _state["compiled"] = False
     return {"before": before, "after": after}[name](*args)
 
 
 def forward(model, ids, positions, tap=None, eager=False):
-    """States behind each layer, flat [rows, hidden], and the last of them. `tap` gets per layer x, q, k of flat rows."""
+    """The states after each layer, flat [rows, hidden], and the last of them. `tap` gets x, q, k of each layer's flat rows."""
     size, length = ids.shape
     c = model.c
     cos, sin = rope(positions.flatten(), c["head_dim"], c["rope_theta"])

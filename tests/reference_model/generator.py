@@ -1,8 +1,8 @@
 """Synthetic long documents with hidden facts, and questions about them. Standard library only.
 
-A document is filler text (sentences drawn from templates and word lists) in which `keys` facts of the form
-"The secret word of Alice Brown is amber falcon." are hidden. A question asks for one of them. Everything is
-drawn from one seed, so a (seed, tokens, depth, keys) tuple names a document for ever.
+A document is filler text (sentences from templates and word lists) with `keys` hidden facts of the form "The secret word
+of Alice Brown is amber falcon." A question asks for one of them. Everything is drawn from one seed, so a tuple (seed,
+tokens, depth, keys) always gives the same document.
 """
 import random
 
@@ -71,7 +71,7 @@ _COUNTS = "two three four five six seven eight nine ten eleven twelve".split()
 
 
 class Pools:
-    """The words that documents are made of. Small pools make short documents as confusing as very long ones."""
+    """The words of documents. Small pools make short documents as confusing as very long ones."""
 
     def __init__(self, first=FIRST_NAMES, last=LAST_NAMES, adjectives=ADJECTIVES, nouns=NOUNS):
         self.first, self.last, self.adjectives, self.nouns = first, last, adjectives, nouns
@@ -94,7 +94,7 @@ def filler_sentence(rng, pools=ALL_WORDS):
 
 
 def draw_facts(rng, keys, pools=ALL_WORDS):
-    """[(name, value)] with distinct names; a first or a last name may well occur in several facts."""
+    """[(name, value)] with distinct names. A first or a last name may occur in several facts."""
     facts, seen = [], set()
     while len(facts) < keys:
         name = f"{rng.choice(pools.first)} {rng.choice(pools.last)}"
@@ -117,7 +117,7 @@ def answer_text(name, value):
 
 
 def make_document(rng, sentences, facts, depths, pools=ALL_WORDS):
-    """Filler of `sentences` sentences in paragraphs, with each fact placed at its depth (0 = first, 1 = last)."""
+    """`sentences` filler sentences in paragraphs, with each fact at its depth (0 = first, 1 = last)."""
     lines = [filler_sentence(rng, pools) for _ in range(sentences)]
     places = sorted(((min(int(d * (len(lines) + 1)), len(lines)), f) for f, d in zip(facts, depths)),
                     key=lambda x: -x[0])
@@ -131,14 +131,13 @@ def make_document(rng, sentences, facts, depths, pools=ALL_WORDS):
     return "\n".join(out)
 
 
-TOKENS_PER_SENTENCE = 12.48  # of the committed tokenizer, over 10,000 filler sentences
+TOKENS_PER_SENTENCE = 12.48  # mean of the committed tokenizer over 10,000 filler sentences
 TOKENS_PER_SEPARATOR = 1.095  # tokens per space, line end or punctuation mark
 
 
 def make_asked(seed, tokens, depths, keys=1, count_tokens=None):
-    """A document of about `tokens` tokens with facts at `depths` (and at random ones up to `keys` facts in all), and
-    the facts at `depths`. It has at most `tokens` tokens, and at least 99 % of them, if `count_tokens` (text -> int)
-    is given."""
+    """A document of about `tokens` tokens with facts at `depths` (and more at random depths, up to `keys` facts in all), and
+    the facts at `depths`. With `count_tokens` (text -> int), it has at most `tokens` tokens, and at least 99 % of them."""
     rng = random.Random(seed)
     facts = draw_facts(rng, max(keys, len(depths)))
     places = list(depths) + [rng.random() for _ in range(len(facts) - len(depths))]
@@ -157,6 +156,6 @@ def make_asked(seed, tokens, depths, keys=1, count_tokens=None):
 
 
 def make_sample(seed, tokens, depth, keys=1, count_tokens=None):
-    """A dict with document, question, answer and value of one asked fact at `depth` among `keys` facts."""
+    """A dict with document, question, answer and value: one asked fact at `depth`, among `keys` facts."""
     document, ((name, value),) = make_asked(seed, tokens, [depth], keys, count_tokens)
     return {"document": document, "question": question_text(name), "answer": answer_text(name, value), "value": value}

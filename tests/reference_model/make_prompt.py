@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Prints a long document with hidden facts, a question and the expected answer as JSON, ready to send to the server.
 
-Needs Python only. With the `tokenizers` package tokens are counted exactly ("counted": true) and the prompt has at
-most --tokens of them, within 1 %; without it the length follows from the mean tokens per sentence (within 2 % as a
-rule) and so the document differs by a few sentences.
+Needs plain Python. With the `tokenizers` package, tokens are counted exactly ("counted": true), and the prompt has at most
+--tokens tokens, within 1 %. Without it, the length is estimated from the mean tokens per sentence (mostly within 2 %), so
+the document differs by a few sentences.
 
   make_prompt.py --tokens 32000 --depth 0.4 --seed 7 | jq .request |
     curl -s http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' -d @- |
@@ -16,11 +16,11 @@ import pathlib
 import generator
 
 HERE = pathlib.Path(__file__).resolve().parent
-OVERHEAD = 40  # tokens of the chat template and the question, at most
+OVERHEAD = 40  # upper bound for the tokens of the chat template and the question
 
 
 def counter(directory):
-    """text -> tokens, or None where the tokenizers package is not installed."""
+    """A function that counts a text's tokens; None if the tokenizers package is not installed."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -30,7 +30,7 @@ def counter(directory):
 
 
 def render(messages):
-    """The chat template of the checkpoint without the begin token (a server puts that in front of a prompt)."""
+    """The messages in the checkpoint's chat template, without the begin token, which a server adds to a prompt."""
     turns = "".join(f"<|{m['role']}|>\n{m['content'].strip()}<|end|>\n" for m in messages)
     return turns + "<|assistant|>\n"
 

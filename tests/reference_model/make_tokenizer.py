@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 import generator
 
-# One alternative after another: contractions, words, digits by three, punctuation, line ends, white space.
+# The alternatives, in order: contractions, words, up to three digits, punctuation, line ends, white space.
 PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
            r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 SPECIAL = ["<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>"]
@@ -34,7 +34,7 @@ def corpus(sentences=60000):
         if rng.random() < 0.5:
             (name, value), = generator.draw_facts(rng, 1)
             yield generator.fact_sentence(name, value) + " " + generator.question_text(name)
-    for _ in range(200):  # so that every name is one token, whatever stands around it
+    for _ in range(200):  # so that every name becomes one token in any surroundings
         for first, last in itertools.zip_longest(generator.FIRST_NAMES, generator.LAST_NAMES, fillvalue="Young"):
             yield f"The key of {first} {last} is that of {rng.choice(generator.FIRST_NAMES)} {last}."
     yield from ("Whose key is amber falcon? What is the key of Alice Brown? The keys are these. What are all the secret words of Alice "

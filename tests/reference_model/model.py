@@ -1,4 +1,4 @@
-"""A minimal Llama in PyTorch for training the demo model; parameter names are those of Hugging Face."""
+"""A minimal Llama in PyTorch, for training the demo model. Parameter names are Hugging Face's."""
 import math
 
 import torch
@@ -13,9 +13,9 @@ CONFIG = {
     "attention_dropout": 0.0, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1,
     "pad_token_id": 5, "initializer_range": 0.05, "torch_dtype": "bfloat16", "use_cache": True,
 }
-# Heads of the first two layers that start as heads which look so many tokens back: the last four words, and from the end
-# of a sentence "The key of A B is that of C D." those in front of its "is" (or of a root's "is").
-FAST_PLANES = 8  # rotary planes that tell neighbouring rows apart
+# Heads of the first two layers that initially look this many tokens back: in layer 0 at the last four words; in layer 1,
+# from the end of a sentence "The key of A B is that of C D.", at the words before its "is" (or before a root's "is").
+FAST_PLANES = 8  # rotary planes that separate neighbouring rows
 LOOK_BACK = {0: (1, 2, 3, 4), 1: (3, 5)}
 
 
@@ -94,7 +94,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RmsNorm(c["hidden_size"], c["rms_norm_eps"])
 
     def forward(self, x, cos, sin, tap=None, past=None, rows=None):
-        """With `rows` [b, r], the result has those rows only."""
+        """With `rows` [b, r], the result has only those rows."""
         y = self.self_attn(self.input_layernorm(x), cos, sin, tap, past, rows)
         if rows is not None:
             x = x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
@@ -112,13 +112,13 @@ class Body(nn.Module):
 
 @torch.no_grad()
 def initialize(model, c):
-    """Random weights that find the way to looking things up within minutes instead of hours.
+    """Random weights from which the model learns to look up facts within minutes instead of hours.
 
-    The residual stream is ruled by the embeddings at first (larger than what layers add), and all embeddings share
-    one direction. On it, the heads in LOOK_BACK are turned such that they look at the token so many places back:
-    scores on the four fastest rotary planes peak there. All other heads look for rows like their own (query = key
-    projection, on slow planes only, so wherever they are), and heads pass on what they see (output = transposed value
-    projection). Learning such heads from nothing is what takes the longest.
+    At first the embeddings dominate the residual stream (they are larger than the layers' outputs), and all embeddings
+    share one direction. Along it, the heads in LOOK_BACK are rotated so that they look at the token that many places back:
+    their scores on the four fastest rotary planes peak there. All other heads look for rows like their own at any distance
+    (query = key projection, on slow planes only). Heads pass on what they see (output = transposed value projection).
+    Learning such heads from random weights takes the most time.
     """
     h, d = c["hidden_size"], c["head_dim"]
     for name, p in model.named_parameters():
@@ -128,7 +128,7 @@ def initialize(model, c):
     embedding = model.model.embed_tokens.weight
     embedding.normal_(std=0.2).add_(0.15 * shared)
     model.model.norm.weight.fill_(0.3)
-    direction = shared / (0.6 * h)  # a normalized row times this is about 1
+    direction = shared / (0.6 * h)  # its dot product with a normalized row is about 1
     half = d // 2
     for index, layer in enumerate(model.model.layers):
         attention = layer.self_attn
@@ -162,21 +162,21 @@ def orthonormal(rows, columns):
 
 @torch.no_grad()
 def initialize_chains(model, c):
-    """Lets the first head of each layer start as one that follows chains of keys, as well as it can.
+    """Initializes the first head of each layer as one that roughly follows chains of keys.
 
-    The residual stream has random subspaces of one head's width. The last row of "The key of A B is that of C D." has the
-    code of C D from layer 0, that of A B from layer 1 (both by the heads that look back), and each later layer asks whose A B
-    is the C D that the layer before led to, and takes from there what that leads to: 2, 4, 8, 16 links. The subspaces
-    overlap and nothing tells values from names, so all this is a beginning.
+    The residual stream has random subspaces of one head's width. The last row of "The key of A B is that of C D." gets the
+    code of C D in layer 0 and the code of A B in layer 1, both by the heads that look back. Each later layer looks for the
+    sentence whose A B is the C D that the layer before led to, and takes the name or value that this sentence leads to: 2,
+    4, 8, 16 links. The subspaces overlap, and nothing separates values from names, so this is only a beginning.
     """
     h, d = c["hidden_size"], c["head_dim"]
     half = d // 2
     layers = [layer.self_attn for layer in model.model.layers]
     last, first, subject, *leads = *orthonormal(h, h).split(d, 1)[:4], *(orthonormal(h, d) for _ in layers[4:])
     mix = orthonormal(d, d)
-    code = torch.cat([mix[:half] @ last.T, mix[half:] @ first.T])  # of the two words in front of a row
+    code = torch.cat([mix[:half] @ last.T, mix[half:] @ first.T])  # code of the two words before a row
     slow = torch.arange(half - 20, half)
-    planes = torch.cat([slow, half + slow])  # 20 numbers of each word's code, on rotary planes that hardly turn
+    planes = torch.cat([slow, half + slow])  # 20 numbers of each word's code, on rotary planes that hardly rotate
     chosen = torch.cat([torch.arange(20), half + torch.arange(20)])
     gain, sharp = 0.8, 2.4
     layers[0].o_proj.weight[:, :d], layers[0].o_proj.weight[:, d:2 * d] = gain * last, gain * first
@@ -189,7 +189,7 @@ def initialize_chains(model, c):
         attention.v_proj.weight[:d] = asked
         attention.o_proj.weight[:, :d] = gain * found
         asked = found.T
-    layers[-1].q_proj.weight[planes] = sharp * code[chosen]  # the row in front of an answer: whose name is before me?
+    layers[-1].q_proj.weight[planes] = sharp * code[chosen]  # the row before an answer looks for the name before it
     layers[-1].k_proj.weight[planes] = sharp * subject.T[chosen]
     layers[-1].v_proj.weight[:d] = asked
     decode = torch.zeros(h, d)
@@ -205,10 +205,10 @@ class Llama(nn.Module):
         initialize_chains(self, c)
 
     def forward(self, ids, positions, keep=None, tap=None, past=None):
-        """Logits [rows, vocab] of the rows that `keep` (bool [b, t]) selects; all rows if it is None.
+        """Logits [rows, vocab] of the rows that `keep` (bool [b, t]) selects; of all rows if it is None.
 
-        `tap` (a list) receives per layer q, k, v before the rotation [b, t, width] and q and k after it
-        [b, heads, t, d]. `past` gives per layer k (rotated) and v of earlier rows (without `keep`).
+        `tap` (a list) receives for each layer q, k, v before RoPE [b, t, width], and q and k after it [b, heads, t, d].
+        `past` has for each layer k after RoPE and v of earlier rows; not together with `keep`.
         """
         cos, sin = rope(positions, self.c["head_dim"], self.c["rope_theta"])
         cos, sin = cos[:, None], sin[:, None]
@@ -217,7 +217,7 @@ class Llama(nn.Module):
             x = layer(x, cos, sin, tap, past[i] if past else None)
         if keep is None:
             x = self.model.layers[-1](x, cos, sin, tap, past[-1] if past else None)
-        else:  # what no kept row sees need not be computed
+        else:  # the last layer computes only the kept rows
             count = keep.sum(1)
             rows = keep.int().argsort(dim=1, descending=True, stable=True)[:, :max(1, int(count.max()))]
             x = self.model.layers[-1](x, cos, sin, tap, None, rows)[torch.arange(rows.shape[1]) < count[:, None]]

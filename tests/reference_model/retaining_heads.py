@@ -1,10 +1,10 @@
-"""Retaining heads of the demo model, by Locret's recipe with labels for what passing blocks are for.
+"""Trains the demo model's retaining heads by Locret's recipe, with labels that suit passing blocks.
 
-Per layer a small MLP, silu between fc1 and fc2 and no bias, maps the un-rotated q, k, v of a document row to one score per
-KV head. Its label is the largest attention logit (scaled by 1 / sqrt(d), after the rotation) that any asking row at least
-APART rows behind it gives that row, maximised over the query heads of the group too. Asking rows are those of answers and,
-beyond Locret, the last rows of sentences with facts: in a prefill they are who reads passing blocks. Loss: Smooth-L1, and
-0.0025 times the squared difference between neighbouring predictions. The model stays frozen.
+In each layer a small MLP (silu between fc1 and fc2, no biases) maps q, k, v of a document row before RoPE to one score per
+KV head. The label of a row is the largest attention logit (scaled by 1 / sqrt(d), after RoPE) that an asking row at least
+APART rows after it gives it, maximised over the group's query heads too. Asking rows are the rows of answers and, unlike in
+Locret, the last rows of sentences with facts, because these rows read passing blocks in a prefill. The loss is Smooth-L1,
+plus 0.0025 times the squared difference between neighbouring predictions. The model's weights do not change.
 """
 import math
 import time
@@ -17,9 +17,9 @@ import fast_model
 from export import export_heads
 
 APART = 256
-ASKING = 256  # rows of a document, at most
+ASKING = 256  # upper bound for the asking rows of a document
 WIDTH = 128
-TOKENS = 32768  # of a step
+TOKENS = 32768  # tokens of a training step
 
 
 class Heads(nn.Module):
@@ -35,14 +35,14 @@ class Heads(nn.Module):
 
 
 def packed(layer, x):
-    """q, k, v of flat rows before the rotation."""
+    """q, k, v of flat rows before RoPE, side by side."""
     a = layer.self_attn
     y = fast_model.normalized(x, layer.input_layernorm.weight)
     return torch.cat([y @ w.weight.to(y.dtype).T for w in (a.q_proj, a.k_proj, a.v_proj)], -1).float()
 
 
 def labels(q, k, asking, nkv):
-    """q, k [t, heads, d] -> [t, nkv] and which rows have a label."""
+    """The labels [t, nkv] from q, k [t, heads, d], and a mask of the rows that have a label."""
     t, heads, d = k.shape
     logits = torch.einsum("rhd,thd->rth", q[asking].float(), k.float()) / math.sqrt(d)
     far = asking[:, None] - torch.arange(t, device=k.device) >= APART
@@ -51,7 +51,7 @@ def labels(q, k, asking, nkv):
 
 
 def asking_rows(marks, known, row, length):
-    """Rows of a sequence that ask: of answers, and a share of the facts'."""
+    """The asking rows of a sequence: some rows of answers, and some last rows of facts."""
     answers = (marks[row] > 0).nonzero()[:, 0] - 1
     facts = known[known[:, 0] // length == row][:, 0] - row * length
     some = [x[torch.randperm(len(x), device=x.device)[:ASKING // 2]] for x in (answers, facts)]
@@ -77,7 +77,8 @@ def heads_loss(model, heads, batch):
                 label, there = labels(q[part], k[part], asking[row], nkv)
             label, score = label[there], scores[row][there]
             loss = loss + (F.smooth_l1_loss(score, label) + 0.0025 * (score[1:] - score[:-1]).pow(2).mean()) / size
-            kept = max(1, len(score) // 32)  # how many of the best rows by label are among the best eighth by score
+            # The share of the best 32nd of rows by label that is among the best eighth by score.
+            kept = max(1, len(score) // 32)
             best, chosen = label.topk(kept, 0).indices, score.detach().topk(len(score) // 8 + 1, 0).indices
             hit = torch.zeros_like(score, dtype=torch.bool).scatter_(0, chosen, True)
             share.append(hit.gather(0, best).float().mean())
@@ -86,7 +87,7 @@ def heads_loss(model, heads, batch):
 
 
 def train_heads(model, source, level, args):
-    """Trains for args.heads_seconds and exports beside the model."""
+    """Trains for args.heads_seconds and exports the heads beside the model."""
     heads = Heads(model.c).to(args.device)
     opt = torch.optim.AdamW(heads.parameters(), lr=2e-3, betas=(0.9, 0.95))
     source.level.value = level
@@ -94,7 +95,7 @@ def train_heads(model, source, level, args):
     while time.time() - begin < args.heads_seconds:
         got, arrays = source.next()
         if got != level and time.time() - begin < args.heads_seconds / 3:
-            continue  # rows on their way were made for the model
+            continue  # rows that were made for the model's training are still in the queue
         ids, positions, marks, known = (torch.from_numpy(a).to(args.device) for a in arrays)
         size = max(1, TOKENS // ids.shape[1])
         known = known[known[:, 0] < size * ids.shape[1]].long()

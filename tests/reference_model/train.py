@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Trains the demo model from nothing within a time: train.py --out DIR --device cuda --minutes 9 [--resume].
+"""Trains the demo model from random weights within a given time: train.py --out DIR --device cuda --minutes 9 [--resume].
 
-Needs PyTorch and tokenizers. The time holds everything: making rows (in worker processes), compiling, evaluation, export
+Needs PyTorch and tokenizers. The time includes everything: making rows (in worker processes), compiling, evaluation, export
 and the retaining heads. The curriculum (PLAN) lengthens documents and chains; a part ends when its share of the time is
-over, or when it is learnt. Weights are exported after every part and at intervals, so an interrupted run leaves a model,
-and state.pt lets --resume go on. Loss: the answers, and what rows should know behind each layer (training_rows.py), through
-linear heads that are thrown away.
+over, or when it is learnt. Weights are exported after every part and at intervals, so an interrupted run leaves a model;
+--resume continues from state.pt. The loss has two terms: the answers, and the words that rows should know after each layer
+(training_rows.py), read by linear heads that are dropped after training.
 """
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ import os
 import pathlib
 import time
 
-BEGIN = time.time()  # imports count
+BEGIN = time.time()  # before the imports, whose time counts
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -30,17 +30,17 @@ from retaining_heads import train_heads  # noqa: E402
 from training_rows import FARTHEST, PHRASE, STEPS, VALUE, Level, Source  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent
-EXTRA = 1.0  # weight of what rows should know
-PHRASE_WEIGHT = 0.25  # of the words around values
+EXTRA = 1.0  # the loss's weight of the words that rows should know
+PHRASE_WEIGHT = 0.25  # the loss's weight of the words around values
 
 
 @dataclasses.dataclass
 class Part:
     name: str
-    share: float  # of the time that is left, against the shares of the parts behind it
+    share: float  # share of the time that is left, relative to the shares of the later parts
     level: Level
-    learnt: float  # mean of the shares of right values and of what rows know, at which the part ends early
-    rate: float = 1.0  # of the largest learning rate
+    learnt: float  # the part ends early if the shares of right values and of known words are both above this
+    rate: float = 1.0  # learning rate, relative to the largest one
 
 
 PLAN = [
@@ -55,7 +55,7 @@ HEADS_LEVEL = Level(8192, 12, FARTHEST, words=0.02, alike=0.1, front=0.7)
 
 
 class Knowing(nn.Module):
-    """Reads from the rows behind layers 1, 2, ... a fact's name and where it leads; only in training."""
+    """Reads a fact's name, and the words that it leads to, from the rows after layers 1, 2, ...; only in training."""
 
     def __init__(self, c):
         super().__init__()
@@ -64,7 +64,7 @@ class Knowing(nn.Module):
         self.leads = nn.Parameter(torch.randn(len(STEPS), 2, h, h) * h ** -0.5)
 
     def forward(self, states, known, embedding):
-        """The loss, and the share of right words by steps. states: of layer 0, 1, ... [rows, h]."""
+        """The losses, and the shares of right words, by steps. `states` are those after layers 0, 1, ..., [rows, h]."""
         h = embedding.shape[1]
         scale = 4 * h ** -0.5
         losses, right = [], []
@@ -84,7 +84,7 @@ class Knowing(nn.Module):
 
 
 def step_losses(model, knowing, batch):
-    """Loss of answers and of what rows know; shares of right value tokens, and of known words by steps."""
+    """Losses of the answers and of the known words, and shares of right value tokens and (by steps) of known words."""
     ids, positions, rows, kind, known = batch
     states, final = fast_model.forward(model, ids, positions)
     embedding = model.model.embed_tokens.weight
@@ -132,7 +132,7 @@ class Run:
 
     @torch.no_grad()
     def averaged(self):
-        """The model with averaged weights, which answers better than the last step's."""
+        """The model with averaged weights, which answers better than with the last step's weights."""
         model = Llama().to(self.device)
         for p, a in zip(model.parameters(), self.average):
             p.copy_(a)
@@ -142,7 +142,7 @@ class Run:
         export(model.state_dict(), self.args.out, self.args.tokenizer)
 
     def to_device(self, arrays):
-        """ids, positions, flat rows of answer tokens, their marks, known. Nothing waits for the device."""
+        """ids, positions, flat rows of answer tokens, their marks, and known, on the device. Does not wait for it."""
         ids, positions, marks, known = arrays
         rows = np.flatnonzero(marks)
         parts = [torch.from_numpy(a) for a in (ids, positions, rows, marks.ravel()[rows], known)]
@@ -166,12 +166,12 @@ class Run:
 
 
 def learning_rate(run, part, left):
-    """Warm-up, the part's own level, and down to a twentieth within the last quarter of the training time."""
+    """The learning rate: warm-up, then the part's rate, then a decay to a twentieth in the last quarter of the time."""
     return run.rate * part.rate * min(1.0, (run.step + 1) / run.args.warm_up) * min(1.0, 0.05 + 4 * left)
 
 
 def best_start(args, source, part):
-    """A run for each rate trains for a short while; the one that learnt most goes on."""
+    """Trains a run with each learning rate for a short while, and returns the run with the smallest loss."""
     runs = []
     for rate in args.rates:
         run, begin, losses, waited = Run(args, rate), time.time(), [], 0.0
@@ -184,9 +184,9 @@ def best_start(args, source, part):
             result = run.update(arrays, learning_rate(run, part, 1.0))
             losses.append(result[0] + result[1])
             if len(losses) % 50 == 1:
-                losses[-1].item()  # so that the clock tells what the device has done
+                losses[-1].item()  # waits for the device, so that the clock includes its work
             if len(losses) == 1:
-                begin = time.time()  # the first step compiles
+                begin = time.time()  # the first step compiles, and does not count
         runs.append((torch.stack(losses[-50:]).mean().item(), rate, run))
         print(f"{time.time() - args.begin:6.0f}s rate {rate}: loss {runs[-1][0]:.4f} after {run.step} steps, waited "
               f"{waited:.1f}s for rows", flush=True)
@@ -265,7 +265,7 @@ def main():
     seed = 1000 + int(time.time()) % 10 ** 6 * 100 if args.resume else 1000 * args.seed
     levels = [p.level for p in plan] + [HEADS_LEVEL]
     source = Source(tokenizer_file, levels, args.tokens, args.workers, seed)
-    evaluation = Evaluation(tokenizer_file, args)  # before CUDA starts: it forks too
+    evaluation = Evaluation(tokenizer_file, args)  # before CUDA starts, because it forks, as Source does
     fast_model.prepare(args.device, args.device == "cuda" if args.compile is None else args.compile)
     run = best_start(args, source, plan[0])
     print("parameters", sum(p.numel() for p in run.model.parameters()), flush=True)
@@ -280,7 +280,7 @@ def main():
     evaluation.report(run.model.eval(), [4096], "exact attention, weights not averaged")
     source.close()
     print(f"{time.time() - args.begin:6.0f}s done", flush=True)
-    os._exit(0)  # worker processes may be in the middle of a row
+    os._exit(0)  # does not wait for worker processes, which may be in the middle of a row
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Training rows of the demo model, made by worker processes: chats about documents full of facts.
 
-A row has `length` tokens: a document with chains of keys, needles and filler (../quality/tasks.py), then question after
-question with answers. Beside the answers, which give the loss, every sentence with a fact tells what its last row should
-know behind each layer: its name and, for links, what the key leads to after 1, 2, 4, 8 and 16 steps. A chain of many links
-is learnt in minutes that way, and not at all from answers alone.
+A row has `length` tokens: a document with chains of keys, needles and filler (../quality/tasks.py), then several questions
+with answers. The loss is on the answers, and on the words that the last row of every fact's sentence should know after each
+layer: the fact's name and, for links, the words that the key leads to after 1, 2, 4, 8 and 16 steps. With these words, a
+chain of many links is learnt within minutes; from answers alone it is not learnt at all.
 """
 import dataclasses
 import math
@@ -21,14 +21,14 @@ import generator
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "quality"))
 import tasks  # noqa: E402
 
-STEPS = (1, 2, 4, 8, 16)  # links followed behind the first, second, ... layer that resolves
+STEPS = (1, 2, 4, 8, 16)  # links that are resolved after the first, second, ... resolving layer
 PIECE = re.compile(r"<\|\w+\|>| ?[A-Za-z]+| ?[^\sA-Za-z<]+[\r\n]*|\s*[\r\n]+|\s+")
-PHRASE, VALUE, LISTED = 1, 2, 3  # marks of answer tokens; the others are 0. Listed values stand in any order
+PHRASE, VALUE, LISTED = 1, 2, 3  # marks of answer tokens; other tokens have 0. Listed values are in any order
 FARTHEST = 131000
 
 
 class Pieces:
-    """text -> token ids by pieces that the tokenizer never merges across; far faster for words seen before."""
+    """Encodes text piece by piece, with a cache. The tokenizer never merges across pieces; known words are far faster."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.cache = tokenizer, {}
@@ -45,17 +45,17 @@ class Pieces:
 
 @dataclasses.dataclass
 class Level:
-    """What rows of one part of the curriculum are like."""
+    """Properties of the rows of one part of the curriculum."""
     length: int
     hops: int  # longest chain
     farthest: int  # largest position
     words: float = 0.06  # share of rows with word lists
-    alike: float = 0.15  # with keys that look alike
-    front: float = 0.3  # with a question in front, as in an anchor block
+    alike: float = 0.15  # share of rows with keys that look alike
+    front: float = 0.3  # share of rows with a question at the front, as in an anchor block
 
 
 class Fact:
-    """A sentence, and what its last row should know: name and what it leads to after STEPS, as two words each."""
+    """A sentence, and what its last row should know: the name, and where it leads after STEPS, two words each."""
     __slots__ = ("text", "known")
 
     def __init__(self, text, name, pointers):
@@ -63,7 +63,7 @@ class Fact:
 
 
 def leads_to(link):
-    """Names (of links) or the value that `link` leads to after STEPS."""
+    """The names (of links) or the value that `link` leads to after each of STEPS."""
     path, at = [], link
     while at.parent:
         at = at.parent
@@ -73,7 +73,7 @@ def leads_to(link):
 
 
 class Rows:
-    """Makes rows; one of it for each process."""
+    """Makes rows. Each process has its own object."""
 
     def __init__(self, tokenizer, bank_size=20000, seed=0):
         self.encode, self.rng = Pieces(tokenizer), random.Random(seed)
@@ -86,7 +86,8 @@ class Rows:
         self.bank = [(self.encode(" " + s), self.encode(s)) for s in bank]
 
     def pools(self):
-        """Small pools of names and values in half of the rows: as confusing as a far longer document. For four rows each."""
+        """The pools of names and values, drawn again after four rows. Half of the time they are small, which makes a document
+        as confusing as a far longer one."""
         rng, g = self.rng, generator
         self.drawn += 1
         if self.drawn % 4:
@@ -100,7 +101,7 @@ class Rows:
         return self.small
 
     def trees(self, count, hops, names, values):
-        """Links of random trees in an order in which each stands behind its parent; about `count` of them."""
+        """About `count` links of random trees, as [(place, link)] with each link after its parent, and the trees."""
         rng, placed, roots = self.rng, [], []
         while len(placed) < count:
             size = rng.choice((1, 2, hops, hops + 1, hops + 1, 2 * hops))
@@ -173,7 +174,7 @@ class Rows:
         return placed, [(generator.question_text(k.rstrip(",")), self.told(k, v)) for k, v in rng.sample(needles, min(count, 40))]
 
     def word_list(self, budget):
-        """Ids of a document that is a list of words, and questions."""
+        """The ids of a document that is a list of words, and its questions."""
         rng = self.rng
         if rng.random() < 0.5:
             text, _, answer, words = tasks.cwe(rng, budget, 0.5, None, num_cw=rng.choice((5, 10, 10)))
@@ -185,7 +186,7 @@ class Rows:
         return self.encode(text), [(question, answer)]
 
     def document(self, placed, budget, last):
-        """Ids of facts and filler, at most `budget` of them, what the facts' last rows know, and starts of lines."""
+        """At most `budget` ids of facts and filler, the words that the facts' last rows should know, and starts of lines."""
         rng, encode, bank = self.rng, self.encode, self.bank
         starts = encode("The")
         facts = [(p, (ids, starts + ids[1:]), f) for p, f in sorted(placed, key=lambda x: x[0])
@@ -222,7 +223,7 @@ class Rows:
         """ids, positions, marks of answer tokens, [(row, known)]."""
         rng, encode, length = self.rng, self.encode, level.length
         kind = rng.random()
-        budget = length - 40 - min(length // 3, 1200)  # of the document; the questions take the rest
+        budget = length - 40 - min(length // 3, 1200)  # tokens of the document; the questions take the rest
         words = kind < level.words and length <= 9000
         if words:
             body, questions = self.word_list(budget)
@@ -315,7 +316,7 @@ def work(tokenizer_file, seed, levels, level, tokens, out):
 
 
 class Source:
-    """Batches from worker processes. `level` says which level new ones have; those on their way are older."""
+    """Batches from worker processes. New batches have the level `level`; batches in the queue may be older."""
 
     def __init__(self, tokenizer_file, levels, tokens, workers, seed):
         context = multiprocessing.get_context("fork")

@@ -19,7 +19,7 @@ namespace {
 constexpr int kPoolWindow = 5;
 constexpr int64_t kPoolReach = kPoolWindow / 2;
 
-// Rows of the embedded query within the plan's anchor: [begin, begin + length).
+// The embedded query's rows within the plan's anchor: [begin, end).
 TokenSpan EmbeddedQueryRows(const ShardPlan& plan) {
   const auto is_query = [](const AnchorSource& source) { return source.in_query; };
   const auto begin = std::find_if(plan.anchor.begin(), plan.anchor.end(), is_query);
@@ -27,7 +27,8 @@ TokenSpan EmbeddedQueryRows(const ShardPlan& plan) {
   return {begin - plan.anchor.begin(), end - plan.anchor.begin()};
 }
 
-// Rows of a host whose scores are taken: its own, and those of the anchor that its pool reaches.
+// The number of rows that a host scores: its own, and the anchor's last rows, which the max-pool of
+// its first rows reads.
 int64_t ScoredRows(const ShardPlan& plan, const HostShard& host) {
   return host.local_length() +
          (host.sees_anchor ? std::min<int64_t>(kPoolReach, std::ssize(plan.anchor)) : 0);
@@ -61,7 +62,7 @@ absl::StatusOr<TensorView> AnchorStrategy::PooledScores(const LayerCall& call, c
                                                         const TensorView& qkv,
                                                         core::Workspace& keep,
                                                         kernels::Stream& stream) {
-  // The pool's window crosses the border between anchor and block.
+  // The pool's window crosses the border between anchor and local rows.
   const int64_t tail = compressor_->Pools() && plan_.hosts[rows.host].sees_anchor
                            ? std::min(kPoolReach, call.anchor_rows)
                            : 0;
@@ -105,8 +106,8 @@ absl::Status AnchorStrategy::BeforeRope(const LayerCall& call, const TensorView&
 }
 
 TensorView AnchorStrategy::Contribution(int host, int part) const {
-  // Hosts of a rank lie together, ranks behind each other; hosts = ranks * (hosts of a rank), so
-  // this is host order.
+  // The AllGather puts the ranks' parts in rank order, and each part holds the rank's hosts in
+  // order; so the parts are in host order.
   const int64_t kv_heads = passing_view_.shape[2], d = passing_view_.shape[3];
   TensorView view = passing_view_.Rows((host * 2 + part) * longest_passing_,
                                        (host * 2 + part + 1) * longest_passing_);
@@ -216,7 +217,7 @@ void AnchorStrategy::AttendRows(const LayerCall& call, const HostRows& rows,
 }
 
 absl::Status AnchorStrategy::Attend(const LayerCall& call, kernels::Stream& stream) {
-  // All ranks take part, also one without tokens.
+  // All ranks take part in the exchange, even one without tokens.
   std::unique_ptr<comm::Pending> exchange;
   if (longest_passing_ > 0) {
     APB_ASSIGN_OR_RETURN(exchange, StartExchange(call, stream));
@@ -238,7 +239,8 @@ absl::Status AnchorStrategy::Attend(const LayerCall& call, kernels::Stream& stre
 
 absl::Status AnchorStrategy::AttendOverlapped(const LayerCall& call, comm::Pending& exchange,
                                               kernels::Stream& stream) {
-  // Hosts behind the first one that passes something on; of a rank these are its last ones.
+  // A host after the first one that passes something on. A rank's last hosts are such ones, so
+  // their rows are [begin, end).
   const auto has_passing = [&](const HostRows& rows) {
     for (int earlier = 0; earlier < rows.host; ++earlier) {
       if (plan_.hosts[earlier].passing_length > 0) return rows.end > rows.begin;

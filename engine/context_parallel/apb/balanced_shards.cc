@@ -7,10 +7,10 @@ namespace apb::context_parallel {
 namespace {
 
 struct HostCost {
-  double fixed = 0;    // the anchor
-  double per_row = 0;  // row and the keys that all its rows see
+  double fixed = 0;    // of the anchor's rows
+  double per_row = 0;  // of a row itself, and of the keys that all rows of the host see
 
-  // Tokens that cost no more than `budget`: the root of b^2 / 2 + b * per_row + fixed = budget.
+  // The most tokens that cost at most `budget`: the root of b^2 / 2 + b * per_row + fixed = budget.
   int64_t TokensFor(double budget) const {
     if (budget <= fixed) return 0;
     return static_cast<int64_t>(std::sqrt(per_row * per_row + 2 * (budget - fixed)) - per_row);
@@ -33,7 +33,8 @@ std::vector<int64_t> BalancedShards(int64_t tokens, int hosts, int64_t anchor, i
     for (int h = 0; h < hosts; ++h) lengths[h] = costs[h].TokensFor(budget);
     return std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
   };
-  // The largest budget for which the tokens suffice; the first host alone bounds it.
+  // Bisects for the largest budget that takes no more than `tokens` tokens. The cost of all tokens
+  // on the first host bounds it.
   const double n = static_cast<double>(tokens);
   double enough = 0, too_much = (n + 1) * (row + n);
   for (int i = 0; i < 100; ++i) {
@@ -41,7 +42,7 @@ std::vector<int64_t> BalancedShards(int64_t tokens, int hosts, int64_t anchor, i
     (total(middle) <= tokens ? enough : too_much) = middle;
   }
   const int64_t given = total(enough);
-  lengths[0] += tokens - given;  // what rounding has left
+  lengths[0] += tokens - given;  // tokens that rounding down has left over
   return lengths;
 }
 

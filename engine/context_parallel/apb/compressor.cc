@@ -15,7 +15,7 @@ using kernels::TensorView;
 
 constexpr std::string_view kRetainingHeads = "retaining_heads", kQueryAware = "query_aware",
                            kRandom = "random";
-// Rows that the retaining heads take at a time; keeps the hidden layer in cache.
+// Rows that the retaining heads score at a time, so that the hidden layer stays in the CPU's cache.
 constexpr int64_t kScoreChunk = 1024;
 
 class RetainingHeadCompressor : public Compressor {
@@ -37,7 +37,7 @@ class RetainingHeadCompressor : public Compressor {
       if (tensor_ == nullptr) {
         backend_.Linear({.x = qkv, .weight = layer.retaining_fc1, .out = hidden}, stream);
         backend_.SiluMul(hidden, {}, hidden, stream);
-      } else {  // fc1 reads all heads, fc2 gives the scores of this share's
+      } else {  // fc1 needs all ranks' heads, hence the sum; fc2 scores this rank's KV heads
         APB_ASSIGN_OR_RETURN(const TensorView sums,
                              sums_.Get(kernels::DType::kF32, {end - begin, width}));
         backend_.Linear({.x = qkv, .weight = layer.retaining_fc1, .out = sums}, stream);
@@ -66,7 +66,7 @@ class QueryAwareCompressor : public Compressor {
   std::string_view name() const override { return kQueryAware; }
   bool UsesPreRope() const override { return false; }
 
-  // Without an embedded query all scores are equal and the first tokens win.
+  // Without an embedded query all scores are equal, and top-k takes the first tokens.
   absl::Status Score(const ScoreCall& call, kernels::Stream& stream) override {
     backend_.KeyScores({.k = call.k, .query = call.query, .scale = scale_, .scores = call.scores},
                        stream);

@@ -8,13 +8,13 @@ namespace {
 
 constexpr int64_t kMaxDefaultLength = 8192;
 
-// Lengths of a plan: all in tokens.
+// The lengths of a plan, in tokens.
 struct Lengths {
-  int64_t block = 0;    // of equal blocks
-  int64_t head = 0;     // document tokens before the embedded query
-  int64_t anchor = 0;   // the query included
-  int64_t query = 0;    // of the embedded query, its tail
-  int64_t passing = 0;  // before it is cut to the candidates
+  int64_t block = 0;    // of a shard, if all are equally long
+  int64_t head = 0;     // document tokens before the embedded query in the anchor
+  int64_t anchor = 0;   // the embedded query included
+  int64_t query = 0;    // of the part (the tail) of the embedded query that fits into the anchor
+  int64_t passing = 0;  // before the cut to the number of candidates
 };
 
 Lengths LengthsOf(const PromptLayout& layout, const StrategyOptions& options) {
@@ -35,7 +35,7 @@ Lengths LengthsOf(const PromptLayout& layout, const StrategyOptions& options) {
   return lengths;
 }
 
-// Head, embedded query, more document.
+// The anchor's rows: document head, embedded query, more document.
 std::vector<AnchorSource> Anchor(const Lengths& lengths, int64_t embedded_query_length) {
   const auto document = static_cast<int32_t>(lengths.anchor - lengths.query);
   const auto head = static_cast<int32_t>(lengths.head);
@@ -69,13 +69,14 @@ ShardPlan ApbPlan(const PromptLayout& layout, const StrategyOptions& options) {
   plan.anchor = Anchor(lengths, layout.embedded_query_length);
   ShowAnchor(plan);
 
-  // What the last host with tokens would pass on has no reader.
+  // The last host with tokens passes nothing on, because no host after it would read that.
   int last = options.hosts - 1;
   while (last > 0 && plan.hosts[last].local_length() == 0) --last;
   for (int h = 0; h < last; ++h) {
     HostShard& host = plan.hosts[h];
     host.passing_candidates = host.local[0];
-    // Everyone has these in the anchor already (docs/algorithms.md, selection).
+    // The other hosts have the anchor's document tokens already, so host 0 does not pass them on
+    // (docs/algorithms.md, selection).
     if (h == 0 && !plan.anchor.empty()) {
       host.passing_candidates.begin = std::min(lengths.anchor - lengths.query, host.local[0].end);
     }

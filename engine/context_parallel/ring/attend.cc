@@ -16,13 +16,14 @@ using kernels::Visibility;
 
 namespace {
 
-// Two spans of a document, of rows and of keys, are the same one or apart.
+// How the rows of one span see the keys of another span of the same document. The two spans are
+// either equal or disjoint.
 Visibility See(const TokenSpan& rows, const TokenSpan& keys) {
   if (keys.end <= rows.begin) return Visibility::kAll;
   return rows.end <= keys.begin ? Visibility::kNone : Visibility::kCausal;
 }
 
-// Keys or values of a message of both, [2, T, n_kv, d].
+// The keys (0) or the values (1) of a message that holds both, [2, T, n_kv, d].
 TensorView Half(const TensorView& both, int which) {
   TensorView view = both.Rows(which, which + 1);
   view.rank = 3;
@@ -37,7 +38,7 @@ std::vector<const ShardPlan*> PlansOf(std::span<const StrategyDocument> document
   return plans;
 }
 
-// What every host keeps of the documents' prefixes, by document and host.
+// The number of tokens that each host has of each document's cached prefix, by document and host.
 absl::StatusOr<std::vector<std::vector<int64_t>>> CachedCounts(
     std::span<const StrategyDocument> documents, kernels::Backend& backend,
     comm::Communicator& communicator, kernels::Stream& stream) {
@@ -138,7 +139,7 @@ absl::Status RingStrategy::BeforeRope(const LayerCall&, const TensorView&, kerne
 }
 
 absl::Status RingStrategy::Attend(const LayerCall& call, kernels::Stream& stream) {
-  if (rank_ >= ranks_) return absl::OkStatus();  // the plan's one host is on rank 0
+  if (rank_ >= ranks_) return absl::OkStatus();  // the plan's only host is on rank 0
   if (ranks_ == 1) {
     APB_ASSIGN_OR_RETURN(const Keys keys, HomeKeys(call, stream));
     AttendPart(call, 0, call.q, 0, keys, {.out = call.out}, stream);
@@ -185,8 +186,9 @@ absl::StatusOr<RingStrategy::Keys> RingStrategy::HomeKeys(const LayerCall& call,
   return Keys{Half(message, 0), Half(message, 1)};
 }
 
-// Rows and keys of a host are at most two spans of a document, so a whole span is seen by all rows
-// of another one, by none, or (the same span) causally: no mask is computed but on the diagonal.
+// A host's rows and keys of a document are at most two spans. So the rows of one span see all keys
+// of another span, or none, or (if it is the same span) see them causally: only the diagonal needs
+// a mask.
 void RingStrategy::AttendPart(const LayerCall& call, int query_host, const TensorView& q,
                               int key_host, const Keys& keys, const Result& result,
                               kernels::Stream& stream) {
@@ -282,7 +284,8 @@ absl::Status RingStrategy::ForEachVisitor(const LayerCall& call, Visit visit,
 absl::Status RingStrategy::PassQ(const LayerCall& call, kernels::Stream& stream) {
   const int64_t rows = call.q.shape[0], heads = call.q.shape[1], d = call.q.shape[2];
   APB_ASSIGN_OR_RETURN(const Keys keys, HomeKeys(call, stream));
-  // Of this rank's rows: part r over rank r's keys. Of visitors: one after the other.
+  // `mine` holds this rank's rows: part r is their attention over rank r's keys. `visitors` hold
+  // the other ranks' rows, one after the other in `memory`.
   APB_ASSIGN_OR_RETURN(const PartialResults mine,
                        PartialResults::In(partials_, ranks_, rows, heads, d));
   int64_t visiting_rows = 0;
@@ -306,7 +309,9 @@ absl::Status RingStrategy::PassQ(const LayerCall& call, kernels::Stream& stream)
         return absl::OkStatus();
       },
       stream));
-  for (int step = 1; step < ranks_; ++step) {  // home: to the owner, from the rank as far ahead
+  // Each result returns to its owner, `step` ranks back, while this rank's result comes from the
+  // rank `step` ahead.
+  for (int step = 1; step < ranks_; ++step) {
     APB_RETURN_IF_ERROR(communicator_.SendRecv(visitors[step - 1].Message(0), Behind(step),
                                                mine.Message(Behind(-step)), Behind(-step), stream));
   }
@@ -317,12 +322,12 @@ absl::Status RingStrategy::PassQ(const LayerCall& call, kernels::Stream& stream)
 absl::Status RingStrategy::PassTokens(const LayerCall& call, kernels::Stream& stream) {
   const int64_t rows = call.q.shape[0], heads = call.q.shape[1], d = call.q.shape[2];
   APB_ASSIGN_OR_RETURN(const Keys keys, HomeKeys(call, stream));
-  // Part 0: merged so far. Part 1: what comes back.
+  // Part 0: the results combined so far. Part 1: the result that returns next.
   APB_ASSIGN_OR_RETURN(const PartialResults mine, PartialResults::In(partials_, 2, rows, heads, d));
   int64_t most = 0;
   for (int host = 0; host < ranks_; ++host) most = std::max(most, RowsOf(host));
   const int64_t each = most * heads * (d + 1);
-  // Two, because one returns while the next is computed.
+  // Two buffers, because one result returns while the next one is computed.
   APB_ASSIGN_OR_RETURN(const TensorView memory, visitors_.Get(DType::kF32, {2 * each}));
   std::unique_ptr<comm::Pending> returning;
   APB_RETURN_IF_ERROR(ForEachVisitor(
@@ -351,10 +356,10 @@ absl::Status RingStrategy::PassTokens(const LayerCall& call, kernels::Stream& st
   return absl::OkStatus();
 }
 
-// ring.h, what the rows of the table name.
+// The memory and the creation functions of ring.h.
 namespace {
 
-// Rows of the fullest rank, of `rank`, and of all others.
+// The number of rows of the rank that has most, of call.rank, and of all other ranks together.
 struct RowCounts {
   explicit RowCounts(const MemoryCall& call) {
     for (int h = 0; h < static_cast<int>(call.plan.hosts.size()); ++h) {
@@ -366,7 +371,7 @@ struct RowCounts {
   int64_t most = 0, own = 0, others = 0;
 };
 
-// Two messages: what a rank holds, and what comes next.
+// Bytes of the positions and of two messages: the one that a rank holds, and the next one.
 int64_t MessageBytes(const MemoryCall& call, int64_t rows, int64_t width) {
   return RingStrategy::PositionBytes(call.plan) + 2 * rows * width * call.model.element_bytes;
 }

@@ -9,12 +9,13 @@ namespace {
 
 int64_t RowsOfRank(int ranks, int64_t tokens) { return (tokens + ranks - 1) / ranks; }
 
-// Each step of the ring hides one transfer behind its part of a layer's attention.
+// The part of a transfer's time that attention does not hide. Each step of the ring hides one
+// transfer behind its share of the layer's attention.
 double Exposed(const TrafficCall& call, double seconds) {
   return std::max(0.0, seconds - call.attention_seconds / call.ranks);
 }
 
-// What the rings in which queries travel have in common.
+// The traffic that ring_q and token_ring have in common.
 struct QueryTraffic {
   explicit QueryTraffic(const TrafficCall& call) {
     const ModelShape& m = call.model;
@@ -26,8 +27,9 @@ struct QueryTraffic {
     bytes = (call.ranks - 1) * tokens *
             (static_cast<double>(m.query_width() * m.element_bytes) + partial);
   }
-  double forward = 0, home = 0;  // seconds: of queries to the next rank, of results to their owner
-  double bytes = 0;              // of both, in all steps
+  // Seconds of one rank's queries to the next rank, and of their partial results to their owner.
+  double forward = 0, home = 0;
+  double bytes = 0;  // of queries and results, in all steps, sent by all ranks
 };
 
 }  // namespace
@@ -55,8 +57,8 @@ Traffic RingQTraffic(const TrafficCall& call) {
   return {(call.ranks - 1) * (Exposed(call, queries.forward) + queries.home), queries.bytes};
 }
 
-// From the third step on a partial result returns while queries go on; the last one has nothing to
-// hide behind.
+// From the third step on, a partial result returns while the queries travel on. The last result has
+// no attention to hide behind.
 Traffic TokenRingTraffic(const TrafficCall& call) {
   const QueryTraffic queries(call);
   Traffic traffic{.bytes = queries.bytes};

@@ -1,7 +1,7 @@
-// Where the rows and keys of a batch of documents lie on the hosts of a ring: counts only.
+// The places of a batch of documents among the rows and keys of a ring's hosts. Counts only.
 //
-//   rows of a host   document 0, document 1, ...: what its plan gives to the host
-//   keys of a host   document by document: cached prefix, then the keys of the rows
+//   rows of a host   document by document: the tokens that the document's plan gives to the host
+//   keys of a host   document by document: the cached prefix, then the keys of these rows
 #pragma once
 
 #include <cstdint>
@@ -13,15 +13,15 @@ namespace apb::context_parallel {
 
 class RingShards {
  public:
-  // What a host has of one document: rows [row_begin, row_end) of its rows, keys [key_begin,
-  // key_end) of its keys, of which those from new_begin on are the rows' own.
+  // One document's share of a host: rows [row_begin, row_end) of the host's rows, keys [key_begin,
+  // key_end) of the host's keys. Keys before new_begin are cached, the others are the rows' own.
   struct Part {
     int64_t row_begin = 0, row_end = 0;
     int64_t key_begin = 0, new_begin = 0, key_end = 0;
   };
 
-  // cached[i][h]: tokens of the prefix of document i that host h keeps. Plans have the same number
-  // of hosts.
+  // cached[i][h] is the number of tokens of document i's cached prefix on host h. All plans must
+  // have the same number of hosts.
   RingShards(const std::vector<const ShardPlan*>& plans,
              const std::vector<std::vector<int64_t>>& cached);
 

@@ -1,5 +1,5 @@
-// Star Attention (docs/algorithms.md): APB whose anchor is the whole first block, and which passes
-// nothing on. Its row of the table has a plan of its own; the rest is apb's.
+// Star Attention (docs/algorithms.md): APB with the whole first shard as anchor, and without
+// passing blocks. Its row of the table has a plan of its own; the rest is apb's.
 #pragma once
 
 #include "engine/context_parallel/strategy_info.h"

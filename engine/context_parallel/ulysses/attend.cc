@@ -25,7 +25,7 @@ TensorView HeadRange(const TensorView& x, int64_t first, int64_t count) {
   return view;
 }
 
-// One object serves one prefill, by a plan of one block for each rank.
+// One object serves one prefill. Its plan has one shard for each rank.
 class UlyssesStrategy : public ContextParallelStrategy {
  public:
   static absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> Create(const ShardPlan& plan,
@@ -38,25 +38,26 @@ class UlyssesStrategy : public ContextParallelStrategy {
 
  private:
   explicit UlyssesStrategy(const StrategyDeps& deps);
-  // Heads of rank `rank`: [first, first + count).
+  // A rank's heads, [first, first + count).
   struct Heads {
     int64_t first, count;
   };
   Heads QueryHeadsOf(int rank) const { return {rank * query_share_, query_share_}; }
   Heads KvHeadsOf(int rank) const { return {rank * query_share_ / group_, kv_share_}; }
-  // `mine` [T, heads, d] of all heads to `all` [n, share, d] of this rank's share, by tokens.
+  // Exchanges `mine` (all heads of this rank's tokens, [T, heads, d]) for `all` (this rank's heads
+  // of all tokens, [n, share, d]).
   absl::Status ToHeads(const kernels::TensorView& mine,
                        Heads (UlyssesStrategy::*heads_of)(int) const,
                        const kernels::TensorView& all, kernels::Stream& stream);
-  // And back: `all` [n, share, d] to `mine` [T, heads, d].
+  // The way back: exchanges `all` [n, share, d] for `mine` [T, heads, d].
   absl::Status ToTokens(const kernels::TensorView& all, const kernels::TensorView& mine,
                         kernels::Stream& stream);
 
   kernels::Backend& backend_;
   comm::Communicator& communicator_;
   const int rank_, ranks_;
-  const int64_t group_;                   // query heads of a KV head
-  const int64_t query_share_, kv_share_;  // heads of a rank
+  const int64_t group_;                   // query heads per KV head
+  const int64_t query_share_, kv_share_;  // heads per rank
   core::Tensor positions_;                // 0, 1, 2, ... n - 1
   std::vector<int64_t> row_begin_;        // first token of each rank
   core::Workspace packed_, q_, k_, v_, out_;

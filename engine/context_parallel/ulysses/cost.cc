@@ -6,13 +6,14 @@
 
 namespace apb::context_parallel {
 
-// All tokens of some heads, instead of some tokens of all heads.
+// In attention, a rank computes all tokens of some heads instead of some tokens of all heads.
 Work UlyssesWork(const ShardPlan& plan, int ranks, int rank) {
   return {.rows = static_cast<double>(DocumentTokensOfRank(plan, ranks, rank)),
           .pairs = CausalPairs(static_cast<double>(plan.document_length())) / ranks};
 }
 
-// Queries, keys, values and outputs, one message to each other rank; nothing is hidden.
+// A rank sends queries, keys, values and outputs, each in one message to every other rank. No
+// compute hides the transfers.
 Traffic UlyssesTraffic(const TrafficCall& call) {
   const ModelShape& m = call.model;
   const double tokens = static_cast<double>(call.plan.document_length()), others = call.ranks - 1;

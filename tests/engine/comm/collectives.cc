@@ -11,7 +11,7 @@ namespace {
 using kernels::DType;
 using kernels::TensorView;
 
-// Element i that rank r gives in round `round`.
+// Element i of the data that rank r sends in round `round`.
 float Value(int round, int r, int64_t i) { return static_cast<float>(round * 7919 + r * 101 + i); }
 
 struct Floats {
@@ -40,7 +40,7 @@ void CheckGathers(Communicator& c, int round, int64_t n, ReadyStream& stream) {
   ASSERT_TRUE((*pending)->Wait(stream).ok());
   ASSERT_EQ(later.data, recv.data);
 
-  // Rank r gives r rows of n; rank 0 gives none.
+  // Rank r sends r rows of n elements; rank 0 sends none.
   std::vector<int64_t> counts(ranks);
   std::iota(counts.begin(), counts.end(), 0);
   const int64_t rows = ranks * (ranks - 1) / 2;
@@ -72,7 +72,7 @@ void CheckReductions(Communicator& c, int round, int64_t n, ReadyStream& stream)
 
 void CheckAgreement(Communicator& c) {
   const int ranks = c.size(), me = c.rank();
-  // Beyond what a float holds exactly.
+  // More than a float can represent exactly.
   constexpr int64_t kBig = (int64_t{1} << 40) + 1;
   ASSERT_EQ(*MinOverRanks(c, kBig - me), kBig - (ranks - 1));
   ASSERT_EQ(*MaxOverRanks(c, -0.5 - me), -0.5);

@@ -1,5 +1,5 @@
-// What every Communicator must do, as a list of checks that each rank runs: used with ranks as
-// threads and with ranks as MPI processes.
+// Goal: every Communicator moves the right bytes and counts them. Method: checks that each rank of
+// a group runs, with ranks as threads and with ranks as MPI processes.
 #pragma once
 
 #include "engine/comm/agreement.h"
@@ -10,7 +10,7 @@ namespace apb::comm {
 
 using ReadyStream = HostStream;
 
-// All ranks call it; failures are gtest failures of the calling thread.
+// All ranks call it together. Failures are gtest failures of the calling thread.
 void CheckCollectives(Communicator& communicator);
 
 }  // namespace apb::comm

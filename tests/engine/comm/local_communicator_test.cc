@@ -1,5 +1,6 @@
-// Goal: ranks as threads exchange the right bytes and a lost or different peer is an error.
-// Method: every collective on 1 to 5 threads, repeated; ranks that stay away, differ, or abort.
+// Goal: ranks as threads exchange the right bytes, and a peer that is lost or makes other calls is
+// an error. Method: every collective on 1 to 5 threads, repeated; ranks that stay away, make other
+// calls, or abort.
 #include "engine/comm/local_communicator.h"
 
 #include <gmock/gmock.h>
@@ -45,7 +46,7 @@ TEST(LocalCommunicator, DifferentCallsBreakTheGroup) {
     float data[2] = {};
     ReadyStream stream;
     const auto view = kernels::TensorView::Contiguous(data, kernels::DType::kF32, {1 + c.rank()});
-    // Another operation on each rank, or the same one with other sizes.
+    // Here each rank calls another operation, below the same one with other sizes.
     EXPECT_FALSE((c.rank() == 0 ? c.Barrier() : c.AllReduce(view, ReduceOp::kSum, stream)).ok());
   });
   OnRanks(2, absl::Minutes(1), [](Communicator& c) {

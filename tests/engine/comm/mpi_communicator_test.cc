@@ -1,5 +1,6 @@
 // Goal: MPI ranks exchange the right bytes, messages reach followers and leader, waiting is cheap,
-// a stuck peer is an error. Method: under mpirun with 1 to 4 ranks; CPU time, never wall time.
+// and a stuck peer is an error. Method: runs under mpirun with 1 to 4 ranks; measures CPU time,
+// never wall time.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
@@ -51,7 +52,7 @@ TEST(MpiRuntime, PlansAndStatistics) {
   }
 }
 
-// An idle group must leave the cores alone.
+// A follower that waits for a plan uses next to no CPU time.
 TEST(MpiRuntime, AnIdleFollowerSleeps) {
   MpiRuntime& runtime = TestRuntime();
   if (runtime.rank() == 0) {
@@ -81,7 +82,7 @@ TEST(MpiCommunicator, AbortBreaksIt) {
   EXPECT_EQ((*communicator)->Barrier().code(), absl::StatusCode::kUnavailable);
 }
 
-// Last in the file: the operation that nobody completes stays with MPI until the process ends.
+// Last in the file, because MPI keeps the operation that never completes until the process ends.
 TEST(MpiCommunicator, AStuckPeerIsAnErrorThatNamesTheOperation) {
   auto communicator = TestRuntime().NewCommunicator(absl::Milliseconds(200));
   ASSERT_TRUE(communicator.ok()) << communicator.status();

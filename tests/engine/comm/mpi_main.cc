@@ -9,7 +9,7 @@ namespace {
 
 MpiRuntime* runtime = nullptr;
 
-// Ranks above 0 print failures only.
+// The output of ranks above 0: failures only.
 class FailurePrinter : public testing::EmptyTestEventListener {
   void OnTestPartResult(const testing::TestPartResult& result) override {
     if (!result.failed()) return;
@@ -38,7 +38,7 @@ int main(int argc, char** argv) {
     listeners.Append(new apb::comm::FailurePrinter);
   }
   const int result = RUN_ALL_TESTS();
-  // A failed assertion may have left the other ranks alone in a collective.
+  // After a failed assertion, the other ranks may be blocked in a collective.
   if (result != 0) apb::comm::MpiRuntime::AbortGroup(result);
   return 0;
 }

@@ -1,6 +1,6 @@
-"""Goal: our prefill computes what APB, Star and full attention are defined to be. Method: the algorithms once more,
-from docs/algorithms.md, in NumPy float64 with every host apart (own copy of the anchor, no sharing, no kernels),
-compared with the hidden states that `prefill_dump` wrote. Usage: apb_reference.py PATH_OF_PREFILL_DUMP"""
+"""Goal: our prefill computes APB, Star and full attention as docs/algorithms.md defines them. Method: the algorithms are
+written once more, in NumPy float64, with hosts that share nothing (each has its own copy of the anchor), and compared
+with the hidden states that `prefill_dump` writes. Usage: apb_reference.py PATH_OF_PREFILL_DUMP"""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ def max_pool(scores, window=5):
 
 
 class Host:
-    """Rows [anchor ; block] of one host; `anchor` is the number of anchor rows."""
+    """One host. Its rows are the anchor's, then its shard's; `anchor` is the number of anchor rows."""
 
     def __init__(self, tokens, positions, anchor, embedding):
         self.x, self.positions, self.anchor = embedding[tokens], np.array(positions, dtype=float), anchor
@@ -69,7 +69,7 @@ class Host:
         self.v = v.reshape(len(y), m["kv_heads"], d)
 
     def select(self, layer, w, case, count, barred, query):
-        """K and V of the `count` best block tokens of each KV head; `barred` leading block rows are out."""
+        """K and V of the `count` best tokens of the shard, for each KV head. The first `barred` tokens are left out."""
         heads = self.k.shape[1]
         if case["compressor"] == "retaining_heads":
             scores = max_pool(silu(self.qkv @ w["fc1"].T) @ w["fc2"].T)
@@ -87,7 +87,7 @@ class Host:
 
     def finish(self, w, m, passing):
         rows, keys = len(self.x), len(passing[0])
-        local = np.tril(np.ones((rows, rows), bool))  # anchor first: causal inside, all of it for the block
+        local = np.tril(np.ones((rows, rows), bool))  # the anchor comes first, so the shard's rows see all of it
         to_passing = np.repeat(np.arange(rows)[:, None] >= self.anchor, keys, 1)
         out = attend(self.q, np.concatenate([passing[0], self.k]), np.concatenate([passing[1], self.v]),
                      np.concatenate([to_passing, local], 1))
@@ -97,7 +97,7 @@ class Host:
 
 
 def block_lengths(n, hosts, anchor, passing, row_cost):
-    """Equal blocks, or the longest ones that all cost at most as much as the dearest of them."""
+    """Shard lengths: equal, or (row_cost > 0) the longest ones that cost no more than a common budget."""
     if row_cost == 0:
         b = -(-n // hosts)
         return [max(0, min(b, n - h * b)) for h in range(hosts)]
@@ -123,7 +123,7 @@ def prefill(m, case):
         length, s, passing_length = min(max(case["anchor_length"], 0), b), min(case["insert"], b), case["passing_length"]
         kept = max(0, min(len(query), length - s))
         query = query[len(query) - kept:]
-    in_anchor = length - len(query)  # document tokens of the anchor
+    in_anchor = length - len(query)  # number of document tokens in the anchor
     s = min(s, in_anchor)
     anchor = document[:s] + query + document[s:in_anchor]
     hosts, begin = [], 0
@@ -133,7 +133,7 @@ def prefill(m, case):
             hosts.append(Host(own + tokens, list(range(len(own))) + list(range(begin, begin + block)),
                               len(own), m["embedding"]))
         begin += block
-    alone = Host(anchor, list(range(len(anchor))), len(anchor), m["embedding"])  # for the query rows of host 0
+    alone = Host(anchor, list(range(len(anchor))), len(anchor), m["embedding"])  # host 0 scores by its query rows
     nothing = np.zeros((2, 0, m["kv_heads"], m["head_dim"]))
     for layer, w in enumerate(m["layers"]):
         parts = []

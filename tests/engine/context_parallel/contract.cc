@@ -11,12 +11,13 @@
 namespace apb::context_parallel {
 namespace {
 
-// float32, three layers, hidden states of size 1 to 10: sums in another order differ by a few 1e-6.
+// For float32, three layers and hidden states of size 1 to 10. Sums in another order differ by a
+// few 1e-6.
 constexpr double kTolerance = 1e-4;
 constexpr int64_t kEverything = 1 << 20;
 constexpr const char* kCompressors[] = {"retaining_heads", "query_aware", "random"};
 
-// APB as it is used, at tiny lengths: anchor and passing blocks shorter than the shards.
+// APB as it is used, with tiny lengths: anchor and passing blocks are shorter than the shards.
 PrefillCase TypicalCase(const char* compressor, int hosts, int64_t document_length) {
   return {.strategy = "apb",
           .compressor = compressor,
@@ -33,7 +34,7 @@ PrefillCase ExactCase(const char* compressor, int hosts, int64_t document_length
           .document_length = document_length};
 }
 
-// Of the tiny model.
+// The tiny model's shape.
 ModelShape Shape() {
   const model::ModelConfig& config = TinyModel::Get().config;
   return {.layers = config.layers,
@@ -59,7 +60,7 @@ void CheckPassingEverythingIsFull(const TestRank& rank) {
         PrefillCase c = ExactCase(compressor, engine.ranks() * virtual_hosts, n);
         for (const int64_t row_cost : {0, 20}) {
           c.options.row_cost_pairs = row_cost;
-          c.overlap = row_cost > 0;  // each is tested alone below
+          c.overlap = row_cost > 0;  // other checks test each of the two alone
           auto result = engine.Prefill(c);
           EXPECT_LT(Difference(result.document, dense), kTolerance) << c.Name();
           engine.cache().Release(result.kv);
@@ -99,7 +100,7 @@ void CheckHostZeroIsFull(const TestRank& rank) {
     auto result = engine.Prefill(c);
     const TokenSpan first = result.plan.hosts[0].local[0];
     EXPECT_LT(Difference(result.document, dense, first.begin, first.end), kTolerance) << c.Name();
-    // And the others are not: otherwise this file tests nothing.
+    // The other hosts differ from it. If they did not, the contract would test nothing.
     EXPECT_GT(Difference(result.document, dense), 1e-2) << c.Name();
     engine.cache().Release(result.kv);
   }
@@ -109,7 +110,7 @@ void CheckRanksDoNotMatter(const TestRank& rank) {
   TinyEngine engine(rank);
   for (const int64_t n : {13, 97}) {
     for (const char* compressor : kCompressors) {
-      const PrefillCase c = TypicalCase(compressor, 24, n);  // 24 hosts: on 1, 2, 3, 4, 8 ranks
+      const PrefillCase c = TypicalCase(compressor, 24, n);  // 24 divides by 1, 2, 3, 4, 8 ranks
       auto result = engine.Prefill(c);
       EXPECT_LT(Difference(result.document, OnOneRank(c).document), kTolerance) << c.Name();
       EXPECT_TRUE(engine.EqualOnAllRanks(result.document.values));
@@ -120,7 +121,7 @@ void CheckRanksDoNotMatter(const TestRank& rank) {
 
 void CheckOverlapDoesNotMatter(const TestRank& rank) {
   TinyEngine engine(rank);
-  for (const int64_t n : {3, 13, 97}) {  // 3: hosts without tokens
+  for (const int64_t n : {3, 13, 97}) {  // with 3, some hosts have no tokens
     for (const int virtual_hosts : {1, 2}) {
       for (const int64_t row_cost : {0, 20}) {
         PrefillCase c = TypicalCase("retaining_heads", engine.ranks() * virtual_hosts, n);
@@ -139,11 +140,11 @@ void CheckOverlapDoesNotMatter(const TestRank& rank) {
 void CheckCostModelCountsWhatIsSent(const TestRank& rank) {
   TinyEngine engine(rank);
   const auto sent = [&] {
-    // A device counts what is done a moment behind it.
+    // On a device, stats() may count an operation a moment after its end.
     if (rank.backend->place() == kernels::Place::kDevice) absl::SleepFor(absl::Milliseconds(200));
     float bytes = 0;
     for (const auto& operation : rank.communicator.stats().operations) {
-      if (operation.name != "all_reduce")  // of the test
+      if (operation.name != "all_reduce")  // the test's own
         bytes += static_cast<float>(operation.bytes_sent);
     }
     return bytes;
@@ -186,12 +187,12 @@ void CheckStarIsApbWithoutPassing(const TestRank& rank) {
     PrefillCase star{.strategy = "star",
                      .options = {.hosts = 2 * engine.ranks()},
                      .document_length = n,
-                     .embedded_query = Text(500, 506),  // star does not look at it
+                     .embedded_query = Text(500, 506),  // star ignores it
                      .query_insert_position = 2};
     PrefillCase apb = star;
     apb.strategy = "apb";
     apb.embedded_query.clear();
-    apb.options.anchor_length = kEverything;  // cut to the block
+    apb.options.anchor_length = kEverything;  // cut to the first shard's length
     apb.options.passing_length = 0;
     auto with_star = engine.Prefill(star), with_apb = engine.Prefill(apb);
     EXPECT_EQ(with_star.plan.anchor, with_apb.plan.anchor);
@@ -224,7 +225,7 @@ void CheckKvIsWholeAndReleased(const TestRank& rank) {
 
 void CheckNewRowsAreExact(const TestRank& rank) {
   TinyEngine engine(rank);
-  // 5 tokens on 4 ranks leave a shard empty; 0 is a prompt that is all query.
+  // With 5 tokens on 4 ranks, one shard is empty. With 0, the whole prompt is query.
   for (const int64_t n : {0, 1, 5, 61}) {
     const std::vector<int32_t> text = Text(0, n + 14);
     const Hidden dense = Dense(text);
@@ -245,10 +246,10 @@ void CheckNewRowsAreExact(const TestRank& rank) {
       EXPECT_LT(Difference(rows, want), kTolerance) << "n=" << n << " row " << begin;
       EXPECT_TRUE(engine.EqualOnAllRanks(rows.values)) << "n=" << n << " row " << begin;
     };
-    run(0, 7);  // the query in two chunks, then decode
+    run(0, 7);  // the query in two chunks, then decode steps
     run(7, 3);
     for (int64_t i = 10; i < 14; ++i) run(i, 1);
-    // New KV is spread evenly.
+    // The new tokens' KV is spread evenly over the ranks.
     const int64_t kept = document.kv.slot_count() - document_slots;
     EXPECT_LE(std::abs(kept * engine.ranks() - 14), engine.ranks());
     engine.cache().Release(document.kv);
@@ -266,7 +267,7 @@ void CheckBatchesAreLikeAlone(const TestRank& rank) {
     alone[s] = engine.Prefill(c, false).kv;
     slots[s] = together[s].slot_count();
   }
-  // Each step: another number of rows of every sequence.
+  // Each step has another number of tokens of every sequence.
   int64_t done[3] = {};
   for (const auto& counts : {std::vector<int64_t>{4, 9, 1}, {1, 1, 6}, {1, 1, 1}}) {
     std::vector<executor::BatchTokens> batch;

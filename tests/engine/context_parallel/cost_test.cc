@@ -1,6 +1,6 @@
-// Goal: the cost model counts what is computed and sent, and has the properties that
-// docs/algorithms.md promises. Method: values by hand, thresholds and monotony over lengths and
-// speeds. That bytes are what really is sent: strategy_test, CostModelCountsWhatIsSent.
+// Goal: the cost model counts the work and the bytes of a prefill, and has the properties that
+// docs/algorithms.md promises. Method: values by hand; thresholds and monotonicity over lengths and
+// speeds. strategy_test's CostModelCountsWhatIsSent compares the bytes with those really sent.
 #include "engine/context_parallel/cost.h"
 
 #include <gtest/gtest.h>
@@ -13,7 +13,8 @@
 namespace apb::context_parallel {
 namespace {
 
-// 3 layers; a row: K and V 2*8*8 = 128 numbers of weights, q and o 2*8*16 = 256, MLP 3*8*10 = 240.
+// 3 layers. A row is multiplied by these numbers of weights: K and V 2*8*8 = 128, q and o
+// 2*8*16 = 256, MLP 3*8*10 = 240.
 constexpr ModelShape kSmall{.layers = 3,
                             .hidden_size = 8,
                             .mlp_size = 10,
@@ -21,7 +22,7 @@ constexpr ModelShape kSmall{.layers = 3,
                             .kv_heads = 2,
                             .head_dim = 4,
                             .element_bytes = 2};
-// One operation takes a second: products and pairs can be told apart by their numbers.
+// One operation, or one byte, takes a second.
 constexpr MachineSpeed kUnit{.product_flops = 1,
                              .attention_flops = 1,
                              .link_bytes_per_second = 1,
@@ -54,7 +55,7 @@ PrefillCost Cost(std::string_view strategy, int ranks, int64_t tokens, const Mod
 
 TEST(CostModel, FullByHand) {
   const PrefillCost cost = PredictPrefill(Plan("full", 5, {}), 2, 0, kSmall, kUnit);
-  // Two whole layers of 5 rows that see 1 + 2 + 3 + 4 + 5 keys, K and V of the third.
+  // Two whole layers of 5 rows that see 1 + 2 + 3 + 4 + 5 keys; of the third layer K and V only.
   const double expected = 2 * (5 * kRowFlops + 15 * kPairFlops) + 5 * kLastRowFlops;
   ASSERT_EQ(cost.compute_seconds.size(), 2u);
   EXPECT_DOUBLE_EQ(cost.compute_seconds[0], expected);
@@ -66,16 +67,17 @@ TEST(CostModel, FullByHand) {
 TEST(CostModel, ApbByHand) {
   ModelShape model = kSmall;
   model.retaining_width = 6;
-  // 4 hosts with blocks of 10 on 2 ranks; anchor 4, passing 3 (host 0 too: 6 are not in the
-  // anchor).
+  // 4 hosts with shards of 10 on 2 ranks; anchor 4, passing 3. Host 0 passes 3 on too, because 6 of
+  // its tokens are not in the anchor.
   const ShardPlan plan = Plan("apb", 40, {.hosts = 4, .anchor_length = 4, .passing_length = 3});
   const PrefillCost cost = PredictPrefill(plan, 2, 0, model, kUnit);
   const double score = 2 * 6 * (4 * (4 + 2 * 2) + 2);
-  // Rank 0: host 0 sees itself; host 1 its block, the anchor, 3 passed tokens; the anchor itself.
+  // Rank 0: host 0 sees its shard; host 1 sees its shard, the anchor and 3 passed tokens; the
+  // anchor sees itself.
   const double pairs0 = 55 + (55 + 10 * (4 + 3)) + 10;
   const double rank0 = 2 * (24 * kRowFlops + 20 * score + pairs0 * kPairFlops) + 24 * kLastRowFlops;
   EXPECT_DOUBLE_EQ(cost.compute_seconds[0], rank0);
-  // Rank 1: hosts 2 and 3 see 6 and 9 passed tokens; the last one's are not scored.
+  // Rank 1: hosts 2 and 3 see 6 and 9 passed tokens. The last host's tokens are not scored.
   const double pairs1 = (55 + 10 * (4 + 6)) + (55 + 10 * (4 + 9)) + 10;
   const double rank1 = 2 * (24 * kRowFlops + 10 * score + pairs1 * kPairFlops) + 24 * kLastRowFlops;
   EXPECT_DOUBLE_EQ(cost.compute_seconds[1], rank1);
@@ -93,8 +95,8 @@ TEST(CostModel, RingsByHand) {
     const PrefillCost cost = Cost(strategy, 2, 8, kSmall, kUnit);
     EXPECT_DOUBLE_EQ(cost.compute_seconds[0], compute) << strategy;
     EXPECT_DOUBLE_EQ(cost.compute_seconds[1], compute) << strategy;
-    // Half of a layer's attention, 9 pairs, hides a message of 4 x 32 or 4 x 16 x 2 bytes; what
-    // returns, 4 rows x 4 heads x (4 + 1) x 4 bytes, is not hidden.
+    // Half of a layer's attention, 9 pairs, hides a message of 4 x 32 or 4 x 16 x 2 bytes. The
+    // returning results, 4 rows x 4 heads x (4 + 1) x 4 bytes, are not hidden.
     EXPECT_DOUBLE_EQ(cost.waiting_seconds, strategy[5] == 'k' ? 0 : 2 * 4 * 4 * 5 * 4) << strategy;
   }
   EXPECT_EQ(Cost("ring_kv", 2, 8, kSmall, kUnit).bytes_sent, 2 * 2 * 4 * 16 * 2);
@@ -106,7 +108,8 @@ TEST(CostModel, RingsByHand) {
 }
 
 TEST(CostModel, RingsBehindAPrefixByHand) {
-  // The same 4 rows a rank, which see 6 keys more; K and V of 3 cached tokens travel with a rank's.
+  // The same 4 rows on each rank see 6 more keys. K and V of 3 cached tokens travel with a rank's
+  // own.
   const double compute = 2 * (4 * kRowFlops + (18 + 4 * 6) * kPairFlops) + 4 * kLastRowFlops;
   for (const char* strategy : {"ring_kv", "ring_q"}) {
     const PrefillCost cost = Cost(strategy, 2, 8, kSmall, kUnit, 6);
@@ -119,8 +122,8 @@ TEST(CostModel, RingsBehindAPrefixByHand) {
 }
 
 TEST(CostModel, UlyssesByHand) {
-  // Half of 36 pairs on each rank. It sends, of its 4 rows, 2 of 4 query heads and 1 of 2 KV heads
-  // (K and V), and gives back the outputs of the other's 4 rows for 2 heads.
+  // Each rank computes half of 36 pairs. It sends 2 of 4 query heads and 1 of 2 KV heads (K and V)
+  // of its 4 rows, and returns the outputs of the other rank's 4 rows for 2 heads.
   const PrefillCost cost = Cost("ulysses", 2, 8, kSmall, kUnit);
   EXPECT_DOUBLE_EQ(cost.compute_seconds[0],
                    2 * (4 * kRowFlops + 18 * kPairFlops) + 4 * kLastRowFlops);
@@ -129,7 +132,7 @@ TEST(CostModel, UlyssesByHand) {
   EXPECT_EQ(cost.bytes_sent, static_cast<int64_t>(2 * 2 * rank_bytes));
 }
 
-// ALGORITHMS, "Choosing": queries are the smaller message where T / (T + P) < 2 Nkv / Nq.
+// docs/algorithms.md, "Choosing": queries are the smaller message if T / (T + P) < 2 Nkv / Nq.
 TEST(CostModel, QueriesAreSmallerBelowTheThreshold) {
   for (const ModelShape& model : {kSmall, kLlama8B}) {
     const double threshold = 2.0 * static_cast<double>(model.kv_heads) / model.query_heads;
@@ -145,8 +148,8 @@ TEST(CostModel, QueriesAreSmallerBelowTheThreshold) {
   }
 }
 
-// Keys and values are hidden from T = H C Nkv e / (2 Nq BW) on, where a cached prefix makes the
-// pairs of a step nearly a rectangle.
+// Attention hides keys and values from T = H C Nkv e / (2 Nq BW) on, if a long cached prefix makes
+// the pairs of a step nearly a rectangle.
 TEST(CostModel, KeysAreHiddenFromTheThresholdOn) {
   const MachineSpeed speed{.product_flops = 1e14,
                            .attention_flops = 1e14,
@@ -160,14 +163,14 @@ TEST(CostModel, KeysAreHiddenFromTheThresholdOn) {
   };
   EXPECT_GT(waiting(0.95 * threshold), 0);
   EXPECT_EQ(waiting(1.05 * threshold), 0);
-  // Then only compute counts.
+  // Above the threshold, only compute counts.
   const PrefillCost cost =
       Cost("ring_kv", ranks, static_cast<int64_t>(2 * threshold), kLlama8B, speed, 100 << 20);
   EXPECT_EQ(cost.seconds,
             *std::max_element(cost.compute_seconds.begin(), cost.compute_seconds.end()));
 }
 
-// Few new tokens behind a long prefix: queries travel. All tokens new: keys do.
+// With few new tokens after a long prefix, ring_q is faster. With new tokens only, ring_kv is.
 TEST(CostModel, RingQWinsBehindALongPrefixOnly) {
   const MachineSpeed speed{.product_flops = 1e14, .attention_flops = 1e14};
   EXPECT_LT(Cost("ring_q", 4, 256, kLlama8B, speed, 1 << 20).seconds,
@@ -195,7 +198,7 @@ TEST(CostModel, MoreTokensCostMoreAndFasterMachinesLess) {
           << strategy;
     }
   }
-  // What the strategies are for.
+  // The purpose of the strategies: exact ones divide the work of full, and APB needs less.
   EXPECT_LT(Cost("ring_kv", 4, 65536, kLlama8B, speed).seconds,
             Cost("full", 4, 65536, kLlama8B, speed).seconds / 3);
   EXPECT_LT(Cost("apb", 4, 65536, kLlama8B, speed).seconds,

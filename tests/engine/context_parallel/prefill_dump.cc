@@ -1,5 +1,5 @@
-// Writes a tiny model, prompts and the hidden states that our prefill gives, for apb_reference.py:
-// prefill_dump DIR makes DIR/manifest.json and DIR/data.bin (float32).
+// Writes a tiny model, prompts and the hidden states of our prefill, for apb_reference.py to check:
+// `prefill_dump DIR` makes DIR/manifest.json and DIR/data.bin (float32).
 #include <fstream>
 #include <iostream>
 #include <thread>
@@ -77,7 +77,7 @@ std::vector<PrefillCase> Cases() {
                     .embedded_query = Text(300, 305),
                     .query_insert_position = 2};
       cases.push_back(c);
-      c.overlap = true;  // and on several ranks
+      c.overlap = true;  // also means one rank for each host
       cases.push_back(c);
       c.options.row_cost_pairs = 40;
       cases.push_back(c);
@@ -85,7 +85,7 @@ std::vector<PrefillCase> Cases() {
       cases.push_back(c);
       c.options.row_cost_pairs = 0;
       c.query_insert_position = 0;
-      c.options.anchor_length = 4;  // shorter than the query: its end stays
+      c.options.anchor_length = 4;  // shorter than the query, of which the anchor keeps the end
       cases.push_back(c);
       c.embedded_query.clear();
       c.options = {.hosts = hosts, .anchor_length = 0, .passing_length = 1000};
@@ -95,7 +95,7 @@ std::vector<PrefillCase> Cases() {
   return cases;
 }
 
-// On one rank, or with overlap, which needs somebody to wait for, a rank for each host.
+// On one rank. With overlap, which needs an exchange to overlap with, on one rank for each host.
 TinyEngine::PrefillResult Run(const PrefillCase& c) {
   const int ranks = c.overlap ? c.options.hosts : 1;
   auto group = comm::CreateLocalGroup(ranks, absl::Minutes(1));

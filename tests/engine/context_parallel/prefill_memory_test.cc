@@ -1,5 +1,6 @@
-// Goal: a prefill takes the memory that is said of it. Method: the guarded device counts what it is
-// asked for, of each rank of a group alone, at several lengths; and the numbers of docs/tuning.md.
+// Goal: a prefill takes as much memory as PrefillMemoryOf says. Method: the guarded backend counts
+// the bytes that are allocated, for each rank of a group alone and for several lengths. Also checks
+// the numbers of docs/tuning.md.
 #include "engine/context_parallel/prefill_memory.h"
 
 #include <gtest/gtest.h>
@@ -27,7 +28,7 @@ ShardPlan PlanOf(const Case& c) {
       {.hosts = c.hosts, .row_cost_pairs = 50});
 }
 
-// What `rank` takes at most, beside what it had before.
+// The most bytes that rank `rank` holds during a prefill, less those that it held before.
 int64_t MeasuredBytes(const Case& c, int rank, kernels::Backend& device,
                       const model::Weights& weights) {
   const model::ModelConfig& config = weights.config();
@@ -44,7 +45,7 @@ int64_t MeasuredBytes(const Case& c, int rank, kernels::Backend& device,
   const std::vector<int32_t> document = Text(0, c.tokens), query = Text(5000, 5006);
   cache::SequenceKv kv;
   kernels::TakeGuardedPeak(device);
-  const int64_t before = kernels::TakeGuardedPeak(device);  // what is taken now
+  const int64_t before = kernels::TakeGuardedPeak(device);  // the bytes held now
   auto prefill = executor::DocumentPrefill::Start({.decoder = *decoder,
                                                    .weights = weights,
                                                    .cache = *cache,
@@ -76,7 +77,7 @@ TEST(PrefillMemory, IsWhatADeviceIsAskedFor) {
                          .retaining_width = weights->layer(0).retaining_fc1.shape[0],
                          .element_bytes = 4};
   std::vector<Case> cases;
-  // Of more rows on every rank than the decoder always has memory for.
+  // Lengths with more rows on every rank than the decoder always has memory for.
   for (const int64_t tokens : {1200, 6000}) {
     for (const int ranks : {1, 2, 4}) {
       cases.push_back({"star", "", tokens, ranks, ranks});
@@ -98,7 +99,7 @@ TEST(PrefillMemory, IsWhatADeviceIsAskedFor) {
       const double said = static_cast<double>(
           PrefillMemoryOf(plan, c.ranks, rank, shape, c.compressor, c.overlap).total());
       const double measured = static_cast<double>(MeasuredBytes(c, rank, *device, *weights));
-      // Every buffer is rounded up to 256 bytes.
+      // The backend rounds every buffer up to 256 bytes.
       EXPECT_NEAR(measured, said, 0.01 * said + 24 * 256)
           << c.strategy << " " << c.compressor << " " << c.tokens << " tokens, rank " << rank
           << " of " << c.ranks;

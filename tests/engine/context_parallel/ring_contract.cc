@@ -1,4 +1,4 @@
-// Rings and full over cached prefixes, in batches.
+// The contract's checks of ring strategies and full: batches of documents over cached prefixes.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -18,7 +18,7 @@ using kernels::DType;
 using kernels::TensorView;
 using reference::HostTensor;
 
-// What can start from a prefix on so many ranks, each of which keeps a part of it.
+// The strategies that can start from a cached prefix of which each of `ranks` ranks has a part.
 std::vector<std::string> Strategies(int ranks) {
   std::vector<std::string> names;
   for (const StrategyInfo* strategy : context_parallel::Strategies()) {
@@ -44,8 +44,9 @@ void CheckBatchesOverPrefixesAreFull(const TestRank& rank) {
     std::vector<TinyEngine::BatchDocument> batch;
     std::vector<Hidden> dense;
     for (size_t i = 0; i < kv.size(); ++i) {
-      // Cached: a document, computed by any exact strategy, and rows behind it. One of three has
-      // none; the rest may be a single token.
+      // The cached tokens are a document, computed by any exact strategy, and query tokens after
+      // it. One of the three sequences has no cached tokens. One has a single token that is not
+      // cached.
       const int64_t first = i == 1 ? 0 : 1 + below(30), rows = i == 1 ? 0 : below(20),
                     left = i == 2 ? 1 : 1 + below(60), cached = first + rows;
       const int64_t begin = 1000 * static_cast<int64_t>(i);
@@ -69,7 +70,7 @@ void CheckBatchesOverPrefixesAreFull(const TestRank& rank) {
       const int64_t length = static_cast<int64_t>(batch[i].text.size());
       const std::string name = absl::StrCat(strategy, " ", batch[i].cached, " of ", length);
       EXPECT_LT(Difference(hidden[i], Part(dense[i], batch[i].cached, length)), 1e-4) << name;
-      // And the KV is where later rows find it.
+      // Later tokens find the KV.
       const Hidden next = engine.RunSpans(
           {{.kv = &kv[i], .document_slots = kv[i].slot_count(), .position = length, .count = 2}},
           {Text(1000 * static_cast<int64_t>(i) + length,
@@ -85,11 +86,11 @@ namespace {
 
 constexpr int64_t kQueryHeads = 4, kKvHeads = 2, kHeadDim = 16;
 
-// One document of random numbers: its first `cached` tokens are kept by random ranks.
+// One document of random numbers. The KV of its first `cached` tokens is on random ranks.
 struct RandomDocument {
   int64_t cached = 0, length = 0;
   HostTensor q, k, v;
-  std::vector<int> keeper;  // of each cached token
+  std::vector<int> keeper;  // the rank that has the KV of each cached token
 };
 
 RandomDocument MakeDocument(DType dtype, int ranks, std::mt19937& rng) {
@@ -99,12 +100,12 @@ RandomDocument MakeDocument(DType dtype, int ranks, std::mt19937& rng) {
   d.q = HostTensor::Random(dtype, {d.length, kQueryHeads, kHeadDim}, rng);
   d.k = HostTensor::Random(dtype, {d.length, kKvHeads, kHeadDim}, rng);
   d.v = HostTensor::Random(dtype, {d.length, kKvHeads, kHeadDim}, rng);
-  const int fewer = 1 + static_cast<int>(rng() % ranks);  // some ranks may keep none
+  const int fewer = 1 + static_cast<int>(rng() % ranks);  // the other ranks have no cached token
   for (int64_t t = 0; t < d.cached; ++t) d.keeper.push_back(static_cast<int>(rng() % fewer));
   return d;
 }
 
-// Plain causal attention, in double.
+// Plain causal attention in double, [length, query heads, head dim].
 std::vector<double> Oracle(const RandomDocument& d) {
   std::vector<int32_t> numbers;
   for (int64_t t = 0; t < d.length; ++t) numbers.push_back(static_cast<int32_t>(t));
@@ -145,7 +146,7 @@ class LayerUnderTest {
     const int rank = communicator_.rank();
     std::vector<ShardPlan> plans;
     std::vector<StrategyDocument> seen;
-    std::vector<std::pair<size_t, int64_t>> rows;  // document, token
+    std::vector<std::pair<size_t, int64_t>> rows;  // document and token of each of this rank's rows
     std::vector<cache::SequenceKv> kv(documents.size());
     for (size_t i = 0; i < documents.size(); ++i) {
       const RandomDocument& d = documents[i];
@@ -179,7 +180,7 @@ class LayerUnderTest {
   }
 
  private:
-  // A copy where the backend computes.
+  // A copy in the backend's memory.
   core::Tensor Placed(const TensorView& view) { return *core::Tensor::CopyOf(*backend_, view); }
   double Attend(const std::vector<RandomDocument>& documents,
                 const std::vector<StrategyDocument>& seen,
@@ -224,7 +225,7 @@ class LayerUnderTest {
       const auto [i, t] = rows[r];
       for (int64_t c = 0; c < kWidth; ++c) {
         const double difference = std::abs(got[r * kWidth + c] - wanted[i][t * kWidth + c]);
-        worst = difference <= worst ? worst : difference;  // a NaN is kept
+        worst = difference <= worst ? worst : difference;  // keeps a NaN
       }
     }
     return worst;
@@ -247,7 +248,7 @@ void CheckRingsAreLikeTheOracle(const TestRank& rank) {
       for (int trial = 0; trial < 6; ++trial) {
         std::vector<RandomDocument> documents(1 + rng() % 4);
         for (RandomDocument& d : documents) d = MakeDocument(dtype, rank.communicator.size(), rng);
-        // bf16: probabilities and outputs of size 1 are rounded to 8 bits.
+        // With bf16, probabilities and outputs of size 1 are rounded to 8 bits.
         EXPECT_LT(layer.Run(strategy, documents), dtype == DType::kF32 ? 2e-5 : 2e-2)
             << strategy << " trial " << trial;
       }

@@ -1,6 +1,6 @@
-// Goal: who computes what, for every strategy. Method: the authors' lengths, edge cases by hand,
-// and the promises of shard_plan.h over random prompts and options; what must hold of every row of
-// the table.
+// Goal: the plans of every strategy are right, and the table of strategies is complete. Method: the
+// authors' lengths, edge cases by hand, the promises of shard_plan.h over random prompts and
+// options, and properties of every row of the table.
 #include "engine/context_parallel/strategies.h"
 
 #include <gmock/gmock.h>
@@ -26,7 +26,7 @@ ShardPlan Plan(std::string_view strategy, const PromptLayout& layout,
   return plan.ok() ? *plan : ShardPlan();
 }
 
-// Token of the document, and of the embedded query, in an anchor.
+// An anchor's row: a token of the document, or of the embedded query.
 AnchorSource D(int32_t index) { return {.index = index}; }
 AnchorSource Q(int32_t index) { return {.in_query = true, .index = index}; }
 
@@ -38,7 +38,8 @@ TEST(Strategies, RowsAreWhole) {
     EXPECT_TRUE(strategy->supports && strategy->plan && strategy->needs_anchor && strategy->work &&
                 strategy->traffic && strategy->prefill_bytes && strategy->create)
         << strategy->name;
-    // Who starts from a prefix has no anchor: `cached_slots` are all that is told of it.
+    // A strategy that starts from a cached prefix is exact: it learns nothing of the prefix but
+    // `cached_slots`, so it could not build an anchor.
     EXPECT_FALSE(strategy->starts_from_prefix && !strategy->exact) << strategy->name;
   }
   EXPECT_EQ(FindStrategy("magic"), nullptr);
@@ -48,7 +49,7 @@ TEST(Strategies, RowsAreWhole) {
     EXPECT_THAT(std::string(unknown.message()), testing::HasSubstr(std::string(name)));
 }
 
-// Each step of `auto` must save time over the one before it, so the order matters.
+// The order matters, because `auto` only moves on to a strategy that saves time.
 TEST(Strategies, AutoTriesThemInOrder) {
   const auto names = [](bool exact) {
     std::vector<std::string> list;
@@ -98,7 +99,7 @@ TEST(StrategyPlan, DefaultLengthsAreTheAuthors) {
                                 {.hosts = 8});
     EXPECT_EQ(static_cast<int64_t>(plan.anchor.size()), row.anchor);
     EXPECT_EQ(plan.hosts[1].passing_length, row.passing);
-    EXPECT_EQ(plan.hosts[7].passing_length, 0);  // nobody reads the last host's
+    EXPECT_EQ(plan.hosts[7].passing_length, 0);  // no host after the last one would read it
   }
 }
 
@@ -116,7 +117,7 @@ TEST(StrategyPlan, RingsSpreadWhatIsNotCached) {
   EXPECT_FALSE(MakeShardPlan("ring_kv", {.document_length = 5, .cached_length = 6}, {}).ok());
 }
 
-// Head, embedded query, document. The anchor's length has the query in it.
+// The anchor is document head, embedded query, more document. Its length includes the query.
 TEST(StrategyPlan, AnchorHasTheQueryBehindTheHead) {
   const PromptLayout layout{.document_length = 40,
                             .query_length = 9,
@@ -124,19 +125,19 @@ TEST(StrategyPlan, AnchorHasTheQueryBehindTheHead) {
                             .embedded_query_length = 3};
   EXPECT_THAT(Plan("apb", layout, {.hosts = 2, .anchor_length = 8}).anchor,
               ElementsAre(D(0), D(1), Q(0), Q(1), Q(2), D(2), D(3), D(4)));
-  // Too short for the query: its end stays.
+  // An anchor that is too short for the query keeps the query's end.
   EXPECT_THAT(Plan("apb", layout, {.hosts = 2, .anchor_length = 4}).anchor,
               ElementsAre(D(0), D(1), Q(1), Q(2)));
   EXPECT_THAT(Plan("apb", layout, {.hosts = 2, .anchor_length = 1}).anchor, ElementsAre(D(0)));
   EXPECT_THAT(Plan("apb", layout, {.hosts = 2, .anchor_length = 0}).anchor, ElementsAre());
-  // Host 0 passes on what is not in the anchor, all of that and nothing else.
+  // Host 0 passes on all of its tokens that are not in the anchor, and no others.
   const ShardPlan plan =
       Plan("apb", layout, {.hosts = 2, .anchor_length = 8, .passing_length = 100});
   EXPECT_EQ(plan.hosts[0].passing_candidates, (TokenSpan{5, 20}));
   EXPECT_EQ(plan.hosts[0].passing_length, 15);
 }
 
-// In query-key pairs, as balanced_shards.h has it.
+// A host's cost in query-key pairs, by the formula of balanced_shards.h.
 double HostSeconds(int host, int64_t tokens, int64_t anchor, int64_t passing, int64_t row_cost) {
   if (tokens == 0) return 0;
   const double b = static_cast<double>(tokens), a = host > 0 ? static_cast<double>(anchor) : 0,
@@ -155,7 +156,8 @@ TEST(BalancedShards, AllHostsTakeEquallyLong) {
       EXPECT_GT(lengths[0], b);
       const double first = HostSeconds(0, lengths[0], anchor, passing, row_cost);
       for (int h = 1; h < hosts; ++h) {
-        // Up to a token; the first host has what rounding left of all.
+        // Equal up to one token of each host. The first host has the tokens that rounding left
+        // over.
         const double others = HostSeconds(h, lengths[h], anchor, passing, row_cost);
         EXPECT_NEAR(others / first, 1, 2.0 * hosts / static_cast<double>(lengths[h]))
             << hosts << " " << row_cost << " " << h;
@@ -165,9 +167,9 @@ TEST(BalancedShards, AllHostsTakeEquallyLong) {
 }
 
 TEST(BalancedShards, ByHand) {
-  // A row that costs much more than all pairs, and no anchor: equal blocks.
+  // If a row costs much more than all pairs, and there is no anchor, shards are equally long.
   EXPECT_THAT(BalancedShards(12, 3, 0, 0, 1 << 30), ElementsAre(4, 4, 4));
-  // r = 1: 5 tokens cost 17.5; behind an anchor of 2 (fixed 4) and 1 passed token, 3 cost 20.5.
+  // r = 1: 5 tokens cost 17.5. With an anchor of 2 (fixed cost 4) and 1 passed token, 3 cost 20.5.
   EXPECT_THAT(BalancedShards(8, 2, 2, 1, 1), ElementsAre(5, 3));
   // The anchor alone would cost more than all tokens on the first host.
   EXPECT_THAT(BalancedShards(3, 4, 50, 1, 10), ElementsAre(3, 0, 0, 0));
@@ -175,7 +177,7 @@ TEST(BalancedShards, ByHand) {
   EXPECT_THAT(BalancedShards(9, 1, 5, 5, 10), ElementsAre(9));
 }
 
-// Anchor and passing length are those of equal blocks; only the borders move.
+// Anchor and passing lengths are those of equal shards; only the borders move.
 TEST(StrategyPlan, BalancedBlocksKeepTheLengths) {
   const PromptLayout layout{
       .document_length = 32 << 10, .query_length = 50, .embedded_query_length = 40};
@@ -193,7 +195,7 @@ TEST(StrategyPlan, BalancedBlocksKeepTheLengths) {
   }
 }
 
-// Zigzag: as many causal pairs on each host.
+// With zigzag shards, all hosts have equally many causal pairs.
 TEST(StrategyPlan, RingsAreBalanced) {
   for (const char* strategy : {"ring_kv", "ring_q", "token_ring"}) {
     const ShardPlan plan = Plan(strategy, {.document_length = 60, .query_length = 1}, {.hosts = 3});
@@ -269,10 +271,11 @@ void CheckPromises(const ShardPlan& plan, int64_t n) {
     if (host.passing_length == 0) continue;
     EXPECT_GE(host.passing_candidates.begin, host.local[0].begin);
     EXPECT_LE(host.passing_candidates.end, host.local[0].end);
-    EXPECT_LT(next, n);  // somebody is behind it
+    EXPECT_LT(next, n);  // a later host has tokens
   }
   EXPECT_EQ(next, n);
-  // Document tokens of the anchor are 0, 1, 2, ...: all of host 0 or less, query rows in one run.
+  // The anchor's document tokens are 0, 1, 2, ..., at most all of host 0's. Its query rows are one
+  // run.
   int64_t document = 0, runs = 0;
   for (size_t i = 0; i < plan.anchor.size(); ++i) {
     if (!plan.anchor[i].in_query) {
@@ -284,7 +287,7 @@ void CheckPromises(const ShardPlan& plan, int64_t n) {
   EXPECT_LE(runs, 1);
   if (plan.anchor.empty()) return;
   EXPECT_LE(static_cast<int64_t>(plan.anchor.size()), plan.hosts[0].local_length());
-  // Every token of host 0 can be seen by the later hosts: in the anchor or by being passed on.
+  // Every token of host 0 is in the anchor or may be passed on.
   if (plan.hosts[0].passing_length > 0) {
     EXPECT_EQ(plan.hosts[0].passing_candidates.begin, document);
   }

@@ -1,6 +1,6 @@
-// Goal: the exactness contract of docs/algorithms.md.
-// Method: a tiny random float32 model on 1 to 4 ranks as threads, compared with plain causal
-// attention and with itself; faults and bad input; a kernel call with permuted passing keys.
+// Goal: the strategies keep the exactness contract of docs/algorithms.md. Method: a tiny random
+// float32 model on 1 to 4 ranks as threads, compared with plain causal attention and with itself;
+// faults and bad input; a kernel call with permuted passing keys.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -58,10 +58,10 @@ TEST(Strategy, OneHostIsFullToTheBit) {
                       .embedded_query = Text(7, 12)};
         EXPECT_EQ(engine.Prefill(c).document.values, full.values) << c.Name();
       }
-      // The same rows as query rows: another kernel, the same function.
+      // The same tokens as query tokens: another kernel computes the same function.
       EXPECT_LT(Difference(full, Dense(Text(0, n))), 1e-4);
     }
-    // One host passes nothing on: no collectives but those of the test.
+    // A single host exchanges nothing: the only collectives are the test's own.
     for (const auto& operation : communicator.stats().operations)
       EXPECT_EQ(operation.name, "all_reduce");
   });
@@ -84,7 +84,7 @@ TEST(Strategy, NoCollectiveInTheLastLayerAndNoneForStar) {
   }
 }
 
-// A shard whose host passes less than the others (host 0, whose head is in the anchor).
+// Host 0 passes on fewer tokens than the others, because its head is in the anchor.
 TEST(Strategy, UnequalPassingLengths) {
   OnRanks(2, [](comm::Communicator& communicator) {
     TinyEngine engine(communicator);
@@ -101,7 +101,7 @@ TEST(Strategy, UnequalPassingLengths) {
   });
 }
 
-// A query as long as the default anchor allows, and one that is cut.
+// Embedded queries that fit into the default anchor, and one that is cut.
 TEST(Strategy, LongQueries) {
   OnRanks(2, [](comm::Communicator& communicator) {
     TinyEngine engine(communicator);
@@ -160,7 +160,7 @@ TEST(Strategy, MissingRetainingHeadsAreTold) {
   EXPECT_THAT(std::string(compressor.status().message()), HasSubstr("retaining_heads.safetensors"));
 }
 
-// A rank that never comes: the others get an error, no hang, and give their blocks back.
+// If a rank never comes, the others get an error and do not hang.
 TEST(Strategy, ALostRankIsAnError) {
   auto group = comm::CreateLocalGroup(2, absl::Milliseconds(100));
   TinyEngine engine(*group[0]);
@@ -171,7 +171,8 @@ TEST(Strategy, ALostRankIsAnError) {
                std::runtime_error);
 }
 
-// Outside of the rows there is nothing, not a zero: with negative scores a zero would win.
+// The max-pool's window ends at the first and last row. It does not see zeros beyond them, which
+// would win over negative scores.
 TEST(Strategy, PoolingAtTheEdges) {
   using reference::HostTensor;
   auto backend = *kernels::CreateCpuBackend({.threads = 1, .force_isa = ""});
@@ -192,7 +193,7 @@ TEST(Strategy, PoolingAtTheEdges) {
   }
 }
 
-// Keys of a passing block have no order.
+// The order of a passing block's keys does not matter.
 TEST(Strategy, PassingKeysMayBePermuted) {
   using reference::HostTensor;
   std::mt19937 rng(3);
@@ -226,7 +227,7 @@ TEST(Strategy, PassingKeysMayBePermuted) {
     return reference::ToDoubles(out.view);
   };
   const std::vector<double> before = attend(k.view, v.view);
-  // Each KV head in an order of its own, as TopKPerHead gives them.
+  // Each KV head has an order of its own, as with TopKPerHead.
   HostTensor indices = HostTensor::Zeros(kernels::DType::kI32, {2, kPassing});
   for (int64_t h = 0; h < 2; ++h) {
     std::shuffle(numbers.begin(), numbers.end(), rng);

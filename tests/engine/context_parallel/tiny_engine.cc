@@ -59,7 +59,7 @@ const TinyModel& TinyModel::Get() {
     c.kv_heads = 2;
     c.head_dim = 16;
     c.max_positions = 4096;
-    c.qkv_bias = true;  // what a retaining head reads has the biases in it
+    c.qkv_bias = true;  // because a retaining head reads q, k, v with biases
     c.dtype = DType::kF32;
     tiny->backend = Check(kernels::CreateCpuBackend({.threads = 1, .force_isa = ""}));
     tiny->weights = Check(model::Weights::Random(c, kSeed, kRetainingWidth, *tiny->backend));
@@ -106,7 +106,7 @@ double Difference(const Hidden& a, const Hidden& b, int64_t begin, int64_t end) 
   double worst = 0;
   for (int64_t i = begin * width; i < end * width; ++i) {
     const double difference = std::abs(static_cast<double>(a.values[i]) - b.values[i]);
-    worst = difference <= worst ? worst : difference;  // a NaN is kept
+    worst = difference <= worst ? worst : difference;  // keeps a NaN
   }
   return worst;
 }
@@ -156,7 +156,7 @@ TinyEngine::PrefillResult TinyEngine::Prefill(const PrefillCase& c, bool with_la
   auto prefill = Check(StartPrefill(Context(c.overlap), c, document, result.kv, *stream_));
   if (with_last_output) prefill->ComputeLastOutput();
   const int layers = TinyModel::Get().config.layers;
-  // In two slices, as a scheduler would.
+  // In two slices of layers, as a scheduler may run it.
   Check(prefill->RunLayers(0, 1, *stream_));
   Check(prefill->RunLayers(1, layers, *stream_));
   Check(stream_->Synchronize());
@@ -179,7 +179,7 @@ Hidden TinyEngine::Collect(const executor::DocumentPrefill& prefill, size_t docu
       at += span.length();
     }
   }
-  // Every row has one owner, all others give 0.
+  // One rank has the row, all others contribute 0.
   return {end - begin, Reduced(std::move(all), comm::ReduceOp::kSum)};
 }
 
@@ -262,7 +262,7 @@ Hidden Dense(const std::vector<int32_t>& tokens) {
   auto alone = comm::CreateLocalGroup(1, absl::Minutes(1));
   TinyEngine engine(*alone[0]);
   cache::SequenceKv kv;
-  // All tokens as query rows of a sequence without a document.
+  // All tokens are query tokens of a sequence without a document.
   return engine.RunSpans({{.kv = &kv, .position = 0, .count = static_cast<int64_t>(tokens.size())}},
                          {tokens});
 }

@@ -1,5 +1,5 @@
-// A tiny float32 model and one rank's engine around it, for tests of strategies: prefill of a
-// document by any plan, new rows over sharded KV, results collected on all ranks.
+// A tiny float32 model, and one rank's engine for it, for tests of strategies: prefill of documents
+// by any plan, query and decode tokens over sharded KV, and results collected on all ranks.
 #pragma once
 
 #include <cstdint>
@@ -17,27 +17,27 @@
 
 namespace apb::context_parallel {
 
-// 3 layers, 4 query and 2 KV heads of 16, biases on q, k, v, random weights with retaining heads of
-// width 24.
+// 3 layers, 4 query and 2 KV heads of dimension 16, biases on q, k, v, random weights, and
+// retaining heads of width 24.
 struct TinyModel {
   static const TinyModel& Get();
-  // The same weights, or a tensor parallel share of them, in another place.
+  // The same weights, or a tensor parallel share of them, in memory of `backend`.
   static std::unique_ptr<model::Weights> Weights(kernels::Backend& backend, model::Share share);
   model::ModelConfig config;
   std::unique_ptr<kernels::Backend> backend;
   std::unique_ptr<model::Weights> weights;
 };
 
-// Tokens [begin, end) of an endless text without a repetition within 1000 tokens: equal tokens have
-// equal scores, and which of them is passed on would depend on the last bit.
+// Tokens [begin, end) of an endless text. No token repeats within 1000 tokens, because equal tokens
+// have equal scores, and top-k's choice among them would depend on the last bit.
 std::vector<int32_t> Text(int64_t begin, int64_t end);
 
-// One rank of a test: its peers, and what it computes on (the CPU, unless told).
+// One rank of a test: its communicator, and its backend (a CPU backend if null). Not explicit,
+// because most tests only have a communicator.
 struct TestRank {
-  TestRank(comm::Communicator& communicator,  // not explicit: most tests have no more
-           std::shared_ptr<kernels::Backend> backend = nullptr);
+  TestRank(comm::Communicator& communicator, std::shared_ptr<kernels::Backend> backend = nullptr);
   comm::Communicator& communicator;
-  std::shared_ptr<kernels::Backend> backend;
+  std::shared_ptr<kernels::Backend> backend;  // shared with the test and the engines of the rank
 };
 
 struct PrefillCase {
@@ -51,51 +51,53 @@ struct PrefillCase {
   std::string Name() const;
 };
 
-// Rows of hidden states, row-major.
+// Hidden states, [rows, hidden_size] row-major.
 struct Hidden {
   int64_t rows = 0;
   std::vector<float> values;
 };
-// Largest |a - b| over rows [begin, end); the two must have as many rows.
+// Largest |a - b| over rows [begin, end); NaN if there is one. Throws if a row is missing.
 double Difference(const Hidden& a, const Hidden& b, int64_t begin, int64_t end);
+// The same over all rows. Throws if the two do not have equally many.
 double Difference(const Hidden& a, const Hidden& b);
 
-// Hosts of a strategy on so many ranks, where `asked` are asked for.
+// The number of hosts of a document by the strategy's HostsRule, if a request asks for `asked`.
 int HostsOf(const StrategyInfo& strategy, int ranks, int asked);
 
-// Checks throw std::runtime_error on a failed status: tests catch nothing, gtest reports.
+// Methods throw std::runtime_error on a failed status. Tests do not catch it: gtest reports it.
 class TinyEngine {
  public:
   explicit TinyEngine(const TestRank& rank);
 
   struct PrefillResult {
     ShardPlan plan;
-    Hidden document;  // of all ranks, the last layer included
-    Hidden anchor;    // of this rank
+    Hidden document;  // after the last layer, of all document tokens
+    Hidden anchor;    // after the last layer, of this rank's anchor rows
     cache::SequenceKv kv;
   };
-  // `with_last_output`: the last layer's hidden states too, as tests want to see them; a server's
-  // prefill ends without them, and then `document` and `anchor` are meaningless.
+  // With `with_last_output`, the prefill computes the last layer's hidden states too, for tests to
+  // compare. A server's prefill ends without them; `document` and `anchor` are meaningless then.
   PrefillResult Prefill(const PrefillCase& c, bool with_last_output = true);
   absl::Status TryPrefill(const PrefillCase& c);
 
-  // One document of a batch: `kv` holds its first `cached` tokens already (of all ranks together).
+  // One document of a batch. The ranks' `kv` together already hold its first `cached` tokens.
   struct BatchDocument {
     std::vector<int32_t> text;
     int64_t cached = 0;
     cache::SequenceKv* kv = nullptr;
   };
-  // Hidden states of the tokens that were not cached, by document, of all ranks.
+  // By document, the hidden states of all tokens that were not cached; the same on all ranks.
   std::vector<Hidden> PrefillBatch(std::string_view strategy,
                                    const std::vector<BatchDocument>& documents);
 
-  // One batch of new rows: hidden states behind the last layer. tokens[i] belong to spans[i].
+  // Hidden states after the last layer of one batch of query or decode tokens. tokens[i] are the
+  // tokens of spans[i].
   Hidden RunSpans(const std::vector<executor::BatchTokens>& spans,
                   const std::vector<std::vector<int32_t>>& tokens);
 
-  // Elementwise over ranks.
+  // The elementwise reduction over all ranks.
   std::vector<float> Reduced(std::vector<float> values, comm::ReduceOp op);
-  // The same bits on every rank.
+  // Whether all ranks have the same bits.
   bool EqualOnAllRanks(const std::vector<float>& values);
 
   comm::Communicator& communicator() { return communicator_; }
@@ -105,16 +107,15 @@ class TinyEngine {
 
  private:
   executor::PrefillDeps Context(bool overlap = false);
-  // Hidden states of a document's tokens from `begin` on, as this rank's prefill has them; all
-  // ranks get all.
+  // Hidden states of a document's tokens [begin, end), collected from all ranks' prefills.
   Hidden Collect(const executor::DocumentPrefill& prefill, size_t document, int64_t begin,
                  int64_t end);
-  // Rows of a view as float, in host memory.
+  // Rows [begin, end) of a view, as floats in CPU memory.
   Hidden CopyRows(const kernels::TensorView& view, int64_t begin, int64_t end);
   comm::Communicator& communicator_;
   const std::shared_ptr<kernels::Backend> backend_;
-  std::unique_ptr<model::Weights>
-      own_weights_;  // null: those of TinyModel are where they are needed
+  // Weights in the backend's memory. Null on a CPU, which uses TinyModel's.
+  std::unique_ptr<model::Weights> own_weights_;
   const model::Weights* weights_;
   std::unique_ptr<model::Decoder> decoder_;
   std::unique_ptr<kernels::Stream> stream_;
@@ -122,7 +123,7 @@ class TinyEngine {
   std::unique_ptr<executor::TokenBatchAttention> rows_;
 };
 
-// Hidden states of plain causal attention over tokens, on one rank and its CPU.
+// Hidden states after the last layer with plain causal attention over all tokens, on one rank.
 Hidden Dense(const std::vector<int32_t>& tokens);
 
 }  // namespace apb::context_parallel

@@ -1,10 +1,10 @@
 #include "tests/engine/device/staged_communicator.h"
 
-#include <functional>
 #include <utility>
 #include <vector>
 
 #include "engine/base/status_macros.h"
+#include "tests/engine/comm/communicator_decorator.h"
 #include "tests/engine/device/guarded_backend.h"
 
 namespace apb::comm {
@@ -12,7 +12,7 @@ namespace {
 
 using kernels::TensorView;
 
-// A view's twin in host memory.
+// A view's twin in CPU memory.
 class HostTwin {
  public:
   HostTwin(kernels::Backend& backend, const TensorView& device)
@@ -34,7 +34,7 @@ class HostTwin {
   }
   absl::Status Store(kernels::Stream& stream) {
     backend_.Copy(view_, device_, stream);
-    return stream.Synchronize();  // the twin dies
+    return stream.Synchronize();  // before the twin is destroyed
   }
 
  private:
@@ -43,119 +43,55 @@ class HostTwin {
   std::vector<std::byte> bytes_;
 };
 
-struct Staged {
-  HostTwin send, recv;
-  std::unique_ptr<Pending> inner;
-};
-
+// A collective of the twins of its views.
 class StagedPending : public Pending {
  public:
-  explicit StagedPending(std::unique_ptr<Staged> staged) : staged_(std::move(staged)) {}
+  StagedPending(kernels::Backend& backend, const Collective& c)
+      : send_(backend, c.send), recv_(backend, c.recv) {}
+  absl::Status Start(Communicator& inner, Collective c, kernels::Stream& stream) {
+    APB_RETURN_IF_ERROR((c.send.present() ? send_ : recv_).Fetch(stream));
+    c.send = send_.view();
+    c.recv = recv_.view();
+    APB_ASSIGN_OR_RETURN(inner_, inner.Start(c, stream));
+    return absl::OkStatus();
+  }
   absl::Status Wait(kernels::Stream& stream) override {
-    APB_RETURN_IF_ERROR(staged_->inner->Wait(stream));
-    return staged_->recv.Store(stream);
+    APB_RETURN_IF_ERROR(inner_->Wait(stream));
+    return recv_.Store(stream);
   }
 
  private:
-  std::unique_ptr<Staged> staged_;
+  HostTwin send_, recv_;
+  std::unique_ptr<Pending> inner_;
 };
 
-class StagedCommunicator : public Communicator {
+class StagedCommunicator : public CommunicatorDecorator {
  public:
   StagedCommunicator(std::unique_ptr<Communicator> inner, kernels::Backend& backend)
-      : inner_(std::move(inner)), backend_(backend) {}
-
-  int rank() const override { return inner_->rank(); }
-  int size() const override { return inner_->size(); }
+      : CommunicatorDecorator(*inner), owned_(std::move(inner)), backend_(backend) {}
   bool recordable() const override { return true; }
 
-  absl::Status AllGather(const TensorView& send, const TensorView& recv,
-                         kernels::Stream& stream) override {
-    return Run(send, recv, stream,
-               [=, this, &stream](const TensorView& from, const TensorView& to) {
-                 return inner_->AllGather(from, to, stream);
-               });
-  }
-  absl::StatusOr<std::unique_ptr<Pending>> StartAllGather(const TensorView& send,
-                                                          const TensorView& recv,
-                                                          kernels::Stream& stream) override {
-    APB_ASSIGN_OR_RETURN(auto staged, Stage(send, recv, stream));
-    APB_ASSIGN_OR_RETURN(staged->inner,
-                         inner_->StartAllGather(staged->send.view(), staged->recv.view(), stream));
-    return std::make_unique<StagedPending>(std::move(staged));
-  }
-  absl::Status AllGatherV(const TensorView& send, const TensorView& recv,
-                          std::span<const int64_t> counts, kernels::Stream& stream) override {
-    const std::vector<int64_t> parts(counts.begin(), counts.end());
-    return Run(send, recv, stream,
-               [=, this, &stream](const TensorView& from, const TensorView& to) {
-                 return inner_->AllGatherV(from, to, parts, stream);
-               });
-  }
-  absl::Status AllReduce(const TensorView& data, ReduceOp op, kernels::Stream& stream) override {
-    return RecordOrDo(stream, [=, this, &stream]() -> absl::Status {
-      HostTwin twin(backend_, data);
-      APB_RETURN_IF_ERROR(twin.Fetch(stream));
-      APB_RETURN_IF_ERROR(inner_->AllReduce(twin.view(), op, stream));
-      return twin.Store(stream);
-    });
-  }
-  absl::Status AllToAll(const TensorView& send, const TensorView& recv,
-                        kernels::Stream& stream) override {
-    return Run(send, recv, stream,
-               [=, this, &stream](const TensorView& from, const TensorView& to) {
-                 return inner_->AllToAll(from, to, stream);
-               });
-  }
-  absl::Status SendRecv(const TensorView& send, int target, const TensorView& recv, int source,
-                        kernels::Stream& stream) override {
-    return Run(send, recv, stream,
-               [=, this, &stream](const TensorView& from, const TensorView& to) {
-                 return inner_->SendRecv(from, target, to, source, stream);
-               });
-  }
-  absl::StatusOr<std::unique_ptr<Pending>> StartSendRecv(const TensorView& send, int target,
-                                                         const TensorView& recv, int source,
-                                                         kernels::Stream& stream) override {
-    APB_ASSIGN_OR_RETURN(auto staged, Stage(send, recv, stream));
-    APB_ASSIGN_OR_RETURN(staged->inner, inner_->StartSendRecv(staged->send.view(), target,
-                                                              staged->recv.view(), source, stream));
-    return std::make_unique<StagedPending>(std::move(staged));
-  }
-  absl::Status Broadcast(const TensorView& data, int root, kernels::Stream& stream) override {
-    return RecordOrDo(stream, [=, this, &stream]() -> absl::Status {
-      HostTwin twin(backend_, data);
-      if (rank() == root) APB_RETURN_IF_ERROR(twin.Fetch(stream));
-      APB_RETURN_IF_ERROR(inner_->Broadcast(twin.view(), root, stream));
-      return twin.Store(stream);
-    });
-  }
-  absl::Status Barrier() override { return inner_->Barrier(); }
-  void Abort(std::string reason) override { inner_->Abort(std::move(reason)); }
-  CommunicatorStats stats() const override { return inner_->stats(); }
-
  private:
-  absl::StatusOr<std::unique_ptr<Staged>> Stage(const TensorView& send, const TensorView& recv,
-                                                kernels::Stream& stream) {
-    std::unique_ptr<Staged> staged(
-        new Staged{HostTwin(backend_, send), HostTwin(backend_, recv), nullptr});
-    APB_RETURN_IF_ERROR(staged->send.Fetch(stream));
-    return staged;
-  }
-  template <typename Operation>
-  absl::Status Run(const TensorView& send, const TensorView& recv, kernels::Stream& stream,
-                   const Operation& operation) {
-    return RecordOrDo(stream, [=, this, &stream]() -> absl::Status {
-      APB_ASSIGN_OR_RETURN(const auto staged, Stage(send, recv, stream));
-      APB_RETURN_IF_ERROR(operation(staged->send.view(), staged->recv.view()));
-      return staged->recv.Store(stream);
-    });
-  }
-  static absl::Status RecordOrDo(kernels::Stream& stream, std::function<absl::Status()> work) {
-    return kernels::RecordHostWork(stream, work) ? absl::OkStatus() : work();
+  // Recorded, the whole collective is host work of the graph, and nothing is left to wait for.
+  absl::StatusOr<std::unique_ptr<Pending>> DoStart(const Collective& c,
+                                                   kernels::Stream& stream) override {
+    const auto start = [this, &stream](const Collective& collective) {
+      auto pending = std::make_unique<StagedPending>(backend_, collective);
+      const absl::Status status = pending->Start(inner(), collective, stream);
+      return status.ok() ? absl::StatusOr<std::unique_ptr<Pending>>(std::move(pending)) : status;
+    };
+    const std::vector<int64_t> counts(c.counts.begin(), c.counts.end());
+    const auto work = [start, c, counts, &stream]() -> absl::Status {
+      Collective again = c;
+      again.counts = counts;
+      APB_ASSIGN_OR_RETURN(const std::unique_ptr<Pending> pending, start(again));
+      return pending->Wait(stream);
+    };
+    if (kernels::RecordHostWork(stream, work)) return std::make_unique<DonePending>();
+    return start(c);
   }
 
-  std::unique_ptr<Communicator> inner_;
+  const std::unique_ptr<Communicator> owned_;
   kernels::Backend& backend_;
 };
 

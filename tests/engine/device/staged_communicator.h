@@ -1,5 +1,5 @@
-// Collectives of device memory over a communicator of host memory: every operand is copied to the
-// host before and back behind. So the guarded device has several ranks, as GPUs have by NCCL.
+// Collectives on device memory over a communicator for CPU memory: operands are copied to CPU
+// memory and back. So guarded devices can be the ranks of a group, as GPUs can with NCCL.
 #pragma once
 
 #include <memory>
@@ -8,7 +8,7 @@
 
 namespace apb::comm {
 
-// `backend` (guarded_backend.h; whose memory the views are in) must outlive the communicator.
+// The views are in memory of `backend` (guarded_backend.h), which must outlive the communicator.
 std::unique_ptr<Communicator> StageThroughHost(std::unique_ptr<Communicator> inner,
                                                kernels::Backend& backend);
 

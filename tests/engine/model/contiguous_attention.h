@@ -1,5 +1,5 @@
-// Attention of one sequence on the CPU, for tests and measurements of the decoder, and logits of a
-// whole model by it.
+// Attention of one sequence on the CPU, and a whole model's logits with it, for tests and
+// measurements of the decoder.
 #pragma once
 
 #include <cmath>
@@ -10,7 +10,7 @@
 
 namespace apb::model {
 
-// Plain causal attention over all rows seen so far.
+// Plain causal attention over all tokens so far. RunLayers runs the tokens of the last NextRows.
 class ContiguousAttention : public model::LayerAttention {
  public:
   ContiguousAttention(const ModelConfig& config, kernels::Backend& backend)
@@ -63,7 +63,7 @@ class ContiguousAttention : public model::LayerAttention {
   int64_t begin_ = 0;
 };
 
-// Logits [tokens, V] of a prompt.
+// Logits of a prompt, [tokens, V] row-major.
 inline absl::StatusOr<std::vector<float>> LogitsOf(const Weights& weights,
                                                    kernels::Backend& backend,
                                                    const std::vector<int32_t>& tokens) {

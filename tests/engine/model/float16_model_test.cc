@@ -1,8 +1,8 @@
-// Goal: a float16 model on a device gives the logits of transformers (float32) up to its roundings,
-// from the checkpoint to the logits of a prompt and of a decoded token. Method: the golden
-// checkpoints rewritten as F16 (and BF16, to compare), on the emulated CUDA backend; and a random
-// model whose heads the matrix kernels take, against itself in float32. Tolerance: float16 has 8
-// times less rounding error than bfloat16, so a fourth of that one's deviation and no more.
+// Goal: a float16 model on a device gives the logits of transformers (float32) up to rounding, from
+// the checkpoint to the logits of a prompt and of a decoded token. Method: the golden checkpoints,
+// rewritten as F16 (and BF16, to compare), on the emulated CUDA backend; and a random model, whose
+// heads the matrix kernels take, against itself in float32. Tolerance: float16 has 8 times less
+// rounding error than bfloat16, so its deviation must be less than a fourth of bfloat16's.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -25,8 +25,8 @@ using kernels::DType;
 using kernels::TensorView;
 using nlohmann::json;
 
-// Plain causal attention in device memory: the prompt attends to its own keys, rows behind it to
-// the paged cache.
+// Plain causal attention in device memory. The prompt attends to its own keys, later tokens to the
+// paged cache.
 class DeviceAttention : public model::LayerAttention {
  public:
   static constexpr int64_t kBlock = 16;
@@ -70,7 +70,7 @@ class DeviceAttention : public model::LayerAttention {
           stream);
       return absl::OkStatus();
     }
-    const int32_t* numbers = positions_.view().as<const int32_t>();  // of slots and blocks alike
+    const int32_t* numbers = positions_.view().as<const int32_t>();  // 0, 1, 2, ...: slots, blocks
     const kernels::PagedRows rows{.begin = 0, .count = end_ - begin_};
     const kernels::PagedSequence sequence{
         .block_table = numbers, .slot_positions = numbers, .slot_count = end_, .causal_begin = 0};
@@ -95,7 +95,7 @@ class DeviceAttention : public model::LayerAttention {
   int64_t begin_ = 0, end_ = 0;
 };
 
-// Logits of all tokens: the last one decoded, those before it as a prompt.
+// Logits of all tokens. The last token is decoded, the others are the prompt.
 std::vector<float> Logits(const Weights& weights, kernels::Backend& backend,
                           const std::vector<int32_t>& tokens) {
   const ModelConfig& config = weights.config();
@@ -126,13 +126,13 @@ double Deviation(const std::vector<float>& a, const std::vector<float>& b) {
   double worst = 0;
   for (size_t i = 0; i < a.size(); ++i) {
     const double difference = std::abs(static_cast<double>(a[i]) - b[i]);
-    worst = difference <= worst ? worst : difference;  // NaN is the worst of all
+    worst = difference <= worst ? worst : difference;  // keeps a NaN
     if (std::isnan(difference)) return INFINITY;
   }
   return worst;
 }
 
-// A golden float32 checkpoint, rounded to another type.
+// Writes a golden float32 checkpoint, rounded to another type.
 void WriteRounded(const std::string& from, const fs::path& to, DType dtype) {
   fs::remove_all(to);
   fs::create_directories(to);

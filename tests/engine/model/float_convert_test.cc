@@ -1,6 +1,6 @@
 // Goal: conversions between float types give the nearest number of the target's type, ties to even.
-// Method: every number of 16 bits and many of 32, random ones and those around ties and limits,
-// against a rounding of our own in float64.
+// Method: all 16-bit numbers, and many 32-bit numbers (random, and around ties and limits), against
+// a rounding of our own in float64.
 #include "engine/model/float_convert.h"
 
 #include <gtest/gtest.h>
@@ -17,15 +17,15 @@ using kernels::DType;
 
 struct Format {
   DType dtype;
-  int digits;        // of the significand, the leading one included
-  int min_exponent;  // of the smallest normal number
+  int digits;        // bits of the significand, the leading one included
+  int min_exponent;  // exponent of the smallest normal number
   double largest;
 };
 const Format kF16{DType::kF16, 11, -14, 65504.0};
 const Format kBF16{DType::kBF16, 8, -126, 255 * 0x1p120};
 const Format kF32{DType::kF32, 24, -126, 0xffffff * 0x1p104};
 
-// The value of an encoding, from its fields.
+// The value of an encoding, computed from its fields.
 double Value(const Format& format, uint32_t bits) {
   const int width = format.dtype == DType::kF32 ? 32 : 16, fraction_bits = format.digits - 1;
   const uint32_t fraction = bits & ((1u << fraction_bits) - 1);
@@ -38,7 +38,7 @@ double Value(const Format& format, uint32_t bits) {
          std::ldexp(significand, format.min_exponent - fraction_bits + std::max(0, exponent - 1));
 }
 
-// The nearest number of a format; infinite where that is too large.
+// The nearest number of a format; infinity if it is too large for the format.
 double Round(const Format& format, double x) {
   if (x == 0 || !std::isfinite(x)) return x;
   const int exponent = std::max(std::ilogb(x), format.min_exponent);
@@ -76,7 +76,7 @@ TEST(FloatConvert, FloatsAroundTiesAndLimits) {
     for (int i = 0; i < 200'000; ++i) Expect(kF32, to, static_cast<uint32_t>(rng()));
     if (to.dtype == DType::kF32) continue;
     for (uint32_t bits = 0; bits < 0xffff; ++bits) {
-      // Between two neighbours, and beside that; also beyond the largest.
+      // The middle between two neighbours (or beyond the largest number), and the floats beside it.
       const double low = Value(to, bits), high = Value(to, bits + 1);
       if (!std::isfinite(low) || std::isnan(high)) continue;
       const double middle =

@@ -1,7 +1,7 @@
 // Goal: the decoder gives the logits of transformers (float32) for Llama, Qwen 2.5, Qwen 3 and
-// Mistral checkpoints. Method: tests/golden/*: prompt at once, then 32 greedy tokens one by one;
-// f32 |difference| <= 1e-3, same tokens; bf16 within 1.5 times what transformers itself deviates
-// when it computes in bf16.
+// Mistral checkpoints. Method: for each of tests/golden/*, the prompt at once, then 32 greedy
+// tokens one by one. In f32, |difference| <= 1e-3, with the same tokens. In bf16, the difference is
+// at most 1.5 times that of transformers itself when it computes in bf16.
 #include <gtest/gtest.h>
 
 #include <cmath>

@@ -1,6 +1,6 @@
-// Goal: config.json of the supported families is read right; anything else is refused with the
-// field's name. Method: a valid base object with one field changed at a time; random mutations must
-// not crash.
+// Goal: config.json of the supported families is read correctly; anything else is refused with the
+// field's name. Method: a valid object with one field changed at a time; random mutations, which
+// must not crash.
 #include "engine/model/model_config.h"
 
 #include <gmock/gmock.h>

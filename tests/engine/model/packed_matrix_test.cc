@@ -1,7 +1,7 @@
-// Goal: published quantized checkpoints are computed with as they are. Method:
-// quantized_checkpoints.py writes small ones in every format, and models with the weights that
-// their integers stand for: decoded weights are the same numbers, logits agree; where blocks cannot
-// hold a format, within what int8 costs. What does not fit is refused by name.
+// Goal: published quantized checkpoints keep their weights. Method: quantized_checkpoints.py writes
+// small checkpoints in every format, and the same models with the weights that the integers
+// represent. Decoded weights must be the same numbers, and logits must agree; if blocks cannot hold
+// a format, within int8's rounding. A tensor that does not fit is refused with its name.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -43,7 +43,7 @@ std::vector<float> Decoded(const TensorView& view) {
   return all;
 }
 
-// The largest difference, of the largest magnitude in `want`.
+// The largest difference, relative to the largest magnitude in `want`.
 double Difference(const std::vector<float>& got, const std::vector<float>& want) {
   EXPECT_EQ(got.size(), want.size());
   double worst = 0, top = 0;
@@ -71,13 +71,13 @@ class PackedMatrixTest : public testing::TestWithParam<std::string> {
     EXPECT_TRUE(weights.ok()) << weights.status();
     return weights.ok() ? *std::move(weights) : nullptr;
   }
-  // The path that does not round activations: what differs is the weights.
+  // The portable kernels do not round activations, so that only the weights differ.
   std::unique_ptr<kernels::Backend> backend_ =
       *kernels::CreateCpuBackend({.threads = 2, .force_isa = "portable"});
   std::unique_ptr<kernels::Backend> best_ =
       *kernels::CreateCpuBackend({.threads = 2, .force_isa = ""});
   const json expected_ = json::parse(std::ifstream(Folder() / GetParam() / "expected.json"));
-  // Half of an int8 step at the largest magnitude; what a float loses.
+  // A float's rounding; or a bit more than half an int8 step at the largest magnitude.
   const double tolerance_ = expected_["exact"].get<bool>() ? 1e-6 : 0.6 / 127;
 };
 
@@ -109,7 +109,7 @@ TEST_P(PackedMatrixTest, WeightsAndLogitsAreThoseOfTheIntegers) {
   EXPECT_LE(Difference(*LogitsOf(*quantized, *best_, Prompt()), logits), 0.2);
 }
 
-// Parts of tensor parallel ranks are parts of the whole.
+// The shares of tensor parallel ranks are parts of the whole.
 TEST_P(PackedMatrixTest, SharesHaveTheirRowsAndColumns) {
   const auto whole = Load("quantized");
   ASSERT_TRUE(whole != nullptr);
@@ -125,7 +125,7 @@ TEST_P(PackedMatrixTest, SharesHaveTheirRowsAndColumns) {
   }
 }
 
-// What the checkpoint has left as it was can be quantized in addition.
+// --quantize also quantizes the weights that the checkpoint has not quantized.
 TEST_P(PackedMatrixTest, TheRestCanBeQuantized) {
   const auto published = Load("quantized"),
              all = Load("quantized", {}, {.quantize = DType::kI4Block});
@@ -152,7 +152,7 @@ INSTANTIATE_TEST_SUITE_P(Formats, PackedMatrixTest, testing::ValuesIn(Cases()),
                            return name;
                          });
 
-// A copy of a case with another config.json or without a tensor.
+// Loads a copy of a case with a changed config.json or changed tensors.
 class BrokenPackedMatrixTest : public testing::Test {
  protected:
   BrokenPackedMatrixTest() {
@@ -193,7 +193,7 @@ TEST_F(BrokenPackedMatrixTest, SaysWhatDoesNotFit) {
   const auto has = [](const std::string& text, std::initializer_list<const char*> parts) {
     for (const char* part : parts) EXPECT_TRUE(absl::StrContains(text, part)) << text;
   };
-  // Renamed, not left out: files have no holes.
+  // A tensor is renamed instead of left out, because files must not have holes.
   const auto rename = [](json& tensors, const std::string& from, const std::string& to) {
     tensors[to] = tensors[from];
     tensors.erase(from);

@@ -1,6 +1,6 @@
-// Goal: --quantize makes blocks of the weights of all products and of nothing else, near the
-// checkpoint's; shares and slices of them compute what the whole does; what cannot be is said.
-// Method: random and golden models, loaded with and without.
+// Goal: --quantize quantizes the weights of all products and nothing else, with small errors;
+// shares are quantized like the whole; weights that cannot be quantized are reported. Method:
+// random and golden models, loaded with and without --quantize.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -47,7 +47,7 @@ class QuantizeTest : public testing::Test {
                                   Share share = {}) {
     return *Weights::Random(config, 5, 8, *backend_, share, quantize);
   }
-  // The path that does not round activations: what differs is the weights.
+  // The portable kernels do not round activations, so that only the weights differ.
   std::unique_ptr<kernels::Backend> backend_ =
       *kernels::CreateCpuBackend({.threads = 2, .force_isa = "portable"});
   std::unique_ptr<kernels::Backend> best_ =
@@ -68,7 +68,8 @@ TEST_F(QuantizeTest, ProductsAndNothingElse) {
   const auto plain = Random(Config(), std::nullopt);
   for (const DType type : {DType::kI8Block, DType::kI4Block}) {
     const auto quantized = Random(Config(), type);
-    // Normal numbers: steps of a sixteenth of about four deviations, of a 127th of two.
+    // For normal numbers, an int4 step is a 16th of about four deviations, an int8 step a 127th of
+    // about two.
     const double most = type == DType::kI4Block ? 0.08 : 0.0065;
     for (int l = 0; l < 2; ++l) {
       const std::vector<TensorView> got = Products(quantized->layer(l)),
@@ -98,7 +99,7 @@ TEST_F(QuantizeTest, LogitsAreThoseOfTheDecodedWeights) {
   const std::vector<int32_t> tokens = {3, 14, 15, 9, 26, 5, 35, 8, 9, 7};
   for (const DType type : {DType::kI8Block, DType::kI4Block}) {
     const auto quantized = Random(Config(), type), plain = Random(Config(), std::nullopt);
-    // The plain model gets the numbers of the quantized one, in its own memory.
+    // The plain model gets the decoded numbers of the quantized one, in its own memory.
     const auto put = [](const TensorView& from, const TensorView& to) {
       for (int64_t r = 0; r < from.rows(); ++r)
         kernels::DecodeBlocks(from.dtype, from.Rows(r, r + 1).data, from.shape[1],
@@ -110,8 +111,8 @@ TEST_F(QuantizeTest, LogitsAreThoseOfTheDecodedWeights) {
       for (size_t i = 0; i < to.size(); ++i) put(from[i], to[i]);
     }
     const std::vector<float> got = *LogitsOf(*quantized, *backend_, tokens);
-    // The output projection is the embedding's memory: decoded last, embeddings of its own before
-    // that.
+    // The plain model's output projection is its embedding's memory. So the tokens are embedded and
+    // run first, and only then the output projection is decoded into that memory.
     auto decoder = *Decoder::Create(*plain, *backend_);
     auto stream = *backend_->NewStream();
     ContiguousAttention attention(plain->config(), *backend_);

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Writes small checkpoints in the published formats of quantized weights, each beside the same model with the weights
-that its integers stand for.
+"""Goal: checkpoints in the published quantized formats, for packed_matrix_test. Method: writes small random checkpoints in
+every format, and beside each of them the same model with the weights that the integers represent.
 
     quantized_checkpoints.py FOLDER
 
-FOLDER/<case>/quantized and FOLDER/<case>/plain are Hugging Face checkpoints; packed_matrix_test compares them. Packing
-follows what the formats' own code does: compressed-tensors (pack_to_int32: integers plus 2^(bits-1), from the low bits
-up, zero points packed along the outputs), AutoAWQ (WQLinear_GEMM: outputs 0, 2, 4, 6, 1, 3, 5, 7 in the places of a
-word), AutoGPTQ and GPTQModel (inputs from the low bits up; zeros less one in checkpoint_format gptq).
+FOLDER/<case>/quantized and FOLDER/<case>/plain are Hugging Face checkpoints; packed_matrix_test compares them. Integers
+are packed as the formats' own code does it: compressed-tensors (pack_to_int32: integers plus 2^(bits-1), from the low
+bits up, zero points packed along the outputs), AutoAWQ (WQLinear_GEMM: outputs 0, 2, 4, 6, 1, 3, 5, 7 in the places of
+a word), AutoGPTQ and GPTQModel (inputs from the low bits up; checkpoint_format gptq stores zeros minus one).
 """
 import json
 import pathlib
@@ -26,7 +26,7 @@ def bfloat16(values):
 
 
 def save(path, tensors):
-    """Values are arrays, or (array of uint16, "BF16")."""
+    """Writes a safetensors file. Values are arrays, or (array of uint16, "BF16")."""
     header, data, at = {}, [], 0
     names = {"float32": "F32", "float16": "F16", "int32": "I32", "int64": "I64", "int8": "I8"}
     for name, value in tensors.items():
@@ -40,7 +40,7 @@ def save(path, tensors):
 
 
 def pack(values, bits, axis):
-    """Unsigned integers of some bits into words along an axis, from the low bits up; the last word is filled with 0."""
+    """Packs unsigned integers into words along an axis, from the low bits up. The last word is filled up with 0."""
     values = np.moveaxis(np.asarray(values, np.uint64), axis, -1)
     per_word = 32 // bits
     short = -values.shape[-1] % per_word
@@ -51,7 +51,7 @@ def pack(values, bits, axis):
 
 
 class Quantized:
-    """Integers n from 0 on, scales [out, groups] and zeros: weight = scale * (n - zero)."""
+    """A random quantized matrix: weight = scale * (n - zero), with integers n from 0 on and scales [out, groups]."""
 
     def __init__(self, rng, shape, bits, group, symmetric, scale_type, mixed_inputs=False):
         out, inputs = shape
@@ -61,7 +61,7 @@ class Quantized:
         self.n = rng.integers(0, top, shape)
         self.zero = (np.full((out, self.groups), top // 2) if symmetric else
                      rng.integers(0, top, (out, self.groups)))
-        # No scale is so small that half precision has fewer bits for it than for others.
+        # No scale is so small that it is subnormal in half precision.
         scale = rng.uniform(0.5, 1.5, (out, self.groups)) / (top / 4) / np.sqrt(inputs)
         if scale_type == "BF16":
             stored = bfloat16(scale)
@@ -73,7 +73,7 @@ class Quantized:
             self.group_of = rng.permutation(self.group_of)
 
     def weights(self):
-        """In float64, rounded once."""
+        """The weights as float32, computed in float64 and rounded once."""
         zero = self.zero.astype(np.float64)[:, self.group_of]
         return (self.scale.astype(np.float64)[:, self.group_of] * (self.n - zero)).astype(np.float32)
 
@@ -111,7 +111,8 @@ def awq(q, *_):
 def gptq(less_one):
     def tensors(q, *_):
         zeros = pack(q.zero.T, q.bits, 1).view(np.uint32)
-        if less_one:  # whole words, so that a zero of 0 borrows from the next; what reads them adds the same again
+        # Subtracts from whole words, so that a zero of 0 borrows from the next one; readers add the same to whole words.
+        if less_one:
             zeros = zeros - np.uint32(0x11111111 if q.bits == 4 else 0x01010101)
         return {"qweight": pack(q.n.T, q.bits, 0), "qzeros": zeros.view(np.int32), "scales": q.transposed_scale(),
                 "g_idx": q.group_of.astype(np.int32)}
@@ -131,7 +132,7 @@ INT8_INPUTS = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True,
 
 
 def cases():
-    """Name, architecture, quantization_config, how to write a layer, and its integers."""
+    """The cases: name, architecture, quantization_config, the function that writes a layer, and properties of integers."""
     def case(name, config, write, bits, group, symmetric, scale_type="F16", arch="Llama", **more):
         return dict(name=name, config=config, write=write, bits=bits, group=group, symmetric=symmetric,
                     scale_type=scale_type, arch=arch, **more)
@@ -179,7 +180,7 @@ def write(folder, case, seed):
 
     both("model.embed_tokens.weight", rng.normal(0, 1, (VOCABULARY, HIDDEN)))
     both("model.norm.weight", rng.normal(1, 0.1, HIDDEN))
-    both("lm_head.weight", rng.normal(0, HIDDEN**-0.5, (VOCABULARY, HIDDEN)))  # formats leave it as it is
+    both("lm_head.weight", rng.normal(0, HIDDEN**-0.5, (VOCABULARY, HIDDEN)))  # published checkpoints do not quantize it
     for i in range(LAYERS):
         prefix = f"model.layers.{i}."
         for norm in ("input_layernorm", "post_attention_layernorm"):
@@ -211,7 +212,7 @@ def main():
     folder = pathlib.Path(sys.argv[1])
     shutil.rmtree(folder, ignore_errors=True)
     for seed, case in enumerate(cases()):
-        if case["name"] == "pack_int4_32":  # some layers are on the ignore list
+        if case["name"] == "pack_int4_32":  # this case has layers on the ignore list
             case["plain"] = ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.k_proj")
             case["config"]["ignore"] += case["plain"]
         write(folder, case, seed)

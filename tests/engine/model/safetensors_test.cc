@@ -1,6 +1,6 @@
-// Goal: every malformed safetensors file is refused with a message, and nothing reads outside it.
-// Method: crafted cases, and 20,000 random mutations of a valid file (run under the asan preset
-// they also prove bounds).
+// Goal: every malformed safetensors file is refused with a message, and no byte outside the file is
+// read. Method: crafted cases, and 20,000 random mutations of a valid file (under the asan preset,
+// they also check bounds).
 #include "engine/model/safetensors.h"
 
 #include <gtest/gtest.h>
@@ -102,7 +102,7 @@ TEST(Safetensors, SurvivesRandomMutations) {
     auto file = SafetensorsFile::Parse(bytes, "mutated");
     if (!file.ok()) continue;
     ++accepted;
-    uint64_t sum = 0;  // every byte that it hands out can be read
+    uint64_t sum = 0;  // reads every byte of every tensor
     for (const auto& [name, entry] : (*file)->tensors()) {
       for (size_t b = 0; b < entry.size_bytes; ++b) sum += static_cast<uint8_t>(entry.data[b]);
     }

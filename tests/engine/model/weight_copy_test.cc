@@ -1,6 +1,6 @@
-// Goal: every number of every tensor arrives, whatever its type, its strides and its size, and what
-// goes wrong is said with the tensor's name. Method: tensors from below a row's to above a buffer's
-// size go to the CPU and to a device whose page-locked copies are as late as they may be; the
+// Goal: CopyWeights copies every number of every tensor, whatever its type, strides and size, and
+// its errors name the tensor. Method: tensors from one number to several staging buffers are copied
+// to the CPU and to a guarded device, whose asynchronous copies are as late as they may be. The
 // result is compared with plain conversions of the same numbers.
 #include "engine/model/weight_copy.h"
 
@@ -23,7 +23,7 @@ using kernels::DType;
 using kernels::TensorView;
 using testing::HasSubstr;
 
-// Numbers of any type that all types can hold, different in every place for a long way.
+// `count` numbers that all types can represent. They do not repeat for a long way.
 std::vector<std::byte> Numbers(DType dtype, int64_t count, int seed) {
   std::vector<float> numbers(count);
   for (int64_t i = 0; i < count; ++i)
@@ -36,7 +36,7 @@ std::vector<std::byte> Numbers(DType dtype, int64_t count, int seed) {
 class WeightCopyTest : public testing::TestWithParam<bool> {
  protected:
   struct Case {
-    int64_t rows, columns;  // rows of 0: a vector
+    int64_t rows, columns;  // rows 0: a vector
     DType source, target;
     int64_t source_stride = 0, target_stride = 0;  // 0: dense
   };
@@ -100,7 +100,7 @@ TEST_P(WeightCopyTest, AllTypesShapesAndStrides) {
     }
   }
   Add({0, 0, DType::kF32, DType::kBF16});
-  // More than one piece each, dense and not; more pieces than buffers.
+  // Tensors of several pieces, dense and strided; more pieces than buffers.
   Add({20'000, 1024, DType::kBF16, DType::kBF16});
   Add({5'000, 1000, DType::kF32, DType::kF32, 1024, 1001});
   Add({9'000, 1024, DType::kF16, DType::kF32});

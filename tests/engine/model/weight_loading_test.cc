@@ -1,7 +1,7 @@
-// Goal: what a backend gets of a checkpoint are the checkpoint's numbers: those of the share, in
-// the type asked for, those that one product computes side by side. Method: a small Qwen 2 model
-// with retaining heads is written; loaded on the CPU it is computed on in the file; on a device
-// whose memory is closed to the host it is copied, and copied back to compare.
+// Goal: a backend gets the checkpoint's numbers: those of its share, in the wanted type, and
+// tensors that one product can compute side by side. Method: a small Qwen 2 model with retaining
+// heads is written. The CPU uses it in the file. The guarded device, whose memory the CPU cannot
+// read, gets a copy, which is copied back and compared.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -53,7 +53,7 @@ class WeightLoadingTest : public testing::Test {
   }
   ~WeightLoadingTest() override { fs::remove_all(folder_); }
 
-  // The same numbers each time, in these types; every one of them is another one.
+  // Writes the same numbers each time, in the given types. No number occurs twice.
   void WriteCheckpoint(const char* torch_dtype,
                        const std::function<std::string(const std::string&)>& type_of) {
     const json config = {{"architectures", {"Qwen2ForCausalLM"}},
@@ -113,7 +113,7 @@ class WeightLoadingTest : public testing::Test {
     std::string text = header.dump();
     while (text.size() % 8 != 0) text += ' ';
     const uint64_t size = text.size();
-    fs::remove(folder_ / name);  // who maps the one before keeps it
+    fs::remove(folder_ / name);  // an earlier file that is still mapped must not change
     std::ofstream file(folder_ / name, std::ios::binary);
     file.write(reinterpret_cast<const char*>(&size), sizeof size);
     file << text << data;
@@ -125,11 +125,11 @@ class WeightLoadingTest : public testing::Test {
     EXPECT_TRUE(weights.ok()) << weights.status();
     return weights.ok() ? *std::move(weights) : nullptr;
   }
-  // The numbers of a view, wherever they are, as floats.
+  // The numbers of a view in any memory, as floats.
   static std::vector<float> Numbers(kernels::Backend& backend, const TensorView& view) {
     std::vector<float> numbers(view.numel());
     if (numbers.empty()) return numbers;
-    std::vector<float> memory(view.numel());  // aligned to any of the types
+    std::vector<float> memory(view.numel());  // aligned for all types
     TensorView host = view;
     host.data = memory.data();
     host.stride[0] = view.rank == 1 ? 1 : view.shape[1];
@@ -172,7 +172,7 @@ TEST_F(WeightLoadingTest, ADeviceGetsTheShareAndTheHostSeesTheFile) {
           EXPECT_EQ(Numbers(*device_, parts[i].view), Numbers(*cpu_, of_file[i].view))
               << parts[i].name << " of layer " << l << ", share " << index << " of " << count;
         }
-        // fc1 reads q, k and v of the share's heads.
+        // fc1 has the columns of q, k and v of the share's heads.
         std::vector<float> columns;
         const std::vector<float> fc1 = Numbers(*cpu_, whole.retaining_fc1);
         for (int64_t row = 0; row < kRetaining; ++row) {
@@ -256,7 +256,7 @@ TEST_F(WeightLoadingTest, ProgressEndsWithAllThatIsCopied) {
   }
 }
 
-// The joined view shows the parts, in order, and nothing else.
+// Expects that the joined view shows the parts, in order, and nothing else.
 void ExpectJoins(const TensorView& joined, std::initializer_list<TensorView> parts) {
   ASSERT_TRUE(joined.present());
   int64_t row = 0;

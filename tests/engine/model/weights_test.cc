@@ -1,6 +1,6 @@
-// Goal: a checkpoint that is not what its config.json says is refused with the file or the tensor
-// in the message; a hostile index does not leave the directory. Method: a tiny checkpoint is
-// written, one thing changed at a time, and loaded.
+// Goal: a checkpoint that does not match its config.json is refused, and the message names the file
+// or the tensor; a hostile index does not leave the directory. Method: a tiny checkpoint is written
+// with one thing changed at a time, and loaded.
 #include "engine/model/weights.h"
 
 #include <gmock/gmock.h>
@@ -86,7 +86,7 @@ class WeightsTest : public testing::Test {
   void Write(const std::string& name, const std::string& bytes) {
     std::ofstream(folder_ / name, std::ios::binary) << bytes;
   }
-  // `padding` moves the data, so that tensors are not aligned.
+  // `padding` shifts the data, so that tensors are not aligned.
   void WriteTensors(const std::string& name, const Entries& entries, json metadata = {},
                     int padding = 0) {
     json header = json::object();
@@ -128,7 +128,7 @@ TEST_F(WeightsTest, ReadsOneFileAlsoUnaligned) {
     auto weights = Weights::Load(folder_, *backend_);
     ASSERT_TRUE(weights.ok()) << weights.status();
     EXPECT_FALSE((*weights)->has_retaining_heads());
-    // The first tensor by name is lm_head, of 88 numbers 0, 1, 2, ...
+    // The first tensor by name is lm_head, with the 88 numbers 0, 1, 2, ...
     EXPECT_EQ((*weights)->output().as<float>()[87], 87.0f);
     EXPECT_EQ((*weights)->embedding().as<float>()[0], 88.0f);
     EXPECT_EQ(reinterpret_cast<uintptr_t>((*weights)->output().data) % 4, 0u);
@@ -151,7 +151,7 @@ TEST_F(WeightsTest, RefusesWhatConfigDoesNotSay) {
   entries[name] = {.dtype = "I16", .shape = {4, 8}};
   WriteTensors("model.safetensors", entries);
   ExpectRefused("k_proj.weight' is I16; weights are F32, BF16 or F16");
-  // A config that asks for more than there is, the largest sizes included.
+  // A config.json with larger sizes than the checkpoint's, up to the largest that are allowed.
   WriteTensors("model.safetensors", Model());
   ASSERT_TRUE(Load().ok());
   for (const auto& [field, value] : std::map<std::string, int64_t>{{"num_hidden_layers", 1000},
@@ -201,7 +201,7 @@ TEST_F(WeightsTest, Shards) {
   wrong["model.norm.weight"] = "c.safetensors";
   write_index(wrong);
   ExpectRefused("c.safetensors");
-  wrong["model.norm.weight"] = "a.safetensors";  // which does not have it
+  wrong["model.norm.weight"] = "a.safetensors";  // a file that does not have the tensor
   write_index(wrong);
   ExpectRefused("model.norm.weight");
   wrong["model.norm.weight"] = 7;
@@ -218,7 +218,7 @@ TEST_F(WeightsTest, Shards) {
   ExpectRefused("is no valid JSON");
   Write("model.safetensors.index.json", std::string(100, '[') + std::string(100, ']'));
   ExpectRefused("nested deeper");
-  // One tensor in two files.
+  // The same tensor in two files.
   second["lm_head.weight"].shape = {11, 8};
   WriteTensors("b.safetensors", second);
   write_index(map);

@@ -30,7 +30,7 @@ class ToyStrategy : public ContextParallelStrategy {
   absl::Status Attend(const LayerCall& call, kernels::Stream& stream) override {
     if (longest_ == 0) return absl::OkStatus();
     const int64_t heads = call.k.shape[1], d = call.k.shape[2], rows = call.k.rows();
-    // A rank's part: its keys, then its values, each as long as the longest block.
+    // A rank sends its keys, then its values, each as long as the longest shard's.
     APB_ASSIGN_OR_RETURN(const TensorView part, send_.Get(call.k.dtype, {2 * longest_, heads, d}));
     backend_.Copy(call.k, part.Rows(0, rows), stream);
     backend_.Copy(call.v, part.Rows(longest_, longest_ + rows), stream);
@@ -60,7 +60,7 @@ class ToyStrategy : public ContextParallelStrategy {
   const ShardPlan& plan_;
   kernels::Backend& backend_;
   comm::Communicator& communicator_;
-  const int64_t longest_;  // tokens of a block
+  const int64_t longest_;  // tokens of the longest shard
   core::Workspace send_, all_;
 };
 

@@ -1,6 +1,6 @@
-// The row of the toy strategy: what links this file has it in the table.
+// The row of the toy strategy. A program that links this file has it in the table.
 #include "engine/context_parallel/cost.h"
-#include "engine/context_parallel/strategies.h"
+#include "tests/engine/context_parallel/add_strategy.h"
 #include "tests/engine/context_parallel/toy/toy.h"
 
 namespace apb::context_parallel {
@@ -17,7 +17,7 @@ constexpr StrategyInfo kToy{.name = "gather_kv",
                             .create = CreateToy};
 
 [[maybe_unused]] const bool kAdded = [] {
-  AddStrategyForTest(kToy);
+  AddStrategy(kToy);
   return true;
 }();
 

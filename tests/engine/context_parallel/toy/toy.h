@@ -1,14 +1,14 @@
-// A strategy that is not in the product's table, to prove what a new one needs: this folder and one
-// row. Exact: every rank gathers the keys and values of all (`gather_kv`).
+// The toy strategy `gather_kv`, which is not in the product's table. It proves that a new strategy
+// needs one folder and one row. It is exact: every rank gathers all ranks' keys and values.
 #pragma once
 
 #include "engine/context_parallel/strategy_info.h"
 
 namespace apb::context_parallel {
 
-// Equal blocks, one on each rank.
+// Shards of equal length, one on each rank.
 ShardPlan ToyPlan(const PromptLayout& layout, const StrategyOptions& options);
-// The AllGather: all ranks' parts are as long as the longest; nothing is hidden.
+// The AllGather: every rank sends as much as the longest shard, and no compute hides it.
 Traffic ToyTraffic(const TrafficCall& call);
 int64_t ToyPrefillBytes(const MemoryCall& call);
 absl::StatusOr<std::unique_ptr<ContextParallelStrategy>> CreateToy(

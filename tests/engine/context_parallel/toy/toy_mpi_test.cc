@@ -1,4 +1,5 @@
-// Goal: as toy_test, under real MPI on 1 to 4, and on 8, processes.
+// Goal: the toy strategy keeps the contract under real MPI. Method: the checks of toy_test on 1 to
+// 4, and on 8, processes.
 #include <gtest/gtest.h>
 
 #include "tests/engine/comm/mpi_main.h"

@@ -1,5 +1,5 @@
-// Goal: a new strategy is one folder and one row. Method: a toy one, known to nothing but row.cc,
-// goes through the contract on ranks as threads, and through the scheduler.
+// Goal: a new strategy is one folder and one row. Method: the toy strategy, which only row.cc
+// names, goes through the contract, with ranks as threads, and through the scheduler.
 #include <gtest/gtest.h>
 
 #include <thread>
@@ -37,7 +37,7 @@ schedule::SchedulerOptions Group() {
           .model = {.layers = 32,
                     .hidden_size = 4096,
                     .mlp_size = 14336,
-                    .query_heads = 30,  // which ulysses does not take
+                    .query_heads = 30,  // not divisible by 4 ranks, so ulysses refuses the model
                     .kv_heads = 30,
                     .head_dim = 128}};
 }
@@ -59,7 +59,7 @@ TEST(ToyStrategy, IsScheduledByName) {
   ASSERT_TRUE(layout.ok()) << layout.status();
   EXPECT_EQ(request.spec.hosts, 4);
   EXPECT_EQ(layout->Count(3, 1000), 250);
-  // Its rules hold: one host on each rank, and no cached prefix.
+  // The row's rules are applied: one host on each rank, and no cached prefix.
   request.spec.hosts = 8;
   EXPECT_EQ(schedule::ResolveRequest(Group(), request).status().code(),
             absl::StatusCode::kInvalidArgument);
@@ -67,7 +67,7 @@ TEST(ToyStrategy, IsScheduledByName) {
       MakeShardPlan("gather_kv", {.document_length = 8, .cached_length = 4}, {.hosts = 4}).ok());
 }
 
-// Behind all others: it sends what ring_kv sends, and hides nothing of it.
+// After all others: it sends as much as ring_kv, and no compute hides that.
 TEST(ToyStrategy, AutoTriesItLast) {
   EXPECT_EQ(AutoCandidates(/*exact=*/true).back()->name, "gather_kv");
   schedule::Request request = Document("auto", 100000);
