@@ -115,7 +115,7 @@ absl::Status StepExecutor::StartPrefill(const std::vector<SequenceId>& ids) {
     documents.push_back({.plan = std::move(plan),
                          .tokens = std::span(s.spec.tokens).first(schedule::PrefillEnd(s.spec)),
                          .embedded_query = s.spec.embedded_query,
-                         .compressor = s.spec.compressor,
+                         .compressor = s.spec.strategy_options.compressor,
                          .kv = &s.kv});
     if (s.spec.cached_tokens > 0) documents.back().compressor = {};  // what follows is exact
   }
@@ -281,20 +281,17 @@ absl::Status StepExecutor::Draw(const std::vector<Sequence*>& owners, const Tens
                                 schedule::StepResult& result) {
   std::vector<sampling::SampleRequest> requests;
   for (const Sequence* s : owners) requests.push_back({s->spec.sampling, s->counts});
-  APB_ASSIGN_OR_RETURN(std::vector<absl::StatusOr<sampling::SampleResult>> results,
+  APB_ASSIGN_OR_RETURN(std::vector<absl::StatusOr<sampling::SampledToken>> results,
                        sampler_.Sample(requests, logits, *stream_));
   for (size_t i = 0; i < owners.size(); ++i) {
     Sequence& s = *owners[i];
-    absl::StatusOr<sampling::SampleResult>& drawn = results[i];
+    absl::StatusOr<sampling::SampledToken>& drawn = results[i];
     if (!drawn.ok()) {  // this sequence's logits; the batch is none the worse for it
       result.failures.push_back({s.spec.id, drawn.status()});
       continue;
     }
     s.counts.AddGenerated(drawn->token);
-    result.tokens.push_back({.id = s.spec.id,
-                             .token = drawn->token,
-                             .logprob = drawn->logprob,
-                             .top = std::move(drawn->top)});
+    result.tokens.push_back({s.spec.id, *std::move(drawn)});
   }
   return absl::OkStatus();
 }

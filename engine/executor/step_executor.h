@@ -12,7 +12,8 @@
 #include "engine/executor/step_graphs.h"
 #include "engine/executor/token_batch.h"
 #include "engine/sampling/sampler.h"
-#include "engine/schedule/scheduler.h"
+#include "engine/schedule/events.h"
+#include "engine/schedule/request.h"
 #include "engine/schedule/step_plan.h"
 
 namespace apb::executor {

@@ -96,7 +96,7 @@ kernels::SampleRow RowOf(const SampleRequest& request, int64_t vocab,
 }
 
 // Fills what the result says of log-probabilities; `logits` are finite or -inf.
-void SetLogprobs(std::span<const float> logits, int32_t alternatives, SampleResult& result) {
+void SetLogprobs(std::span<const float> logits, int32_t alternatives, SampledToken& result) {
   const float highest = *std::max_element(logits.begin(), logits.end());
   double total = 0;
   for (const float x : logits) total += std::exp(x - highest);
@@ -114,7 +114,7 @@ void SetLogprobs(std::span<const float> logits, int32_t alternatives, SampleResu
 
 }  // namespace
 
-absl::StatusOr<std::vector<absl::StatusOr<SampleResult>>> Sampler::Sample(
+absl::StatusOr<std::vector<absl::StatusOr<SampledToken>>> Sampler::Sample(
     std::span<const SampleRequest> requests, const TensorView& logits, kernels::Stream& stream) {
   const int64_t count = logits.rows(), vocab = logits.shape[1];
   rows_.clear();
@@ -154,7 +154,7 @@ absl::StatusOr<std::vector<absl::StatusOr<SampleResult>>> Sampler::Sample(
   backend_.Copy(tokens, TensorView::Contiguous(host_tokens_.data(), DType::kI32, {count}), stream);
   APB_RETURN_IF_ERROR(stream.Synchronize());
 
-  std::vector<absl::StatusOr<SampleResult>> results;
+  std::vector<absl::StatusOr<SampledToken>> results;
   size_t at = 0;
   for (int64_t i = 0; i < count; ++i) {
     const int32_t alternatives = requests[i].params.logprobs;
@@ -166,7 +166,7 @@ absl::StatusOr<std::vector<absl::StatusOr<SampleResult>>> Sampler::Sample(
     } else if (host_tokens_[i] == kernels::kNothingToDraw) {
       results.emplace_back(absl::InternalError("every token is barred: nothing to draw from"));
     } else {
-      SampleResult result{.token = host_tokens_[i]};
+      SampledToken result{.token = host_tokens_[i]};
       if (alternatives >= 0) SetLogprobs(raw, alternatives, result);
       results.emplace_back(std::move(result));
     }

@@ -45,12 +45,6 @@ struct SampleRequest {
   const TokenCounts& counts;
 };
 
-struct SampleResult {
-  int32_t token = 0;
-  float logprob = 0;                           // of the token; set if params.logprobs >= 0
-  std::vector<std::pair<int32_t, float>> top;  // params.logprobs alternatives, best first
-};
-
 class Sampler {
  public:
   explicit Sampler(kernels::Backend& backend)
@@ -59,7 +53,7 @@ class Sampler {
   // Draws a token for each row of logits [R, V] f32 (backend memory, R >= 1, changed); requests
   // [R]. A row's own error is kInternal: a logit is NaN or +inf, or nothing may be drawn.
   // Synchronizes; the stream's error is the error of the call.
-  absl::StatusOr<std::vector<absl::StatusOr<SampleResult>>> Sample(
+  absl::StatusOr<std::vector<absl::StatusOr<SampledToken>>> Sample(
       std::span<const SampleRequest> requests, const kernels::TensorView& logits,
       kernels::Stream& stream);
 

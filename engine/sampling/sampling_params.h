@@ -1,8 +1,10 @@
-// How the next token is drawn, as the engine takes it: every value is resolved (defaults of clients
-// are the server's). Pure data: the scheduler and the step plan use it too.
+// What a request asks of sampling, and the token that is drawn. The engine takes resolved values:
+// the server fills in the defaults of clients. Pure data: the scheduler and the step plan use it
+// too.
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace apb::sampling {
@@ -20,6 +22,12 @@ struct SamplingParams {
   std::vector<int32_t> stop_tokens;  // end the sequence (the token itself is not shown)
   int32_t logprobs = -1;             // alternatives to report; -1 = off
   int32_t min_tokens = 0;            // stop tokens are barred before
+};
+
+struct SampledToken {
+  int32_t token = 0;
+  float logprob = 0;                           // of the token; set if params.logprobs >= 0
+  std::vector<std::pair<int32_t, float>> top;  // params.logprobs alternatives, best first
 };
 
 // Calls visit(name, field) for every field, where the name is that of common.v1.SamplingParams. The

@@ -71,9 +71,10 @@ std::string FastestOverPrefix(const SchedulerOptions& options, int64_t cached, i
 
 std::string ChooseStrategy(const SchedulerOptions& options, const Request& request) {
   const SequenceSpec& spec = request.spec;
-  const int hosts = spec.hosts == 0 ? options.default_hosts : spec.hosts;
+  const context_parallel::StrategyOptions& asked = spec.strategy_options;
+  const int hosts = asked.hosts == 0 ? options.default_hosts : asked.hosts;
   const bool can_select =
-      options.has_retaining_heads || !spec.embedded_query.empty() || !spec.compressor.empty();
+      options.has_retaining_heads || !spec.embedded_query.empty() || !asked.compressor.empty();
   const auto approximate = context_parallel::AutoCandidates(/*exact=*/false);
   if (!request.exact && hosts > 1 && spec.query_begin >= options.full_below && can_select &&
       !approximate.empty()) {

@@ -45,11 +45,12 @@ class KvLayout {
 struct CachedPrefix {
   SequenceId id{};
   std::vector<int32_t> tokens;
-  // "" for exact KV; else what it was computed by. KV of different makers is never mixed up.
-  std::string maker;
-  // Fewer tokens than this are of no use to prompts that do not name it as their context: the
-  // document of an approximate prefill is whole or nothing.
-  int64_t least = 0;
+  // How the KV was computed: "" if exactly, else the strategy and its options. A prompt never uses
+  // KV of another recipe than its own, exact KV apart.
+  std::string kv_recipe;
+  // Fewer matching tokens than this are of no use, unless the prompt names the prefix as its
+  // context: the document of an approximate prefill serves as a whole or not at all.
+  int64_t min_match = 0;
   KvLayout layout;
   std::vector<int64_t> own_blocks;   // of each rank, those shared with `parent` not counted
   std::optional<SequenceId> parent;  // whose blocks it shares
@@ -65,11 +66,11 @@ class PrefixCache {
     const CachedPrefix* prefix = nullptr;
     int64_t length = 0;  // tokens in common, one less than the prompt at most
   };
-  // The longest usable prefix of `tokens` whose KV was made by one of `makers`.
-  Match Find(std::span<const int32_t> tokens, std::span<const std::string> makers);
+  // The longest usable prefix of `tokens` whose kv_recipe is one of `recipes`.
+  Match Find(std::span<const int32_t> tokens, std::span<const std::string> recipes);
   // The longest prefix of `tokens` whose KV is that of `context` itself, or (`behind`) of a prefix
-  // that goes on from it. `least` does not count: what follows a context may change how its last
-  // tokens are spelled, and its KV was asked for.
+  // that goes on from it. `min_match` does not count: what follows a context may change how its
+  // last tokens are spelled, and its KV was asked for.
   Match FindFrom(SequenceId context, std::span<const int32_t> tokens, bool behind);
   // The parent, if any, is pinned already.
   void Insert(CachedPrefix prefix);
@@ -95,7 +96,8 @@ class PrefixCache {
     uint64_t last_use = 0;
     std::vector<uint64_t> hashes;  // of the first 1, 2, 3, ... chunks
   };
-  static std::vector<uint64_t> Hashes(std::span<const int32_t> tokens, const std::string& maker);
+  static std::vector<uint64_t> Hashes(std::span<const int32_t> tokens,
+                                      const std::string& kv_recipe);
   bool GoesOnFrom(const CachedPrefix& prefix, SequenceId context) const;
 
   std::map<SequenceId, Entry> entries_;

@@ -59,6 +59,8 @@ int64_t PrefillEnd(const SequenceSpec& spec) {
 
 absl::StatusOr<ShardPlan> PlanOf(const SequenceSpec& spec, int ranks) {
   const bool cached = spec.cached_tokens > 0;
+  context_parallel::StrategyOptions options = spec.strategy_options;
+  if (cached) options.hosts = ranks;
   return context_parallel::MakeShardPlan(
       cached ? spec.prefix_strategy : spec.strategy,
       {.document_length = PrefillEnd(spec),
@@ -66,10 +68,7 @@ absl::StatusOr<ShardPlan> PlanOf(const SequenceSpec& spec, int ranks) {
        .query_length = static_cast<int64_t>(spec.tokens.size()) - PrefillEnd(spec),
        .query_insert_position = spec.query_insert_position,
        .embedded_query_length = static_cast<int64_t>(spec.embedded_query.size())},
-      {.hosts = cached ? ranks : spec.hosts,
-       .anchor_length = spec.anchor_length,
-       .passing_length = spec.passing_length,
-       .row_cost_pairs = spec.row_cost_pairs});
+      options);
 }
 
 namespace {
@@ -93,14 +92,15 @@ int64_t RoomForNewRows(const SchedulerOptions& options, const ShardPlan& plan) {
 absl::StatusOr<ShardPlan> BalancedOrEqual(const SchedulerOptions& options,
                                           const StrategyInfo& strategy, Request& request) {
   SequenceSpec& spec = request.spec;
-  spec.row_cost_pairs = 0;
+  spec.strategy_options.row_cost_pairs = 0;
   if (strategy.can_balance && request.balanced.value_or(options.balanced)) {
-    spec.row_cost_pairs = context_parallel::RowCostInPairs(options.model, options.speed);
+    spec.strategy_options.row_cost_pairs =
+        context_parallel::RowCostInPairs(options.model, options.speed);
     APB_ASSIGN_OR_RETURN(ShardPlan balanced, PlanOf(spec, options.ranks));
     const int64_t length = static_cast<int64_t>(spec.tokens.size());
     const int64_t wanted = std::min(length + spec.sampling.max_tokens, options.max_model_len);
     if (RoomForNewRows(options, balanced) >= wanted - spec.query_begin) return balanced;
-    spec.row_cost_pairs = 0;
+    spec.strategy_options.row_cost_pairs = 0;
   }
   return PlanOf(spec, options.ranks);
 }
@@ -108,21 +108,22 @@ absl::StatusOr<ShardPlan> BalancedOrEqual(const SchedulerOptions& options,
 // As many hosts as the strategy has, or as are asked for.
 absl::Status ResolveHosts(const SchedulerOptions& options, const StrategyInfo& strategy,
                           SequenceSpec& spec) {
+  int32_t& hosts = spec.strategy_options.hosts;
   switch (strategy.hosts) {
     case HostsRule::kOne:
-      spec.hosts = 1;
+      hosts = 1;
       return absl::OkStatus();
     case HostsRule::kOneOnEachRank:
-      if (spec.hosts == 0) spec.hosts = options.ranks;
-      if (spec.hosts == options.ranks) return absl::OkStatus();
-      return absl::InvalidArgumentError(absl::StrCat("hosts=", spec.hosts, ": strategy '",
-                                                     spec.strategy, "' has one on each of the ",
-                                                     options.ranks, " ranks"));
+      if (hosts == 0) hosts = options.ranks;
+      if (hosts == options.ranks) return absl::OkStatus();
+      return absl::InvalidArgumentError(absl::StrCat("hosts=", hosts, ": strategy '", spec.strategy,
+                                                     "' has one on each of the ", options.ranks,
+                                                     " ranks"));
     case HostsRule::kSameOnEachRank:
-      if (spec.hosts == 0) spec.hosts = options.default_hosts;
-      if (spec.hosts >= 1 && spec.hosts % options.ranks == 0) return absl::OkStatus();
-      return absl::InvalidArgumentError(absl::StrCat(
-          "hosts=", spec.hosts, ": must be a multiple of the ", options.ranks, " ranks"));
+      if (hosts == 0) hosts = options.default_hosts;
+      if (hosts >= 1 && hosts % options.ranks == 0) return absl::OkStatus();
+      return absl::InvalidArgumentError(
+          absl::StrCat("hosts=", hosts, ": must be a multiple of the ", options.ranks, " ranks"));
   }
   return absl::InternalError("a strategy with an unknown rule of hosts");
 }
@@ -138,7 +139,8 @@ absl::StatusOr<const StrategyInfo*> ResolveStrategy(const SchedulerOptions& opti
   }
   const StrategyInfo* strategy = context_parallel::FindStrategy(spec.strategy);
   if (strategy == nullptr) return context_parallel::UnknownStrategy(spec.strategy);
-  if (automatic && strategy->exact) spec.hosts = 0;  // meant for approximate strategies
+  if (automatic && strategy->exact)
+    spec.strategy_options.hosts = 0;  // meant for approximate strategies
   if (request.exact && !strategy->exact) {
     return absl::InvalidArgumentError(
         absl::StrCat("exact=true contradicts strategy '", spec.strategy, "'"));
@@ -151,21 +153,21 @@ absl::StatusOr<const StrategyInfo*> ResolveStrategy(const SchedulerOptions& opti
 // How what the plan passes on is chosen, if anything is.
 absl::Status ResolveCompressor(const SchedulerOptions& options, const ShardPlan& plan,
                                SequenceSpec& spec) {
+  std::string& compressor = spec.strategy_options.compressor;
   const bool passes = std::any_of(plan.hosts.begin(), plan.hosts.end(),
                                   [](const auto& h) { return h.passing_length > 0; });
   if (!passes) {
-    spec.compressor.clear();
-  } else if (spec.compressor.empty()) {
-    spec.compressor = options.has_retaining_heads ? "retaining_heads" : "query_aware";
+    compressor.clear();
+  } else if (compressor.empty()) {
+    compressor = options.has_retaining_heads ? "retaining_heads" : "query_aware";
   }
-  if (spec.compressor == "retaining_heads" && !options.has_retaining_heads) {
+  if (compressor == "retaining_heads" && !options.has_retaining_heads) {
     return absl::InvalidArgumentError(
         "compressor 'retaining_heads': this model has none (use query_aware)");
   }
-  if (!spec.compressor.empty() && spec.compressor != "retaining_heads" &&
-      spec.compressor != "query_aware" && spec.compressor != "random") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("compressor '", spec.compressor, "' is unknown"));
+  if (!compressor.empty() && compressor != "retaining_heads" && compressor != "query_aware" &&
+      compressor != "random") {
+    return absl::InvalidArgumentError(absl::StrCat("compressor '", compressor, "' is unknown"));
   }
   return absl::OkStatus();
 }
@@ -174,8 +176,8 @@ absl::Status ResolveCompressor(const SchedulerOptions& options, const ShardPlan&
 absl::Status CheckPrefillMemory(const SchedulerOptions& options, const SequenceSpec& spec,
                                 const ShardPlan& plan) {
   if (options.prefill_bytes == 0) return absl::OkStatus();
-  const int64_t needed = context_parallel::MostPrefillBytes(plan, options.ranks, options.model,
-                                                            spec.compressor, options.overlap);
+  const int64_t needed = context_parallel::MostPrefillBytes(
+      plan, options.ranks, options.model, spec.strategy_options.compressor, options.overlap);
   if (needed <= options.prefill_bytes) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       "the prompt has ", spec.tokens.size(), " tokens; with strategy '", spec.strategy,

@@ -26,54 +26,17 @@
 #include <deque>
 #include <map>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "engine/schedule/events.h"
 #include "engine/schedule/kv_ledger.h"
 #include "engine/schedule/prefix_cache.h"
 #include "engine/schedule/request.h"
 #include "engine/schedule/step_plan.h"
 
 namespace apb::schedule {
-
-struct SampledToken {
-  SequenceId id{};
-  int32_t token = 0;
-  float logprob = 0;
-  std::vector<std::pair<int32_t, float>> top;
-};
-
-// A sequence whose next token could not be drawn.
-struct SequenceFailure {
-  SequenceId id{};
-  absl::Status status;
-};
-
-// What executing a plan gave.
-struct StepResult {
-  std::vector<SampledToken> tokens;
-  std::vector<SequenceFailure> failures;  // these sequences end, the others go on
-  double prefill_seconds = 0;             // time of the plan's slice of layers
-};
-
-enum class EndReason { kStopToken, kLength, kCancelled, kRejected, kFailed };
-
-struct Event {
-  enum class Kind { kToken, kProgress, kEnd };
-  Kind kind = Kind::kToken;
-  SequenceId id{};
-  SampledToken token;                              // kToken
-  int64_t processed_tokens = 0, total_tokens = 0;  // kProgress
-  double elapsed_seconds = 0, eta_seconds = 0;     // kProgress
-  EndReason reason = EndReason::kLength;           // kEnd
-  absl::Status status;                             // kEnd: of rejected and failed ones
-  double queue_seconds = 0;                        // kProgress, kEnd
-  double prefill_seconds = 0, decode_seconds = 0;  // kEnd
-  std::string strategy;                            // kProgress, kEnd
-  int64_t cached_tokens = 0;                       // kProgress, kEnd: of the prompt
-};
 
 class Scheduler {
  public:
@@ -106,15 +69,15 @@ class Scheduler {
   struct Sequence {
     Request request;
     State state = State::kWaiting;
-    KvLayout fresh;                    // where its KV goes if nothing of it is cached
-    KvLayout layout;                   // where it goes
-    std::vector<int64_t> shared;       // blocks of `parent` that it uses, by rank
-    std::optional<SequenceId> parent;  // a cached prefix that it starts from
-    std::string maker;                 // of its document's KV, as CachedPrefix has it
-    int64_t least = 0;
-    int64_t cached_tokens = 0;    // of the prompt, for the client
-    int64_t document_tokens = 0;  // tokens that its document prefill computes
-    uint64_t batch = 0;           // prefills with the same number run together
+    KvLayout uncached_layout;            // where its KV goes if nothing of it is cached
+    KvLayout layout;                     // where its KV goes
+    std::vector<int64_t> shared_blocks;  // blocks of `parent` that it uses, by rank
+    std::optional<SequenceId> parent;    // the cached prefix that it starts from
+    std::string kv_recipe;               // of its KV, as in CachedPrefix
+    int64_t min_match = 0;               // as in CachedPrefix
+    int64_t cached_tokens = 0;           // of the prompt, for the client
+    int64_t document_tokens = 0;         // tokens that its document prefill computes
+    uint64_t batch = 0;                  // prefills with the same number run together
     int32_t layers_done = 0;
     int64_t next_position = 0;  // position of the next row to run (query or decode)
     int32_t last_token = 0;     // the row at next_position while decoding
@@ -133,15 +96,15 @@ class Scheduler {
   void ReleaseBlocks(Sequence& s);
   // The sequence's KV stays as a cached prefix, if it is whole; `kept`: as a context.
   bool KeepAsPrefix(Sequence& s, bool kept);
-  void StartFresh(Sequence& s);
+  void StartUncached(Sequence& s);
   // `search`: else it starts from its context only, if it has one.
   PrefixCache::Match FindPrefix(const Sequence& s, bool search);
   void UsePrefix(Sequence& s, bool search);
   void DropParent(Sequence& s);
   absl::Status CheckContext(const Request& request) const;
-  bool TakeRoom(Sequence& s);
+  bool TakeBlocks(Sequence& s);
   bool FitsBesideContexts(const Sequence& s) const;
-  void RefuseForRoom(Sequence& s, absl::Time now);
+  void RejectForRoom(Sequence& s, absl::Time now);
   void Admit(StepPlan& plan, absl::Time now);
   // Gives the prefill of a sequence that is admitted now to a batch of `open`, by strategy.
   struct Batch {
@@ -155,7 +118,7 @@ class Scheduler {
   void Preempt(Sequence& s, absl::Time now);
   Sequence* YoungestDecoding();
   void OnPrefillDone(const PrefillSlice& slice, double seconds, absl::Time now);
-  void OnToken(Sequence& s, const SampledToken& token, absl::Time now);
+  void OnToken(Sequence& s, const TokenEvent& event, absl::Time now);
   void End(Sequence& s, EndReason reason, absl::Time now, absl::Status status = {});
   void Reject(SequenceId id, absl::Status status);
   void Progress(Sequence& s, absl::Time now);

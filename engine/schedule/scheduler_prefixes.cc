@@ -18,12 +18,15 @@ bool IsExact(const SequenceSpec& spec) {
   return context_parallel::FindStrategy(spec.strategy)->exact;  // the request was resolved
 }
 
-// What the KV of a document was computed by: "" if exactly. The query in the anchor is not part of
-// it (docs/algorithms.md, "What is reused").
-std::string MakerOf(const SequenceSpec& spec) {
+// How the KV of the document is computed: "" if exactly. The query in the anchor is not part of it
+// (docs/algorithms.md, "What is reused").
+std::string KvRecipeOf(const SequenceSpec& spec) {
   if (IsExact(spec) || spec.query_begin == 0) return "";
-  return absl::StrCat(spec.strategy, "/", spec.hosts, "/", spec.anchor_length, "/",
-                      spec.passing_length, "/", spec.compressor, "/", spec.row_cost_pairs);
+  std::string recipe = spec.strategy;
+  context_parallel::ForEachField(spec.strategy_options, [&recipe](const char*, const auto& field) {
+    absl::StrAppend(&recipe, "/", field);
+  });
+  return recipe;
 }
 
 }  // namespace
@@ -37,7 +40,7 @@ bool Scheduler::KeepAsPrefix(Sequence& s, bool kept) {
       length > static_cast<int64_t>(spec.tokens.size())) {
     return false;
   }
-  CachedPrefix prefix{.id = spec.id, .maker = s.maker, .least = s.least};
+  CachedPrefix prefix{.id = spec.id, .kv_recipe = s.kv_recipe, .min_match = s.min_match};
   prefix.kept = kept;
   prefix.tokens.assign(spec.tokens.begin(), spec.tokens.begin() + length);
   for (int r = 0; r < options_.ranks; ++r)  // without the room for one more row
@@ -50,12 +53,12 @@ bool Scheduler::KeepAsPrefix(Sequence& s, bool kept) {
 }
 
 // As if nothing were cached.
-void Scheduler::StartFresh(Sequence& s) {
+void Scheduler::StartUncached(Sequence& s) {
   SequenceSpec& spec = s.request.spec;
-  s.layout = s.fresh;
-  s.shared.clear();
-  s.maker = MakerOf(spec);
-  s.least = s.maker.empty() ? 0 : spec.query_begin;
+  s.layout = s.uncached_layout;
+  s.shared_blocks.clear();
+  s.kv_recipe = KvRecipeOf(spec);
+  s.min_match = s.kv_recipe.empty() ? 0 : spec.query_begin;
   s.document_tokens = spec.query_begin;
   spec.parent = SequenceId{};
   spec.cached_tokens = spec.prefill_end = 0;
@@ -68,9 +71,9 @@ PrefixCache::Match Scheduler::FindPrefix(const Sequence& s, bool search) {
   if (s.request.context.has_value())
     return ledger_.prefixes().FindFrom(*s.request.context, spec.tokens, search);
   if (!options_.prefix_cache || !search) return {};
-  std::vector<std::string> makers = {""};  // what is exact is good for all
-  if (!s.maker.empty()) makers.push_back(s.maker);
-  const PrefixCache::Match match = ledger_.prefixes().Find(spec.tokens, makers);
+  std::vector<std::string> recipes = {""};  // exact KV serves every request
+  if (!s.kv_recipe.empty()) recipes.push_back(s.kv_recipe);
+  const PrefixCache::Match match = ledger_.prefixes().Find(spec.tokens, recipes);
   // An approximate prefill of the whole may be less work than an exact one of most of it.
   const bool most = 2 * match.length >= static_cast<int64_t>(spec.tokens.size());
   return IsExact(spec) || most ? match : PrefixCache::Match{};
@@ -81,19 +84,19 @@ PrefixCache::Match Scheduler::FindPrefix(const Sequence& s, bool search) {
 // rows that every rank computes.
 void Scheduler::UsePrefix(Sequence& s, bool search) {
   SequenceSpec& spec = s.request.spec;
-  StartFresh(s);
+  StartUncached(s);
   const int64_t length = static_cast<int64_t>(spec.tokens.size());
   const PrefixCache::Match match = FindPrefix(s, search);
   if (match.prefix == nullptr) return;
   s.parent = spec.parent = match.prefix->id;
   spec.cached_tokens = match.length;
-  s.maker = match.prefix->maker;
+  s.kv_recipe = match.prefix->kv_recipe;
   // Of a context's document it may have all but the last tokens.
-  s.least = std::min(match.prefix->least, match.length);
+  s.min_match = std::min(match.prefix->min_match, match.length);
   ledger_.Pin(*s.parent);
   s.layout = match.prefix->layout.Prefix(match.length);
   for (int r = 0; r < options_.ranks; ++r)
-    s.shared.push_back(s.layout.Count(r, match.length) / options_.block_size);
+    s.shared_blocks.push_back(s.layout.Count(r, match.length) / options_.block_size);
   const int64_t left = length - 1 - match.length;
   const int64_t prefill_from = options_.ring_from >= 0 ? options_.ring_from : kPrefillFrom;
   s.document_tokens = left >= prefill_from ? left : 0;

@@ -82,11 +82,15 @@ void Visit(A& a, sampling::SamplingParams& p) {
   sampling::ForEachField(p, [&a](const char*, auto& field) { a(field); });
 }
 template <typename A>
+void Visit(A& a, context_parallel::StrategyOptions& o) {
+  context_parallel::ForEachField(o, [&a](const char*, auto& field) { a(field); });
+}
+template <typename A>
 void Visit(A& a, SequenceSpec& s) {
   a(s.id), a(s.tokens), a(s.query_begin), a(s.query_insert_position), a(s.embedded_query),
-      a(s.strategy), a(s.compressor), a(s.hosts), a(s.anchor_length), a(s.passing_length),
-      a(s.row_cost_pairs), a(s.generated_before), a(s.parent), a(s.cached_tokens), a(s.prefill_end),
-      a(s.prefix_strategy);
+      a(s.strategy);
+  Visit(a, s.strategy_options);
+  a(s.generated_before), a(s.parent), a(s.cached_tokens), a(s.prefill_end), a(s.prefix_strategy);
   Visit(a, s.sampling);
 }
 template <typename A>

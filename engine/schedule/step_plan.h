@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/context_parallel/strategy_options.h"
 #include "engine/sampling/sampling_params.h"
 
 namespace apb::schedule {
@@ -23,12 +24,8 @@ struct SequenceSpec {
   int64_t query_begin = 0;  // document = [0, query_begin), the rest is the query (>= 1 token)
   int32_t query_insert_position = 0;
   std::vector<int32_t> embedded_query;
-  std::string strategy;    // of the table (strategies.h): `auto` is resolved by the leader
-  std::string compressor;  // retaining_heads, query_aware, random, or "" where nothing is passed
-  int32_t hosts = 1;
-  int64_t anchor_length = -1;  // -1: default for the length
-  int64_t passing_length = -1;
-  int64_t row_cost_pairs = 0;  // 0 = equal blocks, else what balances them (shard_plan.h)
+  std::string strategy;  // a name of the table (strategies.h): the leader has resolved `auto`
+  context_parallel::StrategyOptions strategy_options;
   int64_t generated_before =
       0;  // tokens at the end of `tokens` that were generated before a preemption
   // Starts with the KV of the first cached_tokens tokens of sequence `parent`, which has ended (or

@@ -1,12 +1,14 @@
 #include "engine/worker/leader.h"
 
 #include <atomic>
+#include <variant>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/context_parallel/strategies.h"
+#include "engine/schedule/scheduler.h"
 #include "engine/worker/calibration.h"
 #include "engine/worker/control_channel.h"
 #include "engine/worker/follower.h"
@@ -16,7 +18,6 @@ namespace apb::worker {
 namespace {
 
 using schedule::EndReason;
-using schedule::Event;
 using schedule::SequenceId;
 
 constexpr absl::Duration kStatsWhileBusy = absl::Seconds(1);
@@ -37,28 +38,48 @@ cluster::v1::EndReason ToProto(EndReason reason) {
   return cluster::v1::END_REASON_UNSPECIFIED;
 }
 
-void FillToken(const schedule::SampledToken& token, cluster::v1::TokenEvent* out) {
-  out->set_sequence(static_cast<uint64_t>(token.id));
-  out->set_token(token.token);
-  out->set_logprob(token.logprob);
-  for (const auto& [id, logprob] : token.top) {
-    cluster::v1::TopLogprob* top = out->add_top();
-    top->set_id(id);
-    top->set_logprob(logprob);
-  }
-}
+// The messages of one step, by kind.
+struct Outbox {
+  cluster::v1::FromWorker tokens;
+  std::vector<cluster::v1::FromWorker> progresses, ends;
 
-void FillEnd(const Event& event, cluster::v1::SequenceEnd* out) {
-  out->set_sequence(static_cast<uint64_t>(event.id));
-  out->set_reason(ToProto(event.reason));
-  out->set_status_code(static_cast<int>(event.status.code()));
-  out->set_message(std::string(event.status.message()));
-  out->set_queue_seconds(event.queue_seconds);
-  out->set_prefill_seconds(event.prefill_seconds);
-  out->set_decode_seconds(event.decode_seconds);
-  out->set_strategy(event.strategy);
-  out->set_cached_tokens(event.cached_tokens);
-}
+  void operator()(const schedule::TokenEvent& event) {
+    cluster::v1::TokenEvent* out = tokens.add_tokens();
+    out->set_sequence(static_cast<uint64_t>(event.id));
+    out->set_token(event.sampled.token);
+    out->set_logprob(event.sampled.logprob);
+    for (const auto& [id, logprob] : event.sampled.top) {
+      cluster::v1::TopLogprob* top = out->add_top();
+      top->set_id(id);
+      top->set_logprob(logprob);
+    }
+  }
+
+  void operator()(const schedule::ProgressEvent& event) {
+    cluster::v1::SequenceProgress* out = progresses.emplace_back().mutable_progress();
+    out->set_sequence(static_cast<uint64_t>(event.id));
+    out->set_processed_tokens(event.processed_tokens);
+    out->set_total_tokens(event.total_tokens);
+    out->set_elapsed_seconds(event.elapsed_seconds);
+    out->set_eta_seconds(event.eta_seconds);
+    out->set_cached_tokens(event.cached_tokens);
+    out->set_strategy(event.strategy);
+    out->set_queue_seconds(event.queue_seconds);
+  }
+
+  void operator()(const schedule::EndEvent& event) {
+    cluster::v1::SequenceEnd* out = ends.emplace_back().mutable_end();
+    out->set_sequence(static_cast<uint64_t>(event.id));
+    out->set_reason(ToProto(event.reason));
+    out->set_status_code(static_cast<int>(event.status.code()));
+    out->set_message(std::string(event.status.message()));
+    out->set_queue_seconds(event.queue_seconds);
+    out->set_prefill_seconds(event.prefill_seconds);
+    out->set_decode_seconds(event.decode_seconds);
+    out->set_strategy(event.strategy);
+    out->set_cached_tokens(event.cached_tokens);
+  }
+};
 
 class Leader {
  public:
@@ -188,30 +209,11 @@ class Leader {
 
   // Tokens of one step travel together, behind the progress of the step and before the ends.
   void SendEvents() {
-    cluster::v1::FromWorker tokens;
-    std::vector<cluster::v1::FromWorker> progresses, ends;
-    for (const Event& event : scheduler_.TakeEvents()) {
-      if (event.kind == Event::Kind::kToken) {
-        FillToken(event.token, tokens.add_tokens());
-        continue;
-      }
-      if (event.kind == Event::Kind::kEnd) {
-        FillEnd(event, ends.emplace_back().mutable_end());
-      } else {
-        cluster::v1::SequenceProgress* progress = progresses.emplace_back().mutable_progress();
-        progress->set_sequence(static_cast<uint64_t>(event.id));
-        progress->set_processed_tokens(event.processed_tokens);
-        progress->set_total_tokens(event.total_tokens);
-        progress->set_elapsed_seconds(event.elapsed_seconds);
-        progress->set_eta_seconds(event.eta_seconds);
-        progress->set_cached_tokens(event.cached_tokens);
-        progress->set_strategy(event.strategy);
-        progress->set_queue_seconds(event.queue_seconds);
-      }
-    }
-    for (const cluster::v1::FromWorker& message : progresses) channel_->Send(message);
-    if (tokens.tokens_size() > 0) channel_->Send(tokens);
-    for (const cluster::v1::FromWorker& message : ends) channel_->Send(message);
+    Outbox out;
+    for (const schedule::Event& event : scheduler_.TakeEvents()) std::visit(out, event);
+    for (const cluster::v1::FromWorker& message : out.progresses) channel_->Send(message);
+    if (out.tokens.tokens_size() > 0) channel_->Send(out.tokens);
+    for (const cluster::v1::FromWorker& message : out.ends) channel_->Send(message);
   }
 
   absl::Status SendStats() {

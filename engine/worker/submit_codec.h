@@ -10,6 +10,8 @@ namespace apb::worker {
 // Fields that a message lacks keep the defaults of the struct (`logprobs` is off then). Ranges are
 // checked by schedule::ResolveRequest.
 sampling::SamplingParams FromProto(const common::v1::SamplingParams& message);
+// An absent `hosts` is 0: the group's default. Only the leader sets row_cost_pairs.
+context_parallel::StrategyOptions FromProto(const common::v1::ApbOptions& message);
 schedule::Request FromProto(const cluster::v1::Submit& submit);
 
 }  // namespace apb::worker

@@ -155,10 +155,10 @@ absl::StatusOr<std::vector<int32_t>> Answer(Engine& e, const schedule::SequenceS
   request.spec = spec;
   request.spec.id = SequenceId{id};
   request.spec.strategy = configuration.strategy;
-  request.spec.compressor = configuration.compressor;
-  request.spec.hosts = configuration.hosts;
-  request.spec.anchor_length = configuration.anchor;
-  request.spec.passing_length = configuration.passing;
+  request.spec.strategy_options.compressor = configuration.compressor;
+  request.spec.strategy_options.hosts = configuration.hosts;
+  request.spec.strategy_options.anchor_length = configuration.anchor;
+  request.spec.strategy_options.passing_length = configuration.passing;
   request.spec.sampling.temperature = 0;
   request.spec.sampling.max_tokens = static_cast<int32_t>(expected.size());
   const absl::Time start = absl::Now();
@@ -169,10 +169,12 @@ absl::StatusOr<std::vector<int32_t>> Answer(Engine& e, const schedule::SequenceS
     APB_ASSIGN_OR_RETURN(const schedule::StepResult result, e.executor->Execute(plan));
     e.scheduler->Complete(plan, result, absl::Now());
     for (const schedule::Event& event : e.scheduler->TakeEvents()) {
-      if (event.kind == schedule::Event::Kind::kEnd) APB_RETURN_IF_ERROR(event.status);
-      if (event.kind != schedule::Event::Kind::kToken) continue;
+      if (const auto* end = std::get_if<schedule::EndEvent>(&event))
+        APB_RETURN_IF_ERROR(end->status);
+      const auto* token = std::get_if<schedule::TokenEvent>(&event);
+      if (token == nullptr) continue;
       if (answer.empty()) *seconds = absl::ToDoubleSeconds(absl::Now() - start);
-      answer.push_back(event.token.token);
+      answer.push_back(token->sampled.token);
       if (!whole && answer.back() != expected[answer.size() - 1])  // wrong already
         e.scheduler->Cancel(SequenceId{id}, absl::Now());
     }

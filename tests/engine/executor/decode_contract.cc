@@ -54,8 +54,9 @@ class Twins {
     EXPECT_EQ(Launches() - before, launches);
     EXPECT_EQ(recorded->tokens.size(), plain->tokens.size());
     for (size_t i = 0; i < recorded->tokens.size(); ++i) {
-      EXPECT_EQ(recorded->tokens[i].token, plain->tokens[i].token) << "step " << plan.step;
-      EXPECT_NEAR(recorded->tokens[i].logprob, plain->tokens[i].logprob, 1e-3);
+      EXPECT_EQ(recorded->tokens[i].sampled.token, plain->tokens[i].sampled.token)
+          << "step " << plan.step;
+      EXPECT_NEAR(recorded->tokens[i].sampled.logprob, plain->tokens[i].sampled.logprob, 1e-3);
     }
     return launches;
   }
@@ -79,8 +80,8 @@ schedule::SequenceSpec Spec(uint64_t id, int64_t document, int64_t query) {
   spec.query_begin = document;
   spec.embedded_query.assign(spec.tokens.begin() + document, spec.tokens.end());
   spec.strategy = "apb";
-  spec.compressor = "query_aware";
-  spec.hosts = 12;
+  spec.strategy_options.compressor = "query_aware";
+  spec.strategy_options.hosts = 12;
   spec.sampling.temperature = 0;
   return spec;
 }

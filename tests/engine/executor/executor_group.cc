@@ -17,7 +17,6 @@ namespace {
 
 using context_parallel::Text;
 using context_parallel::TinyModel;
-using schedule::Event;
 using schedule::Request;
 using schedule::SequenceId;
 using schedule::StepPlan;
@@ -140,10 +139,11 @@ StepPlan Group::Step() {
     if (!spec.prefix_strategy.empty()) prefix_strategies.insert(spec.prefix_strategy);
   }
   scheduler_.Complete(plan, *result, absl::Now());
-  for (Event& event : scheduler_.TakeEvents()) {
-    if (event.kind == Event::Kind::kToken) tokens[event.id].push_back(event.token.token);
-    if (event.kind == Event::Kind::kEnd) {
-      EXPECT_TRUE(ends.emplace(event.id, event).second) << "ended twice";
+  for (const schedule::Event& event : scheduler_.TakeEvents()) {
+    if (const auto* token = std::get_if<schedule::TokenEvent>(&event)) {
+      tokens[token->id].push_back(token->sampled.token);
+    } else if (const auto* end = std::get_if<schedule::EndEvent>(&event)) {
+      EXPECT_TRUE(ends.emplace(end->id, *end).second) << "ended twice";
     }
   }
   return plan;
@@ -194,8 +194,8 @@ Request MakeRequest(uint64_t id, int64_t document, int64_t query, int32_t max_to
   spec.query_begin = document;
   spec.embedded_query.assign(spec.tokens.begin() + document, spec.tokens.end());
   spec.strategy = id % 3 == 0 ? "full" : id % 3 == 1 ? "apb" : "star";
-  spec.compressor = id % 2 == 0 ? "retaining_heads" : "query_aware";
-  spec.hosts = spec.strategy == "full" ? 1 : kHosts;
+  spec.strategy_options.compressor = id % 2 == 0 ? "retaining_heads" : "query_aware";
+  spec.strategy_options.hosts = spec.strategy == "full" ? 1 : kHosts;
   spec.sampling.temperature = 0;
   spec.sampling.max_tokens = max_tokens;
   return request;

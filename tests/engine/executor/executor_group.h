@@ -50,7 +50,7 @@ class Group {
   const std::vector<int64_t>& used() const { return used_; }  // blocks by rank, after the last step
 
   std::map<schedule::SequenceId, std::vector<int32_t>> tokens;
-  std::map<schedule::SequenceId, schedule::Event> ends;
+  std::map<schedule::SequenceId, schedule::EndEvent> ends;
   size_t most_together = 0;                 // sequences in one prefill
   std::set<std::string> prefix_strategies;  // of prefills behind a prefix
 

@@ -68,8 +68,8 @@ std::vector<std::vector<Turn>> Converse(Group& group, bool exact, uint32_t seed)
     constexpr const char* kExact[] = {"full", "ring_kv", "ring_q", "token_ring", "auto"};
     request.spec.strategy = exact ? kExact[c % 5] : "apb";
     request.exact = exact;
-    request.spec.compressor = exact ? "" : "query_aware";
-    request.spec.hosts = exact ? 0 : kHosts;
+    request.spec.strategy_options.compressor = exact ? "" : "query_aware";
+    request.spec.strategy_options.hosts = exact ? 0 : kHosts;
     open[c] = next++;
     group.Submit(std::move(request));
   }

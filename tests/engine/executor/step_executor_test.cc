@@ -40,8 +40,8 @@ TEST(StepExecutor, AnswersAsOneRank) {
       if (ranks == 3 && std::string_view(strategy) == "ulysses") continue;  // has no even share
       Request request = MakeRequest(id++, 77, 5, 6);
       request.spec.strategy = strategy;
-      request.spec.hosts = 0;
-      request.spec.compressor.clear();
+      request.spec.strategy_options.hosts = 0;
+      request.spec.strategy_options.compressor.clear();
       group.Submit(std::move(request));
     }
     group.RunUntilIdle();
@@ -81,8 +81,8 @@ TEST(StepExecutor, BatchesOfDocumentsAnswerAsOneRank) {
                const auto submit = [](Group& to, uint64_t id, int64_t document, bool rows_only) {
                  constexpr const char* kExact[] = {"full", "ring_kv", "ring_q", "token_ring"};
                  Request request = MakeRequest(id, document, 24, 5);
-                 request.spec.compressor.clear();
-                 request.spec.hosts = 0;
+                 request.spec.strategy_options.compressor.clear();
+                 request.spec.strategy_options.hosts = 0;
                  request.spec.strategy = rows_only ? "full" : kExact[id % 4];
                  if (rows_only) request.spec.query_begin = 0;
                  to.Submit(std::move(request));

@@ -18,7 +18,7 @@
 namespace apb::sampling {
 namespace {
 
-using Results = std::vector<absl::StatusOr<SampleResult>>;
+using Results = std::vector<absl::StatusOr<SampledToken>>;
 
 kernels::Backend& Cpu() {
   static kernels::Backend& cpu =
@@ -42,7 +42,7 @@ Results SampleOn(kernels::Backend& backend, const std::vector<std::vector<float>
   return *std::move(results);
 }
 
-absl::StatusOr<SampleResult> SampleOne(const std::vector<float>& logits,
+absl::StatusOr<SampledToken> SampleOne(const std::vector<float>& logits,
                                        const SamplingParams& params,
                                        const TokenCounts& counts = {}) {
   return SampleOn(Cpu(), {logits}, {{params, counts}})[0];

@@ -24,7 +24,7 @@ SchedulerOptions TestOptions() {
 Request MakeRequest(uint64_t id, int64_t document, int64_t query, int32_t max_tokens) {
   Request r;
   r.spec.id = SequenceId{id};
-  r.spec.hosts = 0;
+  r.spec.strategy_options.hosts = 0;
   r.spec.tokens.assign(document + query, 1);
   r.spec.query_begin = document;
   r.spec.embedded_query.assign(std::min<int64_t>(query, 3), 1);
@@ -80,7 +80,7 @@ StepPlan FakeExecutor::Step() {
     rows += static_cast<int64_t>(span.tokens.size());
     if (span.sample)
       result.tokens.push_back(
-          {.id = span.id, .token = static_cast<int32_t>(span.position + span.tokens.size() - 1)});
+          {span.id, {.token = static_cast<int32_t>(span.position + span.tokens.size() - 1)}});
     if (span.sample && span.id == undrawable) {
       result.tokens.pop_back();
       result.failures.push_back({span.id, absl::InternalError("NaN")});
@@ -89,10 +89,11 @@ StepPlan FakeExecutor::Step() {
   EXPECT_LE(rows, 16);
   now_ += absl::Milliseconds(10);
   scheduler_.Complete(plan, result, now_);
-  for (Event& e : scheduler_.TakeEvents()) {
-    if (e.kind == Event::Kind::kToken) tokens[e.id].push_back(e.token.token);
-    if (e.kind == Event::Kind::kEnd) {
-      EXPECT_TRUE(ends.emplace(e.id, e).second) << "ended twice";
+  for (const Event& e : scheduler_.TakeEvents()) {
+    if (const auto* token = std::get_if<TokenEvent>(&e)) {
+      tokens[token->id].push_back(token->sampled.token);
+    } else if (const auto* end = std::get_if<EndEvent>(&e)) {
+      EXPECT_TRUE(ends.emplace(end->id, *end).second) << "ended twice";
     }
   }
   return plan;

@@ -37,7 +37,7 @@ class FakeExecutor {
   size_t live() const { return live_.size(); }
 
   std::map<SequenceId, std::vector<int32_t>> tokens;
-  std::map<SequenceId, Event> ends;
+  std::map<SequenceId, EndEvent> ends;
   int64_t forks = 0;        // sequences that began with cached KV
   SequenceId undrawable{};  // its logits are bad
 

@@ -34,7 +34,7 @@ TEST(Scheduler, BalancedShards) {
         const auto layout = ResolveRequest(options, r);
         ASSERT_TRUE(layout.ok()) << layout.status();
         const bool balanced = wanted.value_or(by_default) && r.spec.strategy == "apb";
-        EXPECT_EQ(r.spec.row_cost_pairs, balanced ? cost : 0);
+        EXPECT_EQ(r.spec.strategy_options.row_cost_pairs, balanced ? cost : 0);
         if (strategy != std::string_view("full")) {
           EXPECT_EQ(layout->Count(0, 100) > 50, balanced) << strategy;
         }
@@ -49,7 +49,7 @@ TEST(Scheduler, BalancedShards) {
     Request r = MakeRequest(1, 100, 3, max_tokens);
     r.spec.strategy = "apb";
     ASSERT_TRUE(ResolveRequest(options, r).ok());
-    EXPECT_EQ(r.spec.row_cost_pairs, max_tokens == 1 ? cost : 0);
+    EXPECT_EQ(r.spec.strategy_options.row_cost_pairs, max_tokens == 1 ? cost : 0);
     EXPECT_EQ(r.spec.sampling.max_tokens, max_tokens);
   }
   options = TestOptions();
@@ -108,12 +108,12 @@ TEST(Scheduler, ExactStrategiesHaveOneHostOnEachRank) {
     FakeExecutor run(scheduler);
     Request r = MakeRequest(1, 50, 3, 1);
     r.spec.strategy = strategy;
-    r.spec.hosts = hosts;
+    r.spec.strategy_options.hosts = hosts;
     r.exact = true;
     scheduler.Submit(r, run.now());
     run.Step();  // events of a refused request too
     run.RunUntilIdle();
-    const Event& end = run.ends.at(SequenceId{1});
+    const EndEvent& end = run.ends.at(SequenceId{1});
     EXPECT_EQ(end.reason, fits ? EndReason::kLength : EndReason::kRejected) << strategy;
     EXPECT_EQ(end.status.ok(), fits) << strategy << end.status;
   }
@@ -125,7 +125,7 @@ TEST(Scheduler, RejectsWhatCannotRun) {
   Scheduler scheduler(options);
   FakeExecutor run(scheduler);
   Request bad_hosts = MakeRequest(1, 100, 3, 1);
-  bad_hosts.spec.hosts = 3;
+  bad_hosts.spec.strategy_options.hosts = 3;
   bad_hosts.spec.strategy = "apb";
   Request unknown = MakeRequest(2, 100, 3, 1);
   unknown.spec.strategy = "magic";

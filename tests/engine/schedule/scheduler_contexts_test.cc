@@ -26,7 +26,7 @@ class SchedulerContexts : public testing::TestWithParam<bool> {
     run_.Step();  // takes the events of what was refused
     EXPECT_TRUE(scheduler_.idle());
   }
-  const Event& End(uint64_t id) { return run_.ends.at(SequenceId{id}); }
+  const EndEvent& End(uint64_t id) { return run_.ends.at(SequenceId{id}); }
 
   Scheduler scheduler_;
   FakeExecutor run_;

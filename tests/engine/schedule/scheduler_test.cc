@@ -21,7 +21,7 @@ TEST(Scheduler, OneRequestFromStartToEnd) {
   run.RunUntilIdle();
   EXPECT_EQ(run.tokens[SequenceId{1}],
             (std::vector<int32_t>{44, 45, 46}));  // the rows that they were drawn from
-  const Event& end = run.ends.at(SequenceId{1});
+  const EndEvent& end = run.ends.at(SequenceId{1});
   EXPECT_EQ(end.reason, EndReason::kLength);
   EXPECT_EQ(end.strategy, "apb");  // 40 >= full_below
   EXPECT_GT(end.prefill_seconds, 0);

@@ -19,11 +19,11 @@ StepPlan Example() {
                     .query_insert_position = 1,
                     .embedded_query = {9},
                     .strategy = "apb",
-                    .compressor = "random",
-                    .hosts = 4,
-                    .anchor_length = 5,
-                    .passing_length = 6,
-                    .row_cost_pairs = 2048,
+                    .strategy_options = {.compressor = "random",
+                                         .hosts = 4,
+                                         .anchor_length = 5,
+                                         .passing_length = 6,
+                                         .row_cost_pairs = 2048},
                     .generated_before = 1,
                     .parent = SequenceId{2},
                     .cached_tokens = 1,
@@ -45,7 +45,8 @@ TEST(StepPlan, RoundTrip) {
   EXPECT_EQ(EncodeStepPlan(*plan), bytes);
   EXPECT_EQ(plan->admissions[1].sampling.stop_tokens, (std::vector<int32_t>{11, 12}));
   EXPECT_EQ(plan->admissions[1].strategy, "apb");
-  EXPECT_EQ(plan->admissions[1].row_cost_pairs, 2048);
+  EXPECT_EQ(plan->admissions[1].strategy_options.compressor, "random");
+  EXPECT_EQ(plan->admissions[1].strategy_options.row_cost_pairs, 2048);
   EXPECT_EQ(plan->admissions[1].prefix_strategy, "ring_q");
   EXPECT_EQ(plan->prefill[0].ids, (std::vector<SequenceId>{SequenceId{4}, SequenceId{6}}));
   EXPECT_TRUE(plan->spans[0].sample && plan->collect_stats && !plan->shutdown);
