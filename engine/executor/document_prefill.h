@@ -48,7 +48,7 @@ class DocumentPrefill : public model::LayerAttention {
   // together, or a token is outside the vocabulary; kFailedPrecondition: the checkpoint lacks
   // retaining heads. After an error the `kv` may hold slots: Release them.
   static absl::StatusOr<std::unique_ptr<DocumentPrefill>> Start(
-      const PrefillDeps& context, std::vector<PrefillDocument> documents, kernels::Stream& stream);
+      const PrefillDeps& deps, std::vector<PrefillDocument> documents, kernels::Stream& stream);
 
   // Runs layers [begin, end) for this rank's rows; on a device, enqueues them. All ranks call it
   // with the same numbers.
@@ -94,13 +94,13 @@ class DocumentPrefill : public model::LayerAttention {
     std::vector<int32_t> tokens, positions;
     std::vector<int64_t> slots;
   };
-  explicit DocumentPrefill(const PrefillDeps& context) : context_(context) {}
+  explicit DocumentPrefill(const PrefillDeps& deps) : deps_(deps) {}
   void AddAnchor(const PrefillDocument& document, Rows& rows);
   absl::Status AddDocument(PrefillDocument document, Rows& rows);
   absl::Status Embed(Rows rows, kernels::Stream& stream);
   context_parallel::LayerCall Call(int layer) const;
 
-  PrefillDeps context_;
+  PrefillDeps deps_;
   std::vector<Document> documents_;
   std::unique_ptr<context_parallel::ContextParallelStrategy> strategy_;
   core::Tensor hidden_, positions_, slots_;

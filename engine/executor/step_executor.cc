@@ -33,7 +33,7 @@ absl::StatusOr<std::unique_ptr<StepExecutor>> StepExecutor::Create(const model::
   APB_ASSIGN_OR_RETURN(executor->stream_, backend.NewStream());
   APB_ASSIGN_OR_RETURN(executor->decoder_, model::Decoder::Create(weights, backend, mesh.tensor()));
   APB_ASSIGN_OR_RETURN(executor->cache_, cache::PagedKvCache::Create(shape, backend));
-  executor->row_attention_ = std::make_unique<executor::TokenBatchAttention>(
+  executor->batch_attention_ = std::make_unique<TokenBatchAttention>(
       *executor->cache_, backend, mesh.cp_group(),
       1.0f / std::sqrt(static_cast<float>(weights.config().head_dim)));
   if (mesh.cp_group().size() > 1)
@@ -104,7 +104,7 @@ absl::Status StepExecutor::Admit(const schedule::SequenceSpec& spec) {
 }
 
 absl::Status StepExecutor::StartPrefill(const std::vector<SequenceId>& ids) {
-  std::vector<executor::PrefillDocument> documents;
+  std::vector<PrefillDocument> documents;
   for (const SequenceId id : ids) {
     auto found = sequences_.find(id);
     if (found == sequences_.end())
@@ -119,15 +119,15 @@ absl::Status StepExecutor::StartPrefill(const std::vector<SequenceId>& ids) {
                          .kv = &s.kv});
     if (s.spec.cached_tokens > 0) documents.back().compressor = {};  // what follows is exact
   }
-  const executor::PrefillDeps context{.decoder = *decoder_,
-                                      .weights = weights_,
-                                      .cache = *cache_,
-                                      .backend = backend_,
-                                      .communicator = mesh_.cp_group(),
-                                      .tensor = mesh_.tensor(),
-                                      .overlap_passing = overlap_passing_};
-  APB_ASSIGN_OR_RETURN(const std::shared_ptr<executor::DocumentPrefill> prefill,
-                       executor::DocumentPrefill::Start(context, std::move(documents), *stream_));
+  const PrefillDeps deps{.decoder = *decoder_,
+                         .weights = weights_,
+                         .cache = *cache_,
+                         .backend = backend_,
+                         .communicator = mesh_.cp_group(),
+                         .tensor = mesh_.tensor(),
+                         .overlap_passing = overlap_passing_};
+  APB_ASSIGN_OR_RETURN(const std::shared_ptr<DocumentPrefill> prefill,
+                       DocumentPrefill::Start(deps, std::move(documents), *stream_));
   for (const SequenceId id : ids) {
     Sequence& s = sequences_.at(id);
     s.prefill = prefill;
@@ -141,7 +141,7 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
   auto found = sequences_.find(slice.ids.at(0));
   if (found == sequences_.end() || found->second.prefill == nullptr)
     return absl::InternalError("the plan computes layers of a sequence that has no prefill");
-  executor::DocumentPrefill& prefill = *found->second.prefill;
+  DocumentPrefill& prefill = *found->second.prefill;
   const model::PhaseSeconds before = decoder_->phase_seconds();
   const double waited = SecondsIn(mesh_.cp_group()), chosen = prefill.compress_seconds();
   APB_RETURN_IF_ERROR(prefill.RunLayers(slice.layer_begin, slice.layer_end, *stream_));
@@ -167,7 +167,7 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
 
 absl::Status StepExecutor::RunSpans(const std::vector<schedule::TokenSpan>& spans,
                                     schedule::StepResult& result) {
-  std::vector<executor::BatchTokens> batch;
+  std::vector<BatchTokens> batch;
   tokens_.clear();
   for (const schedule::TokenSpan& span : spans) {
     auto found = sequences_.find(span.id);
@@ -190,10 +190,10 @@ absl::Status StepExecutor::RunSpans(const std::vector<schedule::TokenSpan>& span
   APB_ASSIGN_OR_RETURN(
       const TensorView hidden,
       hidden_.Get(config.dtype, {static_cast<int64_t>(tokens_.size()), config.hidden_size}));
-  APB_RETURN_IF_ERROR(row_attention_->Prepare(batch, *stream_, {.sliced = sliced_}));
+  APB_RETURN_IF_ERROR(batch_attention_->Prepare(batch, *stream_, {.sliced = sliced_}));
   APB_RETURN_IF_ERROR(decoder_->Embed(tokens_, hidden, *stream_));
-  APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, row_attention_->positions(),
-                                          *row_attention_, *stream_, sliced_));
+  APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, batch_attention_->positions(),
+                                          *batch_attention_, *stream_, sliced_));
   NoteLogits(
       std::count_if(spans.begin(), spans.end(), [](const auto& span) { return span.sample; }));
   return computes_logits() ? SampleSpans(spans, hidden, result) : absl::OkStatus();
@@ -207,12 +207,12 @@ void StepExecutor::NoteLogits(int64_t rows) {
 }
 
 int64_t StepExecutor::memory_moves() const {
-  return ids_.moves() + hidden_.moves() + logits_moves_ + row_attention_->memory_moves() +
+  return ids_.moves() + hidden_.moves() + logits_moves_ + batch_attention_->memory_moves() +
          decoder_->row_memory_moves();
 }
 
 absl::Status StepExecutor::Decode(const std::vector<schedule::TokenSpan>& spans,
-                                  const std::vector<executor::BatchTokens>& batch,
+                                  const std::vector<BatchTokens>& batch,
                                   schedule::StepResult& result) {
   const int64_t count = static_cast<int64_t>(spans.size());
   int64_t slots = 0;  // on any rank: each token of a sequence has one at most
@@ -237,14 +237,14 @@ absl::Status StepExecutor::Decode(const std::vector<schedule::TokenSpan>& spans,
   APB_RETURN_IF_ERROR(decoder_->CheckTokens(tokens_));
   tokens_.resize(key.rows, 0);
   backend_.Copy(TensorView::Contiguous(tokens_.data(), DType::kI32, {key.rows}), ids, *stream_);
-  APB_RETURN_IF_ERROR(row_attention_->Prepare(
+  APB_RETURN_IF_ERROR(batch_attention_->Prepare(
       batch, *stream_,
       {.sliced = sliced_, .padding = key.rows - count, .total_slots = key.total_slots}));
   const auto moves = [this] { return memory_moves(); };
   APB_RETURN_IF_ERROR(graphs_.Run(key, moves, *stream_, [&]() -> absl::Status {
     decoder_->Embed(ids, hidden, *stream_);
-    APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, row_attention_->positions(),
-                                            *row_attention_, *stream_, sliced_));
+    APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, batch_attention_->positions(),
+                                            *batch_attention_, *stream_, sliced_));
     return computes_logits() ? decoder_->Logits(hidden, logits, *stream_, sliced_)
                              : absl::OkStatus();
   }));

@@ -63,7 +63,7 @@ class StepExecutor {
     cache::SequenceKv kv;
     int64_t document_slots = 0;
     // From the first layer until the last one is done; shared by the sequences of a batch.
-    std::shared_ptr<executor::DocumentPrefill> prefill;
+    std::shared_ptr<DocumentPrefill> prefill;
     sampling::TokenCounts counts;  // rank 0
   };
 
@@ -76,8 +76,7 @@ class StepExecutor {
                         schedule::StepResult& result);
   // The same of a batch of one row for each sequence, all of which draw a token: by graphs.
   absl::Status Decode(const std::vector<schedule::TokenSpan>& spans,
-                      const std::vector<executor::BatchTokens>& batch,
-                      schedule::StepResult& result);
+                      const std::vector<BatchTokens>& batch, schedule::StepResult& result);
   // All ranks call it before logits of `rows` rows, which some of them compute.
   void NoteLogits(int64_t rows);
   // How often memory of decode steps has moved, on any rank.
@@ -97,7 +96,7 @@ class StepExecutor {
   std::unique_ptr<kernels::Stream> stream_;
   std::unique_ptr<model::Decoder> decoder_;
   std::unique_ptr<cache::PagedKvCache> cache_;
-  std::unique_ptr<executor::TokenBatchAttention> row_attention_;
+  std::unique_ptr<TokenBatchAttention> batch_attention_;
   std::map<schedule::SequenceId, Sequence> sequences_;
   std::vector<int32_t> tokens_;  // of the step's rows; a device may read them until the step ends
   core::Workspace ids_, hidden_, sampled_, logits_;

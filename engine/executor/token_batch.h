@@ -78,12 +78,12 @@ class TokenBatchAttention : public model::LayerAttention {
   kernels::Backend& backend_;
   comm::Communicator& communicator_;
   const float scale_;
-  std::vector<int32_t> host_positions_;
+  std::vector<int32_t> staging_positions_;
   std::vector<int64_t> staging_slots_;
-  std::vector<int32_t> host_tables_;
+  std::vector<int32_t> staging_tables_;
   std::vector<kernels::PagedRows> rows_;  // by sequence, as the next one
   std::vector<kernels::PagedSequence> sequences_;
-  std::vector<int64_t> host_inputs_;
+  std::vector<int64_t> staging_inputs_;
   core::Workspace inputs_, tables_, partial_, parts_, gathered_;
   bool sliced_ = false;
   int64_t total_slots_ = 0;

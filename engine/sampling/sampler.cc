@@ -135,12 +135,12 @@ absl::StatusOr<std::vector<absl::StatusOr<SampledToken>>> Sampler::Sample(
   const size_t edit_bytes = edits_.size() * sizeof(kernels::LogitEdit);
   static_assert(sizeof(kernels::SampleRow) % sizeof(int64_t) == 0);
   const int64_t words = static_cast<int64_t>((row_bytes + edit_bytes + 7) / sizeof(int64_t));
-  host_arguments_.resize(words);
-  std::memcpy(host_arguments_.data(), rows_.data(), row_bytes);
+  staging_arguments_.resize(words);
+  std::memcpy(staging_arguments_.data(), rows_.data(), row_bytes);
   if (edit_bytes > 0)
-    std::memcpy(host_arguments_.data() + row_bytes / sizeof(int64_t), edits_.data(), edit_bytes);
+    std::memcpy(staging_arguments_.data() + row_bytes / sizeof(int64_t), edits_.data(), edit_bytes);
   APB_ASSIGN_OR_RETURN(const TensorView arguments, arguments_.Get(DType::kI64, {words}));
-  backend_.Copy(TensorView::Contiguous(host_arguments_.data(), DType::kI64, {words}), arguments,
+  backend_.Copy(TensorView::Contiguous(staging_arguments_.data(), DType::kI64, {words}), arguments,
                 stream);
   APB_ASSIGN_OR_RETURN(const TensorView tokens, tokens_.Get(DType::kI32, {count}));
   backend_.Sample({.logits = logits,
@@ -150,8 +150,9 @@ absl::StatusOr<std::vector<absl::StatusOr<SampledToken>>> Sampler::Sample(
                    .edit_count = static_cast<int64_t>(edits_.size()),
                    .tokens = tokens},
                   stream);
-  host_tokens_.resize(count);
-  backend_.Copy(tokens, TensorView::Contiguous(host_tokens_.data(), DType::kI32, {count}), stream);
+  staging_tokens_.resize(count);
+  backend_.Copy(tokens, TensorView::Contiguous(staging_tokens_.data(), DType::kI32, {count}),
+                stream);
   APB_RETURN_IF_ERROR(stream.Synchronize());
 
   std::vector<absl::StatusOr<SampledToken>> results;
@@ -161,12 +162,12 @@ absl::StatusOr<std::vector<absl::StatusOr<SampledToken>>> Sampler::Sample(
     const std::span<const float> raw =
         std::span(raw_logits_).subspan(at, alternatives >= 0 ? vocab : 0);
     at += raw.size();
-    if (host_tokens_[i] == kernels::kBadLogit) {
+    if (staging_tokens_[i] == kernels::kBadLogit) {
       results.emplace_back(absl::InternalError("the model gave a logit that is NaN or +inf"));
-    } else if (host_tokens_[i] == kernels::kNothingToDraw) {
+    } else if (staging_tokens_[i] == kernels::kNothingToDraw) {
       results.emplace_back(absl::InternalError("every token is barred: nothing to draw from"));
     } else {
-      SampledToken result{.token = host_tokens_[i]};
+      SampledToken result{.token = staging_tokens_[i]};
       if (alternatives >= 0) SetLogprobs(raw, alternatives, result);
       results.emplace_back(std::move(result));
     }

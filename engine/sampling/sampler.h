@@ -63,8 +63,8 @@ class Sampler {
   // Host memory of a call, kept.
   std::vector<kernels::SampleRow> rows_;
   std::vector<kernels::LogitEdit> edits_;
-  std::vector<int64_t> host_arguments_;
-  std::vector<int32_t> host_tokens_;
+  std::vector<int64_t> staging_arguments_;
+  std::vector<int32_t> staging_tokens_;
   std::vector<float> raw_logits_;  // of the rows that want log-probabilities
 };
 

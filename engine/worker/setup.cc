@@ -150,7 +150,7 @@ absl::StatusOr<float> SecondsOfStep(executor::StepExecutor& executor) {
 }
 
 // Replicated or sliced query and decode rows: as told, or what a measured step says is faster.
-absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine,
+absl::Status ChooseDecodeMode(const WorkerOptions& options, Engine& engine,
                            comm::Communicator& control) {
   if (options.decode == "replicated" || engine.device.mesh->cp_group().size() == 1)
     return absl::OkStatus();
@@ -232,7 +232,7 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, comm::MpiRuntime& mpi
                        executor::StepExecutor::Create(*engine.weights, engine.shape,
                                                       *engine.device.backend, *engine.device.mesh));
   if (!options.cuda_graphs) engine.executor->DisableGraphs();
-  APB_RETURN_IF_ERROR(ChooseRowMode(options, engine, *control));
+  APB_RETURN_IF_ERROR(ChooseDecodeMode(options, engine, *control));
   engine.executor->SetOverlap(options.overlap);
   APB_RETURN_IF_ERROR(MeasureSpeed(options, engine));
   APB_ASSIGN_OR_RETURN(engine.prefill_bytes, PrefillBytes(engine.device, *control));
