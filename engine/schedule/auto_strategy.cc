@@ -12,8 +12,8 @@ using context_parallel::StrategyInfo;
 
 namespace {
 
-// A later one must save this much of the time of the best before it: predictions are rough, and a
-// choice should not hang on them where it does not matter.
+// A later candidate must save this much of the time of the best before it: predictions are rough,
+// and small differences should not decide.
 constexpr double kSavedShare = 0.1, kSavedSeconds = 1e-3;
 
 bool Fits(const SchedulerOptions& options, const context_parallel::ShardPlan& plan) {
@@ -24,8 +24,8 @@ bool Fits(const SchedulerOptions& options, const context_parallel::ShardPlan& pl
   return true;
 }
 
-// The fastest of `candidates` for tokens [cached, length). Where none fits it is the first exact
-// one with a host on each rank, whose refusal says what is missing.
+// The fastest of `candidates` for tokens [cached, length). If none fits, the first exact strategy
+// with a host on each rank, whose refusal tells the client what is missing.
 std::string Fastest(const SchedulerOptions& options,
                     const std::vector<const StrategyInfo*>& candidates, int64_t cached,
                     int64_t length) {

@@ -37,7 +37,7 @@ int64_t KvLayout::CountOf(const Piece& piece, int rank, int64_t length) const {
 }
 
 int64_t KvLayout::Count(int rank, int64_t length) const {
-  // Positions p with p % ranks == rank below a bound.
+  // The number of positions p < bound with p % ranks == rank.
   const auto dealt = [&](int64_t bound) { return (bound + ranks_ - 1 - rank) / ranks_; };
   int64_t count = dealt(length);
   for (const Piece& piece : pieces_) {
@@ -50,7 +50,7 @@ int64_t KvLayout::Count(int rank, int64_t length) const {
 
 std::vector<uint64_t> PrefixCache::Hashes(std::span<const int32_t> tokens,
                                           const std::string& kv_recipe) {
-  // FNV-1a over the bytes; a match is compared token by token, so collisions cost time only.
+  // FNV-1a. Matches are compared token by token, so a collision costs only time.
   uint64_t hash = 14695981039346656037u;
   const auto add = [&](uint64_t value) { hash = (hash ^ value) * 1099511628211u; };
   for (const char c : kv_recipe) add(static_cast<unsigned char>(c));
@@ -64,7 +64,7 @@ std::vector<uint64_t> PrefixCache::Hashes(std::span<const int32_t> tokens,
 
 namespace {
 
-// Tokens at the beginning of both, one less than `tokens` at most.
+// The number of equal tokens at the beginning of both, at most one less than `tokens` has.
 int64_t Common(const std::vector<int32_t>& own, std::span<const int32_t> tokens) {
   const auto differs = std::mismatch(own.begin(), own.end(), tokens.begin(), tokens.end());
   return std::min<int64_t>(differs.first - own.begin(), static_cast<int64_t>(tokens.size()) - 1);
@@ -78,7 +78,7 @@ PrefixCache::Match PrefixCache::Find(std::span<const int32_t> tokens,
   Entry* found = nullptr;
   for (const std::string& recipe : recipes) {
     const std::vector<uint64_t> hashes = Hashes(tokens, recipe);
-    // Who has the first i chunks has the first i - 1.
+    // A prefix with the first i chunks is also indexed by its first i - 1.
     size_t chunks = 0;
     while (chunks < hashes.size() && index_.contains(hashes[chunks])) ++chunks;
     if (chunks == 0) continue;

@@ -20,7 +20,7 @@ using context_parallel::StrategyInfo;
 
 namespace {
 
-// What one request could do to a whole group: an executor error ends it.
+// An executor error ends the whole group, so no request may bring one about.
 absl::Status CheckTokens(const SequenceSpec& spec, int64_t vocab_size) {
   const auto check = [&](const std::vector<int32_t>& tokens, const char* what) {
     for (const int32_t token : tokens) {
@@ -80,15 +80,16 @@ int64_t MostOnARank(const ShardPlan& plan, int ranks) {
   return most;
 }
 
-// New rows are dealt out evenly, so the fullest rank bounds what can be generated.
-int64_t RoomForNewRows(const SchedulerOptions& options, const ShardPlan& plan) {
+// Tokens behind the document are spread evenly over the ranks, so the fullest rank bounds how many
+// can be generated.
+int64_t RoomForNewTokens(const SchedulerOptions& options, const ShardPlan& plan) {
   const int64_t left =
       options.blocks_per_rank * options.block_size - MostOnARank(plan, options.ranks);
   return std::min(options.max_model_len, left * options.ranks);
 }
 
-// Balanced blocks give the first rank more than its share of the document's KV; where that leaves
-// no room for what is asked, blocks are equal.
+// Balanced shards put more of the document's KV on the first rank. If that leaves no room for the
+// answer, the shards have equal length.
 absl::StatusOr<ShardPlan> BalancedOrEqual(const SchedulerOptions& options,
                                           const StrategyInfo& strategy, Request& request) {
   SequenceSpec& spec = request.spec;
@@ -99,13 +100,14 @@ absl::StatusOr<ShardPlan> BalancedOrEqual(const SchedulerOptions& options,
     APB_ASSIGN_OR_RETURN(ShardPlan balanced, PlanOf(spec, options.ranks));
     const int64_t length = static_cast<int64_t>(spec.tokens.size());
     const int64_t wanted = std::min(length + spec.sampling.max_tokens, options.max_model_len);
-    if (RoomForNewRows(options, balanced) >= wanted - spec.query_begin) return balanced;
+    if (RoomForNewTokens(options, balanced) >= wanted - spec.query_begin) return balanced;
     spec.strategy_options.row_cost_pairs = 0;
   }
   return PlanOf(spec, options.ranks);
 }
 
-// As many hosts as the strategy has, or as are asked for.
+// Sets the number of hosts: the one that the strategy prescribes, or the one that the request asks
+// for.
 absl::Status ResolveHosts(const SchedulerOptions& options, const StrategyInfo& strategy,
                           SequenceSpec& spec) {
   int32_t& hosts = spec.strategy_options.hosts;
@@ -128,7 +130,8 @@ absl::Status ResolveHosts(const SchedulerOptions& options, const StrategyInfo& s
   return absl::InternalError("a strategy with an unknown rule of hosts");
 }
 
-// Turns `auto` into a name; the row of the name, if this group can run it as the request says.
+// Replaces `auto` by a name. Returns the row of the strategy, if this group can run it as the
+// request says.
 absl::StatusOr<const StrategyInfo*> ResolveStrategy(const SchedulerOptions& options,
                                                     Request& request) {
   SequenceSpec& spec = request.spec;
@@ -140,7 +143,7 @@ absl::StatusOr<const StrategyInfo*> ResolveStrategy(const SchedulerOptions& opti
   const StrategyInfo* strategy = context_parallel::FindStrategy(spec.strategy);
   if (strategy == nullptr) return context_parallel::UnknownStrategy(spec.strategy);
   if (automatic && strategy->exact)
-    spec.strategy_options.hosts = 0;  // meant for approximate strategies
+    spec.strategy_options.hosts = 0;  // asked for approximate strategies
   if (request.exact && !strategy->exact) {
     return absl::InvalidArgumentError(
         absl::StrCat("exact=true contradicts strategy '", spec.strategy, "'"));
@@ -150,7 +153,7 @@ absl::StatusOr<const StrategyInfo*> ResolveStrategy(const SchedulerOptions& opti
   return strategy;
 }
 
-// How what the plan passes on is chosen, if anything is.
+// Sets the compressor, or clears it if the plan passes nothing on.
 absl::Status ResolveCompressor(const SchedulerOptions& options, const ShardPlan& plan,
                                SequenceSpec& spec) {
   std::string& compressor = spec.strategy_options.compressor;
@@ -172,7 +175,8 @@ absl::Status ResolveCompressor(const SchedulerOptions& options, const ShardPlan&
   return absl::OkStatus();
 }
 
-// A document without a cached prefix: with one there are fewer rows, and less is taken.
+// Checks the prefill without a cached prefix; with one, there are fewer tokens, and it takes less
+// memory.
 absl::Status CheckPrefillMemory(const SchedulerOptions& options, const SequenceSpec& spec,
                                 const ShardPlan& plan) {
   if (options.prefill_bytes == 0) return absl::OkStatus();
@@ -206,17 +210,17 @@ absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request
   APB_ASSIGN_OR_RETURN(ShardPlan plan, BalancedOrEqual(options, *strategy, request));
   APB_RETURN_IF_ERROR(ResolveCompressor(options, plan, spec));
   APB_RETURN_IF_ERROR(CheckPrefillMemory(options, spec, plan));
-  const int64_t new_rows = RoomForNewRows(options, plan);
+  const int64_t new_tokens = RoomForNewTokens(options, plan);
   const int64_t query = length - spec.query_begin;
-  if (new_rows < query + (spec.sampling.max_tokens > 0 ? 1 : 0)) {
+  if (new_tokens < query + (spec.sampling.max_tokens > 0 ? 1 : 0)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the prompt has ", length, " tokens; with strategy '", spec.strategy,
         "' a rank would keep ", MostOnARank(plan, options.ranks), " of them, its KV cache holds ",
         options.blocks_per_rank * options.block_size));
   }
-  // A completion ends with `length` where the context or the cache ends.
+  // A completion that reaches max_model_len or the end of the cache ends with `length`.
   spec.sampling.max_tokens =
-      static_cast<int32_t>(std::min<int64_t>({spec.sampling.max_tokens, room, new_rows - query}));
+      static_cast<int32_t>(std::min<int64_t>({spec.sampling.max_tokens, room, new_tokens - query}));
   KvLayout layout(options.ranks);
   layout.Append(std::move(plan), spec.query_begin);
   return layout;

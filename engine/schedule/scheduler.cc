@@ -30,7 +30,8 @@ void Scheduler::Submit(Request request, absl::Time now) {
   absl::StatusOr<KvLayout> layout = ResolveRequest(options_, s.request);
   if (!layout.ok()) return Reject(id, layout.status());
   s.uncached_layout = *std::move(layout);
-  // It has its context, also if that is given up while it waits.
+  // The pin holds the context for this request even if the context is cancelled while the request
+  // waits.
   if (s.request.context.has_value()) ledger_.Pin(*s.request.context);
   waiting_tokens_ += tokens;
   waiting_.push_back(id);
@@ -67,14 +68,13 @@ void Scheduler::ReleaseBlocks(Sequence& s) {
   if (ledger_.Release(s.request.spec.id)) DropParent(s);
 }
 
-// Takes the blocks for a waiting sequence's prompt, over a cached prefix if there is one.
 bool Scheduler::TakeBlocks(Sequence& s) {
   const int64_t length = static_cast<int64_t>(s.request.spec.tokens.size()) + 1;
   UsePrefix(s, /*search=*/true);
   if (Grow(s, length)) return true;
   DropParent(s);
-  // Where nobody runs who will give room back, the prefix that was found has it, of which the
-  // prompt uses a part only.
+  // If nothing runs that would release blocks, the prefix that was found may hold the missing ones,
+  // of which the prompt uses only a part: give it up.
   UsePrefix(s, /*search=*/false);
   if (running() == 0 && Grow(s, length)) return true;
   DropParent(s);
@@ -85,7 +85,8 @@ void Scheduler::JoinBatch(Sequence& s, std::map<std::string, Batch>& open) {
   const SequenceSpec& spec = s.request.spec;
   const std::string& strategy = spec.cached_tokens > 0 ? spec.prefix_strategy : spec.strategy;
   const context_parallel::StrategyInfo* info = context_parallel::FindStrategy(strategy);
-  const bool can_batch = info != nullptr && info->can_batch;  // null: rows only behind a prefix
+  const bool can_batch =
+      info != nullptr && info->can_batch;  // null: there is no prefill behind the prefix
   Batch& batch = open[strategy];
   if (batch.number == 0 || !can_batch ||
       batch.tokens + s.document_tokens > options_.prefill_batch_tokens) {
@@ -97,7 +98,7 @@ void Scheduler::JoinBatch(Sequence& s, std::map<std::string, Batch>& open) {
 
 void Scheduler::Admit(StepPlan& plan, absl::Time now) {
   std::map<std::string, Batch> open;
-  // First come, first served: a large request is not overtaken for ever by small ones.
+  // First come, first served, so that small requests cannot overtake a large one for ever.
   while (!waiting_.empty()) {
     Sequence& s = sequences_.at(waiting_.front());
     const SequenceSpec& spec = s.request.spec;
@@ -133,9 +134,10 @@ bool Scheduler::FitsBesideContexts(const Sequence& s) const {
   return true;
 }
 
-// Only contexts can be in the way: ResolveRequest lets nothing pass that would not fit alone.
+// Only contexts can be in the way: ResolveRequest rejects every request that would not fit alone.
 void Scheduler::RejectForRoom(Sequence& s, absl::Time now) {
-  if (s.generated > 0) return End(s, EndReason::kLength, now);  // preempted; the cache ends here
+  if (s.generated > 0)
+    return End(s, EndReason::kLength, now);  // preempted: its answer ends where the cache does
   int64_t needed = 0, held = 0;
   for (int r = 0; r < options_.ranks; ++r) {
     const int64_t length = static_cast<int64_t>(s.request.spec.tokens.size()) + 1;
@@ -157,7 +159,7 @@ StepPlan Scheduler::NextStep(absl::Time now) {
   plan.step = next_step_++;
   AddDecodeTokens(plan, now);
   Admit(plan, now);
-  plan.releases = ledger_.TakeReleases();  // both may preempt and evict
+  plan.releases = ledger_.TakeReleases();  // last, as both lines above may preempt and evict
   AddQueryTokens(plan);
   AddPrefillSlice(plan, now);
   return plan;
@@ -203,7 +205,7 @@ void Scheduler::AddDecodeTokens(StepPlan& plan, absl::Time now) {
 void Scheduler::Preempt(Sequence& s, absl::Time) {
   ++preemptions_;
   ReleaseBlocks(s);
-  // The tokens so far (all but the last have rows) become part of what is computed again.
+  // The tokens so far become part of the prompt that is computed again.
   s.request.spec.tokens.push_back(s.last_token);
   s.request.spec.generated_before = s.generated;
   s.state = State::kWaiting;
@@ -246,8 +248,8 @@ void Scheduler::AddPrefillSlice(StepPlan& plan, absl::Time now) {
   if (chosen == nullptr) return;
   const double target =
       plan.spans.empty() ? options_.slice_seconds_idle : options_.slice_seconds_busy;
-  // Seconds of a layer: as measured for this prefill, else as earlier ones suggest, else unknown
-  // (one layer).
+  // Seconds per layer: measured on this prefill, else estimated from earlier ones, else unknown
+  // (then the slice is one layer).
   double layer_seconds =
       chosen->layers_done > 0
           ? chosen->prefill_seconds_spent / chosen->layers_done
@@ -278,7 +280,7 @@ void Scheduler::Complete(const StepPlan& plan, const StepResult& result, absl::T
     const bool query_done = s.state == State::kQuery &&
                             s.next_position == static_cast<int64_t>(s.request.spec.tokens.size());
     if (query_done && !span.sample)
-      End(s, EndReason::kLength, now);  // max_tokens 0: only the prompt was wanted
+      End(s, EndReason::kLength, now);  // max_tokens = 0: only the prompt was wanted
   }
   for (const TokenEvent& event : result.tokens) {
     auto found = sequences_.find(event.id);
@@ -307,13 +309,14 @@ void Scheduler::OnPrefillDone(const PrefillSlice& slice, double seconds, absl::T
   const double sample = seconds / (layers * static_cast<double>(tokens));
   seconds_per_token_layer_ =
       seconds_per_token_layer_ == 0 ? sample : 0.7 * seconds_per_token_layer_ + 0.3 * sample;
-  // What is done so far less what was done before: slices of a prefill add up to all of its rows.
+  // The tokens done so far minus those done before, so that the slices of a prefill add up to all
+  // of its tokens.
   prompt_tokens_computed_ +=
       tokens * slice.layer_end / options_.layers - tokens * slice.layer_begin / options_.layers;
 }
 
 void Scheduler::Progress(Sequence& s, absl::Time now) {
-  const bool done = s.layers_done == options_.layers;  // also where nothing was to be done
+  const bool done = s.layers_done == options_.layers;  // true without a prefill, too
   if (!done && now - s.last_progress < absl::Milliseconds(250)) return;
   s.last_progress = now;
   const double share = static_cast<double>(s.layers_done) / options_.layers;

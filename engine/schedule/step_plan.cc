@@ -8,8 +8,8 @@
 namespace apb::schedule {
 namespace {
 
-// One description of the layout, used for writing and for reading. Little-endian hosts only, as MPI
-// groups are.
+// Visit describes the layout once, for Writer and Reader. Little-endian machines only, as in MPI
+// groups.
 struct Writer {
   std::string bytes;
   template <typename T>
@@ -68,7 +68,8 @@ struct Reader {
       }
     }
   }
-  // A count of elements of at least `least` bytes each; 0 and not good if they cannot be there.
+  // Reads a count of elements of at least `least` bytes each. Returns 0 and sets `good` to false if
+  // so many cannot follow.
   uint64_t Size(uint64_t least) {
     uint64_t size = 0;
     (*this)(size);
