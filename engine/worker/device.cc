@@ -27,7 +27,7 @@ int64_t AvailableMemoryBytes() {
   return int64_t{4} << 30;
 }
 
-// A communicator over NCCL between the ranks of one over MPI, which carries the id.
+// Creates a communicator over NCCL for the ranks of `over_mpi`, which carries NCCL's id to them.
 absl::StatusOr<std::unique_ptr<comm::Communicator>> NcclBetween(comm::Communicator& over_mpi,
                                                                 absl::Duration deadline) {
   constexpr int64_t kIdWords = 32;
@@ -50,8 +50,9 @@ absl::StatusOr<comm::Mesh> NcclMesh(comm::Mesh& over_mpi, absl::Duration deadlin
   return comm::Mesh(std::move(all), std::move(context), std::move(tensor));
 }
 
-// GPUs of this machine. `auto` wants one for each of its ranks: NCCL refuses ranks that share one,
-// unless its environment says otherwise, which who asks for `cuda` may know.
+// The number of usable GPUs of this machine. `auto` needs one for each rank here: NCCL refuses
+// ranks that share a GPU unless its environment allows it. Users who ask for `cuda` may have set
+// that.
 absl::StatusOr<int> UsableGpus(const WorkerOptions& options, int ranks) {
   if (options.device == "cpu") return absl::UnavailableError("--device cpu");
   APB_ASSIGN_OR_RETURN(const int gpus, kernels::UsableCudaDevices());

@@ -38,7 +38,7 @@ cluster::v1::EndReason ToProto(EndReason reason) {
   return cluster::v1::END_REASON_UNSPECIFIED;
 }
 
-// The messages of one step, by kind.
+// Sorts the events of one step into messages to the server.
 struct Outbox {
   cluster::v1::FromWorker tokens;
   std::vector<cluster::v1::FromWorker> progresses, ends;
@@ -170,7 +170,7 @@ class Leader {
   void TakeCommands() {
     if (scheduler_.idle()) {
       const absl::Duration until_stats = last_stats_ + kStatsWhileIdle - absl::Now();
-      // Signals do not wake the queue, so look at `stop` now and then.
+      // Signals do not wake the queue, so `stop` is looked at now and then.
       const absl::Duration wait =
           std::clamp(until_stats, absl::ZeroDuration(), absl::Milliseconds(200));
       if (auto command = channel_->Next(wait)) Apply(*command);
@@ -192,7 +192,7 @@ class Leader {
   absl::Status Step() {
     schedule::StepPlan plan = scheduler_.NextStep(absl::Now());
     const bool busy = !plan.prefill.empty() || !plan.spans.empty();
-    // The one more report after the last request shows the KV cache empty again.
+    // One more report after the last request shows the KV cache empty again.
     const bool due = absl::Now() - last_stats_ >= (busy ? kStatsWhileBusy : kStatsWhileIdle);
     plan.collect_stats = due || (!busy && was_busy_);
     was_busy_ = busy || (!plan.empty() && !plan.collect_stats);
@@ -207,7 +207,7 @@ class Leader {
     return absl::OkStatus();
   }
 
-  // Tokens of one step travel together, behind the progress of the step and before the ends.
+  // The tokens of one step travel in one message, behind the step's progress and before its ends.
   void SendEvents() {
     Outbox out;
     for (const schedule::Event& event : scheduler_.TakeEvents()) std::visit(out, event);
@@ -230,13 +230,14 @@ class Leader {
       cluster::v1::RankStats* rank = stats->add_ranks();
       if (!rank->ParseFromString(all[r]))
         return absl::DataLossError("statistics of a rank are damaged");
-      // The ledger's counts: a pool does not know for whom its blocks are.
+      // The counts are the ledger's: a block pool does not know whether a sequence or a cached
+      // prefix holds a block.
       const schedule::KvLedger& ledger = scheduler_.ledger();
       const int context_rank = static_cast<int>(r) / options_.tensor_parallel;
       rank->set_kv_blocks_used(ledger.used(context_rank));
       rank->set_kv_blocks_pinned(ledger.kept(context_rank));
       rank->set_kv_blocks_cached(ledger.cached(context_rank) - ledger.kept(context_rank));
-      // The ranks of a tensor group hold the heads of the same tokens.
+      // The ranks of a tensor-parallel group hold heads of the same tokens, so one of them counts.
       if (r % options_.tensor_parallel == 0)
         stats->set_kv_blocks_used(stats->kv_blocks_used() + rank->kv_blocks_used() +
                                   rank->kv_blocks_pinned());

@@ -9,12 +9,12 @@ using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using google::protobuf::Reflection;
 
-// One overload for each type that a field of the engine's struct may have.
+// One overload for each type of a field in the engine's structs.
 void Get(const Reflection& from, const Message& message, const FieldDescriptor* field,
          int32_t& value) {
   value = from.GetInt32(message, field);
 }
-// Lengths are 64 bits wide in the engine.
+// Lengths have 32 bits in the message and 64 in the engine.
 void Get(const Reflection& from, const Message& message, const FieldDescriptor* field,
          int64_t& value) {
   value = from.GetInt32(message, field);
@@ -37,7 +37,7 @@ void Get(const Reflection& from, const Message& message, const FieldDescriptor* 
   value = from.GetString(message, field);
 }
 
-// Sets `value` to the field of this name, if the message has it.
+// Sets `value` from the field, if the message has it.
 template <typename T>
 void GetIfPresent(const Message& message, const FieldDescriptor* field, T& value) {
   const Reflection& reflection = *message.GetReflection();
