@@ -30,7 +30,7 @@ bool TokenCounts::InPrompt(int32_t token) const {
 
 namespace {
 
-// Stop tokens that may not be drawn yet, ascending, each once.
+// The stop tokens that may not be drawn yet, ascending, each once.
 std::vector<int32_t> BarredTokens(const SampleRequest& request) {
   if (request.counts.generated() >= request.params.min_tokens) return {};
   std::vector<int32_t> barred = request.params.stop_tokens;
@@ -39,7 +39,8 @@ std::vector<int32_t> BarredTokens(const SampleRequest& request) {
   return barred;
 }
 
-// Appends the edits of a row: every token at most once, those outside the vocabulary left out.
+// Appends the edits of a row of logits. Each token has at most one edit; tokens outside the
+// vocabulary have none.
 void AppendEdits(const SampleRequest& request, int64_t vocab,
                  std::vector<kernels::LogitEdit>& edits) {
   const auto& [params, counts] = request;
@@ -75,7 +76,7 @@ uint64_t Mix(uint64_t z) {  // the finalizer of SplitMix64
   return z ^ (z >> 31);
 }
 
-// A number in [0, 1) that depends on (seed, index) only.
+// A number in [0, 1) that depends only on (seed, index).
 double Uniform(uint64_t seed, uint64_t index) {
   constexpr uint64_t kStep = 0x9e3779b97f4a7c15ull;
   return static_cast<double>(Mix(Mix(seed + kStep) + (index + 1) * kStep) >> 11) * 0x1.0p-53;
@@ -95,7 +96,7 @@ kernels::SampleRow RowOf(const SampleRequest& request, int64_t vocab,
   return row;
 }
 
-// Fills what the result says of log-probabilities; `logits` are finite or -inf.
+// Sets the log-probabilities of the result. Every logit is finite or -inf.
 void SetLogprobs(std::span<const float> logits, int32_t alternatives, SampledToken& result) {
   const float highest = *std::max_element(logits.begin(), logits.end());
   double total = 0;
@@ -130,7 +131,7 @@ absl::StatusOr<std::vector<absl::StatusOr<SampledToken>>> Sampler::Sample(
                   TensorView::Contiguous(raw_logits_.data() + at, DType::kF32, {1, vocab}), stream);
     at += vocab;
   }
-  // One upload for all arguments: the rows, then the edits.
+  // One copy to the device for all arguments: the rows, then the edits.
   const size_t row_bytes = rows_.size() * sizeof(kernels::SampleRow);
   const size_t edit_bytes = edits_.size() * sizeof(kernels::LogitEdit);
   static_assert(sizeof(kernels::SampleRow) % sizeof(int64_t) == 0);

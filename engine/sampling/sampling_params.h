@@ -19,9 +19,9 @@ struct SamplingParams {
   float presence_penalty = 0.0f;     // over generated tokens
   float frequency_penalty = 0.0f;    // over generated tokens
   float repetition_penalty = 1.0f;   // over prompt and generated tokens
-  std::vector<int32_t> stop_tokens;  // end the sequence (the token itself is not shown)
-  int32_t logprobs = -1;             // alternatives to report; -1 = off
-  int32_t min_tokens = 0;            // stop tokens are barred before
+  std::vector<int32_t> stop_tokens;  // each ends the sequence (clients do not see the token)
+  int32_t logprobs = -1;             // number of alternatives to report; -1 = off
+  int32_t min_tokens = 0;            // no stop token is drawn before so many tokens
 };
 
 struct SampledToken {
@@ -30,8 +30,9 @@ struct SampledToken {
   std::vector<std::pair<int32_t, float>> top;  // params.logprobs alternatives, best first
 };
 
-// Calls visit(name, field) for every field, where the name is that of common.v1.SamplingParams. The
-// codec of Submit, the step plan's bytes and the checks of a request go by this list.
+// Calls visit(name, field) for every field; the name is that of the field in
+// common.v1.SamplingParams. The codec of Submit, the step plan's bytes and the checks of a request
+// go by this list.
 template <typename Params, typename Visit>
 void ForEachField(Params& p, Visit&& visit) {
   visit("max_tokens", p.max_tokens);
