@@ -13,8 +13,8 @@ using kernels::TensorView;
 
 namespace {
 
-// The parts must fit together: plan, tokens, model, group and compressor. All ranks check all
-// tokens, also those that another computes, so that they refuse alike and none waits for another.
+// Checks that plan, tokens, model, group and compressor fit together. All ranks check all tokens,
+// also those that other ranks compute, so that they refuse alike and none waits for another.
 absl::Status CheckDocument(const PrefillDocument& document, int ranks, int64_t vocab_size) {
   const context_parallel::ShardPlan& plan = document.plan;
   const int64_t length = static_cast<int64_t>(document.tokens.size());
@@ -23,7 +23,7 @@ absl::Status CheckDocument(const PrefillDocument& document, int ranks, int64_t v
     return absl::InvalidArgumentError(
         absl::StrCat("a plan for ", plan.document_length(), " document tokens, given ", length));
   }
-  // The prefix is spread over the ranks: each needs a host that reads its part.
+  // The prefix is spread over the ranks, so each rank needs a host that reads its part.
   const bool reads_prefix = plan.strategy->starts_from_prefix && std::ssize(plan.hosts) == ranks;
   if (plan.document_length() < length && !reads_prefix) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -117,7 +117,7 @@ absl::Status DocumentPrefill::Embed(Rows rows, kernels::Stream& stream) {
       slots_, core::Tensor::CopyOf(
                   deps_.backend, TensorView::Contiguous(rows.slots.data(), DType::kI64, {stored})));
   APB_RETURN_IF_ERROR(deps_.decoder.Embed(rows.tokens, hidden_.view(), stream));
-  return stream.Synchronize();  // the host copies end here
+  return stream.Synchronize();  // the copies read vectors of this function
 }
 
 absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
@@ -166,7 +166,7 @@ absl::Status DocumentPrefill::Drop(const cache::SequenceKv& kv, kernels::Stream&
       deps_.backend.Copy(TensorView::Contiguous(nowhere.data(), DType::kI64, {count}),
                          slots_.view().Rows(rows.begin - anchor_rows_, rows.end - anchor_rows_),
                          stream);
-      APB_RETURN_IF_ERROR(stream.Synchronize());  // the host copy ends here
+      APB_RETURN_IF_ERROR(stream.Synchronize());  // the copy reads `nowhere`
     }
   }
   return absl::OkStatus();
@@ -180,7 +180,8 @@ model::LayerAttention::Store DocumentPrefill::StoreOf(int layer) const {
   return {{slots_.view(), deps_.cache.keys(layer), deps_.cache.values(layer)}, anchor_rows_};
 }
 
-// Nothing reads the hidden states of document rows behind the last layer: it only stores K and V.
+// Nothing reads the hidden states of document tokens behind the last layer, so that layer only
+// stores K and V.
 bool DocumentPrefill::WantsOutput(int layer) const {
   return last_output_ || layer + 1 < deps_.weights.config().layers;
 }

@@ -42,7 +42,7 @@ absl::StatusOr<std::unique_ptr<StepExecutor>> StepExecutor::Create(const model::
 }
 
 bool StepExecutor::SetSliced(bool sliced) {
-  most_logits_ = 0;  // they come from other memory
+  most_logits_ = 0;  // logits come from other memory in the other mode
   sliced_ = sliced && why_not_sliced_.ok();
   return sliced_ == sliced;
 }
@@ -64,7 +64,7 @@ absl::StatusOr<schedule::StepResult> StepExecutor::Execute(const schedule::StepP
   result.prefill_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (!plan.spans.empty()) APB_RETURN_IF_ERROR(RunSpans(plan.spans, result));
-  APB_RETURN_IF_ERROR(stream_->Synchronize());  // also on ranks that have nothing to read
+  APB_RETURN_IF_ERROR(stream_->Synchronize());  // also on ranks that read no result
   return result;
 }
 
@@ -73,7 +73,7 @@ absl::Status StepExecutor::Release(SequenceId id) {
   if (found == sequences_.end())
     return absl::InternalError("the plan releases a sequence that is not here");
   Sequence& s = found->second;
-  if (s.prefill != nullptr) {  // cancelled in the middle
+  if (s.prefill != nullptr) {  // cancelled during its prefill
     APB_RETURN_IF_ERROR(s.prefill->Drop(s.kv, *stream_));
     s.prefill.reset();
     decoder_->Trim();
@@ -89,7 +89,7 @@ absl::Status StepExecutor::Admit(const schedule::SequenceSpec& spec) {
   const std::span<const int32_t> tokens = spec.tokens;
   if (mesh_.all().rank() == 0) {
     const size_t prompt = tokens.size() - spec.generated_before;
-    // Penalties are the only reader of the prompt's tokens.
+    // Only the repetition penalty reads the prompt's tokens.
     if (spec.sampling.repetition_penalty != 1.0f) s.counts.AddPrompt(tokens.first(prompt));
     for (const int32_t token : tokens.subspan(prompt)) s.counts.AddGenerated(token);
   }
@@ -117,7 +117,8 @@ absl::Status StepExecutor::StartPrefill(const std::vector<SequenceId>& ids) {
                          .embedded_query = s.spec.embedded_query,
                          .compressor = s.spec.strategy_options.compressor,
                          .kv = &s.kv});
-    if (s.spec.cached_tokens > 0) documents.back().compressor = {};  // what follows is exact
+    if (s.spec.cached_tokens > 0)
+      documents.back().compressor = {};  // behind a prefix, all is exact
   }
   const PrefillDeps deps{.decoder = *decoder_,
                          .weights = weights_,
@@ -152,8 +153,8 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
   phases_.projection += after.projection - before.projection;
   phases_.compress += after.compress - before.compress + choose;
   phases_.communicate += communicate + after.communicate - before.communicate;
-  // NCCL's watchdog counts a collective a little after the stream has passed it: what comes late is
-  // taken off later, as counters must not fall.
+  // NCCL's watchdog reports a collective a little after the stream has passed it. Seconds that are
+  // reported late are subtracted later, because counters must not fall.
   attend_rest_ += after.attend - before.attend - communicate - choose;
   phases_.attend += std::max(0.0, attend_rest_);
   attend_rest_ = std::min(0.0, attend_rest_);
@@ -215,7 +216,7 @@ absl::Status StepExecutor::Decode(const std::vector<schedule::TokenSpan>& spans,
                                   const std::vector<BatchTokens>& batch,
                                   schedule::StepResult& result) {
   const int64_t count = static_cast<int64_t>(spans.size());
-  int64_t slots = 0;  // on any rank: each token of a sequence has one at most
+  int64_t slots = 0;  // bound for any rank: a token has at most one slot there
   std::vector<Sequence*> owners;
   for (const schedule::TokenSpan& span : spans) {
     slots += span.position + 1;
@@ -233,7 +234,7 @@ absl::Status StepExecutor::Decode(const std::vector<schedule::TokenSpan>& spans,
     APB_ASSIGN_OR_RETURN(logits, logits_.Get(DType::kF32, {key.rows, config.vocab_size}));
   }
   NoteLogits(key.rows);
-  // Before the graph: what the host knows of this step.
+  // Before the graph: the inputs of this step, which the host knows.
   APB_RETURN_IF_ERROR(decoder_->CheckTokens(tokens_));
   tokens_.resize(key.rows, 0);
   backend_.Copy(TensorView::Contiguous(tokens_.data(), DType::kI32, {key.rows}), ids, *stream_);
@@ -267,7 +268,7 @@ absl::Status StepExecutor::SampleSpans(const std::vector<schedule::TokenSpan>& s
   if (count == 0) return absl::OkStatus();
   APB_ASSIGN_OR_RETURN(const TensorView chosen,
                        sampled_.Get(config.dtype, {count, config.hidden_size}));
-  for (int64_t begin = 0, end = 0; begin < count; begin = end) {  // rows side by side in one copy
+  for (int64_t begin = 0, end = 0; begin < count; begin = end) {  // one copy for adjacent rows
     for (end = begin + 1; end < count && last_rows[end] == last_rows[end - 1] + 1;) ++end;
     backend_.Copy(hidden.Rows(last_rows[begin], last_rows[end - 1] + 1), chosen.Rows(begin, end),
                   *stream_);
@@ -286,7 +287,7 @@ absl::Status StepExecutor::Draw(const std::vector<Sequence*>& owners, const Tens
   for (size_t i = 0; i < owners.size(); ++i) {
     Sequence& s = *owners[i];
     absl::StatusOr<sampling::SampledToken>& drawn = results[i];
-    if (!drawn.ok()) {  // this sequence's logits; the batch is none the worse for it
+    if (!drawn.ok()) {  // only this sequence ends
       result.failures.push_back({s.spec.id, drawn.status()});
       continue;
     }

@@ -44,7 +44,7 @@ absl::Status TokenBatchAttention::Prepare(const std::vector<BatchTokens>& batch,
                                             " slots on this rank, more than ", total_slots_,
                                             ", which it is recorded for"));
   }
-  APB_RETURN_IF_ERROR(PlaceTables(batch, stream));  // last: reserving may move them
+  APB_RETURN_IF_ERROR(PlaceTables(batch, stream));  // last, as reserving slots may move the tables
   for (int64_t i = 0; i < options.padding; ++i) {
     rows_.push_back({static_cast<int64_t>(staging_positions_.size()), 1});
     sequences_.emplace_back();
@@ -71,7 +71,7 @@ absl::Status TokenBatchAttention::AddSequence(const BatchTokens& rows) {
   return absl::OkStatus();
 }
 
-// In words of 8 bytes: sequences, slots, positions.
+// The inputs are laid out in words of 8 bytes: sequences, slots, positions.
 absl::Status TokenBatchAttention::PlaceInputs(kernels::Stream& stream) {
   constexpr int64_t kSequenceWords = sizeof(kernels::PagedSequence) / sizeof(int64_t);
   const int64_t rows = static_cast<int64_t>(staging_positions_.size()),
@@ -147,7 +147,7 @@ absl::Status TokenBatchAttention::Attend(int layer, const TensorView& q, const T
     backend_.PagedAttention(args, stream);
     return absl::OkStatus();
   }
-  // Outputs and log-sums lie in one buffer, so that one collective carries both.
+  // Outputs and log-sum-exps lie in one buffer, so that one collective carries both.
   const int64_t rows = q.shape[0], heads = q.shape[1], d = q.shape[2];
   APB_ASSIGN_OR_RETURN(const context_parallel::PartialResults mine,
                        context_parallel::PartialResults::In(partial_, 1, rows, heads, d));
@@ -166,7 +166,7 @@ absl::Status TokenBatchAttention::MergeSlices(const context_parallel::PartialRes
                                               const TensorView& out, kernels::Stream& stream) {
   const int ranks = communicator_.size(), rank = communicator_.rank();
   const int64_t rows = out.shape[0], d = out.shape[2], heads = mine.Out(0).shape[1];
-  // Parts of equal size, as large as the largest slice.
+  // AllToAll needs parts of equal size: that of the largest slice.
   const auto heads_of = [&](int r) { return model::PartOf(heads, {r, ranks}); };
   const int64_t most = (heads + ranks - 1) / ranks, size = rows * most * (d + 1);
   APB_ASSIGN_OR_RETURN(const TensorView send, parts_.Get(DType::kF32, {ranks, size}));
