@@ -25,7 +25,7 @@ constexpr int64_t kBlockSize = 4;
 const absl::Duration kDeadline = absl::Minutes(1);
 
 kernels::Backend& BackendOf(const Division& division) {
-  // Never destroyed: tests keep weights in them.
+  // Never destroyed, because static weights live in their memory.
   static kernels::Backend& cpu =
       *kernels::CreateCpuBackend({.threads = 1, .force_isa = ""})->release();
   static kernels::Backend& device = *kernels::CreateGuardedBackend(64 << 20).release();
@@ -62,7 +62,7 @@ std::unique_ptr<StepExecutor> MakeExecutor(const comm::Mesh& mesh, int64_t block
                                         .dtype = tiny.config.dtype},
                                        BackendOf(division), mesh);
   EXPECT_TRUE(executor.ok()) << executor.status();
-  // One rank, and groups with as many ranks as heads at most, can.
+  // Sliced products need several ranks, and at most as many as there are heads.
   EXPECT_EQ((*executor)->SetSliced(division.sliced),
             !division.sliced || mesh.cp_group().size() > 1);
   return *std::move(executor);
@@ -105,14 +105,15 @@ Group::Group(const comm::Mesh& mesh, int64_t blocks, bool prefix_cache, const Di
                   .model = {.query_heads = TinyModel::Get().config.query_heads / tensor_,
                             .kv_heads = TinyModel::Get().config.kv_heads / tensor_,
                             .element_bytes = 4},
-                  // So slow that what is sent decides which ring goes over a prefix.
+                  // Links so slow that the amount of data sent decides which ring goes over a
+                  // prefix.
                   .speed = {.link_bytes_per_second = 1e4, .link_latency_seconds = 0},
                   .ring_from = 24,
                   .prefill_batch_tokens = 150,
                   .prefix_cache = prefix_cache,
                   .max_batch_tokens = 24,
                   .max_waiting = 100000,
-                  // A slice is one layer: room for a cancellation.
+                  // A slice is one layer, which leaves room for a cancellation.
                   .slice_seconds_busy = 1e-9,
                   .slice_seconds_idle = 1e-9}) {}
 
@@ -122,13 +123,13 @@ StepPlan Group::Step() {
   Send(plan);
   auto result = executor_->Execute(plan);
   EXPECT_TRUE(result.ok()) << result.status();
-  if (!result.ok()) comm::MpiRuntime::AbortGroup(1);  // the others wait for us
+  if (!result.ok()) comm::MpiRuntime::AbortGroup(1);  // the other ranks wait for this one
   used_ = {executor_->pool().used_count()};
   if (ranks_ > 1) {
     const auto all = comm::TestRuntime().GatherToLeader("", kDeadline);
     for (size_t r = 1; r < all->size(); ++r) used_.push_back(std::stoll((*all)[r]));
   }
-  // What the scheduler counts is enough: an executor never runs out of blocks in a step.
+  // The scheduler's count of blocks suffices: an executor never runs out of blocks in a step.
   for (size_t r = 0; r < used_.size(); ++r) {
     const int context = static_cast<int>(r) / tensor_;
     EXPECT_LE(used_[r], scheduler_.ledger().used(context) + scheduler_.ledger().cached(context));

@@ -68,16 +68,16 @@ StepPlan FakeExecutor::Step() {
     EXPECT_FALSE(slice.ids.empty());
     for (const SequenceId id : slice.ids) {
       EXPECT_TRUE(live_.contains(id));
-      // Sequences of a batch are at the same layer, always.
+      // The sequences of a batch are always at the same layer.
       EXPECT_EQ(std::exchange(layers_[id], slice.layer_end), slice.layer_begin);
     }
     EXPECT_LT(slice.layer_begin, slice.layer_end);
     result.prefill_seconds = 0.01 * (slice.layer_end - slice.layer_begin);
   }
-  int64_t rows = 0;
+  int64_t batch_tokens = 0;
   for (const TokenSpan& span : plan.spans) {
     EXPECT_TRUE(live_.contains(span.id));
-    rows += static_cast<int64_t>(span.tokens.size());
+    batch_tokens += static_cast<int64_t>(span.tokens.size());
     if (span.sample)
       result.tokens.push_back(
           {span.id, {.token = static_cast<int32_t>(span.position + span.tokens.size() - 1)}});
@@ -86,7 +86,7 @@ StepPlan FakeExecutor::Step() {
       result.failures.push_back({span.id, absl::InternalError("NaN")});
     }
   }
-  EXPECT_LE(rows, 16);
+  EXPECT_LE(batch_tokens, 16);
   now_ += absl::Milliseconds(10);
   scheduler_.Complete(plan, result, now_);
   for (const Event& e : scheduler_.TakeEvents()) {

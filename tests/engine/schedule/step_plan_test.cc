@@ -1,5 +1,5 @@
-// Goal: a step plan survives its trip over the wire; damaged bytes are an error, never a crash.
-// Method: round trip of a plan with every field set; all truncations; 20,000 random mutations.
+// Goal: a step plan survives its way over the wire, and damaged bytes are an error, never a crash.
+// Method: a round trip of a plan with every field set; all truncations; 20,000 random mutations.
 #include "engine/schedule/step_plan.h"
 
 #include <gtest/gtest.h>

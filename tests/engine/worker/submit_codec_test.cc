@@ -1,4 +1,4 @@
-// Goal: what a server submits reaches the scheduler whole, and the engine's lists of sampling
+// Goal: every field that a server submits reaches the scheduler, and the engine's lists of sampling
 // fields and strategy options have the names of the messages. Method: messages with every field set
 // and with none, read back field by field.
 #include "engine/worker/submit_codec.h"
@@ -25,7 +25,7 @@ std::set<std::string> NamesOf(const google::protobuf::Descriptor& message) {
 
 TEST(SubmitCodec, SamplingFieldsHaveTheNamesOfTheMessage) {
   std::set<std::string> names = NamesOf(sampling::SamplingParams());
-  // These end with the server: it matches strings, and resolves the rest.
+  // The server alone uses these: it matches strings and resolves the flags.
   names.insert({"stop", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens"});
   EXPECT_EQ(names, NamesOf(*common::v1::SamplingParams::descriptor()));
 }
