@@ -41,10 +41,9 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
                  "Quantize the weights of matrix products while loading them, on CPUs only: int8, "
                  "int4 (the output projection still becomes int8), or none (default)")
       ->check(CLI::IsMember({"none", "int8", "int4"}));
-  app.add_option(
-         "--gpu-memory-utilization", o->gpu_memory_utilization,
-         "Fraction of a GPU's memory, of what is free after loading the weights, that the KV "
-         "cache takes (default 0.8)")
+  app.add_option("--gpu-memory-utilization", o->gpu_memory_utilization,
+                 "Fraction of the GPU memory left after loading the weights that the KV cache "
+                 "takes (default 0.8)")
       ->check(CLI::Range(0.05, 0.95));
   app.add_option(
          "--cuda-graphs", o->cuda_graphs,
@@ -60,11 +59,10 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
          "Number of ranks that divide the heads and the MLP of every layer (default 1); a document "
          "is divided among the groups of so many ranks")
       ->check(CLI::Range(1, 1024));
-  app.add_option(
-         "--decode", o->decode,
-         "How ranks compute query and decode tokens: replicated (each rank multiplies with "
-         "all weights), sliced (each with a slice of them), or auto (default): what is faster "
-         "in a measured step")
+  app.add_option("--decode", o->decode,
+                 "How ranks compute query and decode tokens: replicated (each rank multiplies with "
+                 "all weights), sliced (each with a slice of them), or auto (default): the way "
+                 "that is faster in a measured step")
       ->check(CLI::IsMember({"auto", "replicated", "sliced"}));
   app.add_option(
          "--virtual-hosts", o->virtual_hosts,
@@ -83,22 +81,21 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
          "name")
       ->check(CLI::Range(1, 65536));
   app.add_option("--max-queued-requests", o->max_queued_requests,
-                 "Number of waiting requests from which on new ones are refused (default 256)")
+                 "Most waiting requests; further ones are refused (default 256)")
       ->check(CLI::PositiveNumber);
-  app.add_option("--max-queued-tokens", o->max_queued_tokens,
-                 "Number of waiting prompt tokens from which on new requests are refused (default "
-                 "4194304)")
+  app.add_option(
+         "--max-queued-tokens", o->max_queued_tokens,
+         "Most prompt tokens of waiting requests; further requests are refused (default 4194304)")
       ->check(CLI::PositiveNumber);
   app.add_option(
          "--full-below", o->full_below,
-         "Length in tokens below which strategy auto computes documents exactly (default 8192)")
+         "Strategy auto computes documents of fewer tokens than this exactly (default 8192)")
       ->check(CLI::NonNegativeNumber);
-  app.add_option("--ring-from", o->ring_from,
-                 "Length in tokens from which on an exact auto lets all ranks compute a document, "
-                 "instead of "
-                 "one; -1 (default): the calibrated cost model decides. From as many tokens behind "
-                 "a cached "
-                 "prefix on (-1: 512), all ranks share their prefill")
+  app.add_option(
+         "--ring-from", o->ring_from,
+         "If strategy auto is exact, all ranks compute documents of at least this many tokens, and "
+         "one rank computes shorter ones; -1 (default): the calibrated cost model decides. All "
+         "ranks also share the prefill of as many tokens behind a cached prefix (-1: 512)")
       ->check(CLI::Range(int64_t{-1}, std::numeric_limits<int64_t>::max()));
   app.add_option(
          "--calibration", o->calibrate,
@@ -118,7 +115,7 @@ bool ParseOptions(int argc, char** argv, WorkerOptions* o, int* exit_code) {
                  "Time in seconds after which a silent rank ends the group (default 300)")
       ->check(CLI::PositiveNumber);
   app.add_option("--log-level", o->log_level,
-                 "Least level of log lines: debug, info (default), warning or error");
+                 "Lowest level of log lines: debug, info (default), warning or error");
   app.add_flag("--log-json", o->log_json, "Write log lines as JSON objects");
   try {
     app.parse(argc, argv);
