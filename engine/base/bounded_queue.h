@@ -1,5 +1,5 @@
-// A bounded queue of values between threads. Push never blocks (it says when the queue is full);
-// Pop waits.
+// A bounded queue of values between threads. Pushing never blocks (it reports a full queue);
+// popping waits.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@ class BoundedQueue {
  public:
   explicit BoundedQueue(size_t capacity) : capacity_(capacity) {}
 
-  // False when the queue is full or closed; the value is then left as it was.
+  // False: the queue is full or closed, and the value stays as it was.
   bool TryPush(T&& value) {
     absl::MutexLock lock(&mutex_);
     if (closed_ || items_.size() >= capacity_) return false;
@@ -26,7 +26,7 @@ class BoundedQueue {
     return true;
   }
 
-  // The next value; nothing when the time is over, or when the queue is closed and empty.
+  // The next value; nothing after `timeout`, or when the queue is closed and empty.
   std::optional<T> Pop(absl::Duration timeout = absl::InfiniteDuration()) {
     absl::MutexLock lock(&mutex_);
     auto ready = [this]()
@@ -38,7 +38,7 @@ class BoundedQueue {
     return value;
   }
 
-  // Everything that is there now, without waiting.
+  // All values in the queue now, without waiting.
   std::vector<T> DrainNow() {
     absl::MutexLock lock(&mutex_);
     std::vector<T> all(std::make_move_iterator(items_.begin()),
@@ -47,7 +47,7 @@ class BoundedQueue {
     return all;
   }
 
-  // No more pushes; waiting Pops return.
+  // Refuses further pushes. Pops still get the remaining values; waiting ones return.
   void Close() {
     absl::MutexLock lock(&mutex_);
     closed_ = true;

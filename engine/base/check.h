@@ -1,5 +1,5 @@
-// APB_CHECK: an invariant of ours is violated; prints where and stops the process. User input never
-// gets here.
+// APB_CHECK(condition): if an invariant of our own code is violated, prints where and ends the
+// process. Input from outside is never checked this way.
 #pragma once
 
 #include <string_view>

@@ -15,7 +15,7 @@ using nlohmann::json;
 constexpr uint64_t kMaxConfigBytes = 1 << 20;
 constexpr int64_t kMaxVocabSize = 10'000'000;
 
-// "eos_token_id": an id, a list of them, or null.
+// Reads "eos_token_id": one id, a list of ids, or null.
 void ReadEosTokenIds(JsonReader& reader, std::vector<int32_t>& ids) {
   const json* value = reader.Find("eos_token_id");
   if (value == nullptr) return;
@@ -37,7 +37,7 @@ absl::StatusOr<CheckpointConfig> ParseCheckpointConfig(
   read.fingerprint = Fingerprint(config);
   read.vocab_size = reader.Integer("vocab_size", 1, kMaxVocabSize);
   read.max_positions = reader.Integer("max_position_embeddings", 1, 1 << 30, 2048);
-  // torch_dtype is the name in files of before 2025.
+  // Files from before 2025 call it torch_dtype.
   read.dtype = reader.String("dtype", reader.String("torch_dtype", "bfloat16"));
   ReadEosTokenIds(reader, read.eos_token_ids);
   APB_RETURN_IF_ERROR(reader.status());

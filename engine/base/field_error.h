@@ -1,5 +1,5 @@
-// An error that names the field of a request or a file that is wrong. Translators show the name by
-// itself too (OpenAI's `param`).
+// An error that names the wrong field of a request or a file. The APIs' translators also show the
+// name by itself (OpenAI's `param`).
 #pragma once
 
 #include <string>
@@ -22,7 +22,7 @@ inline absl::Status InvalidField(std::string_view field, std::string_view proble
   return status;
 }
 
-// The field that InvalidField named; empty for other statuses.
+// The field that InvalidField named; empty for any other status.
 inline std::string FieldOf(const absl::Status& status) {
   const auto payload = status.GetPayload(kFieldPayload);
   return payload.has_value() ? std::string(*payload) : std::string();

@@ -1,5 +1,5 @@
-// A short name for the bytes of a file: server and workers compare that of config.json, so that a
-// group never serves another model than the server tokenizes for.
+// A short fingerprint of the bytes of a file. Server and workers compare that of config.json, so
+// that a group never serves a model other than the one that the server tokenizes for.
 #pragma once
 
 #include <cstdint>

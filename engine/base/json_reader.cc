@@ -13,7 +13,7 @@ namespace {
 
 using nlohmann::json;
 
-// Before parsing: the parser builds what it reads, and freeing it recurses.
+// Checked before parsing, because the parser builds the whole tree, and freeing it recurses.
 bool NestsTooDeep(std::string_view text) {
   int depth = 0;
   bool in_string = false;

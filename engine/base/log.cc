@@ -20,7 +20,7 @@ std::string& Context() {
   return *context;
 }
 
-// Escapes what would break a line or a JSON string; bytes above 0x7f pass.
+// Escapes characters that would break a line or a JSON string; bytes above 0x7f pass.
 std::string Escape(std::string_view text) {
   std::string out;
   out.reserve(text.size());
@@ -72,8 +72,8 @@ void Log(LogLevel level, const char* file, int line, std::string_view message) {
                            Context().empty() ? "" : " ", Escape(message));
   }
   text.push_back('\n');
-  std::fwrite(text.data(), 1, text.size(),
-              stderr);  // one write a line keeps lines of threads apart
+  // One write per line keeps the lines of threads apart.
+  std::fwrite(text.data(), 1, text.size(), stderr);
 }
 
 void CheckFailed(const char* file, int line, const char* expression) {

@@ -1,5 +1,5 @@
-// One line an event to standard error: `I 2026-01-01T12:00:00.123456Z file:line rank=3 message`.
-// Control characters are escaped, so that user data cannot forge lines. Thread-safe.
+// Writes one line per event to standard error: `I 2026-01-01T12:00:00.123456Z file:line rank=3
+// message`. Control characters are escaped, so that user data cannot forge lines. Thread-safe.
 #pragma once
 
 #include <string>
@@ -11,12 +11,13 @@ namespace apb::base {
 
 enum class LogLevel { kDebug = 0, kInfo = 1, kWarning = 2, kError = 3 };
 
-// Lines below the level are dropped. Default kInfo.
+// Drops lines below the level. The default is kInfo.
 void SetLogLevel(LogLevel level);
+// debug, info, warning or error. False: `text` is none of them, and `level` is unchanged.
 bool ParseLogLevel(std::string_view text, LogLevel* level);
-// JSON objects instead of text lines.
+// Writes JSON objects instead of text lines.
 void SetLogJson(bool json);
-// Put in every line from now on, e.g. "rank=3"; call before threads start.
+// Puts `context`, e.g. "rank=3", into every line from now on. Call it before threads start.
 void SetLogContext(std::string context);
 bool LogEnabled(LogLevel level);
 void Log(LogLevel level, const char* file, int line, std::string_view message);

@@ -1,12 +1,13 @@
-// The help texts of flags that apb-server only hands on to its workers. Both programs print them,
-// so that their --help cannot say two different things.
+// Help texts of the flags that apb-server passes on to its workers. Both programs print them, so
+// that their --help cannot differ.
 #pragma once
 
 namespace apb::base {
 
 inline constexpr char kDeviceHelp[] =
-    "cuda, cpu, or auto: GPUs where every rank has one of its own, else CPUs";
+    "Device of the ranks: cuda, cpu, or auto (default): GPUs if every rank has one of its own, "
+    "else CPUs";
 inline constexpr char kKvCacheTokensHelp[] =
-    "KV cache of the whole group, in tokens; 0: from free memory";
+    "Size of the whole group's KV cache in tokens; 0 (default): from free memory";
 
 }  // namespace apb::base

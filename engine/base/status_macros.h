@@ -1,4 +1,4 @@
-// Early return on errors for functions that return absl::Status or absl::StatusOr.
+// Returns early on errors, in functions that return absl::Status or absl::StatusOr.
 #pragma once
 
 #include "absl/status/status.h"

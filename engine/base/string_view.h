@@ -1,5 +1,5 @@
-// Abseil may be built with a string_view of its own (Debian's is): these convert between it and the
-// standard's.
+// Abseil may be built with its own string_view (as on Debian). These functions convert between it
+// and std::string_view.
 #pragma once
 
 #include <string_view>

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/context_parallel/strategy_options.h"
 
 namespace apb::context_parallel {
 
@@ -24,16 +25,6 @@ struct PromptLayout {
   int64_t query_length = 0;           // at least 1
   int64_t query_insert_position = 0;  // where the embedded query goes in the anchor
   int64_t embedded_query_length = 0;
-};
-
-struct StrategyOptions {
-  int hosts = 1;
-  int64_t anchor_length = -1;  // -1: the authors' value for the length (docs/algorithms.md)
-  int64_t passing_length = -1;
-  // Above 0: shards that take equally long to compute, if a row costs as much as this number of
-  // query-key pairs (RowCostInPairs). 0: shards of equal length. Only strategies with
-  // StrategyInfo::can_balance use it.
-  int64_t row_cost_pairs = 0;
 };
 
 // Document tokens [begin, end); their positions are the same numbers.

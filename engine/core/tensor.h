@@ -1,4 +1,4 @@
-// Owning tensors over Backend memory.
+// Tensors that own memory of a Backend, and reusable scratch memory.
 #pragma once
 
 #include <initializer_list>
@@ -12,9 +12,10 @@ namespace apb::core {
 class Tensor {
  public:
   Tensor() = default;
+  // A tensor with undefined contents. Errors: those of Backend::Allocate.
   static absl::StatusOr<Tensor> Create(kernels::Backend& backend, kernels::DType dtype,
                                        std::initializer_list<int64_t> shape);
-  // A contiguous copy of `source`, which may be anywhere; complete when this returns.
+  // A contiguous copy of `source`, which may be in any memory. The copy is complete on return.
   static absl::StatusOr<Tensor> CopyOf(kernels::Backend& backend,
                                        const kernels::TensorView& source);
   const kernels::TensorView& view() const { return view_; }
@@ -24,18 +25,20 @@ class Tensor {
   kernels::TensorView view_;
 };
 
-// Memory that grows to the largest view asked for and is reused by the next one (one user at a
-// time).
+// Scratch memory that grows to the largest view asked for; each view reuses the memory of the one
+// before, so there is one user at a time.
 class Workspace {
  public:
   explicit Workspace(kernels::Backend& backend) : backend_(&backend) {}
-  // Contents are undefined; the view before becomes invalid.
+  // A contiguous view with undefined contents. The previous view becomes invalid. Errors: those of
+  // Backend::Allocate.
   absl::StatusOr<kernels::TensorView> Get(kernels::DType dtype,
                                           std::initializer_list<int64_t> shape);
-  // Gives the memory back if it is larger than `bytes`.
+  // Frees the memory if it is larger than `bytes`.
   void Trim(size_t bytes);
-  // How often memory was given back that views had been made of. While the number stays, views of
-  // equal or smaller size begin where they began: recorded work (Backend::Record) can go on.
+  // How often memory was freed that views had pointed into. While this number stays the same, views
+  // of equal or smaller size begin at the same address, so recorded work (Backend::Record) stays
+  // valid.
   int64_t moves() const { return moves_; }
 
  private:

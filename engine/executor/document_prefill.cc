@@ -13,8 +13,8 @@ using kernels::TensorView;
 
 namespace {
 
-// The parts must fit together: plan, tokens, model, group and compressor. All ranks check all
-// tokens, also those that another computes, so that they refuse alike and none waits for another.
+// Checks that plan, tokens, model, group and compressor fit together. All ranks check all tokens,
+// also those that other ranks compute, so that they refuse alike and none waits for another.
 absl::Status CheckDocument(const PrefillDocument& document, int ranks, int64_t vocab_size) {
   const context_parallel::ShardPlan& plan = document.plan;
   const int64_t length = static_cast<int64_t>(document.tokens.size());
@@ -23,7 +23,7 @@ absl::Status CheckDocument(const PrefillDocument& document, int ranks, int64_t v
     return absl::InvalidArgumentError(
         absl::StrCat("a plan for ", plan.document_length(), " document tokens, given ", length));
   }
-  // The prefix is spread over the ranks: each needs a host that reads its part.
+  // The prefix is spread over the ranks, so each rank needs a host that reads its part.
   const bool reads_prefix = plan.strategy->starts_from_prefix && std::ssize(plan.hosts) == ranks;
   if (plan.document_length() < length && !reads_prefix) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -68,7 +68,7 @@ absl::Status CheckBatch(const std::vector<PrefillDocument>& documents) {
 
 void DocumentPrefill::AddAnchor(const PrefillDocument& document, Rows& rows) {
   const context_parallel::ShardPlan& plan = document.plan;
-  if (!plan.strategy->needs_anchor(plan, context_.communicator.size(), context_.communicator.rank(),
+  if (!plan.strategy->needs_anchor(plan, deps_.communicator.size(), deps_.communicator.rank(),
                                    document.compressor))
     return;
   for (const context_parallel::AnchorSource& source : plan.anchor) {
@@ -82,8 +82,8 @@ void DocumentPrefill::AddAnchor(const PrefillDocument& document, Rows& rows) {
 absl::Status DocumentPrefill::AddDocument(PrefillDocument document, Rows& rows) {
   Document added{.plan = std::move(document.plan), .kv = document.kv};
   const int hosts = static_cast<int>(added.plan.hosts.size());
-  const context_parallel::HostRange range = context_parallel::HostsOfRank(
-      hosts, context_.communicator.size(), context_.communicator.rank());
+  const context_parallel::HostRange range =
+      context_parallel::HostsOfRank(hosts, deps_.communicator.size(), deps_.communicator.rank());
   std::vector<int32_t> local_positions;
   for (int h = range.first; h < range.last; ++h) {
     const int64_t begin = static_cast<int64_t>(rows.tokens.size());
@@ -97,7 +97,7 @@ absl::Status DocumentPrefill::AddDocument(PrefillDocument document, Rows& rows) 
   }
   rows.positions.insert(rows.positions.end(), local_positions.begin(), local_positions.end());
   APB_ASSIGN_OR_RETURN(const std::vector<int64_t> slots,
-                       context_.cache.Reserve(*document.kv, local_positions));
+                       deps_.cache.Reserve(*document.kv, local_positions));
   rows.slots.insert(rows.slots.end(), slots.begin(), slots.end());
   documents_.push_back(std::move(added));
   return absl::OkStatus();
@@ -106,27 +106,27 @@ absl::Status DocumentPrefill::AddDocument(PrefillDocument document, Rows& rows) 
 absl::Status DocumentPrefill::Embed(Rows rows, kernels::Stream& stream) {
   const int64_t count = static_cast<int64_t>(rows.tokens.size()),
                 stored = static_cast<int64_t>(rows.slots.size());
-  const model::ModelConfig& config = context_.weights.config();
+  const model::ModelConfig& config = deps_.weights.config();
   APB_ASSIGN_OR_RETURN(
-      hidden_, core::Tensor::Create(context_.backend, config.dtype, {count, config.hidden_size}));
+      hidden_, core::Tensor::Create(deps_.backend, config.dtype, {count, config.hidden_size}));
   APB_ASSIGN_OR_RETURN(
       positions_,
-      core::Tensor::CopyOf(context_.backend,
+      core::Tensor::CopyOf(deps_.backend,
                            TensorView::Contiguous(rows.positions.data(), DType::kI32, {count})));
-  APB_ASSIGN_OR_RETURN(slots_, core::Tensor::CopyOf(context_.backend,
-                                                    TensorView::Contiguous(rows.slots.data(),
-                                                                           DType::kI64, {stored})));
-  APB_RETURN_IF_ERROR(context_.decoder.Embed(rows.tokens, hidden_.view(), stream));
-  return stream.Synchronize();  // the host copies end here
+  APB_ASSIGN_OR_RETURN(
+      slots_, core::Tensor::CopyOf(
+                  deps_.backend, TensorView::Contiguous(rows.slots.data(), DType::kI64, {stored})));
+  APB_RETURN_IF_ERROR(deps_.decoder.Embed(rows.tokens, hidden_.view(), stream));
+  return stream.Synchronize();  // the copies read vectors of this function
 }
 
 absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
-    const PrefillDeps& context, std::vector<PrefillDocument> documents, kernels::Stream& stream) {
-  const model::ModelConfig& config = context.weights.config();
+    const PrefillDeps& deps, std::vector<PrefillDocument> documents, kernels::Stream& stream) {
+  const model::ModelConfig& config = deps.weights.config();
   APB_RETURN_IF_ERROR(CheckBatch(documents));
   for (const PrefillDocument& document : documents)
-    APB_RETURN_IF_ERROR(CheckDocument(document, context.communicator.size(), config.vocab_size));
-  auto prefill = std::unique_ptr<DocumentPrefill>(new DocumentPrefill(context));
+    APB_RETURN_IF_ERROR(CheckDocument(document, deps.communicator.size(), config.vocab_size));
+  auto prefill = std::unique_ptr<DocumentPrefill>(new DocumentPrefill(deps));
   Rows rows;
   prefill->AddAnchor(documents[0], rows);
   const std::string_view compressor = documents[0].compressor;
@@ -139,20 +139,21 @@ absl::StatusOr<std::unique_ptr<DocumentPrefill>> DocumentPrefill::Start(
     APB_RETURN_IF_ERROR(prefill->AddDocument(std::move(document), rows));
     const Document& added = prefill->documents_.back();
     seen.push_back({.plan = &added.plan,
-                    .cached_slots = context.cache.Slots(*added.kv, 0, cached),
+                    .cached_slots = deps.cache.Slots(*added.kv, 0, cached),
                     .prefix_length = prefix});
   }
   APB_RETURN_IF_ERROR(prefill->Embed(std::move(rows), stream));
-  const context_parallel::StrategyDeps deps{.query_heads = context.weights.query_heads(),
-                                            .kv_heads = context.weights.kv_heads(),
-                                            .cache = context.cache,
-                                            .backend = context.backend,
-                                            .communicator = context.communicator,
-                                            .compressor = compressor,
-                                            .weights = &context.weights,
-                                            .tensor = context.tensor,
-                                            .overlap_passing = context.overlap_passing};
-  APB_ASSIGN_OR_RETURN(prefill->strategy_, seen[0].plan->strategy->create(seen, deps, stream));
+  const context_parallel::StrategyDeps strategy_deps{.query_heads = deps.weights.query_heads(),
+                                                     .kv_heads = deps.weights.kv_heads(),
+                                                     .cache = deps.cache,
+                                                     .backend = deps.backend,
+                                                     .communicator = deps.communicator,
+                                                     .compressor = compressor,
+                                                     .weights = &deps.weights,
+                                                     .tensor = deps.tensor,
+                                                     .overlap_passing = deps.overlap_passing};
+  APB_ASSIGN_OR_RETURN(prefill->strategy_,
+                       seen[0].plan->strategy->create(seen, strategy_deps, stream));
   return prefill;
 }
 
@@ -162,26 +163,27 @@ absl::Status DocumentPrefill::Drop(const cache::SequenceKv& kv, kernels::Stream&
     for (const context_parallel::HostRows& rows : document.hosts) {
       std::vector<int64_t> nowhere(rows.end - rows.begin, -1);
       const int64_t count = static_cast<int64_t>(nowhere.size());
-      context_.backend.Copy(TensorView::Contiguous(nowhere.data(), DType::kI64, {count}),
-                            slots_.view().Rows(rows.begin - anchor_rows_, rows.end - anchor_rows_),
-                            stream);
-      APB_RETURN_IF_ERROR(stream.Synchronize());  // the host copy ends here
+      deps_.backend.Copy(TensorView::Contiguous(nowhere.data(), DType::kI64, {count}),
+                         slots_.view().Rows(rows.begin - anchor_rows_, rows.end - anchor_rows_),
+                         stream);
+      APB_RETURN_IF_ERROR(stream.Synchronize());  // the copy reads `nowhere`
     }
   }
   return absl::OkStatus();
 }
 
 absl::Status DocumentPrefill::RunLayers(int begin, int end, kernels::Stream& stream) {
-  return context_.decoder.RunLayers(begin, end, hidden_.view(), positions_.view(), *this, stream);
+  return deps_.decoder.RunLayers(begin, end, hidden_.view(), positions_.view(), *this, stream);
 }
 
 model::LayerAttention::Store DocumentPrefill::StoreOf(int layer) const {
-  return {{slots_.view(), context_.cache.keys(layer), context_.cache.values(layer)}, anchor_rows_};
+  return {{slots_.view(), deps_.cache.keys(layer), deps_.cache.values(layer)}, anchor_rows_};
 }
 
-// Nothing reads the hidden states of document rows behind the last layer: it only stores K and V.
+// Nothing reads the hidden states of document tokens behind the last layer, so that layer only
+// stores K and V.
 bool DocumentPrefill::WantsOutput(int layer) const {
-  return last_output_ || layer + 1 < context_.weights.config().layers;
+  return last_output_ || layer + 1 < deps_.weights.config().layers;
 }
 
 bool DocumentPrefill::WantsPreRope(int layer) const {
@@ -192,7 +194,7 @@ context_parallel::LayerCall DocumentPrefill::Call(int layer) const {
   return {.layer = layer,
           .anchor_rows = anchor_rows_,
           .hosts = documents_[0].hosts,
-          .scale = 1.0f / std::sqrt(static_cast<float>(context_.weights.config().head_dim)),
+          .scale = 1.0f / std::sqrt(static_cast<float>(deps_.weights.config().head_dim)),
           .positions = positions_.view()};
 }
 

@@ -33,7 +33,7 @@ absl::StatusOr<std::unique_ptr<StepExecutor>> StepExecutor::Create(const model::
   APB_ASSIGN_OR_RETURN(executor->stream_, backend.NewStream());
   APB_ASSIGN_OR_RETURN(executor->decoder_, model::Decoder::Create(weights, backend, mesh.tensor()));
   APB_ASSIGN_OR_RETURN(executor->cache_, cache::PagedKvCache::Create(shape, backend));
-  executor->row_attention_ = std::make_unique<executor::TokenBatchAttention>(
+  executor->batch_attention_ = std::make_unique<TokenBatchAttention>(
       *executor->cache_, backend, mesh.cp_group(),
       1.0f / std::sqrt(static_cast<float>(weights.config().head_dim)));
   if (mesh.cp_group().size() > 1)
@@ -42,7 +42,7 @@ absl::StatusOr<std::unique_ptr<StepExecutor>> StepExecutor::Create(const model::
 }
 
 bool StepExecutor::SetSliced(bool sliced) {
-  most_logits_ = 0;  // they come from other memory
+  most_logits_ = 0;  // logits come from other memory in the other mode
   sliced_ = sliced && why_not_sliced_.ok();
   return sliced_ == sliced;
 }
@@ -64,7 +64,7 @@ absl::StatusOr<schedule::StepResult> StepExecutor::Execute(const schedule::StepP
   result.prefill_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (!plan.spans.empty()) APB_RETURN_IF_ERROR(RunSpans(plan.spans, result));
-  APB_RETURN_IF_ERROR(stream_->Synchronize());  // also on ranks that have nothing to read
+  APB_RETURN_IF_ERROR(stream_->Synchronize());  // also on ranks that read no result
   return result;
 }
 
@@ -73,7 +73,7 @@ absl::Status StepExecutor::Release(SequenceId id) {
   if (found == sequences_.end())
     return absl::InternalError("the plan releases a sequence that is not here");
   Sequence& s = found->second;
-  if (s.prefill != nullptr) {  // cancelled in the middle
+  if (s.prefill != nullptr) {  // cancelled during its prefill
     APB_RETURN_IF_ERROR(s.prefill->Drop(s.kv, *stream_));
     s.prefill.reset();
     decoder_->Trim();
@@ -89,7 +89,7 @@ absl::Status StepExecutor::Admit(const schedule::SequenceSpec& spec) {
   const std::span<const int32_t> tokens = spec.tokens;
   if (mesh_.all().rank() == 0) {
     const size_t prompt = tokens.size() - spec.generated_before;
-    // Penalties are the only reader of the prompt's tokens.
+    // Only the repetition penalty reads the prompt's tokens.
     if (spec.sampling.repetition_penalty != 1.0f) s.counts.AddPrompt(tokens.first(prompt));
     for (const int32_t token : tokens.subspan(prompt)) s.counts.AddGenerated(token);
   }
@@ -104,7 +104,7 @@ absl::Status StepExecutor::Admit(const schedule::SequenceSpec& spec) {
 }
 
 absl::Status StepExecutor::StartPrefill(const std::vector<SequenceId>& ids) {
-  std::vector<executor::PrefillDocument> documents;
+  std::vector<PrefillDocument> documents;
   for (const SequenceId id : ids) {
     auto found = sequences_.find(id);
     if (found == sequences_.end())
@@ -115,19 +115,20 @@ absl::Status StepExecutor::StartPrefill(const std::vector<SequenceId>& ids) {
     documents.push_back({.plan = std::move(plan),
                          .tokens = std::span(s.spec.tokens).first(schedule::PrefillEnd(s.spec)),
                          .embedded_query = s.spec.embedded_query,
-                         .compressor = s.spec.compressor,
+                         .compressor = s.spec.strategy_options.compressor,
                          .kv = &s.kv});
-    if (s.spec.cached_tokens > 0) documents.back().compressor = {};  // what follows is exact
+    if (s.spec.cached_tokens > 0)
+      documents.back().compressor = {};  // behind a prefix, all is exact
   }
-  const executor::PrefillDeps context{.decoder = *decoder_,
-                                      .weights = weights_,
-                                      .cache = *cache_,
-                                      .backend = backend_,
-                                      .communicator = mesh_.cp_group(),
-                                      .tensor = mesh_.tensor(),
-                                      .overlap_passing = overlap_passing_};
-  APB_ASSIGN_OR_RETURN(const std::shared_ptr<executor::DocumentPrefill> prefill,
-                       executor::DocumentPrefill::Start(context, std::move(documents), *stream_));
+  const PrefillDeps deps{.decoder = *decoder_,
+                         .weights = weights_,
+                         .cache = *cache_,
+                         .backend = backend_,
+                         .communicator = mesh_.cp_group(),
+                         .tensor = mesh_.tensor(),
+                         .overlap_passing = overlap_passing_};
+  APB_ASSIGN_OR_RETURN(const std::shared_ptr<DocumentPrefill> prefill,
+                       DocumentPrefill::Start(deps, std::move(documents), *stream_));
   for (const SequenceId id : ids) {
     Sequence& s = sequences_.at(id);
     s.prefill = prefill;
@@ -141,7 +142,7 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
   auto found = sequences_.find(slice.ids.at(0));
   if (found == sequences_.end() || found->second.prefill == nullptr)
     return absl::InternalError("the plan computes layers of a sequence that has no prefill");
-  executor::DocumentPrefill& prefill = *found->second.prefill;
+  DocumentPrefill& prefill = *found->second.prefill;
   const model::PhaseSeconds before = decoder_->phase_seconds();
   const double waited = SecondsIn(mesh_.cp_group()), chosen = prefill.compress_seconds();
   APB_RETURN_IF_ERROR(prefill.RunLayers(slice.layer_begin, slice.layer_end, *stream_));
@@ -152,8 +153,8 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
   phases_.projection += after.projection - before.projection;
   phases_.compress += after.compress - before.compress + choose;
   phases_.communicate += communicate + after.communicate - before.communicate;
-  // NCCL's watchdog counts a collective a little after the stream has passed it: what comes late is
-  // taken off later, as counters must not fall.
+  // NCCL's watchdog reports a collective a little after the stream has passed it. Seconds that are
+  // reported late are subtracted later, because counters must not fall.
   attend_rest_ += after.attend - before.attend - communicate - choose;
   phases_.attend += std::max(0.0, attend_rest_);
   attend_rest_ = std::min(0.0, attend_rest_);
@@ -167,7 +168,7 @@ absl::Status StepExecutor::RunPrefill(const schedule::PrefillSlice& slice) {
 
 absl::Status StepExecutor::RunSpans(const std::vector<schedule::TokenSpan>& spans,
                                     schedule::StepResult& result) {
-  std::vector<executor::BatchTokens> batch;
+  std::vector<BatchTokens> batch;
   tokens_.clear();
   for (const schedule::TokenSpan& span : spans) {
     auto found = sequences_.find(span.id);
@@ -190,10 +191,10 @@ absl::Status StepExecutor::RunSpans(const std::vector<schedule::TokenSpan>& span
   APB_ASSIGN_OR_RETURN(
       const TensorView hidden,
       hidden_.Get(config.dtype, {static_cast<int64_t>(tokens_.size()), config.hidden_size}));
-  APB_RETURN_IF_ERROR(row_attention_->Prepare(batch, *stream_, {.sliced = sliced_}));
+  APB_RETURN_IF_ERROR(batch_attention_->Prepare(batch, *stream_, {.sliced = sliced_}));
   APB_RETURN_IF_ERROR(decoder_->Embed(tokens_, hidden, *stream_));
-  APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, row_attention_->positions(),
-                                          *row_attention_, *stream_, sliced_));
+  APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, batch_attention_->positions(),
+                                          *batch_attention_, *stream_, sliced_));
   NoteLogits(
       std::count_if(spans.begin(), spans.end(), [](const auto& span) { return span.sample; }));
   return computes_logits() ? SampleSpans(spans, hidden, result) : absl::OkStatus();
@@ -207,15 +208,15 @@ void StepExecutor::NoteLogits(int64_t rows) {
 }
 
 int64_t StepExecutor::memory_moves() const {
-  return ids_.moves() + hidden_.moves() + logits_moves_ + row_attention_->memory_moves() +
+  return ids_.moves() + hidden_.moves() + logits_moves_ + batch_attention_->memory_moves() +
          decoder_->row_memory_moves();
 }
 
 absl::Status StepExecutor::Decode(const std::vector<schedule::TokenSpan>& spans,
-                                  const std::vector<executor::BatchTokens>& batch,
+                                  const std::vector<BatchTokens>& batch,
                                   schedule::StepResult& result) {
   const int64_t count = static_cast<int64_t>(spans.size());
-  int64_t slots = 0;  // on any rank: each token of a sequence has one at most
+  int64_t slots = 0;  // bound for any rank: a token has at most one slot there
   std::vector<Sequence*> owners;
   for (const schedule::TokenSpan& span : spans) {
     slots += span.position + 1;
@@ -233,18 +234,18 @@ absl::Status StepExecutor::Decode(const std::vector<schedule::TokenSpan>& spans,
     APB_ASSIGN_OR_RETURN(logits, logits_.Get(DType::kF32, {key.rows, config.vocab_size}));
   }
   NoteLogits(key.rows);
-  // Before the graph: what the host knows of this step.
+  // Before the graph: the inputs of this step, which the host knows.
   APB_RETURN_IF_ERROR(decoder_->CheckTokens(tokens_));
   tokens_.resize(key.rows, 0);
   backend_.Copy(TensorView::Contiguous(tokens_.data(), DType::kI32, {key.rows}), ids, *stream_);
-  APB_RETURN_IF_ERROR(row_attention_->Prepare(
+  APB_RETURN_IF_ERROR(batch_attention_->Prepare(
       batch, *stream_,
       {.sliced = sliced_, .padding = key.rows - count, .total_slots = key.total_slots}));
   const auto moves = [this] { return memory_moves(); };
   APB_RETURN_IF_ERROR(graphs_.Run(key, moves, *stream_, [&]() -> absl::Status {
     decoder_->Embed(ids, hidden, *stream_);
-    APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, row_attention_->positions(),
-                                            *row_attention_, *stream_, sliced_));
+    APB_RETURN_IF_ERROR(decoder_->RunLayers(0, config.layers, hidden, batch_attention_->positions(),
+                                            *batch_attention_, *stream_, sliced_));
     return computes_logits() ? decoder_->Logits(hidden, logits, *stream_, sliced_)
                              : absl::OkStatus();
   }));
@@ -267,7 +268,7 @@ absl::Status StepExecutor::SampleSpans(const std::vector<schedule::TokenSpan>& s
   if (count == 0) return absl::OkStatus();
   APB_ASSIGN_OR_RETURN(const TensorView chosen,
                        sampled_.Get(config.dtype, {count, config.hidden_size}));
-  for (int64_t begin = 0, end = 0; begin < count; begin = end) {  // rows side by side in one copy
+  for (int64_t begin = 0, end = 0; begin < count; begin = end) {  // one copy for adjacent rows
     for (end = begin + 1; end < count && last_rows[end] == last_rows[end - 1] + 1;) ++end;
     backend_.Copy(hidden.Rows(last_rows[begin], last_rows[end - 1] + 1), chosen.Rows(begin, end),
                   *stream_);
@@ -307,21 +308,18 @@ absl::Status StepExecutor::Draw(const std::vector<Sequence*>& owners, const Tens
   for (const Sequence* s : owners) requests.push_back({s->spec.sampling, s->counts});
   // First: Sample changes the logits.
   APB_ASSIGN_OR_RETURN(const std::vector<int32_t> chosen, Observe(owners, logits));
-  APB_ASSIGN_OR_RETURN(std::vector<absl::StatusOr<sampling::SampleResult>> results,
+  APB_ASSIGN_OR_RETURN(std::vector<absl::StatusOr<sampling::SampledToken>> results,
                        sampler_.Sample(requests, logits, *stream_));
   for (size_t i = 0; i < owners.size(); ++i) {
     Sequence& s = *owners[i];
-    absl::StatusOr<sampling::SampleResult>& drawn = results[i];
-    if (!drawn.ok()) {  // this sequence's logits; the batch is none the worse for it
+    absl::StatusOr<sampling::SampledToken>& drawn = results[i];
+    if (!drawn.ok()) {  // only this sequence ends
       result.failures.push_back({s.spec.id, drawn.status()});
       continue;
     }
     if (chosen[i] >= 0) drawn->token = chosen[i];
     s.counts.AddGenerated(drawn->token);
-    result.tokens.push_back({.id = s.spec.id,
-                             .token = drawn->token,
-                             .logprob = drawn->logprob,
-                             .top = std::move(drawn->top)});
+    result.tokens.push_back({s.spec.id, *std::move(drawn)});
   }
   return absl::OkStatus();
 }

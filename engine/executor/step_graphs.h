@@ -1,10 +1,10 @@
-// Decode steps as recorded graphs (kernels::Backend::Record): on a device the host needs longer to
-// launch the operations of a step one by one than the device to do them. A graph serves all steps
-// of its key: batches are padded to a number of rows, and grids are for a bound of slots.
+// Decode steps as recorded graphs (kernels::Backend::Record). On a device, the host needs longer to
+// launch the operations of a step one by one than the device to run them. A graph serves all steps
+// with its key: batches are padded to a number of rows, and grids are sized for a bound of slots.
 //
-// Ranks decide alike, as NCCL wants it of recorded collectives: keys come from the plan; the memory
-// that makes graphs stale moves by the plan; and whether a recording succeeded, all ranks tell each
-// other before the first launch.
+// NCCL requires that all ranks record a collective, or none. So the ranks decide alike: keys come
+// from the plan; the memory whose moves make graphs stale moves by the plan; and the ranks tell
+// each other whether a recording succeeded before they first launch it.
 #pragma once
 
 #include <cstdint>
@@ -28,46 +28,49 @@ class StepGraphs {
     bool sliced = false;
     auto operator<=>(const Key&) const = default;
   };
-  // More rows than these are computed at a stretch anyway, and are not recorded.
+  // Batches of more rows keep the device busy without graphs and are not recorded.
   static constexpr int64_t kMaxRows = 128;
 
-  // References must outlive the object, and so must the stream that is given to Run. Enabled where
-  // there is something to gain: on a device, if the mesh's collectives can be recorded.
+  // References, and the stream given to Run, must outlive the object. Graphs are enabled where they
+  // can save time: on a device, if the mesh's collectives can be recorded.
   StepGraphs(kernels::Backend& backend, const comm::Mesh& mesh);
 
   bool enabled() const { return enabled_; }
-  // For good. The same on all ranks, between steps.
+  // Disables graphs for good. All ranks call it, between steps.
   void Disable();
 
-  // The rows that a batch of 1 to kMaxRows rows is padded to: a power of two, or three times one.
+  // The number of rows that a batch of 1 to kMaxRows rows is padded to: a power of two, or three
+  // times one.
   static int64_t RowBucket(int64_t rows);
-  // The bound of slots for a batch that has at most `slots` of them: a power of two.
+  // The bound of slots for a batch with `slots` slots: a power of two.
   static int64_t SlotBucket(int64_t slots);
 
-  // Does `work`, which must depend on the key and on memory of the backend only: the first time as
-  // it is, the second time it is recorded, from then on launched. `moves` counts how often memory
-  // that work uses has moved. All ranks call it with equal keys, and nothing recorded is under way.
+  // Runs `work`, which must depend only on the key and on memory of the backend. The first call
+  // with a key runs it directly, the second records it, and later ones launch the graph. `moves`
+  // counts how often memory that `work` uses has moved. All ranks call it with equal keys, outside
+  // any other recording.
   absl::Status Run(const Key& key, absl::FunctionRef<int64_t()> moves, kernels::Stream& stream,
                    absl::FunctionRef<absl::Status()> work);
 
  private:
   struct Entry {
-    std::unique_ptr<kernels::Graph> graph;  // null: done once, not recorded, or given up
+    std::unique_ptr<kernels::Graph> graph;  // null: not recorded yet, or dropped
     uint64_t last_use = 0;
   };
-  // Null: some rank could not; graphs are disabled then.
+  // Null: a rank could not record; graphs are disabled then.
   absl::StatusOr<std::unique_ptr<kernels::Graph>> Record(absl::FunctionRef<int64_t()> moves,
                                                          kernels::Stream& stream,
                                                          absl::FunctionRef<absl::Status()> work);
+  // Whether `ok` is true on all ranks.
   absl::StatusOr<bool> AllRanks(bool ok, kernels::Stream& stream);
-  // Gives up the graph that was not used for longest, if there are too many.
+  // Drops the least recently used graph if there are too many.
   void Evict();
 
   kernels::Backend& backend_;
   const comm::Mesh& mesh_;
   bool enabled_;
   std::map<Key, Entry> entries_;
-  int64_t moves_ = 0;  // when the graphs were recorded
+  int64_t moves_ = 0;  // the count of moves when the graphs were recorded
   uint64_t uses_ = 0;
   core::Workspace agreement_;
 };

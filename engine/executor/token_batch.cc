@@ -29,7 +29,7 @@ absl::Status TokenBatchAttention::Prepare(const std::vector<BatchTokens>& batch,
                                           kernels::Stream& stream,
                                           const TokenBatchOptions& options) {
   sliced_ = options.sliced;
-  host_positions_.clear();
+  staging_positions_.clear();
   staging_slots_.clear();
   rows_.clear();
   sequences_.clear();
@@ -44,11 +44,11 @@ absl::Status TokenBatchAttention::Prepare(const std::vector<BatchTokens>& batch,
                                             " slots on this rank, more than ", total_slots_,
                                             ", which it is recorded for"));
   }
-  APB_RETURN_IF_ERROR(PlaceTables(batch, stream));  // last: reserving may move them
+  APB_RETURN_IF_ERROR(PlaceTables(batch, stream));  // last, as reserving slots may move the tables
   for (int64_t i = 0; i < options.padding; ++i) {
-    rows_.push_back({static_cast<int64_t>(host_positions_.size()), 1});
+    rows_.push_back({static_cast<int64_t>(staging_positions_.size()), 1});
     sequences_.emplace_back();
-    host_positions_.push_back(0);
+    staging_positions_.push_back(0);
     staging_slots_.push_back(-1);
   }
   return PlaceInputs(stream);
@@ -56,7 +56,7 @@ absl::Status TokenBatchAttention::Prepare(const std::vector<BatchTokens>& batch,
 
 absl::Status TokenBatchAttention::AddSequence(const BatchTokens& rows) {
   const uint64_t ranks = communicator_.size(), rank = communicator_.rank();
-  rows_.push_back({static_cast<int64_t>(host_positions_.size()), rows.count});
+  rows_.push_back({static_cast<int64_t>(staging_positions_.size()), rows.count});
   std::vector<int32_t> kept;
   for (int64_t p = rows.position; p < rows.position + rows.count; ++p) {
     if ((p + rows.owner_offset) % ranks == rank) kept.push_back(static_cast<int32_t>(p));
@@ -64,33 +64,35 @@ absl::Status TokenBatchAttention::AddSequence(const BatchTokens& rows) {
   APB_ASSIGN_OR_RETURN(const std::vector<int64_t> slots, cache_.Reserve(*rows.kv, kept));
   size_t next = 0;
   for (int64_t p = rows.position; p < rows.position + rows.count; ++p) {
-    host_positions_.push_back(static_cast<int32_t>(p));
+    staging_positions_.push_back(static_cast<int32_t>(p));
     staging_slots_.push_back(next < kept.size() && kept[next] == p ? slots[next++] : -1);
   }
   sequences_.push_back({.slot_count = rows.kv->slot_count(), .causal_begin = rows.document_slots});
   return absl::OkStatus();
 }
 
-// In words of 8 bytes: sequences, slots, positions.
+// The inputs are laid out in words of 8 bytes: sequences, slots, positions.
 absl::Status TokenBatchAttention::PlaceInputs(kernels::Stream& stream) {
   constexpr int64_t kSequenceWords = sizeof(kernels::PagedSequence) / sizeof(int64_t);
-  const int64_t rows = static_cast<int64_t>(host_positions_.size()),
+  const int64_t rows = static_cast<int64_t>(staging_positions_.size()),
                 sequences = static_cast<int64_t>(sequences_.size());
   const int64_t size = sequences * kSequenceWords + rows + (rows + 1) / 2;
-  host_inputs_.resize(size);
+  staging_inputs_.resize(size);
   const auto place = [&](int64_t* base) {
     placed_sequences_ = reinterpret_cast<const kernels::PagedSequence*>(base);
     base += sequences * kSequenceWords;
     slots_view_ = TensorView::Contiguous(base, DType::kI64, {rows});
     positions_view_ = TensorView::Contiguous(base + rows, DType::kI32, {rows});
   };
-  place(host_inputs_.data());
-  std::memcpy(host_inputs_.data(), sequences_.data(), sequences * sizeof(kernels::PagedSequence));
+  place(staging_inputs_.data());
+  std::memcpy(staging_inputs_.data(), sequences_.data(),
+              sequences * sizeof(kernels::PagedSequence));
   std::copy(staging_slots_.begin(), staging_slots_.end(), slots_view_.as<int64_t>());
-  std::copy(host_positions_.begin(), host_positions_.end(), positions_view_.as<int32_t>());
+  std::copy(staging_positions_.begin(), staging_positions_.end(), positions_view_.as<int32_t>());
   if (backend_.place() == kernels::Place::kCpu) return absl::OkStatus();
   APB_ASSIGN_OR_RETURN(const TensorView inputs, inputs_.Get(DType::kI64, {size}));
-  backend_.Copy(TensorView::Contiguous(host_inputs_.data(), DType::kI64, {size}), inputs, stream);
+  backend_.Copy(TensorView::Contiguous(staging_inputs_.data(), DType::kI64, {size}), inputs,
+                stream);
   place(inputs.as<int64_t>());
   return absl::OkStatus();
 }
@@ -103,16 +105,17 @@ absl::Status TokenBatchAttention::PlaceTables(const std::vector<BatchTokens>& ba
     sequences_[i].slot_positions = kv.positions.data() + batch[i].document_slots;
   }
   if (backend_.place() == kernels::Place::kCpu) return absl::OkStatus();
-  host_tables_.clear();
+  staging_tables_.clear();
   for (const BatchTokens& rows : batch) {
     const cache::SequenceKv& kv = *rows.kv;
-    host_tables_.insert(host_tables_.end(), kv.blocks.begin(), kv.blocks.end());
-    host_tables_.insert(host_tables_.end(), kv.positions.begin() + rows.document_slots,
-                        kv.positions.end());
+    staging_tables_.insert(staging_tables_.end(), kv.blocks.begin(), kv.blocks.end());
+    staging_tables_.insert(staging_tables_.end(), kv.positions.begin() + rows.document_slots,
+                           kv.positions.end());
   }
-  const int64_t size = static_cast<int64_t>(host_tables_.size());
+  const int64_t size = static_cast<int64_t>(staging_tables_.size());
   APB_ASSIGN_OR_RETURN(const TensorView tables, tables_.Get(DType::kI32, {size}));
-  backend_.Copy(TensorView::Contiguous(host_tables_.data(), DType::kI32, {size}), tables, stream);
+  backend_.Copy(TensorView::Contiguous(staging_tables_.data(), DType::kI32, {size}), tables,
+                stream);
   const int32_t* at = tables.as<int32_t>();
   for (size_t i = 0; i < batch.size(); ++i) {
     const cache::SequenceKv& kv = *batch[i].kv;
@@ -144,7 +147,7 @@ absl::Status TokenBatchAttention::Attend(int layer, const TensorView& q, const T
     backend_.PagedAttention(args, stream);
     return absl::OkStatus();
   }
-  // Outputs and log-sums lie in one buffer, so that one collective carries both.
+  // Outputs and log-sum-exps lie in one buffer, so that one collective carries both.
   const int64_t rows = q.shape[0], heads = q.shape[1], d = q.shape[2];
   APB_ASSIGN_OR_RETURN(const context_parallel::PartialResults mine,
                        context_parallel::PartialResults::In(partial_, 1, rows, heads, d));
@@ -163,7 +166,7 @@ absl::Status TokenBatchAttention::MergeSlices(const context_parallel::PartialRes
                                               const TensorView& out, kernels::Stream& stream) {
   const int ranks = communicator_.size(), rank = communicator_.rank();
   const int64_t rows = out.shape[0], d = out.shape[2], heads = mine.Out(0).shape[1];
-  // Parts of equal size, as large as the largest slice.
+  // AllToAll needs parts of equal size: that of the largest slice.
   const auto heads_of = [&](int r) { return model::PartOf(heads, {r, ranks}); };
   const int64_t most = (heads + ranks - 1) / ranks, size = rows * most * (d + 1);
   APB_ASSIGN_OR_RETURN(const TensorView send, parts_.Get(DType::kF32, {ranks, size}));

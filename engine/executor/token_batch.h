@@ -1,8 +1,8 @@
-// Exact attention of new rows over KV that is spread over the ranks: query pass and decode, any
-// number of sequences in one batch. Every rank has q of all rows and heads; each attends to its own
-// share of the keys; partial results are exchanged by one collective a layer and merged in rank
-// order. Replicated: every rank gets all heads. Sliced: a rank gets the heads that it goes on with
-// (model::Decoder), which is all that it needs.
+// Exact attention of a batch of tokens over KV that is spread over the ranks: query pass and decode
+// of any number of sequences. Every rank has q of all tokens and heads and attends to its own share
+// of the keys. One collective per layer exchanges the partial results, which are combined in rank
+// order. Replicated: every rank gets the result of all heads. Sliced: each rank gets only the heads
+// that it goes on with (model::Decoder).
 #pragma once
 
 #include <vector>
@@ -15,23 +15,23 @@
 
 namespace apb::executor {
 
-// New rows of one sequence: positions [position, position + count).
+// Tokens of one sequence, at positions [position, position + count).
 struct BatchTokens {
   cache::SequenceKv* kv = nullptr;
-  int64_t document_slots = 0;  // slots of this rank that hold document tokens: all rows see them
+  int64_t document_slots = 0;  // slots on this rank that every token of the batch sees
   int64_t position = 0;
   int64_t count = 0;
-  uint64_t owner_offset = 0;  // row at position p is kept by rank (p + owner_offset) % ranks
+  uint64_t owner_offset = 0;  // rank (p + owner_offset) % ranks keeps the token at position p
 };
 
-// What a batch is beside its rows.
+// How a batch is run.
 struct TokenBatchOptions {
   bool sliced = false;
-  // Rows behind those of the batch that belong to no sequence: nothing of them is kept, they see no
-  // key, and their results mean nothing.
+  // Extra rows behind the batch that belong to no sequence. Their K and V are not stored, they see
+  // no key, and their results are undefined.
   int64_t padding = 0;
-  // Bound of the slots of all sequences together on this rank; -1: as many as there are. A recorded
-  // step serves batches up to its bound.
+  // Upper bound for the slots of all sequences together on this rank; -1: their actual number. A
+  // recorded step serves all batches up to its bound.
   int64_t total_slots = -1;
 };
 
@@ -40,14 +40,16 @@ class TokenBatchAttention : public model::LayerAttention {
   TokenBatchAttention(cache::PagedKvCache& cache, kernels::Backend& backend,
                       comm::Communicator& communicator, float scale);
 
-  // Takes cache slots for the rows that this rank keeps. Rows of the batch are those of `batch` one
-  // after another. kResourceExhausted leaves the sequences before the failing one with reserved
-  // slots: the step has failed. All that changes from step to step is in the backend's memory then,
-  // at places that depend on the number of rows and sequences only while memory_moves() stays.
+  // Reserves cache slots for the tokens that this rank keeps; the rows of the batch are the tokens
+  // of `batch`, one sequence after another. kResourceExhausted: the sequences before the failing
+  // one keep their new slots, and the step has failed. On return, all inputs that change from step
+  // to step are in the backend's memory, at addresses that depend only on the number of rows and
+  // sequences while memory_moves() stays the same.
   absl::Status Prepare(const std::vector<BatchTokens>& batch, kernels::Stream& stream,
                        const TokenBatchOptions& options = {});
   const kernels::TensorView& positions() const { return positions_view_; }
-  // As of a core::Workspace. The same on all ranks, as it depends on numbers of rows only.
+  // How often memory of the batch has moved (core::Workspace::moves). It depends only on numbers of
+  // rows, so it is equal on all ranks.
   int64_t memory_moves() const {
     return inputs_.moves() + partial_.moves() + parts_.moves() + gathered_.moves();
   }
@@ -64,13 +66,15 @@ class TokenBatchAttention : public model::LayerAttention {
                       kernels::Stream& stream) override;
 
  private:
-  // Takes a slot for each row of one sequence that this rank keeps.
+  // Reserves slots for the tokens of one sequence that this rank keeps.
   absl::Status AddSequence(const BatchTokens& rows);
-  // Where the kernels find the tables of each sequence: on a device copies of this step's.
+  // Sets where the kernels find the block tables of each sequence: on a device, in copies made for
+  // this step.
   absl::Status PlaceTables(const std::vector<BatchTokens>& batch, kernels::Stream& stream);
-  // The rest of what changes from step to step, by one copy.
+  // Copies the other inputs that change from step to step, in one copy.
   absl::Status PlaceInputs(kernels::Stream& stream);
-  // Gives every rank the partial results of its heads, and merges those of this rank's to `out`.
+  // Sends every rank the partial results of its heads, and combines those of this rank's heads into
+  // `out`.
   absl::Status MergeSlices(const context_parallel::PartialResults& mine,
                            const kernels::TensorView& out, kernels::Stream& stream);
 
@@ -78,12 +82,12 @@ class TokenBatchAttention : public model::LayerAttention {
   kernels::Backend& backend_;
   comm::Communicator& communicator_;
   const float scale_;
-  std::vector<int32_t> host_positions_;
+  std::vector<int32_t> staging_positions_;
   std::vector<int64_t> staging_slots_;
-  std::vector<int32_t> host_tables_;
-  std::vector<kernels::PagedRows> rows_;  // by sequence, as the next one
-  std::vector<kernels::PagedSequence> sequences_;
-  std::vector<int64_t> host_inputs_;
+  std::vector<int32_t> staging_tables_;
+  std::vector<kernels::PagedRows> rows_;           // by sequence
+  std::vector<kernels::PagedSequence> sequences_;  // by sequence
+  std::vector<int64_t> staging_inputs_;
   core::Workspace inputs_, tables_, partial_, parts_, gathered_;
   bool sliced_ = false;
   int64_t total_slots_ = 0;

@@ -30,7 +30,7 @@ bool TokenCounts::InPrompt(int32_t token) const {
 
 namespace {
 
-// Stop tokens that may not be drawn yet, ascending, each once.
+// The stop tokens that may not be drawn yet, ascending, each once.
 std::vector<int32_t> BarredTokens(const SampleRequest& request) {
   if (request.counts.generated() >= request.params.min_tokens) return {};
   std::vector<int32_t> barred = request.params.stop_tokens;
@@ -39,7 +39,8 @@ std::vector<int32_t> BarredTokens(const SampleRequest& request) {
   return barred;
 }
 
-// Appends the edits of a row: every token at most once, those outside the vocabulary left out.
+// Appends the edits of a row of logits. Each token has at most one edit; tokens outside the
+// vocabulary have none.
 void AppendEdits(const SampleRequest& request, int64_t vocab,
                  std::vector<kernels::LogitEdit>& edits) {
   const auto& [params, counts] = request;
@@ -75,7 +76,7 @@ uint64_t Mix(uint64_t z) {  // the finalizer of SplitMix64
   return z ^ (z >> 31);
 }
 
-// A number in [0, 1) that depends on (seed, index) only.
+// A number in [0, 1) that depends only on (seed, index).
 double Uniform(uint64_t seed, uint64_t index) {
   constexpr uint64_t kStep = 0x9e3779b97f4a7c15ull;
   return static_cast<double>(Mix(Mix(seed + kStep) + (index + 1) * kStep) >> 11) * 0x1.0p-53;
@@ -95,8 +96,8 @@ kernels::SampleRow RowOf(const SampleRequest& request, int64_t vocab,
   return row;
 }
 
-// Fills what the result says of log-probabilities; `logits` are finite or -inf.
-void SetLogprobs(std::span<const float> logits, int32_t alternatives, SampleResult& result) {
+// Sets the log-probabilities of the result. Every logit is finite or -inf.
+void SetLogprobs(std::span<const float> logits, int32_t alternatives, SampledToken& result) {
   const float highest = *std::max_element(logits.begin(), logits.end());
   double total = 0;
   for (const float x : logits) total += std::exp(x - highest);
@@ -114,7 +115,7 @@ void SetLogprobs(std::span<const float> logits, int32_t alternatives, SampleResu
 
 }  // namespace
 
-absl::StatusOr<std::vector<absl::StatusOr<SampleResult>>> Sampler::Sample(
+absl::StatusOr<std::vector<absl::StatusOr<SampledToken>>> Sampler::Sample(
     std::span<const SampleRequest> requests, const TensorView& logits, kernels::Stream& stream) {
   const int64_t count = logits.rows(), vocab = logits.shape[1];
   rows_.clear();
@@ -130,17 +131,17 @@ absl::StatusOr<std::vector<absl::StatusOr<SampleResult>>> Sampler::Sample(
                   TensorView::Contiguous(raw_logits_.data() + at, DType::kF32, {1, vocab}), stream);
     at += vocab;
   }
-  // One upload for all arguments: the rows, then the edits.
+  // One copy to the device for all arguments: the rows, then the edits.
   const size_t row_bytes = rows_.size() * sizeof(kernels::SampleRow);
   const size_t edit_bytes = edits_.size() * sizeof(kernels::LogitEdit);
   static_assert(sizeof(kernels::SampleRow) % sizeof(int64_t) == 0);
   const int64_t words = static_cast<int64_t>((row_bytes + edit_bytes + 7) / sizeof(int64_t));
-  host_arguments_.resize(words);
-  std::memcpy(host_arguments_.data(), rows_.data(), row_bytes);
+  staging_arguments_.resize(words);
+  std::memcpy(staging_arguments_.data(), rows_.data(), row_bytes);
   if (edit_bytes > 0)
-    std::memcpy(host_arguments_.data() + row_bytes / sizeof(int64_t), edits_.data(), edit_bytes);
+    std::memcpy(staging_arguments_.data() + row_bytes / sizeof(int64_t), edits_.data(), edit_bytes);
   APB_ASSIGN_OR_RETURN(const TensorView arguments, arguments_.Get(DType::kI64, {words}));
-  backend_.Copy(TensorView::Contiguous(host_arguments_.data(), DType::kI64, {words}), arguments,
+  backend_.Copy(TensorView::Contiguous(staging_arguments_.data(), DType::kI64, {words}), arguments,
                 stream);
   APB_ASSIGN_OR_RETURN(const TensorView tokens, tokens_.Get(DType::kI32, {count}));
   backend_.Sample({.logits = logits,
@@ -150,23 +151,24 @@ absl::StatusOr<std::vector<absl::StatusOr<SampleResult>>> Sampler::Sample(
                    .edit_count = static_cast<int64_t>(edits_.size()),
                    .tokens = tokens},
                   stream);
-  host_tokens_.resize(count);
-  backend_.Copy(tokens, TensorView::Contiguous(host_tokens_.data(), DType::kI32, {count}), stream);
+  staging_tokens_.resize(count);
+  backend_.Copy(tokens, TensorView::Contiguous(staging_tokens_.data(), DType::kI32, {count}),
+                stream);
   APB_RETURN_IF_ERROR(stream.Synchronize());
 
-  std::vector<absl::StatusOr<SampleResult>> results;
+  std::vector<absl::StatusOr<SampledToken>> results;
   size_t at = 0;
   for (int64_t i = 0; i < count; ++i) {
     const int32_t alternatives = requests[i].params.logprobs;
     const std::span<const float> raw =
         std::span(raw_logits_).subspan(at, alternatives >= 0 ? vocab : 0);
     at += raw.size();
-    if (host_tokens_[i] == kernels::kBadLogit) {
+    if (staging_tokens_[i] == kernels::kBadLogit) {
       results.emplace_back(absl::InternalError("the model gave a logit that is NaN or +inf"));
-    } else if (host_tokens_[i] == kernels::kNothingToDraw) {
+    } else if (staging_tokens_[i] == kernels::kNothingToDraw) {
       results.emplace_back(absl::InternalError("every token is barred: nothing to draw from"));
     } else {
-      SampleResult result{.token = host_tokens_[i]};
+      SampledToken result{.token = staging_tokens_[i]};
       if (alternatives >= 0) SetLogprobs(raw, alternatives, result);
       results.emplace_back(std::move(result));
     }

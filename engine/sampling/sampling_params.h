@@ -1,8 +1,10 @@
-// How the next token is drawn, as the engine takes it: every value is resolved (defaults of clients
-// are the server's). Pure data: the scheduler and the step plan use it too.
+// What a request asks of sampling, and the token that is drawn. The engine takes resolved values:
+// the server fills in the defaults of clients. Pure data: the scheduler and the step plan use it
+// too.
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace apb::sampling {
@@ -17,13 +19,20 @@ struct SamplingParams {
   float presence_penalty = 0.0f;     // over generated tokens
   float frequency_penalty = 0.0f;    // over generated tokens
   float repetition_penalty = 1.0f;   // over prompt and generated tokens
-  std::vector<int32_t> stop_tokens;  // end the sequence (the token itself is not shown)
-  int32_t logprobs = -1;             // alternatives to report; -1 = off
-  int32_t min_tokens = 0;            // stop tokens are barred before
+  std::vector<int32_t> stop_tokens;  // each ends the sequence (clients do not see the token)
+  int32_t logprobs = -1;             // number of alternatives to report; -1 = off
+  int32_t min_tokens = 0;            // no stop token is drawn before so many tokens
 };
 
-// Calls visit(name, field) for every field, where the name is that of common.v1.SamplingParams. The
-// codec of Submit, the step plan's bytes and the checks of a request go by this list.
+struct SampledToken {
+  int32_t token = 0;
+  float logprob = 0;                           // of the token; set if params.logprobs >= 0
+  std::vector<std::pair<int32_t, float>> top;  // params.logprobs alternatives, best first
+};
+
+// Calls visit(name, field) for every field; the name is that of the field in
+// common.v1.SamplingParams. The codec of Submit, the step plan's bytes and the checks of a request
+// go by this list.
 template <typename Params, typename Visit>
 void ForEachField(Params& p, Visit&& visit) {
   visit("max_tokens", p.max_tokens);

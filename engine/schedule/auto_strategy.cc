@@ -12,8 +12,8 @@ using context_parallel::StrategyInfo;
 
 namespace {
 
-// A later one must save this much of the time of the best before it: predictions are rough, and a
-// choice should not hang on them where it does not matter.
+// A later candidate must save this much of the time of the best before it: predictions are rough,
+// and small differences should not decide.
 constexpr double kSavedShare = 0.1, kSavedSeconds = 1e-3;
 
 bool Fits(const SchedulerOptions& options, const context_parallel::ShardPlan& plan) {
@@ -24,8 +24,8 @@ bool Fits(const SchedulerOptions& options, const context_parallel::ShardPlan& pl
   return true;
 }
 
-// The fastest of `candidates` for tokens [cached, length). Where none fits it is the first exact
-// one with a host on each rank, whose refusal says what is missing.
+// The fastest of `candidates` for tokens [cached, length). If none fits, the first exact strategy
+// with a host on each rank, whose refusal tells the client what is missing.
 std::string Fastest(const SchedulerOptions& options,
                     const std::vector<const StrategyInfo*>& candidates, int64_t cached,
                     int64_t length) {
@@ -71,9 +71,10 @@ std::string FastestOverPrefix(const SchedulerOptions& options, int64_t cached, i
 
 std::string ChooseStrategy(const SchedulerOptions& options, const Request& request) {
   const SequenceSpec& spec = request.spec;
-  const int hosts = spec.hosts == 0 ? options.default_hosts : spec.hosts;
+  const context_parallel::StrategyOptions& asked = spec.strategy_options;
+  const int hosts = asked.hosts == 0 ? options.default_hosts : asked.hosts;
   const bool can_select =
-      options.has_retaining_heads || !spec.embedded_query.empty() || !spec.compressor.empty();
+      options.has_retaining_heads || !spec.embedded_query.empty() || !asked.compressor.empty();
   const auto approximate = context_parallel::AutoCandidates(/*exact=*/false);
   if (!request.exact && hosts > 1 && spec.query_begin >= options.full_below && can_select &&
       !approximate.empty()) {

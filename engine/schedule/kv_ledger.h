@@ -1,6 +1,6 @@
-// The account of KV blocks on every rank: which running sequence holds how many, which cached
-// prefix, and which of these may be given back. The only place where blocks are counted; what the
-// ranks allocate follows from the step plans. Pure. Owner: the scheduler.
+// The account of KV blocks on every rank: how many each running sequence and each cached prefix
+// holds, and which prefixes may be evicted. Blocks are counted nowhere else; the allocations of the
+// ranks follow from the step plans. Pure. Owner: the scheduler.
 #pragma once
 
 #include <cstdint>
@@ -15,39 +15,43 @@ namespace apb::schedule {
 
 class KvLedger {
  public:
-  // Each of `ranks` ranks has so many blocks. `keep_unpinned`: cached prefixes that nobody uses
-  // stay until their blocks are needed; else only contexts and what is in use stay.
+  // `blocks_per_rank` blocks on each of `ranks` ranks. With `keep_unpinned`, cached prefixes that
+  // nothing uses stay until their blocks are needed; without, only contexts and prefixes in use
+  // stay.
   KvLedger(int ranks, int64_t blocks_per_rank, bool keep_unpinned);
 
-  // The blocks of a running sequence are `wanted` now, by rank. Evicts unpinned prefixes for that,
-  // the longest unused first. False: there are not so many, even so; the sequence has what it had.
+  // Sets the blocks of a running sequence to `wanted` (by rank). Evicts unpinned prefixes if it
+  // must, the least recently used first. False: too few blocks even so; the sequence keeps what it
+  // had.
   bool Take(SequenceId id, const std::vector<int64_t>& wanted);
   bool holds(SequenceId id) const { return running_.contains(id); }
-  // Gives the blocks of a running sequence back, with the next step. False: it has none.
+  // Gives back the blocks of a running sequence; the next step releases them. False: it has none.
   bool Release(SequenceId id);
-  // The blocks of running sequence prefix.id become those of a cached prefix, which needs no more
-  // than it has on any rank. The pin of the prefix's parent goes with it.
+  // Turns the blocks of running sequence prefix.id into those of a cached prefix, which must not
+  // need more blocks on any rank. The pin on the prefix's parent passes to the prefix.
   void Keep(CachedPrefix prefix);
 
-  // The longest prefix that a prompt can start from (PrefixCache).
+  // The index that finds the longest prefix of a prompt.
   PrefixCache& prefixes() { return prefixes_; }
   const PrefixCache& prefixes() const { return prefixes_; }
   void Pin(SequenceId prefix) { prefixes_.Pin(prefix); }
   void Unpin(SequenceId prefix);
-  // A context is a prefix like all others from now on. Nothing happens if there is none.
+  // Makes a context an ordinary cached prefix. Other ids are ignored.
   void Unkeep(SequenceId context);
-  // Gives back all that only unpinned prefixes hold.
+  // Evicts all unpinned prefixes.
   void EvictAll();
-  // What the ranks give back in the next step, in the order in which it was given up.
+  // The sequences whose blocks the ranks free in the next step, in the order in which they were
+  // given up.
   std::vector<SequenceId> TakeReleases();
   bool has_releases() const { return !releases_.empty(); }
 
-  // Blocks that running sequences hold, shared ones included once.
+  // Blocks that running sequences hold, not counting those shared with a cached prefix.
   int64_t used(int rank) const { return used_[rank]; }
-  // Those that only cached prefixes hold, and those among them that stay because of contexts.
+  // Blocks of cached prefixes, and the blocks among them that contexts hold.
   int64_t cached(int rank) const { return cached_[rank]; }
   int64_t kept(int rank) const { return prefixes_.HeldBlocks(rank); }
-  // Blocks that a sequence going on from `context` cannot have because of the others.
+  // Blocks of contexts that a sequence continuing `context` cannot have, because other contexts
+  // hold them.
   int64_t kept_beside(int rank, std::optional<SequenceId> context) const {
     return prefixes_.HeldBlocks(rank, context);
   }
@@ -55,14 +59,14 @@ class KvLedger {
 
  private:
   bool Evict();
-  // That nothing is counted twice, or lost: no rank has more than its blocks, or less than none.
+  // Checks the invariant: every rank has between 0 and blocks_per_rank blocks in use.
   void Check() const;
 
   const int ranks_;
   const int64_t blocks_per_rank_;
   const bool keep_unpinned_;
   std::map<SequenceId, std::vector<int64_t>> running_;  // by rank
-  std::vector<int64_t> used_, cached_;                  // sums over running_, over prefixes_
+  std::vector<int64_t> used_, cached_;  // by rank: sums over running_ and over prefixes_
   PrefixCache prefixes_;
   std::vector<SequenceId> releases_;
 };

@@ -37,7 +37,7 @@ int64_t KvLayout::CountOf(const Piece& piece, int rank, int64_t length) const {
 }
 
 int64_t KvLayout::Count(int rank, int64_t length) const {
-  // Positions p with p % ranks == rank below a bound.
+  // The number of positions p < bound with p % ranks == rank.
   const auto dealt = [&](int64_t bound) { return (bound + ranks_ - 1 - rank) / ranks_; };
   int64_t count = dealt(length);
   for (const Piece& piece : pieces_) {
@@ -49,11 +49,11 @@ int64_t KvLayout::Count(int rank, int64_t length) const {
 }
 
 std::vector<uint64_t> PrefixCache::Hashes(std::span<const int32_t> tokens,
-                                          const std::string& maker) {
-  // FNV-1a over the bytes; a match is compared token by token, so collisions cost time only.
+                                          const std::string& kv_recipe) {
+  // FNV-1a. Matches are compared token by token, so a collision costs only time.
   uint64_t hash = 14695981039346656037u;
   const auto add = [&](uint64_t value) { hash = (hash ^ value) * 1099511628211u; };
-  for (const char c : maker) add(static_cast<unsigned char>(c));
+  for (const char c : kv_recipe) add(static_cast<unsigned char>(c));
   std::vector<uint64_t> hashes;
   for (size_t i = 0; i < tokens.size(); ++i) {
     add(static_cast<uint32_t>(tokens[i]));
@@ -64,7 +64,7 @@ std::vector<uint64_t> PrefixCache::Hashes(std::span<const int32_t> tokens,
 
 namespace {
 
-// Tokens at the beginning of both, one less than `tokens` at most.
+// The number of equal tokens at the beginning of both, at most one less than `tokens` has.
 int64_t Common(const std::vector<int32_t>& own, std::span<const int32_t> tokens) {
   const auto differs = std::mismatch(own.begin(), own.end(), tokens.begin(), tokens.end());
   return std::min<int64_t>(differs.first - own.begin(), static_cast<int64_t>(tokens.size()) - 1);
@@ -73,12 +73,12 @@ int64_t Common(const std::vector<int32_t>& own, std::span<const int32_t> tokens)
 }  // namespace
 
 PrefixCache::Match PrefixCache::Find(std::span<const int32_t> tokens,
-                                     std::span<const std::string> makers) {
+                                     std::span<const std::string> recipes) {
   Match best;
   Entry* found = nullptr;
-  for (const std::string& maker : makers) {
-    const std::vector<uint64_t> hashes = Hashes(tokens, maker);
-    // Who has the first i chunks has the first i - 1.
+  for (const std::string& recipe : recipes) {
+    const std::vector<uint64_t> hashes = Hashes(tokens, recipe);
+    // A prefix with the first i chunks is also indexed by its first i - 1.
     size_t chunks = 0;
     while (chunks < hashes.size() && index_.contains(hashes[chunks])) ++chunks;
     if (chunks == 0) continue;
@@ -86,7 +86,8 @@ PrefixCache::Match PrefixCache::Find(std::span<const int32_t> tokens,
     for (auto it = begin; it != end; ++it) {
       Entry& entry = entries_.at(it->second);
       const int64_t length = Common(entry.prefix.tokens, tokens);
-      if (entry.prefix.maker != maker || length < entry.prefix.least || length <= best.length)
+      if (entry.prefix.kv_recipe != recipe || length < entry.prefix.min_match ||
+          length <= best.length)
         continue;
       best = {&entry.prefix, length};
       found = &entry;
@@ -120,7 +121,7 @@ PrefixCache::Match PrefixCache::FindFrom(SequenceId context, std::span<const int
 void PrefixCache::Insert(CachedPrefix prefix) {
   Entry entry;
   entry.pins = prefix.kept ? 1 : 0;
-  entry.hashes = Hashes(prefix.tokens, prefix.maker);
+  entry.hashes = Hashes(prefix.tokens, prefix.kv_recipe);
   entry.last_use = ++clock_;
   const SequenceId id = prefix.id;
   for (const uint64_t hash : entry.hashes) index_.emplace(hash, id);

@@ -20,7 +20,7 @@ using context_parallel::StrategyInfo;
 
 namespace {
 
-// What one request could do to a whole group: an executor error ends it.
+// An executor error ends the whole group, so no request may bring one about.
 absl::Status CheckTokens(const SequenceSpec& spec, int64_t vocab_size) {
   const auto check = [&](const std::vector<int32_t>& tokens, const char* what) {
     for (const int32_t token : tokens) {
@@ -59,6 +59,8 @@ int64_t PrefillEnd(const SequenceSpec& spec) {
 
 absl::StatusOr<ShardPlan> PlanOf(const SequenceSpec& spec, int ranks) {
   const bool cached = spec.cached_tokens > 0;
+  context_parallel::StrategyOptions options = spec.strategy_options;
+  if (cached) options.hosts = ranks;
   return context_parallel::MakeShardPlan(
       cached ? spec.prefix_strategy : spec.strategy,
       {.document_length = PrefillEnd(spec),
@@ -66,10 +68,7 @@ absl::StatusOr<ShardPlan> PlanOf(const SequenceSpec& spec, int ranks) {
        .query_length = static_cast<int64_t>(spec.tokens.size()) - PrefillEnd(spec),
        .query_insert_position = spec.query_insert_position,
        .embedded_query_length = static_cast<int64_t>(spec.embedded_query.size())},
-      {.hosts = cached ? ranks : spec.hosts,
-       .anchor_length = spec.anchor_length,
-       .passing_length = spec.passing_length,
-       .row_cost_pairs = spec.row_cost_pairs});
+      options);
 }
 
 namespace {
@@ -81,53 +80,58 @@ int64_t MostOnARank(const ShardPlan& plan, int ranks) {
   return most;
 }
 
-// New rows are dealt out evenly, so the fullest rank bounds what can be generated.
-int64_t RoomForNewRows(const SchedulerOptions& options, const ShardPlan& plan) {
+// Tokens behind the document are spread evenly over the ranks, so the fullest rank bounds how many
+// can be generated.
+int64_t RoomForNewTokens(const SchedulerOptions& options, const ShardPlan& plan) {
   const int64_t left =
       options.blocks_per_rank * options.block_size - MostOnARank(plan, options.ranks);
   return std::min(options.max_model_len, left * options.ranks);
 }
 
-// Balanced blocks give the first rank more than its share of the document's KV; where that leaves
-// no room for what is asked, blocks are equal.
+// Balanced shards put more of the document's KV on the first rank. If that leaves no room for the
+// answer, the shards have equal length.
 absl::StatusOr<ShardPlan> BalancedOrEqual(const SchedulerOptions& options,
                                           const StrategyInfo& strategy, Request& request) {
   SequenceSpec& spec = request.spec;
-  spec.row_cost_pairs = 0;
+  spec.strategy_options.row_cost_pairs = 0;
   if (strategy.can_balance && request.balanced.value_or(options.balanced)) {
-    spec.row_cost_pairs = context_parallel::RowCostInPairs(options.model, options.speed);
+    spec.strategy_options.row_cost_pairs =
+        context_parallel::RowCostInPairs(options.model, options.speed);
     APB_ASSIGN_OR_RETURN(ShardPlan balanced, PlanOf(spec, options.ranks));
     const int64_t length = static_cast<int64_t>(spec.tokens.size());
     const int64_t wanted = std::min(length + spec.sampling.max_tokens, options.max_model_len);
-    if (RoomForNewRows(options, balanced) >= wanted - spec.query_begin) return balanced;
-    spec.row_cost_pairs = 0;
+    if (RoomForNewTokens(options, balanced) >= wanted - spec.query_begin) return balanced;
+    spec.strategy_options.row_cost_pairs = 0;
   }
   return PlanOf(spec, options.ranks);
 }
 
-// As many hosts as the strategy has, or as are asked for.
+// Sets the number of hosts: the one that the strategy prescribes, or the one that the request asks
+// for.
 absl::Status ResolveHosts(const SchedulerOptions& options, const StrategyInfo& strategy,
                           SequenceSpec& spec) {
+  int32_t& hosts = spec.strategy_options.hosts;
   switch (strategy.hosts) {
     case HostsRule::kOne:
-      spec.hosts = 1;
+      hosts = 1;
       return absl::OkStatus();
     case HostsRule::kOneOnEachRank:
-      if (spec.hosts == 0) spec.hosts = options.ranks;
-      if (spec.hosts == options.ranks) return absl::OkStatus();
-      return absl::InvalidArgumentError(absl::StrCat("hosts=", spec.hosts, ": strategy '",
-                                                     spec.strategy, "' has one on each of the ",
-                                                     options.ranks, " ranks"));
+      if (hosts == 0) hosts = options.ranks;
+      if (hosts == options.ranks) return absl::OkStatus();
+      return absl::InvalidArgumentError(absl::StrCat("hosts=", hosts, ": strategy '", spec.strategy,
+                                                     "' has one on each of the ", options.ranks,
+                                                     " ranks"));
     case HostsRule::kSameOnEachRank:
-      if (spec.hosts == 0) spec.hosts = options.default_hosts;
-      if (spec.hosts >= 1 && spec.hosts % options.ranks == 0) return absl::OkStatus();
-      return absl::InvalidArgumentError(absl::StrCat(
-          "hosts=", spec.hosts, ": must be a multiple of the ", options.ranks, " ranks"));
+      if (hosts == 0) hosts = options.default_hosts;
+      if (hosts >= 1 && hosts % options.ranks == 0) return absl::OkStatus();
+      return absl::InvalidArgumentError(
+          absl::StrCat("hosts=", hosts, ": must be a multiple of the ", options.ranks, " ranks"));
   }
   return absl::InternalError("a strategy with an unknown rule of hosts");
 }
 
-// Turns `auto` into a name; the row of the name, if this group can run it as the request says.
+// Replaces `auto` by a name. Returns the row of the strategy, if this group can run it as the
+// request says.
 absl::StatusOr<const StrategyInfo*> ResolveStrategy(const SchedulerOptions& options,
                                                     Request& request) {
   SequenceSpec& spec = request.spec;
@@ -138,7 +142,8 @@ absl::StatusOr<const StrategyInfo*> ResolveStrategy(const SchedulerOptions& opti
   }
   const StrategyInfo* strategy = context_parallel::FindStrategy(spec.strategy);
   if (strategy == nullptr) return context_parallel::UnknownStrategy(spec.strategy);
-  if (automatic && strategy->exact) spec.hosts = 0;  // meant for approximate strategies
+  if (automatic && strategy->exact)
+    spec.strategy_options.hosts = 0;  // asked for approximate strategies
   if (request.exact && !strategy->exact) {
     return absl::InvalidArgumentError(
         absl::StrCat("exact=true contradicts strategy '", spec.strategy, "'"));
@@ -148,34 +153,35 @@ absl::StatusOr<const StrategyInfo*> ResolveStrategy(const SchedulerOptions& opti
   return strategy;
 }
 
-// How what the plan passes on is chosen, if anything is.
+// Sets the compressor, or clears it if the plan passes nothing on.
 absl::Status ResolveCompressor(const SchedulerOptions& options, const ShardPlan& plan,
                                SequenceSpec& spec) {
+  std::string& compressor = spec.strategy_options.compressor;
   const bool passes = std::any_of(plan.hosts.begin(), plan.hosts.end(),
                                   [](const auto& h) { return h.passing_length > 0; });
   if (!passes) {
-    spec.compressor.clear();
-  } else if (spec.compressor.empty()) {
-    spec.compressor = options.has_retaining_heads ? "retaining_heads" : "query_aware";
+    compressor.clear();
+  } else if (compressor.empty()) {
+    compressor = options.has_retaining_heads ? "retaining_heads" : "query_aware";
   }
-  if (spec.compressor == "retaining_heads" && !options.has_retaining_heads) {
+  if (compressor == "retaining_heads" && !options.has_retaining_heads) {
     return absl::InvalidArgumentError(
         "compressor 'retaining_heads': this model has none (use query_aware)");
   }
-  if (!spec.compressor.empty() && spec.compressor != "retaining_heads" &&
-      spec.compressor != "query_aware" && spec.compressor != "random") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("compressor '", spec.compressor, "' is unknown"));
+  if (!compressor.empty() && compressor != "retaining_heads" && compressor != "query_aware" &&
+      compressor != "random") {
+    return absl::InvalidArgumentError(absl::StrCat("compressor '", compressor, "' is unknown"));
   }
   return absl::OkStatus();
 }
 
-// A document without a cached prefix: with one there are fewer rows, and less is taken.
+// Checks the prefill without a cached prefix; with one, there are fewer tokens, and it takes less
+// memory.
 absl::Status CheckPrefillMemory(const SchedulerOptions& options, const SequenceSpec& spec,
                                 const ShardPlan& plan) {
   if (options.prefill_bytes == 0) return absl::OkStatus();
-  const int64_t needed = context_parallel::MostPrefillBytes(plan, options.ranks, options.model,
-                                                            spec.compressor, options.overlap);
+  const int64_t needed = context_parallel::MostPrefillBytes(
+      plan, options.ranks, options.model, spec.strategy_options.compressor, options.overlap);
   if (needed <= options.prefill_bytes) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       "the prompt has ", spec.tokens.size(), " tokens; with strategy '", spec.strategy,
@@ -204,17 +210,17 @@ absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request
   APB_ASSIGN_OR_RETURN(ShardPlan plan, BalancedOrEqual(options, *strategy, request));
   APB_RETURN_IF_ERROR(ResolveCompressor(options, plan, spec));
   APB_RETURN_IF_ERROR(CheckPrefillMemory(options, spec, plan));
-  const int64_t new_rows = RoomForNewRows(options, plan);
+  const int64_t new_tokens = RoomForNewTokens(options, plan);
   const int64_t query = length - spec.query_begin;
-  if (new_rows < query + (spec.sampling.max_tokens > 0 ? 1 : 0)) {
+  if (new_tokens < query + (spec.sampling.max_tokens > 0 ? 1 : 0)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the prompt has ", length, " tokens; with strategy '", spec.strategy,
         "' a rank would keep ", MostOnARank(plan, options.ranks), " of them, its KV cache holds ",
         options.blocks_per_rank * options.block_size));
   }
-  // A completion ends with `length` where the context or the cache ends.
+  // A completion that reaches max_model_len or the end of the cache ends with `length`.
   spec.sampling.max_tokens =
-      static_cast<int32_t>(std::min<int64_t>({spec.sampling.max_tokens, room, new_rows - query}));
+      static_cast<int32_t>(std::min<int64_t>({spec.sampling.max_tokens, room, new_tokens - query}));
   KvLayout layout(options.ranks);
   layout.Append(std::move(plan), spec.query_begin);
   return layout;

@@ -1,4 +1,4 @@
-// What is asked of the scheduler, and what of it is possible in this group.
+// A request to the scheduler, the options of its group, and the check of the one against the other.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,9 @@
 
 namespace apb::schedule {
 
-// Tokens behind a cached prefix that are worth a prefill, where `ring_from` does not say: rows make
-// every rank compute all products, a prefill costs messages around the ring.
+// From this many tokens behind a cached prefix on, they go through a prefill, if `ring_from` does
+// not say otherwise. As query tokens every rank would compute all of them; a prefill shares them
+// but costs messages around the ring.
 inline constexpr int64_t kPrefillFrom = 512;
 
 struct SchedulerOptions {
@@ -26,51 +27,55 @@ struct SchedulerOptions {
   int64_t vocab_size = int64_t{1} << 31;
   bool has_retaining_heads = false;
   context_parallel::ModelShape model;
-  context_parallel::MachineSpeed speed;  // of the group, for `auto` and balanced blocks
-  // Memory that a prefill may take on a rank beside weights and KV cache; 0: not bounded.
+  context_parallel::MachineSpeed speed;  // of the group, for `auto` and balanced shards
+  // Memory that a prefill may take on a rank beside weights and KV cache; 0: unlimited.
   int64_t prefill_bytes = 0;
-  bool overlap = false;  // PrefillDeps::overlap_passing, which takes some of it
-  // `auto` computes shorter documents exactly: anchors would cost what they save.
+  bool overlap = false;  // PrefillDeps::overlap_passing, which takes some of that memory
+  // `auto` computes documents shorter than this exactly, because anchors would cost more than they
+  // save.
   int64_t full_below = 8192;
-  // Where `auto` is exact: documents of at least this length on all ranks, shorter ones on one (by
-  // the first candidate that does so); -1: as the cost model says. As many tokens behind a cached
-  // prefix are computed by a prefill, fewer as rows; -1: kPrefillFrom.
+  // Used when `auto` is exact: documents of at least this many tokens are computed by all ranks,
+  // shorter ones by one (by the first candidate that does so); -1: by the cost model. From as many
+  // tokens behind a cached prefix on, they go through a prefill; -1: kPrefillFrom.
   int64_t ring_from = -1;
-  // Exact prefills that are admitted together run together up to so many tokens.
+  // Exact prefills that are admitted in one step run together up to this many tokens.
   int64_t prefill_batch_tokens = 2048;
-  // Blocks that take equally long (StrategyInfo::can_balance), for requests that do not say.
+  // Default for requests that do not say: shards that take equally long to compute instead of
+  // shards of equal length (StrategyInfo::can_balance).
   bool balanced = false;
-  // KV of ended sequences is kept, while there is room, for prompts that begin like them.
+  // Keeps KV of ended sequences, while there is room, for prompts that begin like them.
   bool prefix_cache = false;
-  int64_t max_batch_tokens = 512;
-  int64_t max_waiting = 256;  // sequences
+  int64_t max_batch_tokens = 512;  // query and decode tokens of a step
+  int64_t max_waiting = 256;       // sequences
   int64_t max_waiting_tokens = 4 << 20;
-  double slice_seconds_busy = 0.05;
-  double slice_seconds_idle = 0.25;
+  double slice_seconds_busy = 0.05;  // target time of a slice of layers while others decode
+  double slice_seconds_idle = 0.25;  // and while none does
 };
 
 struct Request {
-  SequenceSpec spec;    // strategy may be "auto" or ""; hosts 0 = default
-  bool exact = false;   // `auto` may choose exact strategies only
-  bool chosen = false;  // set by ResolveRequest: spec.strategy was `auto`
+  SequenceSpec spec;    // before ResolveRequest, strategy may be "auto" or "", hosts 0 (default)
+  bool exact = false;   // only exact strategies may be used
+  bool chosen = false;  // ResolveRequest has chosen spec.strategy, which was `auto`
   bool report_progress = false;
-  // The prompt's KV stays as a context when the request has ended, until the sequence is cancelled.
+  // After the end of the request, its KV stays as a context until the sequence is cancelled.
   bool keep = false;
-  // The kept sequence that the prompt goes on from, as far as their tokens are the same. What its
-  // KV was computed by applies.
+  // The context that the prompt continues, as far as their tokens are equal. The KV is used
+  // whatever strategy computed it.
   std::optional<SequenceId> context;
   std::optional<bool> balanced;  // absent: the group's default
 };
 
-// Tokens whose KV is there when the rows of the query begin: cached, or computed by a prefill.
+// The number of prompt tokens whose KV exists when the query pass begins: cached, or computed by a
+// prefill.
 int64_t PrefillEnd(const SequenceSpec& spec);
-// Who computes which tokens in a sequence's prefill, on a group of so many ranks: the document by
-// spec.strategy or, behind a cached prefix, the tokens up to prefill_end by spec.prefix_strategy.
+// Which rank of a group of `ranks` computes which tokens in the sequence's prefill: of the
+// document, by spec.strategy; or, behind a cached prefix, of the tokens up to prefill_end, by
+// spec.prefix_strategy. Errors: those of MakeShardPlan.
 absl::StatusOr<context_parallel::ShardPlan> PlanOf(const SequenceSpec& spec, int ranks);
 
-// Checks a request against the group, turns `auto` and defaults into what will be done, cuts
-// max_tokens to what context and cache leave, and tells where the KV goes if nothing of it is
-// cached. kInvalidArgument (naming the field) for what can never run.
+// Checks a request against the group, replaces `auto` and defaults by values, and cuts max_tokens
+// to what max_model_len and the cache leave. Returns where the KV goes if no prefix is cached.
+// kInvalidArgument (the message names the field) for a request that can never run.
 absl::StatusOr<KvLayout> ResolveRequest(const SchedulerOptions& options, Request& request);
 
 }  // namespace apb::schedule

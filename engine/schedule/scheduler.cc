@@ -29,8 +29,9 @@ void Scheduler::Submit(Request request, absl::Time now) {
   s.submitted = now;
   absl::StatusOr<KvLayout> layout = ResolveRequest(options_, s.request);
   if (!layout.ok()) return Reject(id, layout.status());
-  s.fresh = *std::move(layout);
-  // It has its context, also if that is given up while it waits.
+  s.uncached_layout = *std::move(layout);
+  // The pin holds the context for this request even if the context is cancelled while the request
+  // waits.
   if (s.request.context.has_value()) ledger_.Pin(*s.request.context);
   waiting_tokens_ += tokens;
   waiting_.push_back(id);
@@ -47,15 +48,14 @@ absl::Status Scheduler::CheckContext(const Request& request) const {
 }
 
 void Scheduler::Reject(SequenceId id, absl::Status status) {
-  Event event{.kind = Event::Kind::kEnd, .id = id, .reason = EndReason::kRejected};
-  event.status = std::move(status);
-  events_.push_back(std::move(event));
+  events_.emplace_back(
+      EndEvent{.id = id, .reason = EndReason::kRejected, .status = std::move(status)});
 }
 
 int64_t Scheduler::BlocksFor(const Sequence& s, int rank, int64_t length) const {
   const int64_t all =
       (s.layout.Count(rank, length) + options_.block_size - 1) / options_.block_size;
-  return all - (s.shared.empty() ? 0 : s.shared[rank]);
+  return all - (s.shared_blocks.empty() ? 0 : s.shared_blocks[rank]);
 }
 
 bool Scheduler::Grow(Sequence& s, int64_t length) {
@@ -68,14 +68,13 @@ void Scheduler::ReleaseBlocks(Sequence& s) {
   if (ledger_.Release(s.request.spec.id)) DropParent(s);
 }
 
-// Takes the blocks for a waiting sequence's prompt, over a cached prefix if there is one.
-bool Scheduler::TakeRoom(Sequence& s) {
+bool Scheduler::TakeBlocks(Sequence& s) {
   const int64_t length = static_cast<int64_t>(s.request.spec.tokens.size()) + 1;
   UsePrefix(s, /*search=*/true);
   if (Grow(s, length)) return true;
   DropParent(s);
-  // Where nobody runs who will give room back, the prefix that was found has it, of which the
-  // prompt uses a part only.
+  // If nothing runs that would release blocks, the prefix that was found may hold the missing ones,
+  // of which the prompt uses only a part: give it up.
   UsePrefix(s, /*search=*/false);
   if (running() == 0 && Grow(s, length)) return true;
   DropParent(s);
@@ -86,7 +85,8 @@ void Scheduler::JoinBatch(Sequence& s, std::map<std::string, Batch>& open) {
   const SequenceSpec& spec = s.request.spec;
   const std::string& strategy = spec.cached_tokens > 0 ? spec.prefix_strategy : spec.strategy;
   const context_parallel::StrategyInfo* info = context_parallel::FindStrategy(strategy);
-  const bool can_batch = info != nullptr && info->can_batch;  // null: rows only behind a prefix
+  const bool can_batch =
+      info != nullptr && info->can_batch;  // null: there is no prefill behind the prefix
   Batch& batch = open[strategy];
   if (batch.number == 0 || !can_batch ||
       batch.tokens + s.document_tokens > options_.prefill_batch_tokens) {
@@ -98,13 +98,13 @@ void Scheduler::JoinBatch(Sequence& s, std::map<std::string, Batch>& open) {
 
 void Scheduler::Admit(StepPlan& plan, absl::Time now) {
   std::map<std::string, Batch> open;
-  // First come, first served: a large request is not overtaken for ever by small ones.
+  // First come, first served, so that small requests cannot overtake a large one for ever.
   while (!waiting_.empty()) {
     Sequence& s = sequences_.at(waiting_.front());
     const SequenceSpec& spec = s.request.spec;
-    if (!TakeRoom(s)) {
+    if (!TakeBlocks(s)) {
       if (running() > 0 && FitsBesideContexts(s)) return;
-      RefuseForRoom(s, now);
+      RejectForRoom(s, now);
       continue;
     }
     waiting_.pop_front();
@@ -134,9 +134,10 @@ bool Scheduler::FitsBesideContexts(const Sequence& s) const {
   return true;
 }
 
-// Only contexts can be in the way: ResolveRequest lets nothing pass that would not fit alone.
-void Scheduler::RefuseForRoom(Sequence& s, absl::Time now) {
-  if (s.generated > 0) return End(s, EndReason::kLength, now);  // preempted; the cache ends here
+// Only contexts can be in the way: ResolveRequest rejects every request that would not fit alone.
+void Scheduler::RejectForRoom(Sequence& s, absl::Time now) {
+  if (s.generated > 0)
+    return End(s, EndReason::kLength, now);  // preempted: its answer ends where the cache does
   int64_t needed = 0, held = 0;
   for (int r = 0; r < options_.ranks; ++r) {
     const int64_t length = static_cast<int64_t>(s.request.spec.tokens.size()) + 1;
@@ -158,7 +159,7 @@ StepPlan Scheduler::NextStep(absl::Time now) {
   plan.step = next_step_++;
   AddDecodeTokens(plan, now);
   Admit(plan, now);
-  plan.releases = ledger_.TakeReleases();  // both may preempt and evict
+  plan.releases = ledger_.TakeReleases();  // last, as both lines above may preempt and evict
   AddQueryTokens(plan);
   AddPrefillSlice(plan, now);
   return plan;
@@ -204,7 +205,7 @@ void Scheduler::AddDecodeTokens(StepPlan& plan, absl::Time now) {
 void Scheduler::Preempt(Sequence& s, absl::Time) {
   ++preemptions_;
   ReleaseBlocks(s);
-  // The tokens so far (all but the last have rows) become part of what is computed again.
+  // The tokens so far become part of the prompt that is computed again.
   s.request.spec.tokens.push_back(s.last_token);
   s.request.spec.generated_before = s.generated;
   s.state = State::kWaiting;
@@ -233,22 +234,22 @@ void Scheduler::AddPrefillSlice(StepPlan& plan, absl::Time now) {
     if (s.state == State::kPrefill) batch_tokens[s.batch] += s.document_tokens;
   }
   const Sequence* chosen = nullptr;
-  double least = 0;
+  double least_work = 0;
   for (const auto& [id, s] : sequences_) {
     if (s.state != State::kPrefill) continue;
     const double left = static_cast<double>(batch_tokens[s.batch]) *
                         (options_.layers - s.layers_done) / options_.layers;
     const double work = left - kAgingTokensPerSecond * absl::ToDoubleSeconds(now - s.submitted);
-    if (chosen == nullptr || work < least) {
+    if (chosen == nullptr || work < least_work) {
       chosen = &s;
-      least = work;
+      least_work = work;
     }
   }
   if (chosen == nullptr) return;
   const double target =
       plan.spans.empty() ? options_.slice_seconds_idle : options_.slice_seconds_busy;
-  // Seconds of a layer: as measured for this prefill, else as earlier ones suggest, else unknown
-  // (one layer).
+  // Seconds per layer: measured on this prefill, else estimated from earlier ones, else unknown
+  // (then the slice is one layer).
   double layer_seconds =
       chosen->layers_done > 0
           ? chosen->prefill_seconds_spent / chosen->layers_done
@@ -279,11 +280,11 @@ void Scheduler::Complete(const StepPlan& plan, const StepResult& result, absl::T
     const bool query_done = s.state == State::kQuery &&
                             s.next_position == static_cast<int64_t>(s.request.spec.tokens.size());
     if (query_done && !span.sample)
-      End(s, EndReason::kLength, now);  // max_tokens 0: only the prompt was wanted
+      End(s, EndReason::kLength, now);  // max_tokens = 0: only the prompt was wanted
   }
-  for (const SampledToken& token : result.tokens) {
-    auto found = sequences_.find(token.id);
-    if (found != sequences_.end()) OnToken(found->second, token, now);
+  for (const TokenEvent& event : result.tokens) {
+    auto found = sequences_.find(event.id);
+    if (found != sequences_.end()) OnToken(found->second, event, now);
   }
   for (const SequenceFailure& failure : result.failures) {
     auto found = sequences_.find(failure.id);
@@ -308,31 +309,32 @@ void Scheduler::OnPrefillDone(const PrefillSlice& slice, double seconds, absl::T
   const double sample = seconds / (layers * static_cast<double>(tokens));
   seconds_per_token_layer_ =
       seconds_per_token_layer_ == 0 ? sample : 0.7 * seconds_per_token_layer_ + 0.3 * sample;
-  // What is done so far less what was done before: slices of a prefill add up to all of its rows.
+  // The tokens done so far minus those done before, so that the slices of a prefill add up to all
+  // of its tokens.
   prompt_tokens_computed_ +=
       tokens * slice.layer_end / options_.layers - tokens * slice.layer_begin / options_.layers;
 }
 
 void Scheduler::Progress(Sequence& s, absl::Time now) {
-  const bool done = s.layers_done == options_.layers;  // also where nothing was to be done
+  const bool done = s.layers_done == options_.layers;  // true without a prefill, too
   if (!done && now - s.last_progress < absl::Milliseconds(250)) return;
   s.last_progress = now;
   const double share = static_cast<double>(s.layers_done) / options_.layers;
   const double computed = share * static_cast<double>(s.document_tokens);
   const double elapsed = absl::ToDoubleSeconds(now - s.prefill_begin);
-  events_.push_back(
-      {.kind = Event::Kind::kProgress,
-       .id = s.request.spec.id,
-       .processed_tokens = s.request.spec.cached_tokens + static_cast<int64_t>(computed),
-       .total_tokens = static_cast<int64_t>(s.request.spec.tokens.size()),
-       .elapsed_seconds = elapsed,
-       .eta_seconds = share > 0 ? elapsed / share * (1 - share) : 0,
-       .queue_seconds = std::max(0.0, s.queue_seconds),
-       .strategy = s.request.spec.strategy,
-       .cached_tokens = s.cached_tokens});
+  events_.emplace_back(ProgressEvent{
+      .id = s.request.spec.id,
+      .processed_tokens = s.request.spec.cached_tokens + static_cast<int64_t>(computed),
+      .total_tokens = static_cast<int64_t>(s.request.spec.tokens.size()),
+      .cached_tokens = s.cached_tokens,
+      .elapsed_seconds = elapsed,
+      .eta_seconds = share > 0 ? elapsed / share * (1 - share) : 0,
+      .queue_seconds = std::max(0.0, s.queue_seconds),
+      .strategy = s.request.spec.strategy});
 }
 
-void Scheduler::OnToken(Sequence& s, const SampledToken& token, absl::Time now) {
+void Scheduler::OnToken(Sequence& s, const TokenEvent& event, absl::Time now) {
+  const int32_t token = event.sampled.token;
   const SequenceSpec& spec = s.request.spec;
   if (s.state == State::kQuery) {
     s.state = State::kDecode;
@@ -343,11 +345,11 @@ void Scheduler::OnToken(Sequence& s, const SampledToken& token, absl::Time now) 
   } else {
     s.request.spec.tokens.push_back(s.last_token);
   }
-  s.last_token = token.token;
+  s.last_token = token;
   ++s.generated;
   const auto& stops = spec.sampling.stop_tokens;
-  const bool stop = std::find(stops.begin(), stops.end(), token.token) != stops.end();
-  events_.push_back({.kind = Event::Kind::kToken, .id = spec.id, .token = token});
+  const bool stop = std::find(stops.begin(), stops.end(), token) != stops.end();
+  events_.emplace_back(event);
   if (stop) {
     End(s, EndReason::kStopToken, now);
   } else if (s.generated >= spec.sampling.max_tokens) {
@@ -357,19 +359,21 @@ void Scheduler::OnToken(Sequence& s, const SampledToken& token, absl::Time now) 
 
 void Scheduler::End(Sequence& s, EndReason reason, absl::Time now, absl::Status status) {
   const SequenceId id = s.request.spec.id;
-  Event event{.kind = Event::Kind::kEnd, .id = id, .reason = reason};
-  event.status = std::move(status);
-  event.strategy = s.request.spec.strategy;
-  event.cached_tokens = s.cached_tokens;
-  event.queue_seconds = std::max(
-      0.0, s.queue_seconds >= 0 ? s.queue_seconds : absl::ToDoubleSeconds(now - s.submitted));
+  const double queued =
+      s.queue_seconds >= 0 ? s.queue_seconds : absl::ToDoubleSeconds(now - s.submitted);
+  EndEvent event{.id = id,
+                 .reason = reason,
+                 .status = std::move(status),
+                 .cached_tokens = s.cached_tokens,
+                 .queue_seconds = std::max(0.0, queued),
+                 .strategy = s.request.spec.strategy};
   if (s.prefill_seconds >= 0) {
     event.prefill_seconds = s.prefill_seconds;
     event.decode_seconds = absl::ToDoubleSeconds(now - s.first_token);
   } else if (s.queue_seconds >= 0) {
     event.prefill_seconds = absl::ToDoubleSeconds(now - s.prefill_begin);
   }
-  events_.push_back(std::move(event));
+  events_.emplace_back(std::move(event));
   if (s.state == State::kWaiting) {
     waiting_.erase(std::find(waiting_.begin(), waiting_.end(), id));
     waiting_tokens_ -= static_cast<int64_t>(s.request.spec.tokens.size());

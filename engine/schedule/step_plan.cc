@@ -8,8 +8,8 @@
 namespace apb::schedule {
 namespace {
 
-// One description of the layout, used for writing and for reading. Little-endian hosts only, as MPI
-// groups are.
+// Visit describes the layout once, for Writer and Reader. Little-endian machines only, as in MPI
+// groups.
 struct Writer {
   std::string bytes;
   template <typename T>
@@ -68,7 +68,8 @@ struct Reader {
       }
     }
   }
-  // A count of elements of at least `least` bytes each; 0 and not good if they cannot be there.
+  // Reads a count of elements of at least `least` bytes each. Returns 0 and sets `good` to false if
+  // so many cannot follow.
   uint64_t Size(uint64_t least) {
     uint64_t size = 0;
     (*this)(size);
@@ -82,11 +83,15 @@ void Visit(A& a, sampling::SamplingParams& p) {
   sampling::ForEachField(p, [&a](const char*, auto& field) { a(field); });
 }
 template <typename A>
+void Visit(A& a, context_parallel::StrategyOptions& o) {
+  context_parallel::ForEachField(o, [&a](const char*, auto& field) { a(field); });
+}
+template <typename A>
 void Visit(A& a, SequenceSpec& s) {
   a(s.id), a(s.tokens), a(s.query_begin), a(s.query_insert_position), a(s.embedded_query),
-      a(s.strategy), a(s.compressor), a(s.hosts), a(s.anchor_length), a(s.passing_length),
-      a(s.row_cost_pairs), a(s.generated_before), a(s.parent), a(s.cached_tokens), a(s.prefill_end),
-      a(s.prefix_strategy);
+      a(s.strategy);
+  Visit(a, s.strategy_options);
+  a(s.generated_before), a(s.parent), a(s.cached_tokens), a(s.prefill_end), a(s.prefix_strategy);
   Visit(a, s.sampling);
 }
 template <typename A>

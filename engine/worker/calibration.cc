@@ -30,8 +30,8 @@ namespace {
 using kernels::DType;
 using kernels::TensorView;
 
-// Of one run: some milliseconds, so that on a busy machine some runs are not interrupted, and so
-// that a device's launches are a small part of it.
+// The work of one run. It takes some milliseconds, so that on a busy machine some runs are not
+// interrupted, and so that launches are a small part of it on a device.
 struct Work {
   double product_flops, attention_flops;
   int64_t most_product_rows, most_attention_rows;
@@ -45,7 +45,7 @@ const Work& WorkFor(const kernels::Backend& backend) {
   return backend.place() == kernels::Place::kCpu ? kCpuWork : kDeviceWork;
 }
 
-// Zeros: kernels take as long as with other numbers.
+// Kernels take as long on zeros as on other numbers.
 absl::StatusOr<core::Tensor> Zeros(kernels::Backend& backend, DType dtype,
                                    std::initializer_list<int64_t> shape) {
   const int64_t count =
@@ -55,8 +55,8 @@ absl::StatusOr<core::Tensor> Zeros(kernels::Backend& backend, DType dtype,
   return core::Tensor::CopyOf(backend, view);
 }
 
-// The fastest of some runs behind a first one that pays for page faults; of slow work that first
-// one counts.
+// The fastest of several runs after a first one, which pays for page faults. If the work is slow,
+// the first run counts too.
 absl::StatusOr<double> BestSeconds(kernels::Stream& stream,
                                    const std::function<absl::Status()>& work) {
   constexpr absl::Duration kPatience = absl::Milliseconds(100);
@@ -72,7 +72,7 @@ absl::StatusOr<double> BestSeconds(kernels::Stream& stream,
   return best;
 }
 
-// All products of a layer.
+// Floating-point operations per second of all matrix products of a layer.
 absl::StatusOr<double> ProductFlops(const model::Weights& weights, kernels::Backend& backend,
                                     kernels::Stream& stream) {
   const model::LayerWeights& layer = weights.layer(0);
@@ -103,7 +103,7 @@ absl::StatusOr<double> ProductFlops(const model::Weights& weights, kernels::Back
   return static_cast<double>(rows) * row_flops / seconds;
 }
 
-// Causal attention over a short text.
+// Floating-point operations per second of causal attention over a short text.
 absl::StatusOr<double> AttentionFlops(const model::Weights& weights, kernels::Backend& backend,
                                       kernels::Stream& stream) {
   const context_parallel::ModelShape shape = ShapeOf(weights);
@@ -139,7 +139,7 @@ absl::StatusOr<double> AttentionFlops(const model::Weights& weights, kernels::Ba
   return n * (n + 1) / 2 * pair_flops / seconds;
 }
 
-// Seconds of one step of the ring with messages of so many bytes. The same calls on all ranks.
+// Seconds of one step of the ring with messages of `bytes` bytes. All ranks make the same calls.
 absl::StatusOr<double> StepSeconds(int64_t bytes, int runs, kernels::Backend& backend,
                                    comm::Communicator& communicator, kernels::Stream& stream) {
   const int ranks = communicator.size(), rank = communicator.rank();
@@ -173,7 +173,7 @@ absl::StatusOr<context_parallel::MachineSpeed> Calibrate(const model::Weights& w
   const int64_t large_message = WorkFor(backend).large_message;
   APB_ASSIGN_OR_RETURN(const double large,
                        StepSeconds(large_message, 4, backend, communicator, *stream));
-  // Nanoseconds of 1e6 operations or bytes: f32 is exact enough.
+  // Nanoseconds per 1e6 operations, and per message: f32 is exact enough for these.
   std::array<float, 4> slowest = {static_cast<float>(1e15 / speed.product_flops),
                                   static_cast<float>(1e15 / speed.attention_flops),
                                   static_cast<float>(small * 1e9), static_cast<float>(large * 1e9)};
@@ -184,7 +184,7 @@ absl::StatusOr<context_parallel::MachineSpeed> Calibrate(const model::Weights& w
   APB_RETURN_IF_ERROR(stream->Synchronize());
   speed.product_flops = 1e15 / slowest[0];
   speed.attention_flops = 1e15 / slowest[1];
-  // time = latency + bytes / speed, through both points. No link is faster than memory.
+  // The model time = latency + bytes / speed, through both points. No link is faster than memory.
   const double small_seconds = slowest[2] * 1e-9, large_seconds = slowest[3] * 1e-9;
   const double per_byte = std::max(
       1e-12, (large_seconds - small_seconds) / static_cast<double>(large_message - kSmallMessage));

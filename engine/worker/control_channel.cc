@@ -14,7 +14,7 @@ absl::StatusOr<std::unique_ptr<ControlChannel>> ControlChannel::Connect(
   constexpr int kMaxMessageBytes = 64 << 20;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(kMaxMessageBytes);
-  // A server on another machine that vanished is noticed within half a minute.
+  // Notices within half a minute that a server on another machine has vanished.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);

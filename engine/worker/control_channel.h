@@ -1,5 +1,5 @@
-// The leader's gRPC stream to apb-server: commands come in through a queue, events go out at once.
-// A broken stream ends the group: the server starts it again.
+// The leader's gRPC stream to apb-server. Commands come in through a queue; events go out at once.
+// A broken stream ends the group; the server then starts it again.
 #pragma once
 
 #include <memory>
@@ -15,29 +15,28 @@ namespace apb::worker {
 
 class ControlChannel {
  public:
-  // Connects and says hello; kUnavailable if the server does not take it within `deadline`.
+  // Connects and sends Hello. kUnavailable if the server does not accept it within `deadline`.
   static absl::StatusOr<std::unique_ptr<ControlChannel>> Connect(const std::string& server,
                                                                  const cluster::v1::Hello& hello,
                                                                  absl::Duration deadline);
   ~ControlChannel();
 
-  // Next command within the time; nothing when it is over. closed() tells whether the stream has
-  // ended.
+  // The next command, or nothing after `timeout`. closed() tells whether the stream has ended.
   std::optional<cluster::v1::ToWorker> Next(absl::Duration timeout) {
     return commands_.Pop(timeout);
   }
   std::vector<cluster::v1::ToWorker> DrainNow() { return commands_.DrainNow(); }
   bool closed() const { return commands_.closed(); }
-  // False when the stream is broken. One thread only.
+  // Sends a message from the step thread. False: the stream is broken.
   bool Send(const cluster::v1::FromWorker& message) { return stream_->Write(message); }
-  // Says that no more events follow and waits for the server's status.
+  // Announces that no more events follow, and waits for the server's status.
   absl::Status Finish();
 
  private:
   ControlChannel() = default;
   void ReadLoop();
 
-  // Of the server's queue limits this is far above: a full queue means that something is wrong.
+  // Far more than the server lets wait: a full queue means that something is wrong.
   base::BoundedQueue<cluster::v1::ToWorker> commands_{1 << 16};
   grpc::ClientContext context_;
   std::unique_ptr<cluster::v1::WorkerGroupService::Stub> stub_;

@@ -27,31 +27,32 @@ int64_t AvailableMemoryBytes() {
   return int64_t{4} << 30;
 }
 
-// A communicator over NCCL between the ranks of one over MPI, which carries the id.
-absl::StatusOr<std::unique_ptr<comm::Communicator>> NcclBetween(comm::Communicator& host,
+// Creates a communicator over NCCL for the ranks of `over_mpi`, which carries NCCL's id to them.
+absl::StatusOr<std::unique_ptr<comm::Communicator>> NcclBetween(comm::Communicator& over_mpi,
                                                                 absl::Duration deadline) {
   constexpr int64_t kIdWords = 32;
   std::string id(kIdWords * sizeof(int32_t), '\0');
-  if (host.rank() == 0) {
+  if (over_mpi.rank() == 0) {
     APB_ASSIGN_OR_RETURN(id, comm::NewNcclId());
   }
   comm::HostStream stream;
   APB_RETURN_IF_ERROR(
-      host.Broadcast(TensorView::Contiguous(id.data(), DType::kI32, {kIdWords}), 0, stream));
+      over_mpi.Broadcast(TensorView::Contiguous(id.data(), DType::kI32, {kIdWords}), 0, stream));
   return comm::CreateNcclCommunicator(
-      {.id = id, .rank = host.rank(), .size = host.size(), .deadline = deadline});
+      {.id = id, .rank = over_mpi.rank(), .size = over_mpi.size(), .deadline = deadline});
 }
 
-absl::StatusOr<comm::Mesh> NcclMesh(comm::Mesh& host, absl::Duration deadline) {
-  APB_ASSIGN_OR_RETURN(auto all, NcclBetween(host.all(), deadline));
-  if (host.tensor() == nullptr) return comm::Mesh(std::move(all));
-  APB_ASSIGN_OR_RETURN(auto context, NcclBetween(host.cp_group(), deadline));
-  APB_ASSIGN_OR_RETURN(auto tensor, NcclBetween(*host.tensor(), deadline));
+absl::StatusOr<comm::Mesh> NcclMesh(comm::Mesh& over_mpi, absl::Duration deadline) {
+  APB_ASSIGN_OR_RETURN(auto all, NcclBetween(over_mpi.all(), deadline));
+  if (over_mpi.tensor() == nullptr) return comm::Mesh(std::move(all));
+  APB_ASSIGN_OR_RETURN(auto context, NcclBetween(over_mpi.cp_group(), deadline));
+  APB_ASSIGN_OR_RETURN(auto tensor, NcclBetween(*over_mpi.tensor(), deadline));
   return comm::Mesh(std::move(all), std::move(context), std::move(tensor));
 }
 
-// GPUs of this machine. `auto` wants one for each of its ranks: NCCL refuses ranks that share one,
-// unless its environment says otherwise, which who asks for `cuda` may know.
+// The number of usable GPUs of this machine. `auto` needs one for each rank here: NCCL refuses
+// ranks that share a GPU unless its environment allows it. Users who ask for `cuda` may have set
+// that.
 absl::StatusOr<int> UsableGpus(const WorkerOptions& options, int ranks) {
   if (options.device == "cpu") return absl::UnavailableError("--device cpu");
   APB_ASSIGN_OR_RETURN(const int gpus, kernels::UsableCudaDevices());

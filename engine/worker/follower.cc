@@ -30,7 +30,7 @@ std::string SerializedRankStats(const comm::MpiRuntime& mpi,
 absl::Status RunFollower(const WorkerOptions& options, comm::MpiRuntime& mpi, Engine& engine) {
   const absl::Duration deadline = absl::Seconds(options.collective_timeout_seconds);
   while (true) {
-    // A cut link is noticed by the leader's silence.
+    // A follower notices a cut link by the leader's silence.
     APB_ASSIGN_OR_RETURN(const std::string bytes, mpi.ReceivePlan(deadline + kStatsWhileIdle));
     APB_ASSIGN_OR_RETURN(const schedule::StepPlan plan, schedule::DecodeStepPlan(bytes));
     APB_RETURN_IF_ERROR(engine.executor->Execute(plan).status());

@@ -8,6 +8,7 @@
 
 namespace apb::worker {
 
+// Returns after the last plan (StepPlan::shutdown), or with the first error.
 absl::Status RunFollower(const WorkerOptions& options, comm::MpiRuntime& mpi, Engine& engine);
 
 // This rank's counters as a serialised cluster.v1.RankStats.

@@ -1,12 +1,14 @@
 #include "engine/worker/leader.h"
 
 #include <atomic>
+#include <variant>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/context_parallel/strategies.h"
+#include "engine/schedule/scheduler.h"
 #include "engine/worker/calibration.h"
 #include "engine/worker/control_channel.h"
 #include "engine/worker/follower.h"
@@ -16,7 +18,6 @@ namespace apb::worker {
 namespace {
 
 using schedule::EndReason;
-using schedule::Event;
 using schedule::SequenceId;
 
 constexpr absl::Duration kStatsWhileBusy = absl::Seconds(1);
@@ -37,28 +38,48 @@ cluster::v1::EndReason ToProto(EndReason reason) {
   return cluster::v1::END_REASON_UNSPECIFIED;
 }
 
-void FillToken(const schedule::SampledToken& token, cluster::v1::TokenEvent* out) {
-  out->set_sequence(static_cast<uint64_t>(token.id));
-  out->set_token(token.token);
-  out->set_logprob(token.logprob);
-  for (const auto& [id, logprob] : token.top) {
-    cluster::v1::TopLogprob* top = out->add_top();
-    top->set_id(id);
-    top->set_logprob(logprob);
-  }
-}
+// Sorts the events of one step into messages to the server.
+struct Outbox {
+  cluster::v1::FromWorker tokens;
+  std::vector<cluster::v1::FromWorker> progresses, ends;
 
-void FillEnd(const Event& event, cluster::v1::SequenceEnd* out) {
-  out->set_sequence(static_cast<uint64_t>(event.id));
-  out->set_reason(ToProto(event.reason));
-  out->set_status_code(static_cast<int>(event.status.code()));
-  out->set_message(std::string(event.status.message()));
-  out->set_queue_seconds(event.queue_seconds);
-  out->set_prefill_seconds(event.prefill_seconds);
-  out->set_decode_seconds(event.decode_seconds);
-  out->set_strategy(event.strategy);
-  out->set_cached_tokens(event.cached_tokens);
-}
+  void operator()(const schedule::TokenEvent& event) {
+    cluster::v1::TokenEvent* out = tokens.add_tokens();
+    out->set_sequence(static_cast<uint64_t>(event.id));
+    out->set_token(event.sampled.token);
+    out->set_logprob(event.sampled.logprob);
+    for (const auto& [id, logprob] : event.sampled.top) {
+      cluster::v1::TopLogprob* top = out->add_top();
+      top->set_id(id);
+      top->set_logprob(logprob);
+    }
+  }
+
+  void operator()(const schedule::ProgressEvent& event) {
+    cluster::v1::SequenceProgress* out = progresses.emplace_back().mutable_progress();
+    out->set_sequence(static_cast<uint64_t>(event.id));
+    out->set_processed_tokens(event.processed_tokens);
+    out->set_total_tokens(event.total_tokens);
+    out->set_elapsed_seconds(event.elapsed_seconds);
+    out->set_eta_seconds(event.eta_seconds);
+    out->set_cached_tokens(event.cached_tokens);
+    out->set_strategy(event.strategy);
+    out->set_queue_seconds(event.queue_seconds);
+  }
+
+  void operator()(const schedule::EndEvent& event) {
+    cluster::v1::SequenceEnd* out = ends.emplace_back().mutable_end();
+    out->set_sequence(static_cast<uint64_t>(event.id));
+    out->set_reason(ToProto(event.reason));
+    out->set_status_code(static_cast<int>(event.status.code()));
+    out->set_message(std::string(event.status.message()));
+    out->set_queue_seconds(event.queue_seconds);
+    out->set_prefill_seconds(event.prefill_seconds);
+    out->set_decode_seconds(event.decode_seconds);
+    out->set_strategy(event.strategy);
+    out->set_cached_tokens(event.cached_tokens);
+  }
+};
 
 class Leader {
  public:
@@ -149,7 +170,7 @@ class Leader {
   void TakeCommands() {
     if (scheduler_.idle()) {
       const absl::Duration until_stats = last_stats_ + kStatsWhileIdle - absl::Now();
-      // Signals do not wake the queue, so look at `stop` now and then.
+      // Signals do not wake the queue, so `stop` is looked at now and then.
       const absl::Duration wait =
           std::clamp(until_stats, absl::ZeroDuration(), absl::Milliseconds(200));
       if (auto command = channel_->Next(wait)) Apply(*command);
@@ -171,7 +192,7 @@ class Leader {
   absl::Status Step() {
     schedule::StepPlan plan = scheduler_.NextStep(absl::Now());
     const bool busy = !plan.prefill.empty() || !plan.spans.empty();
-    // The one more report after the last request shows the KV cache empty again.
+    // One more report after the last request shows the KV cache empty again.
     const bool due = absl::Now() - last_stats_ >= (busy ? kStatsWhileBusy : kStatsWhileIdle);
     plan.collect_stats = due || (!busy && was_busy_);
     was_busy_ = busy || (!plan.empty() && !plan.collect_stats);
@@ -186,32 +207,13 @@ class Leader {
     return absl::OkStatus();
   }
 
-  // Tokens of one step travel together, behind the progress of the step and before the ends.
+  // The tokens of one step travel in one message, behind the step's progress and before its ends.
   void SendEvents() {
-    cluster::v1::FromWorker tokens;
-    std::vector<cluster::v1::FromWorker> progresses, ends;
-    for (const Event& event : scheduler_.TakeEvents()) {
-      if (event.kind == Event::Kind::kToken) {
-        FillToken(event.token, tokens.add_tokens());
-        continue;
-      }
-      if (event.kind == Event::Kind::kEnd) {
-        FillEnd(event, ends.emplace_back().mutable_end());
-      } else {
-        cluster::v1::SequenceProgress* progress = progresses.emplace_back().mutable_progress();
-        progress->set_sequence(static_cast<uint64_t>(event.id));
-        progress->set_processed_tokens(event.processed_tokens);
-        progress->set_total_tokens(event.total_tokens);
-        progress->set_elapsed_seconds(event.elapsed_seconds);
-        progress->set_eta_seconds(event.eta_seconds);
-        progress->set_cached_tokens(event.cached_tokens);
-        progress->set_strategy(event.strategy);
-        progress->set_queue_seconds(event.queue_seconds);
-      }
-    }
-    for (const cluster::v1::FromWorker& message : progresses) channel_->Send(message);
-    if (tokens.tokens_size() > 0) channel_->Send(tokens);
-    for (const cluster::v1::FromWorker& message : ends) channel_->Send(message);
+    Outbox out;
+    for (const schedule::Event& event : scheduler_.TakeEvents()) std::visit(out, event);
+    for (const cluster::v1::FromWorker& message : out.progresses) channel_->Send(message);
+    if (out.tokens.tokens_size() > 0) channel_->Send(out.tokens);
+    for (const cluster::v1::FromWorker& message : out.ends) channel_->Send(message);
   }
 
   absl::Status SendStats() {
@@ -228,13 +230,14 @@ class Leader {
       cluster::v1::RankStats* rank = stats->add_ranks();
       if (!rank->ParseFromString(all[r]))
         return absl::DataLossError("statistics of a rank are damaged");
-      // The ledger's counts: a pool does not know for whom its blocks are.
+      // The counts are the ledger's: a block pool does not know whether a sequence or a cached
+      // prefix holds a block.
       const schedule::KvLedger& ledger = scheduler_.ledger();
       const int context_rank = static_cast<int>(r) / options_.tensor_parallel;
       rank->set_kv_blocks_used(ledger.used(context_rank));
       rank->set_kv_blocks_pinned(ledger.kept(context_rank));
       rank->set_kv_blocks_cached(ledger.cached(context_rank) - ledger.kept(context_rank));
-      // The ranks of a tensor group hold the heads of the same tokens.
+      // The ranks of a tensor-parallel group hold heads of the same tokens, so one of them counts.
       if (r % options_.tensor_parallel == 0)
         stats->set_kv_blocks_used(stats->kv_blocks_used() + rank->kv_blocks_used() +
                                   rank->kv_blocks_pinned());

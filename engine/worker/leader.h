@@ -1,4 +1,5 @@
-// Rank 0's loop: commands in, step plans out to all ranks, events back to the server.
+// Rank 0's loop: takes commands from the server, sends step plans to all ranks, sends events back
+// to the server.
 #pragma once
 
 #include <atomic>
@@ -9,12 +10,12 @@
 
 namespace apb::worker {
 
-// An idle leader sends a plan at least this often (it asks for statistics), so that followers
-// notice when it is gone.
+// An idle leader sends a plan (it asks for statistics) at least this often, so that followers
+// notice when the leader is gone.
 constexpr absl::Duration kStatsWhileIdle = absl::Seconds(5);
 
 // Runs until the server asks for the end (Drain), the process is told to stop (`stop` becomes
-// true), or something fails; sends the followers their last plan unless something failed.
+// true), or an error occurs. Sends the followers their last plan unless there was an error.
 absl::Status RunLeader(const WorkerOptions& options, comm::MpiRuntime& mpi, Engine& engine,
                        const std::atomic<bool>& stop);
 

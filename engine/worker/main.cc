@@ -32,7 +32,7 @@ int main(int argc, char** argv) {
   }
   apb::base::SetLogLevel(level);
   apb::base::SetLogJson(options.log_json);
-  // Never outlive the launcher.
+  // The kernel ends this process when its launcher ends.
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   auto mpi = MpiRuntime::Start(&argc, &argv);
   if (!mpi.ok()) {
@@ -40,7 +40,8 @@ int main(int argc, char** argv) {
     return 1;
   }
   apb::base::SetLogContext(absl::StrCat("rank=", (*mpi)->rank()));
-  // After MPI, which installs handlers of its own. Followers stop when the leader tells them.
+  // Set after MPI has installed its own handlers. Followers ignore signals: the leader tells them
+  // to stop.
   std::signal(SIGTERM, (*mpi)->rank() == 0 ? OnSignal : SIG_IGN);
   std::signal(SIGINT, (*mpi)->rank() == 0 ? OnSignal : SIG_IGN);
   std::signal(SIGPIPE, SIG_IGN);

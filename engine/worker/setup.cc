@@ -34,7 +34,7 @@ std::optional<kernels::DType> TypeNamed(const std::string& name) {
 
 std::string Gigabytes(int64_t bytes) { return absl::StrFormat("%.2f GB", bytes * 1e-9); }
 
-// Says now and then how far the weights are.
+// Logs the progress of loading every few seconds, and a summary at the end.
 class LoadLog {
  public:
   void operator()(const model::LoadProgress& progress) {
@@ -92,7 +92,7 @@ class LoadLog {
   absl::Time last_ = start_;
 };
 
-// The first rank speaks for all.
+// Loads this rank's share of the weights. Only the first rank logs.
 absl::Status LoadOnThisRank(const WorkerOptions& options, int threads, bool first_rank,
                             Engine& engine) {
   const comm::Communicator* tensor = engine.device.mesh->tensor();
@@ -109,8 +109,8 @@ absl::Status LoadOnThisRank(const WorkerOptions& options, int threads, bool firs
   return absl::OkStatus();
 }
 
-// Blocks of one rank: what was asked for, or what fits into its memory, but no more than twice the
-// model's context for the whole group.
+// KV blocks of one rank: as many as the options ask for, else as many as fit into its memory, but
+// for the whole group at most twice the model's max_positions (at least 65536 tokens).
 int64_t BlocksPerRank(const WorkerOptions& options, const model::ModelConfig& config,
                       const cache::KvCacheShape& shape, int64_t memory, int64_t context_ranks) {
   int64_t tokens = options.kv_cache_tokens;
@@ -125,11 +125,11 @@ int64_t BlocksPerRank(const WorkerOptions& options, const model::ModelConfig& co
   return std::max<int64_t>(1, (per_rank + shape.block_size - 1) / shape.block_size);
 }
 
-// Seconds of a decode step of one row, the best of a few.
+// Seconds of a decode step of one token: the best of a few.
 absl::StatusOr<float> SecondsOfStep(executor::StepExecutor& executor) {
   const schedule::SequenceId id{};
   schedule::StepPlan plan;
-  // Rows only: the strategy has no document.
+  // There is no document, so the strategy does nothing.
   const context_parallel::StrategyInfo& strategy =
       context_parallel::FirstExact(context_parallel::HostsRule::kOne);
   plan.admissions.push_back({.id = id, .tokens = {0}, .strategy = std::string(strategy.name)});
@@ -140,7 +140,7 @@ absl::StatusOr<float> SecondsOfStep(executor::StepExecutor& executor) {
     const absl::Time start = absl::Now();
     APB_RETURN_IF_ERROR(executor.Execute(plan).status());
     const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
-    // The first reads weights that no one has read before.
+    // The first step reads weights that nothing has read before, so it does not count.
     if (step == 1 || (step > 1 && seconds < best)) best = seconds;
     plan = {};
   }
@@ -149,9 +149,10 @@ absl::StatusOr<float> SecondsOfStep(executor::StepExecutor& executor) {
   return static_cast<float>(best);
 }
 
-// Replicated or sliced query and decode rows: as told, or what a measured step says is faster.
-absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine,
-                           comm::Communicator& control) {
+// Chooses whether query and decode tokens are computed replicated or sliced: as the options say, or
+// what measured steps show to be faster.
+absl::Status ChooseDecodeMode(const WorkerOptions& options, Engine& engine,
+                              comm::Communicator& control) {
   if (options.decode == "replicated" || engine.device.mesh->cp_group().size() == 1)
     return absl::OkStatus();
   executor::StepExecutor& executor = *engine.executor;
@@ -170,15 +171,16 @@ absl::Status ChooseRowMode(const WorkerOptions& options, Engine& engine,
     APB_ASSIGN_OR_RETURN(const float mine, SecondsOfStep(executor));
     APB_ASSIGN_OR_RETURN(seconds[sliced], comm::MaxOverRanks(control, mine));
   }
-  // Clearly faster, so that the next start decides alike: the two round differently.
+  // Sliced must be clearly faster, so that the next start decides alike: the two modes round
+  // differently.
   executor.SetSliced(seconds[1] < 0.9f * seconds[0]);
   APB_LOG(Info, "decode step: replicated ", seconds[0] * 1e3, " ms, sliced ", seconds[1] * 1e3,
           " ms: ", executor.sliced() ? "sliced" : "replicated", " is used");
   return absl::OkStatus();
 }
 
-// Of a GPU's memory, what the KV cache and all else have left for the activations of a prefill, on
-// the rank that has least. A tenth stays for the scratch of kernels.
+// The GPU memory that is left for the activations of a prefill, on the rank that has least. A tenth
+// of it stays for the scratch memory of kernels.
 absl::StatusOr<int64_t> PrefillBytes(const Device& device, comm::Communicator& control) {
   if (device.backend->place() == kernels::Place::kCpu) return 0;
   APB_ASSIGN_OR_RETURN(const int64_t free, kernels::FreeCudaBytes());
@@ -232,7 +234,7 @@ absl::StatusOr<Engine> SetUp(const WorkerOptions& options, comm::MpiRuntime& mpi
                        executor::StepExecutor::Create(*engine.weights, engine.shape,
                                                       *engine.device.backend, *engine.device.mesh));
   if (!options.cuda_graphs) engine.executor->DisableGraphs();
-  APB_RETURN_IF_ERROR(ChooseRowMode(options, engine, *control));
+  APB_RETURN_IF_ERROR(ChooseDecodeMode(options, engine, *control));
   engine.executor->SetOverlap(options.overlap);
   APB_RETURN_IF_ERROR(MeasureSpeed(options, engine));
   APB_ASSIGN_OR_RETURN(engine.prefill_bytes, PrefillBytes(engine.device, *control));

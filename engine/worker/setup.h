@@ -1,4 +1,5 @@
-// What every rank does before the first step: threads, weights, size of the KV cache, speed.
+// What every rank does before the first step: chooses threads and device, loads its weights, sizes
+// the KV cache, measures its speed.
 #pragma once
 
 #include <memory>
@@ -16,15 +17,15 @@ struct Engine {
   Device device;
   std::unique_ptr<model::Weights> weights;
   std::unique_ptr<executor::StepExecutor> executor;
-  cache::KvCacheShape shape;  // block_count is the same on every rank
-  int64_t max_model_len = 0;  // prompt + completion that fit this group
-  int64_t prefill_bytes = 0;  // that a prefill may take on each rank; 0: not bounded (CPUs)
+  cache::KvCacheShape shape;  // of one rank; block_count is the same on every rank
+  int64_t max_model_len = 0;  // prompt + completion tokens that fit this group
+  int64_t prefill_bytes = 0;  // memory for a prefill on each rank; 0: unlimited (CPUs)
   double load_seconds = 0;
-  context_parallel::MachineSpeed speed;  // measured, or the fixed numbers
+  context_parallel::MachineSpeed speed;  // measured, or the defaults
 };
 
-// All ranks call it together; an error on one rank is an error on all of them (each with its own
-// message).
+// All ranks call it together. An error on one rank is an error on all of them, each with its own
+// message.
 absl::StatusOr<Engine> SetUp(const WorkerOptions& options, comm::MpiRuntime& mpi);
 
 }  // namespace apb::worker

@@ -9,9 +9,14 @@ using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using google::protobuf::Reflection;
 
-// One overload for each type that a field of the engine's struct may have.
+// One overload for each type of a field in the engine's structs.
 void Get(const Reflection& from, const Message& message, const FieldDescriptor* field,
          int32_t& value) {
+  value = from.GetInt32(message, field);
+}
+// Lengths have 32 bits in the message and 64 in the engine.
+void Get(const Reflection& from, const Message& message, const FieldDescriptor* field,
+         int64_t& value) {
   value = from.GetInt32(message, field);
 }
 void Get(const Reflection& from, const Message& message, const FieldDescriptor* field,
@@ -27,21 +32,40 @@ void Get(const Reflection& from, const Message& message, const FieldDescriptor* 
   for (int i = 0; i < from.FieldSize(message, field); ++i)
     values.push_back(from.GetRepeatedInt32(message, field, i));
 }
+void Get(const Reflection& from, const Message& message, const FieldDescriptor* field,
+         std::string& value) {
+  value = from.GetString(message, field);
+}
+
+// Sets `value` from the field, if the message has it.
+template <typename T>
+void GetIfPresent(const Message& message, const FieldDescriptor* field, T& value) {
+  const Reflection& reflection = *message.GetReflection();
+  if (field->is_repeated() || reflection.HasField(message, field))
+    Get(reflection, message, field, value);
+}
 
 }  // namespace
 
-// By name, so that a new field is named in the message and in ForEachField only; submit_codec_test
-// looks for names that one of them lacks.
+// Fields go by name, so that a new one is named in the message and in ForEachField only.
+// submit_codec_test looks for names that one of them lacks.
 sampling::SamplingParams FromProto(const common::v1::SamplingParams& message) {
   sampling::SamplingParams params;
-  const Reflection& reflection = *message.GetReflection();
   sampling::ForEachField(params, [&](const char* name, auto& value) {
     const FieldDescriptor* field = message.GetDescriptor()->FindFieldByName(name);
     APB_CHECK(field != nullptr);
-    if (field->is_repeated() || reflection.HasField(message, field))
-      Get(reflection, message, field, value);
+    GetIfPresent(message, field, value);
   });
   return params;
+}
+
+context_parallel::StrategyOptions FromProto(const common::v1::ApbOptions& message) {
+  context_parallel::StrategyOptions options{.hosts = 0};
+  context_parallel::ForEachField(options, [&](const char* name, auto& value) {
+    const FieldDescriptor* field = message.GetDescriptor()->FindFieldByName(name);
+    if (field != nullptr) GetIfPresent(message, field, value);
+  });
+  return options;
 }
 
 schedule::Request FromProto(const cluster::v1::Submit& submit) {
@@ -55,10 +79,7 @@ schedule::Request FromProto(const cluster::v1::Submit& submit) {
   spec.sampling = FromProto(submit.sampling());
   const common::v1::ApbOptions& apb = submit.apb();
   spec.strategy = apb.strategy();
-  spec.compressor = apb.compressor();
-  spec.hosts = apb.hosts();  // absent is 0: the group's default
-  if (apb.has_anchor_length()) spec.anchor_length = apb.anchor_length();
-  if (apb.has_passing_length()) spec.passing_length = apb.passing_length();
+  spec.strategy_options = FromProto(apb);
   request.exact = apb.exact();
   if (apb.has_balanced()) request.balanced = apb.balanced();
   request.report_progress = submit.report_progress();

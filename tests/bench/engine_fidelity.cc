@@ -101,10 +101,12 @@ absl::StatusOr<Trace> Follow(OneRankEngine& e, const Prompt& prompt, const std::
     APB_ASSIGN_OR_RETURN(const schedule::StepResult result, e.executor->Execute(plan));
     e.scheduler->Complete(plan, result, absl::Now());
     for (const schedule::Event& event : e.scheduler->TakeEvents()) {
-      if (event.kind == schedule::Event::Kind::kEnd) APB_RETURN_IF_ERROR(event.status);
-      if (event.kind != schedule::Event::Kind::kToken) continue;
+      if (const auto* end = std::get_if<schedule::EndEvent>(&event))
+        APB_RETURN_IF_ERROR(end->status);
+      const auto* token = std::get_if<schedule::TokenEvent>(&event);
+      if (token == nullptr) continue;
       if (trace.tokens.empty()) trace.seconds = absl::ToDoubleSeconds(absl::Now() - start);
-      trace.tokens.push_back(event.token.token);
+      trace.tokens.push_back(token->sampled.token);
     }
   } while (!e.scheduler->idle());
   e.executor->SetLogitsObserver(nullptr);

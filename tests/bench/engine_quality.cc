@@ -90,10 +90,12 @@ absl::StatusOr<std::vector<int32_t>> Answer(OneRankEngine& e, const schedule::Se
     APB_ASSIGN_OR_RETURN(const schedule::StepResult result, e.executor->Execute(plan));
     e.scheduler->Complete(plan, result, absl::Now());
     for (const schedule::Event& event : e.scheduler->TakeEvents()) {
-      if (event.kind == schedule::Event::Kind::kEnd) APB_RETURN_IF_ERROR(event.status);
-      if (event.kind != schedule::Event::Kind::kToken) continue;
+      if (const auto* end = std::get_if<schedule::EndEvent>(&event))
+        APB_RETURN_IF_ERROR(end->status);
+      const auto* token = std::get_if<schedule::TokenEvent>(&event);
+      if (token == nullptr) continue;
       if (answer.empty()) *seconds = absl::ToDoubleSeconds(absl::Now() - start);
-      answer.push_back(event.token.token);
+      answer.push_back(token->sampled.token);
       if (!whole && answer.back() != expected[answer.size() - 1])  // the answer is wrong
         e.scheduler->Cancel(SequenceId{id}, absl::Now());
     }

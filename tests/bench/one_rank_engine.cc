@@ -78,10 +78,10 @@ absl::StatusOr<Configuration> ParseConfiguration(const std::string& text) {
 
 void Apply(const Configuration& configuration, schedule::SequenceSpec& spec) {
   spec.strategy = configuration.strategy;
-  spec.compressor = configuration.compressor;
-  spec.hosts = configuration.hosts;
-  spec.anchor_length = configuration.anchor;
-  spec.passing_length = configuration.passing;
+  spec.strategy_options.compressor = configuration.compressor;
+  spec.strategy_options.hosts = configuration.hosts;
+  spec.strategy_options.anchor_length = configuration.anchor;
+  spec.strategy_options.passing_length = configuration.passing;
 }
 
 }  // namespace apb::bench

@@ -17,8 +17,8 @@ std::vector<std::string> Seeds() {
   spec.query_begin = 3;
   spec.embedded_query = {4, 5};
   spec.strategy = "apb";
-  spec.compressor = "query_aware";
-  spec.hosts = 4;
+  spec.strategy_options.compressor = "query_aware";
+  spec.strategy_options.hosts = 4;
   spec.sampling.stop_tokens = {2};
   plan.prefill.push_back({.ids = {SequenceId{3}}, .layer_begin = 0, .layer_end = 2});
   plan.spans.push_back({.id = SequenceId{4}, .position = 9, .tokens = {6}, .sample = true});

@@ -1,6 +1,6 @@
-// Goal: what server and workers read of a checkpoint's configuration is right or refused by name; a
-// damaged generation_config.json is not passed over. Method: texts and files with one thing changed
-// at a time.
+// Goal: the fields of a checkpoint's configuration that server and workers read are right or
+// refused by name; a damaged generation_config.json is an error. Method: texts and files with one
+// thing changed at a time.
 #include "engine/base/checkpoint_config.h"
 
 #include <gmock/gmock.h>

@@ -1,5 +1,5 @@
-// Goal: JSON from outside is refused with the place where it is wrong, and limits hold before
-// anything is built. Method: tables of texts and of fields of every type, good and bad.
+// Goal: JSON from outside is refused with the place of the error, and limits apply before anything
+// is built. Method: tables of texts and of fields of every type, good and bad.
 #include "engine/base/json_reader.h"
 
 #include <gmock/gmock.h>
@@ -65,7 +65,7 @@ TEST(JsonReader, ReadsEveryType) {
   EXPECT_EQ(reader.Array("texts")->size(), 2u);
   EXPECT_FALSE(reader.Has("null") || reader.Has("nothing"));
   EXPECT_TRUE(reader.Boolean("null", true));
-  EXPECT_EQ(reader.Integer("nothing", 0, 1, 5), 5);  // a fallback need not be in the range
+  EXPECT_EQ(reader.Integer("nothing", 0, 1, 5), 5);  // a fallback may be outside the range
   EXPECT_EQ(reader.Bits("nothing", 3), 3u);
   EXPECT_EQ(reader.Number("null", 0, 1, 2), 2.0);
   EXPECT_EQ(reader.String("nothing", "x"), "x");

@@ -1,5 +1,6 @@
-// Goal: blocks are never lost, given twice or shared, and exhaustion changes nothing. Method:
-// 10,000 sequences that come, grow and go at random on a small cache, compared with a plain model.
+// Goal: no block is lost, allocated twice or shared by accident, and exhaustion changes nothing.
+// Method: 10,000 sequences that come, grow and go at random on a small cache, compared with a plain
+// model.
 #include "engine/cache/paged_kv_cache.h"
 
 #include <gmock/gmock.h>
@@ -69,7 +70,7 @@ TEST(PagedKvCache, SlotsFollowTheBlocks) {
   cache->Release(sequence);
   EXPECT_EQ(sequence.slot_count(), 0);
   EXPECT_EQ(cache->pool().used_count(), 0);
-  cache->Release(sequence);  // an empty one: nothing to give back
+  cache->Release(sequence);  // releasing an empty sequence does nothing
 }
 
 TEST(PagedKvCache, ForksShareFullBlocksAndCopyTheRest) {
@@ -82,8 +83,8 @@ TEST(PagedKvCache, ForksShareFullBlocksAndCopyTheRest) {
     }
   }
   SequenceKv parent;
-  ASSERT_TRUE(cache->Reserve(parent, Positions(100, 21)).ok());  // 8 + 8 + 5
-  SequenceKv fork = *cache->Fork(parent, 119, *stream);          // 8 + 8 + 3
+  ASSERT_TRUE(cache->Reserve(parent, Positions(100, 21)).ok());  // slots by block: 8, 8, 5
+  SequenceKv fork = *cache->Fork(parent, 119, *stream);          // slots by block: 8, 8, 3
   EXPECT_EQ(fork.positions, Positions(100, 19));
   EXPECT_EQ(cache->pool().used_count(), 4);
   EXPECT_EQ(fork.blocks[1], parent.blocks[1]);
@@ -98,7 +99,7 @@ TEST(PagedKvCache, ForksShareFullBlocksAndCopyTheRest) {
   EXPECT_EQ(cache->Fork(parent, 116, *stream)->blocks.size(), 2u);  // nothing to copy
   EXPECT_EQ(cache->Fork(parent, 0, *stream)->slot_count(), 0);
   cache->Release(parent);
-  EXPECT_EQ(cache->pool().used_count(), 3);  // the shared ones live on
+  EXPECT_EQ(cache->pool().used_count(), 3);  // the shared blocks stay
   EXPECT_TRUE(cache->Reserve(fork, Positions(119, 6)).ok());
   EXPECT_EQ(fork.blocks.size(), 4u);
 }

@@ -17,7 +17,7 @@ using context_parallel::TinyModel;
 using schedule::SequenceId;
 using schedule::StepPlan;
 
-// An executor that records and one that does not.
+// An executor that records graphs, and one that does not.
 class Twins {
  public:
   explicit Twins(const DecodeCase& c)
@@ -42,7 +42,7 @@ class Twins {
     executor_[1]->DisableGraphs();
   }
 
-  // What the recording one has launched, of `plan`.
+  // Executes `plan` on both. The number of graphs that the recording one has launched.
   int64_t Execute(const StepPlan& plan) {
     const int64_t before = Launches();
     const auto recorded = executor_[0]->Execute(plan);
@@ -50,17 +50,18 @@ class Twins {
     const auto plain = executor_[1]->Execute(plan);
     EXPECT_TRUE(recorded.ok()) << recorded.status();
     EXPECT_TRUE(plain.ok()) << plain.status();
-    if (!recorded.ok() || !plain.ok()) std::_Exit(1);  // others wait for this rank
+    if (!recorded.ok() || !plain.ok()) std::_Exit(1);  // the other ranks wait for this one
     EXPECT_EQ(Launches() - before, launches);
     EXPECT_EQ(recorded->tokens.size(), plain->tokens.size());
     for (size_t i = 0; i < recorded->tokens.size(); ++i) {
-      EXPECT_EQ(recorded->tokens[i].token, plain->tokens[i].token) << "step " << plan.step;
-      EXPECT_NEAR(recorded->tokens[i].logprob, plain->tokens[i].logprob, 1e-3);
+      EXPECT_EQ(recorded->tokens[i].sampled.token, plain->tokens[i].sampled.token)
+          << "step " << plan.step;
+      EXPECT_NEAR(recorded->tokens[i].sampled.logprob, plain->tokens[i].sampled.logprob, 1e-3);
     }
     return launches;
   }
 
-  // No recording has failed.
+  // Whether no recording has failed.
   bool uses_graphs() const { return executor_[0]->uses_graphs(); }
 
  private:
@@ -79,13 +80,14 @@ schedule::SequenceSpec Spec(uint64_t id, int64_t document, int64_t query) {
   spec.query_begin = document;
   spec.embedded_query.assign(spec.tokens.begin() + document, spec.tokens.end());
   spec.strategy = "apb";
-  spec.compressor = "query_aware";
-  spec.hosts = 12;
+  spec.strategy_options.compressor = "query_aware";
+  spec.strategy_options.hosts = 12;
   spec.sampling.temperature = 0;
   return spec;
 }
 
-// Plans of the test: ranks make the same ones, from numbers that are the same everywhere.
+// The plans of the test. All ranks make the same plans, because the random numbers are seeded
+// alike.
 class Plans {
  public:
   explicit Plans(uint32_t seed) : rng_(seed) {}
@@ -102,7 +104,7 @@ class Plans {
     for (auto& [id, position] : positions_) ++position;
     return plan;
   }
-  // Its query runs beside the rows of the others.
+  // Admits a sequence; its query runs beside the tokens of the others.
   void Join(StepPlan& plan, int64_t document, int64_t query) {
     const uint64_t id = ++last_id_;
     plan.admissions.push_back(Spec(id, document, query));
@@ -119,7 +121,7 @@ class Plans {
     std::erase_if(plan.spans, [&](const auto& span) { return span.id == id; });
     positions_.erase(gone);
   }
-  // A prefill that is given up after a layer: long scratch comes and goes.
+  // Begins a prefill that is cancelled after one layer, so that long scratch memory comes and goes.
   StepPlan BeginPrefill(int64_t document) {
     StepPlan plan = Next();
     cancelled_ = SequenceId{++last_id_};
@@ -153,8 +155,8 @@ void CheckRecordedDecode(const DecodeCase& c) {
   launches += twins.Execute(first);
   EXPECT_EQ(launches, 0);
   for (int round = 0; round < 6; ++round) {
-    // Over several borders of blocks of 4 slots; with 3 sequences of 500 tokens over one of a
-    // bucket.
+    // Crosses several borders of blocks of 4 slots and, with 3 sequences of 500 tokens, one border
+    // of a bucket.
     for (int i = 0; i < 10; ++i) launches += twins.Execute(plans.Next());
     StepPlan change = plans.Next();
     if (round % 3 == 2) plans.Leave(change);
@@ -165,7 +167,7 @@ void CheckRecordedDecode(const DecodeCase& c) {
       launches += twins.Execute(plans.CancelPrefill());
     }
   }
-  // Of some seventy steps a key's first is not recorded, and steps with a query are not.
+  // There are about seventy steps. The first step of a key and steps with a query are not recorded.
   if (c.launches) {
     EXPECT_GE(launches, 35);
   }

@@ -1,5 +1,5 @@
-// What decode steps must do on every device and group: launched as recorded graphs, they draw the
-// tokens of steps that are computed operation by operation.
+// What decode steps must do on every device and group: steps launched as recorded graphs draw the
+// same tokens as steps launched operation by operation.
 #pragma once
 
 #include <cstdint>
@@ -13,15 +13,15 @@ namespace apb::executor {
 
 struct DecodeCase {
   kernels::Backend& device;
-  // This rank's mesh; called with a name of its own for each.
+  // Makes this rank's mesh; called with a different name for each mesh.
   std::function<comm::Mesh(const std::string& name)> make_mesh;
   bool sliced = false;
-  std::function<int64_t()> launches;  // graphs that the device has launched; may be absent
+  std::function<int64_t()> launches;  // number of graphs that the device has launched; may be empty
 };
 
-// Two executors, one that records and one that does not, execute the same plans of the tiny model:
-// sequences that grow over the borders of blocks and of buckets, join and leave, prefills, long
-// batches of rows and cancelled prefills between (memory moves). All ranks call it alike.
+// Two executors, of which one records, execute the same plans of the tiny model. Sequences grow
+// over the borders of blocks and buckets, join and leave; prefills, long batches of tokens and
+// cancelled prefills come in between, so that memory moves. All ranks call it alike.
 void CheckRecordedDecode(const DecodeCase& c);
 
 }  // namespace apb::executor

@@ -17,7 +17,6 @@ namespace {
 
 using context_parallel::Text;
 using context_parallel::TinyModel;
-using schedule::Event;
 using schedule::Request;
 using schedule::SequenceId;
 using schedule::StepPlan;
@@ -26,7 +25,7 @@ constexpr int64_t kBlockSize = 4;
 const absl::Duration kDeadline = absl::Minutes(1);
 
 kernels::Backend& BackendOf(const Division& division) {
-  // Never destroyed: tests keep weights in them.
+  // Never destroyed, because static weights live in their memory.
   static kernels::Backend& cpu =
       *kernels::CreateCpuBackend({.threads = 1, .force_isa = ""})->release();
   static kernels::Backend& device = *kernels::CreateGuardedBackend(64 << 20).release();
@@ -63,7 +62,7 @@ std::unique_ptr<StepExecutor> MakeExecutor(const comm::Mesh& mesh, int64_t block
                                         .dtype = tiny.config.dtype},
                                        BackendOf(division), mesh);
   EXPECT_TRUE(executor.ok()) << executor.status();
-  // One rank, and groups with as many ranks as heads at most, can.
+  // Sliced products need several ranks, and at most as many as there are heads.
   EXPECT_EQ((*executor)->SetSliced(division.sliced),
             !division.sliced || mesh.cp_group().size() > 1);
   return *std::move(executor);
@@ -106,14 +105,15 @@ Group::Group(const comm::Mesh& mesh, int64_t blocks, bool prefix_cache, const Di
                   .model = {.query_heads = TinyModel::Get().config.query_heads / tensor_,
                             .kv_heads = TinyModel::Get().config.kv_heads / tensor_,
                             .element_bytes = 4},
-                  // So slow that what is sent decides which ring goes over a prefix.
+                  // Links so slow that the amount of data sent decides which ring goes over a
+                  // prefix.
                   .speed = {.link_bytes_per_second = 1e4, .link_latency_seconds = 0},
                   .ring_from = 24,
                   .prefill_batch_tokens = 150,
                   .prefix_cache = prefix_cache,
                   .max_batch_tokens = 24,
                   .max_waiting = 100000,
-                  // A slice is one layer: room for a cancellation.
+                  // A slice is one layer, which leaves room for a cancellation.
                   .slice_seconds_busy = 1e-9,
                   .slice_seconds_idle = 1e-9}) {}
 
@@ -123,13 +123,13 @@ StepPlan Group::Step() {
   Send(plan);
   auto result = executor_->Execute(plan);
   EXPECT_TRUE(result.ok()) << result.status();
-  if (!result.ok()) comm::MpiRuntime::AbortGroup(1);  // the others wait for us
+  if (!result.ok()) comm::MpiRuntime::AbortGroup(1);  // the other ranks wait for this one
   used_ = {executor_->pool().used_count()};
   if (ranks_ > 1) {
     const auto all = comm::TestRuntime().GatherToLeader("", kDeadline);
     for (size_t r = 1; r < all->size(); ++r) used_.push_back(std::stoll((*all)[r]));
   }
-  // What the scheduler counts is enough: an executor never runs out of blocks in a step.
+  // The scheduler's count of blocks suffices: an executor never runs out of blocks in a step.
   for (size_t r = 0; r < used_.size(); ++r) {
     const int context = static_cast<int>(r) / tensor_;
     EXPECT_LE(used_[r], scheduler_.ledger().used(context) + scheduler_.ledger().cached(context));
@@ -140,10 +140,11 @@ StepPlan Group::Step() {
     if (!spec.prefix_strategy.empty()) prefix_strategies.insert(spec.prefix_strategy);
   }
   scheduler_.Complete(plan, *result, absl::Now());
-  for (Event& event : scheduler_.TakeEvents()) {
-    if (event.kind == Event::Kind::kToken) tokens[event.id].push_back(event.token.token);
-    if (event.kind == Event::Kind::kEnd) {
-      EXPECT_TRUE(ends.emplace(event.id, event).second) << "ended twice";
+  for (const schedule::Event& event : scheduler_.TakeEvents()) {
+    if (const auto* token = std::get_if<schedule::TokenEvent>(&event)) {
+      tokens[token->id].push_back(token->sampled.token);
+    } else if (const auto* end = std::get_if<schedule::EndEvent>(&event)) {
+      EXPECT_TRUE(ends.emplace(end->id, *end).second) << "ended twice";
     }
   }
   return plan;
@@ -194,8 +195,8 @@ Request MakeRequest(uint64_t id, int64_t document, int64_t query, int32_t max_to
   spec.query_begin = document;
   spec.embedded_query.assign(spec.tokens.begin() + document, spec.tokens.end());
   spec.strategy = id % 3 == 0 ? "full" : id % 3 == 1 ? "apb" : "star";
-  spec.compressor = id % 2 == 0 ? "retaining_heads" : "query_aware";
-  spec.hosts = spec.strategy == "full" ? 1 : kHosts;
+  spec.strategy_options.compressor = id % 2 == 0 ? "retaining_heads" : "query_aware";
+  spec.strategy_options.hosts = spec.strategy == "full" ? 1 : kHosts;
   spec.sampling.temperature = 0;
   spec.sampling.max_tokens = max_tokens;
   return request;

@@ -1,6 +1,6 @@
-// Goal: a conversation's turns, that find KV of those before, are answered as from scratch, and
-// after approximate prefills alike on every group. Method: conversations in random order on a group
-// of ranks (executor_group.h), with and without room for all of them.
+// Goal: turns of a conversation that find the KV of earlier turns are answered as from scratch;
+// after approximate prefills, alike on every group. Method: conversations in random order on a
+// group of ranks (executor_group.h), with and without room for all of them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -21,13 +21,14 @@ using context_parallel::Text;
 using schedule::Request;
 using schedule::SequenceId;
 
-// Conversations whose turns come in random order, up to three at a time.
 struct Turn {
   std::vector<int32_t> prompt, answer;
-  int64_t known = 0,
-          cached = 0;  // tokens of the conversation before, and those that were found again
+  int64_t known = 0;   // tokens of the conversation before this turn
+  int64_t cached = 0;  // tokens of the prompt whose KV was found
   bool is_long = false;
 };
+
+// Runs conversations whose turns come in random order, up to three at a time.
 std::vector<std::vector<Turn>> Converse(Group& group, bool exact, uint32_t seed) {
   constexpr int kConversations = 8, kTurns = 5;
   std::mt19937 rng(seed);
@@ -55,7 +56,7 @@ std::vector<std::vector<Turn>> Converse(Group& group, bool exact, uint32_t seed)
     turn.known = static_cast<int64_t>(history[c].size());
     turn.prompt = history[c].empty() ? Text(1000 * c, 1000 * c + 70 + 9 * c) : history[c];
     const int64_t query = 3 + static_cast<int64_t>(rng() % 7), at = 500 * next;
-    // Every second turn brings a document, of any length.
+    // About every second turn brings a document, of any length.
     const int64_t document = turn.known > 0 && rng() % 2 == 0 ? 24 + rng() % 60 : 0;
     turn.is_long = document > 0;
     const std::vector<int32_t> more = Text(at + 100, at + 100 + document),
@@ -68,8 +69,8 @@ std::vector<std::vector<Turn>> Converse(Group& group, bool exact, uint32_t seed)
     constexpr const char* kExact[] = {"full", "ring_kv", "ring_q", "token_ring", "auto"};
     request.spec.strategy = exact ? kExact[c % 5] : "apb";
     request.exact = exact;
-    request.spec.compressor = exact ? "" : "query_aware";
-    request.spec.hosts = exact ? 0 : kHosts;
+    request.spec.strategy_options.compressor = exact ? "" : "query_aware";
+    request.spec.strategy_options.hosts = exact ? 0 : kHosts;
     open[c] = next++;
     group.Submit(std::move(request));
   }
@@ -79,7 +80,7 @@ std::vector<std::vector<Turn>> Converse(Group& group, bool exact, uint32_t seed)
 
 TEST(StepExecutor, FollowUpTurnsAreLikeFromScratch) {
   struct Case {
-    int64_t blocks;  // room for all; or for few, so that they are evicted
+    int64_t blocks;  // enough for all conversations, or so few that prefixes are evicted
     bool device;
   };
   std::set<std::string> prefix_strategies;
@@ -95,7 +96,7 @@ TEST(StepExecutor, FollowUpTurnsAreLikeFromScratch) {
                    if (blocks == 2000 && turn.known > 0) {
                      EXPECT_GE(turn.cached, turn.known - 1);
                    }
-                   // Alone, on one rank, with nothing cached.
+                   // The same prompt alone, on one rank, with nothing cached.
                    const comm::Mesh alone = OneRank();
                    Group single(alone, 500);
                    Request request =

@@ -1,6 +1,6 @@
-// Goal: a group of ranks executes plans as the scheduler means them: the answers of one rank,
-// blocks back within one step of a cancellation, none lost over 10,000 requests. Method: scheduler
-// and executors as in apb-worker (executor_group.h); a tiny model.
+// Goal: a group of ranks executes plans as the scheduler means them: it gives the answers of one
+// rank, frees blocks within one step of a cancellation, and loses none over 10,000 requests.
+// Method: scheduler and executors as in apb-worker (executor_group.h), with a tiny model.
 #include "engine/executor/step_executor.h"
 
 #include <gtest/gtest.h>
@@ -32,16 +32,17 @@ TEST(StepExecutor, AnswersAsOneRank) {
     for (const int64_t document : {0, 1, 30, 61, 90, 127}) {
       for (const int64_t query : {1, 7, 30}) {
         Request request = MakeRequest(id++, document, query, 6);
-        request.balanced = document % 2 == 1;  // of those with apb
+        request.balanced = document % 2 == 1;  // matters for apb only
         group.Submit(std::move(request));
       }
     }
     for (const char* strategy : {"ring_kv", "ring_q", "token_ring", "ulysses"}) {
-      if (ranks == 3 && std::string_view(strategy) == "ulysses") continue;  // has no even share
+      if (ranks == 3 && std::string_view(strategy) == "ulysses")
+        continue;  // 3 does not divide the heads
       Request request = MakeRequest(id++, 77, 5, 6);
       request.spec.strategy = strategy;
-      request.spec.hosts = 0;
-      request.spec.compressor.clear();
+      request.spec.strategy_options.hosts = 0;
+      request.spec.strategy_options.compressor.clear();
       group.Submit(std::move(request));
     }
     group.RunUntilIdle();
@@ -69,8 +70,8 @@ TEST(StepExecutor, AnswersAsOneRank) {
   }
 }
 
-// Prompts that come together, of any length and strategy. Some are cancelled among the layers, and
-// their blocks have new owners while the others go on.
+// Prompts of any length and strategy that are submitted together. Some are cancelled between
+// layers, and other sequences get their blocks while the rest of the batch goes on.
 TEST(StepExecutor, BatchesOfDocumentsAnswerAsOneRank) {
   for (const int tensor : {1, 2}) {
     if (comm::TestRuntime().size() % tensor != 0) continue;
@@ -81,8 +82,8 @@ TEST(StepExecutor, BatchesOfDocumentsAnswerAsOneRank) {
                const auto submit = [](Group& to, uint64_t id, int64_t document, bool rows_only) {
                  constexpr const char* kExact[] = {"full", "ring_kv", "ring_q", "token_ring"};
                  Request request = MakeRequest(id, document, 24, 5);
-                 request.spec.compressor.clear();
-                 request.spec.hosts = 0;
+                 request.spec.strategy_options.compressor.clear();
+                 request.spec.strategy_options.hosts = 0;
                  request.spec.strategy = rows_only ? "full" : kExact[id % 4];
                  if (rows_only) request.spec.query_begin = 0;
                  to.Submit(std::move(request));
@@ -97,7 +98,7 @@ TEST(StepExecutor, BatchesOfDocumentsAnswerAsOneRank) {
                  if (plan.prefill.empty() || plan.prefill[0].layer_begin > 0) continue;
                  cancelled.insert(plan.prefill[0].ids.back());
                  group.Cancel(static_cast<uint64_t>(plan.prefill[0].ids.back()));
-                 submit(group, 100 + step, 0, true);  // its rows run in the next step
+                 submit(group, 100 + step, 0, true);  // its tokens run in the next step
                }
                EXPECT_GE(cancelled.size(), 2u);
                group.RunUntilIdle();
@@ -120,14 +121,14 @@ TEST(StepExecutor, CancelFreesBlocksWithinOneStep) {
       group.Submit(MakeRequest(id, 100, 5, 50));
       const StepPlan first = group.Step();
       ASSERT_EQ(first.prefill.size(), 1u);
-      EXPECT_LT(first.prefill[0].layer_end, TinyModel::Get().config.layers);  // in the middle
+      EXPECT_LT(first.prefill[0].layer_end, TinyModel::Get().config.layers);  // not done yet
       EXPECT_GT(group.used()[0], 0);
       group.Cancel(id);
       group.Step();
       group.ExpectEmpty();
       EXPECT_EQ(group.ends.at(SequenceId{id}).reason, EndReason::kCancelled);
     }
-    // While it decodes, beside another.
+    // Cancels two sequences while they decode.
     group.Submit(MakeRequest(4, 40, 5, 50));
     group.Submit(MakeRequest(5, 0, 9, 50));
     while (group.tokens[SequenceId{4}].empty() || group.tokens[SequenceId{5}].empty()) group.Step();
@@ -154,10 +155,10 @@ TEST(StepExecutor, AFailedDrawEndsItsSequenceOnly) {
 }
 
 TEST(StepExecutor, TenThousandRequestsLeakNothing) {
-  // More ranks than cores are slow.
+  // Groups with more ranks than cores are slow.
   static const uint64_t kRequests = comm::TestRuntime().size() > 2 ? 3000 : 10000;
   const int64_t blocks = comm::TestRuntime().size() > 2 ? 20 : 60;
-  RunGroup(blocks, [](Group& group) {  // few: decoding requests are preempted
+  RunGroup(blocks, [](Group& group) {  // so few blocks that decoding requests are preempted
     std::mt19937 rng(11);
     const auto below = [&](uint64_t n) { return static_cast<int64_t>(rng() % n); };
     uint64_t next = 1;

@@ -1,8 +1,7 @@
-// Goal: decode steps that are launched as recorded graphs draw the tokens of steps that are
-// computed operation by operation, and are really recorded. Method: two executors on the guarded
-// device, which notices host memory and memory that was given back in what it recorded, execute the
-// same plans (decode_contract.h), on 1 to 4 ranks. StepGraphs alone: work that counts how often it
-// is done.
+// Goal: decode steps launched as recorded graphs draw the same tokens as steps launched operation
+// by operation, and are really recorded. Method: on 1 to 4 ranks, two executors execute the same
+// plans (decode_contract.h) on the guarded device, which notices CPU memory and freed memory in
+// what it recorded. StepGraphs alone: work that counts its runs.
 #include "engine/executor/step_graphs.h"
 
 #include <gtest/gtest.h>
@@ -59,7 +58,7 @@ TEST(StepGraphs, Buckets) {
   EXPECT_EQ(StepGraphs::SlotBucket(1025), 2048);
 }
 
-// One rank; the work adds 1 to a number of the device.
+// One rank; the work adds 1 to a number in device memory.
 class StepGraphsOfWork : public testing::Test {
  protected:
   StepGraphsOfWork() {
@@ -107,7 +106,7 @@ TEST_F(StepGraphsOfWork, IsDoneThenRecordedThenLaunched) {
     EXPECT_EQ(Value(), static_cast<float>(i));
     EXPECT_EQ(calls_, std::min(i, 2));
   }
-  moves_ = 1;  // as if its memory were elsewhere now
+  moves_ = 1;  // as if the memory of the work had moved
   Run();
   EXPECT_EQ(calls_, 3);
   Run();
@@ -118,12 +117,12 @@ TEST_F(StepGraphsOfWork, IsDoneThenRecordedThenLaunched) {
 TEST_F(StepGraphsOfWork, KeepsTheGraphsThatAreUsed) {
   for (int64_t rows = 1; rows <= 100; ++rows) {
     for (int i = 0; i < 2; ++i) Run({.rows = rows, .total_slots = 512});
-    Run();  // stays, while others go
+    Run();  // this graph stays while others are dropped
   }
   EXPECT_EQ(calls_, 200);
   Run({.rows = 100, .total_slots = 512});
   EXPECT_EQ(calls_, 200);
-  Run({.rows = 2, .total_slots = 512});  // was given up: recorded again, not done
+  Run({.rows = 2, .total_slots = 512});  // was dropped: recorded again, then launched
   EXPECT_EQ(calls_, 201);
   EXPECT_EQ(Value(), 302.0f);
 }
@@ -134,7 +133,7 @@ TEST_F(StepGraphsOfWork, GoesOnWithoutWhenARecordingFails) {
       .Run(
           {.rows = 1, .total_slots = 512}, [this] { return moves_; }, *stream_,
           [this] {
-            // Fails where it is recorded, as to synchronize does on a device.
+            // Synchronizing fails during a recording, as on a device.
             const absl::Status status = stream_->Synchronize();
             if (status.ok()) Device().Accumulate(View(one_memory_), View(memory_), *stream_);
             return status;
@@ -166,7 +165,7 @@ TEST(GuardedRecording, NoticesHostMemoryAndMemoryThatWasGivenBack) {
   (*graph)->Launch(*stream);
   EXPECT_TRUE(stream->Synchronize().ok());
   a = kernels::Buffer();
-  a = *Device().Allocate(64);  // the same place, most likely
+  a = *Device().Allocate(64);  // most likely at the same address
   (*graph)->Launch(*stream);
   EXPECT_FALSE(stream->Synchronize().ok());
 }

@@ -1,7 +1,7 @@
-// Goal: every sampling parameter does what its name says, draws are a function of seed and place,
-// and rows of a batch do not mix. Method: small hand-made logits on the CPU backend and on one
-// whose memory is closed to the host (tests/kernels/sample_test has the numbers); 20,000 draws
-// against exact probabilities.
+// Goal: every sampling parameter does what its name says, draws are a function of seed and token
+// number, and rows of a batch do not mix. Method: small hand-made logits on the CPU backend and on
+// a device whose memory CPU code cannot touch (tests/kernels/sample_test checks the numbers);
+// 20,000 draws against exact probabilities.
 #include "engine/sampling/sampler.h"
 
 #include <gtest/gtest.h>
@@ -18,7 +18,7 @@
 namespace apb::sampling {
 namespace {
 
-using Results = std::vector<absl::StatusOr<SampleResult>>;
+using Results = std::vector<absl::StatusOr<SampledToken>>;
 
 kernels::Backend& Cpu() {
   static kernels::Backend& cpu =
@@ -26,7 +26,7 @@ kernels::Backend& Cpu() {
   return cpu;
 }
 
-// Rows of equal length.
+// Samples from rows of equal length.
 Results SampleOn(kernels::Backend& backend, const std::vector<std::vector<float>>& logits,
                  const std::vector<SampleRequest>& requests) {
   std::vector<float> all;
@@ -42,7 +42,7 @@ Results SampleOn(kernels::Backend& backend, const std::vector<std::vector<float>
   return *std::move(results);
 }
 
-absl::StatusOr<SampleResult> SampleOne(const std::vector<float>& logits,
+absl::StatusOr<SampledToken> SampleOne(const std::vector<float>& logits,
                                        const SamplingParams& params,
                                        const TokenCounts& counts = {}) {
   return SampleOn(Cpu(), {logits}, {{params, counts}})[0];
@@ -83,7 +83,7 @@ TEST(Sampler, CutsTheTail) {
   EXPECT_EQ(m, (std::set<int32_t>{0, 1}));
 }
 
-// Sorting only a part must keep the same tokens as sorting all.
+// Top-p without sorting the whole vocabulary must keep the same tokens as with sorting it.
 TEST(Sampler, TopPOfALargeVocabulary) {
   std::mt19937 rng(3);
   std::normal_distribution<float> normal(0, 2);
@@ -143,17 +143,17 @@ TEST(Sampler, MinTokensBarsStopTokens) {
   EXPECT_EQ(Pick({0, 1, 5}, params, counts), 2);
 }
 
-// A token with several reasons for an edit gets one that holds all of them.
+// A token with several reasons for an edit gets one edit that combines them.
 TEST(Sampler, PenaltiesMeet) {
   TokenCounts counts;
-  const std::vector<int32_t> prompt = {0, 1, 3, 3, 77, -5};  // not all inside the vocabulary
+  const std::vector<int32_t> prompt = {0, 1, 3, 3, 77, -5};  // some are outside the vocabulary
   counts.AddPrompt(prompt);
   for (const int32_t token : {1, 2, 1, 99}) counts.AddGenerated(token);
   SamplingParams params{.temperature = 0,
                         .presence_penalty = 0.5f,
                         .frequency_penalty = 0.25f,
                         .repetition_penalty = 2.0f};
-  // Left of them: 0: 4, 1: 5 - 1, 2: -1 - 0.75, 3: -2, 4: as it was.
+  // The logits after the edits: 4, 5 - 1, -1 - 0.75, -2, and token 4 unchanged.
   EXPECT_EQ(Pick({8, 10, -0.5f, -1, 3}, params, counts), 0);
   EXPECT_EQ(Pick({8, 10.5f, -0.5f, -1, 3}, params, counts), 1);
   EXPECT_EQ(Pick({8, 10, 9.6f, -1, 3}, params, counts), 2);

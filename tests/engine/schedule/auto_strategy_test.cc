@@ -1,6 +1,6 @@
-// Goal: what `auto` becomes: approximate where it may and where it pays, else the exact strategy
-// that the cost model takes to be fastest, the same each time. Method: requests resolved alone,
-// over lengths, ranks and speeds of links.
+// Goal: `auto` becomes an approximate strategy where it may and where that pays, else the exact
+// strategy that the cost model takes to be fastest, and the same one each time. Method: requests
+// resolved alone, over lengths, numbers of ranks and link speeds.
 #include "engine/schedule/auto_strategy.h"
 
 #include <gtest/gtest.h>
@@ -35,7 +35,7 @@ TEST(Scheduler, AutoChoosesByLengthAndExactness) {
   }
 }
 
-// What `auto` becomes for an exact request.
+// The strategy that `auto` becomes for an exact request.
 std::string ExactChoice(const SchedulerOptions& options, int64_t document) {
   Request r = MakeRequest(1, document, 3, 1);
   r.exact = true;
@@ -61,11 +61,11 @@ SchedulerOptions LargeOptions(int ranks) {
 
 TEST(Scheduler, ExactAutoIsByTheCostModel) {
   SchedulerOptions options = LargeOptions(4);
-  EXPECT_EQ(ExactChoice(options, 1), "full");  // nothing to gain
+  EXPECT_EQ(ExactChoice(options, 1), "full");  // more ranks gain nothing
   EXPECT_EQ(ExactChoice(options, 10000), "ring_kv");
-  options.speed.link_latency_seconds = 10;  // no link is worth it
+  options.speed.link_latency_seconds = 10;  // every message costs more than it saves
   EXPECT_EQ(ExactChoice(options, 10000), "full");
-  options.blocks_per_rank = 1000;  // but one rank cannot hold it
+  options.blocks_per_rank = 1000;  // one rank cannot hold the document
   EXPECT_EQ(ExactChoice(options, 10000), "ring_kv");
   options = LargeOptions(4);
   options.ring_from = 20000;
@@ -73,8 +73,8 @@ TEST(Scheduler, ExactAutoIsByTheCostModel) {
   EXPECT_EQ(ExactChoice(LargeOptions(1), 10000), "full");
 }
 
-// Over speeds of the links: nothing else would be much faster, and the same prompt is computed the
-// same way.
+// At no link speed is another strategy much faster, and the same prompt always gets the same
+// strategy.
 TEST(Scheduler, ExactAutoIsNearTheBest) {
   std::set<std::string> chosen;
   for (const int ranks : {2, 4, 8}) {
@@ -92,7 +92,7 @@ TEST(Scheduler, ExactAutoIsNearTheBest) {
         EXPECT_EQ(ExactChoice(options, document), choice);
         chosen.insert(choice);
         for (const char* other : {"full", "ring_kv", "ring_q", "token_ring", "ulysses"}) {
-          // Each step of the choice forgives a tenth.
+          // Each comparison in the choice tolerates a tenth.
           EXPECT_LE(seconds(choice) * 0.9 * 0.9, seconds(other) + 2e-3)
               << choice << " for " << document << " tokens, " << bytes_per_second << ": " << other;
         }
@@ -107,7 +107,7 @@ TEST(Scheduler, TheRingOverAPrefixIsByTheCostModel) {
   options.speed.product_flops = options.speed.attention_flops = 1e14;
   EXPECT_EQ(FastestOverPrefix(LargeOptions(1), 1000, 2000), "full");
   EXPECT_EQ(FastestOverPrefix(options, 1000, 100000), "ring_kv");
-  // So few rows hide no keys: queries travel.
+  // With so few tokens, computing cannot hide the transfer of keys, so queries travel.
   EXPECT_NE(FastestOverPrefix(options, 500000, 500600), "ring_kv");
 }
 
@@ -116,7 +116,7 @@ TEST(Scheduler, AutoIsExactWhereNothingCanSelect) {
   options.has_retaining_heads = false;
   Request r = MakeRequest(1, 100, 3, 1);
   ASSERT_TRUE(ResolveRequest(options, r).ok());
-  EXPECT_EQ(r.spec.strategy, "apb");  // by the query
+  EXPECT_EQ(r.spec.strategy, "apb");  // the query selects
   r = MakeRequest(1, 100, 3, 1);
   r.spec.embedded_query.clear();
   ASSERT_TRUE(ResolveRequest(options, r).ok());

@@ -24,7 +24,7 @@ SchedulerOptions TestOptions() {
 Request MakeRequest(uint64_t id, int64_t document, int64_t query, int32_t max_tokens) {
   Request r;
   r.spec.id = SequenceId{id};
-  r.spec.hosts = 0;
+  r.spec.strategy_options.hosts = 0;
   r.spec.tokens.assign(document + query, 1);
   r.spec.query_begin = document;
   r.spec.embedded_query.assign(std::min<int64_t>(query, 3), 1);
@@ -68,31 +68,32 @@ StepPlan FakeExecutor::Step() {
     EXPECT_FALSE(slice.ids.empty());
     for (const SequenceId id : slice.ids) {
       EXPECT_TRUE(live_.contains(id));
-      // Sequences of a batch are at the same layer, always.
+      // The sequences of a batch are always at the same layer.
       EXPECT_EQ(std::exchange(layers_[id], slice.layer_end), slice.layer_begin);
     }
     EXPECT_LT(slice.layer_begin, slice.layer_end);
     result.prefill_seconds = 0.01 * (slice.layer_end - slice.layer_begin);
   }
-  int64_t rows = 0;
+  int64_t batch_tokens = 0;
   for (const TokenSpan& span : plan.spans) {
     EXPECT_TRUE(live_.contains(span.id));
-    rows += static_cast<int64_t>(span.tokens.size());
+    batch_tokens += static_cast<int64_t>(span.tokens.size());
     if (span.sample)
       result.tokens.push_back(
-          {.id = span.id, .token = static_cast<int32_t>(span.position + span.tokens.size() - 1)});
+          {span.id, {.token = static_cast<int32_t>(span.position + span.tokens.size() - 1)}});
     if (span.sample && span.id == undrawable) {
       result.tokens.pop_back();
       result.failures.push_back({span.id, absl::InternalError("NaN")});
     }
   }
-  EXPECT_LE(rows, 16);
+  EXPECT_LE(batch_tokens, 16);
   now_ += absl::Milliseconds(10);
   scheduler_.Complete(plan, result, now_);
-  for (Event& e : scheduler_.TakeEvents()) {
-    if (e.kind == Event::Kind::kToken) tokens[e.id].push_back(e.token.token);
-    if (e.kind == Event::Kind::kEnd) {
-      EXPECT_TRUE(ends.emplace(e.id, e).second) << "ended twice";
+  for (const Event& e : scheduler_.TakeEvents()) {
+    if (const auto* token = std::get_if<TokenEvent>(&e)) {
+      tokens[token->id].push_back(token->sampled.token);
+    } else if (const auto* end = std::get_if<EndEvent>(&e)) {
+      EXPECT_TRUE(ends.emplace(end->id, *end).second) << "ended twice";
     }
   }
   return plan;

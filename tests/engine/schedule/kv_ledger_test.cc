@@ -1,6 +1,6 @@
-// Goal: blocks are counted once, for whom they are, and those of cached prefixes are given up only
-// when they are needed, by nobody's leave. Method: small cases, and random operations beside a
-// model that lists the blocks one by one.
+// Goal: each block is counted once, for its holder, and cached prefixes are evicted only when their
+// blocks are needed and never while they are pinned. Method: small cases, and random operations
+// beside a model that lists the blocks one by one.
 #include "engine/schedule/kv_ledger.h"
 
 #include <gmock/gmock.h>
@@ -20,7 +20,7 @@ SequenceId Id(uint64_t n) { return SequenceId{n}; }
 
 CachedPrefix PrefixOf(uint64_t id, std::vector<int64_t> blocks) {
   CachedPrefix prefix{.id = Id(id)};
-  // Tokens of its own, so that each is found by nobody else.
+  // The tokens are the prefix's own, so that no other prompt finds it.
   prefix.tokens.assign(PrefixCache::kChunk, static_cast<int32_t>(id));
   prefix.layout = KvLayout(static_cast<int>(blocks.size()));
   prefix.own_blocks = std::move(blocks);
@@ -78,7 +78,7 @@ TEST(KvLedger, ContextsStayUntilTheyAreGivenUp) {
   }
 }
 
-// Each rank's blocks with their owners; running owners are positive, prefixes negative.
+// The owner of each block, by rank. Running owners are positive, prefixes negative.
 struct Model {
   std::vector<std::multiset<int64_t>> owners;
   int64_t Count(int rank, bool running) const {
@@ -131,7 +131,7 @@ TEST(KvLedger, CountsAsAListOfBlocksDoes) {
       }
       for (const SequenceId gone : ledger.TakeReleases()) {
         const auto id = static_cast<int64_t>(gone);
-        if (prefixes.erase(id) == 0) continue;  // a running one, taken out above
+        if (prefixes.erase(id) == 0) continue;  // a running sequence, removed above
         for (auto& blocks : model.owners) blocks.erase(-id);
       }
       for (int r = 0; r < kRanks; ++r) {

@@ -1,5 +1,6 @@
-// Goal: what can never run, or would harm others, is refused by name; the rest gets its hosts,
-// blocks and limits. Method: requests resolved alone, and through a scheduler beside good ones.
+// Goal: requests that can never run, or would harm others, are refused by name; all others get
+// their hosts, shards and limits. Method: requests resolved alone, and through a scheduler beside
+// good ones.
 #include "engine/schedule/request.h"
 
 #include <gmock/gmock.h>
@@ -17,8 +18,8 @@
 namespace apb::schedule {
 namespace {
 
-// The request's word counts, else the group's; only apb has blocks to balance, and KV of other
-// blocks is not reused.
+// The request decides, else the group's default. Only apb can balance its shards, and KV of other
+// shards is not reused.
 TEST(Scheduler, BalancedShards) {
   SchedulerOptions options = TestOptions();
   options.model = {
@@ -34,14 +35,14 @@ TEST(Scheduler, BalancedShards) {
         const auto layout = ResolveRequest(options, r);
         ASSERT_TRUE(layout.ok()) << layout.status();
         const bool balanced = wanted.value_or(by_default) && r.spec.strategy == "apb";
-        EXPECT_EQ(r.spec.row_cost_pairs, balanced ? cost : 0);
+        EXPECT_EQ(r.spec.strategy_options.row_cost_pairs, balanced ? cost : 0);
         if (strategy != std::string_view("full")) {
           EXPECT_EQ(layout->Count(0, 100) > 50, balanced) << strategy;
         }
       }
     }
   }
-  // No room for the longer first block: equal ones.
+  // Without room for the longer first shard, the shards have equal length.
   options.balanced = true;
   options.blocks_per_rank = 28;  // of 4 tokens; 100 + 3 + 121 tokens are all that fit
   options.max_model_len = 224;
@@ -49,7 +50,7 @@ TEST(Scheduler, BalancedShards) {
     Request r = MakeRequest(1, 100, 3, max_tokens);
     r.spec.strategy = "apb";
     ASSERT_TRUE(ResolveRequest(options, r).ok());
-    EXPECT_EQ(r.spec.row_cost_pairs, max_tokens == 1 ? cost : 0);
+    EXPECT_EQ(r.spec.strategy_options.row_cost_pairs, max_tokens == 1 ? cost : 0);
     EXPECT_EQ(r.spec.sampling.max_tokens, max_tokens);
   }
   options = TestOptions();
@@ -84,14 +85,14 @@ TEST(Scheduler, PromptsWhosePrefillTakesTooMuchMemoryAreRefused) {
     r.spec.strategy = strategy;
     return ResolveRequest(options, r).status();
   };
-  EXPECT_TRUE(resolve("full").ok());  // not bounded
-  // A row takes 8 KiB of hidden states, 20 KiB of attention's and 64 KiB of the chunk's.
+  EXPECT_TRUE(resolve("full").ok());  // unlimited
+  // A token takes 8 KiB for hidden states, 20 KiB for attention, and 64 KiB for norms and MLP.
   options.prefill_bytes = 12 << 20;
   const absl::Status refused = resolve("full");
   EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(refused.message()), testing::HasSubstr("takes 13 MiB"));
   EXPECT_THAT(std::string(refused.message()), testing::HasSubstr("12 MiB are free"));
-  EXPECT_TRUE(resolve("ring_kv").ok());  // half of the rows
+  EXPECT_TRUE(resolve("ring_kv").ok());  // half of the tokens on each rank
   EXPECT_TRUE(resolve("apb").ok());
 }
 
@@ -108,12 +109,12 @@ TEST(Scheduler, ExactStrategiesHaveOneHostOnEachRank) {
     FakeExecutor run(scheduler);
     Request r = MakeRequest(1, 50, 3, 1);
     r.spec.strategy = strategy;
-    r.spec.hosts = hosts;
+    r.spec.strategy_options.hosts = hosts;
     r.exact = true;
     scheduler.Submit(r, run.now());
-    run.Step();  // events of a refused request too
+    run.Step();  // takes the events of a refused request, too
     run.RunUntilIdle();
-    const Event& end = run.ends.at(SequenceId{1});
+    const EndEvent& end = run.ends.at(SequenceId{1});
     EXPECT_EQ(end.reason, fits ? EndReason::kLength : EndReason::kRejected) << strategy;
     EXPECT_EQ(end.status.ok(), fits) << strategy << end.status;
   }
@@ -125,7 +126,7 @@ TEST(Scheduler, RejectsWhatCannotRun) {
   Scheduler scheduler(options);
   FakeExecutor run(scheduler);
   Request bad_hosts = MakeRequest(1, 100, 3, 1);
-  bad_hosts.spec.hosts = 3;
+  bad_hosts.spec.strategy_options.hosts = 3;
   bad_hosts.spec.strategy = "apb";
   Request unknown = MakeRequest(2, 100, 3, 1);
   unknown.spec.strategy = "magic";
@@ -145,7 +146,7 @@ TEST(Scheduler, RejectsWhatCannotRun) {
   EXPECT_EQ(run.ends.at(SequenceId{7}).reason, EndReason::kLength);
 }
 
-// These would be errors of the executor, which end the group for everyone.
+// In the executor, these would be errors that end the group for everyone.
 TEST(Scheduler, RejectsWhatWouldHarmOthers) {
   SchedulerOptions options = TestOptions();
   options.vocab_size = 50;

@@ -1,5 +1,6 @@
-// Goal: contexts stay until they are given up, then are free; nobody waits for ever beside them; no
-// answer breaks off with an error. Method: single scenarios, with and without a prefix cache.
+// Goal: contexts stay until they are cancelled, and their blocks are free then; no request waits
+// for ever beside them; no answer breaks off with an error. Method: single scenarios, with and
+// without a prefix cache.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -23,10 +24,10 @@ class SchedulerContexts : public testing::TestWithParam<bool> {
   void Submit(const Request& request) { scheduler_.Submit(request, run_.now()); }
   void Run() {
     for (int i = 0; i < 100000 && !scheduler_.idle(); ++i) run_.Step();
-    run_.Step();  // takes the events of what was refused
+    run_.Step();  // takes the events of refused requests
     EXPECT_TRUE(scheduler_.idle());
   }
-  const Event& End(uint64_t id) { return run_.ends.at(SequenceId{id}); }
+  const EndEvent& End(uint64_t id) { return run_.ends.at(SequenceId{id}); }
 
   Scheduler scheduler_;
   FakeExecutor run_;
@@ -34,7 +35,7 @@ class SchedulerContexts : public testing::TestWithParam<bool> {
 INSTANTIATE_TEST_SUITE_P(PrefixCache, SchedulerContexts, testing::Bool());
 
 TEST_P(SchedulerContexts, StayUntilTheyAreCancelled) {
-  for (const int64_t length : {7, 120}) {  // shorter than what the prefix cache takes, too
+  for (const int64_t length : {7, 120}) {  // 7 is too short for the prefix cache
     const uint64_t id = length * 100;
     const Request context = MakeContext(id, length, 7);
     Submit(context);
@@ -42,7 +43,7 @@ TEST_P(SchedulerContexts, StayUntilTheyAreCancelled) {
     EXPECT_EQ(End(id).reason, EndReason::kLength);
     EXPECT_GT(scheduler_.ledger().kept(0) + scheduler_.ledger().kept(1), 0);
     EXPECT_EQ(scheduler_.ledger().used(0), 0);
-    // These need all the rest.
+    // These requests need all other blocks.
     for (uint64_t i = 1; i <= 20; ++i) Submit(MakeRequest(id + i, 100, 20, 20));
     Submit(MakeQuestion(id + 30, context, 3, 4));
     Run();
@@ -102,7 +103,7 @@ TEST_P(SchedulerContexts, ThatAreCancelledStayForWhomHasThem) {
   EXPECT_EQ(scheduler_.ledger().cached(0), 0);
 }
 
-// Also a creation that ends while the server takes it back.
+// This also covers a creation that ends while the server takes it back.
 TEST_P(SchedulerContexts, AreNotKeptWhenCancelledBeforeTheyAreDone) {
   Submit(MakeContext(1, 120));
   run_.Step();
@@ -120,7 +121,7 @@ TEST_P(SchedulerContexts, RefuseWhatCanNeverFitBesideThem) {
   while (run_.tokens[SequenceId{3}].empty()) run_.Step();
   Submit(MakeRequest(4, 150, 3, 1));
   Submit(MakeContext(5, 150));
-  Submit(MakeRequest(6, 60, 3, 2));  // not held up by them
+  Submit(MakeRequest(6, 60, 3, 2));  // fits, and does not wait for them
   run_.Step();
   run_.Step();
   for (const uint64_t id : {4, 5}) {
@@ -137,8 +138,8 @@ TEST_P(SchedulerContexts, RefuseWhatCanNeverFitBesideThem) {
   EXPECT_EQ(End(8).reason, EndReason::kLength);
 }
 
-// One that waits for its context, which is kept no longer, must not stop the one ahead of it for
-// ever, since it does not run either.
+// A request may wait for its context after the context was cancelled. It must not stop the request
+// ahead of it for ever, since it does not run either.
 TEST_P(SchedulerContexts, NobodyWaitsForWhatCannotCome) {
   const Request context = MakeContext(1, 190, 7);
   Submit(context);
@@ -152,7 +153,8 @@ TEST_P(SchedulerContexts, NobodyWaitsForWhatCannotCome) {
   EXPECT_EQ(End(4).reason, EndReason::kLength);
 }
 
-// The end of the cache has come nearer: no error in the middle of an answer, and no token twice.
+// New contexts bring the end of the cache nearer: the answer has no error in the middle, and no
+// token twice.
 TEST_P(SchedulerContexts, EndAnAnswerThatRunsIntoThem) {
   Submit(MakeRequest(1, 8, 2, 180));
   while (run_.tokens[SequenceId{1}].empty()) run_.Step();
@@ -164,8 +166,8 @@ TEST_P(SchedulerContexts, EndAnAnswerThatRunsIntoThem) {
   for (size_t i = 0; i < tokens.size(); ++i) EXPECT_EQ(tokens[i], 9 + static_cast<int32_t>(i));
 }
 
-// What follows a context may change its last tokens: its KV serves up to there, also where it was
-// computed by an approximation, and turns go on from what is there now.
+// Tokens that follow a context may change its last tokens. Its KV serves up to there, even if it
+// was computed approximately, and later turns continue from the KV that exists then.
 TEST_P(SchedulerContexts, AreUsedUpToTheFirstTokenThatDiffers) {
   for (const char* strategy : {"ring_kv", "apb"}) {
     Request context = MakeContext(strategy == std::string("apb") ? 100 : 200, 90, 7);
@@ -188,10 +190,10 @@ TEST_P(SchedulerContexts, AreUsedUpToTheFirstTokenThatDiffers) {
       next.spec.tokens.insert(next.spec.tokens.end(), 5, 41);
       Submit(next);
       Run();
-      // What has not gone on from the context, but begun anew, is not found behind it.
+      // A sequence that has started anew is not found behind the context.
       EXPECT_EQ(End(first + 1).cached_tokens, GetParam() && same > 0 ? 100 : same) << same;
     }
-    // A prompt that ends within the context, or with it.
+    // A prompt that ends within the context, or where it ends.
     for (const int64_t length : {60, 90}) {
       Request part = MakeQuestion(id + 90 + static_cast<uint64_t>(length % 7), context, 0, 1);
       part.spec.tokens.resize(length);

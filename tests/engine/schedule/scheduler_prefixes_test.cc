@@ -1,6 +1,6 @@
-// Goal: prompts that begin like others start from their KV, where that is worth it, by the strategy
-// that it allows; a kept prefix keeps nobody out. Method: single scenarios on a false clock; where
-// KV lies, against a list of keepers.
+// Goal: a prompt that begins like an earlier one starts from its KV, if that is worth it, with a
+// strategy that can; a cached prefix never blocks a request. Method: single scenarios on a false
+// clock; the places of KV are compared with a list.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -17,7 +17,7 @@
 namespace apb::schedule {
 namespace {
 
-// Its KV may still be on the ranks under that id.
+// The KV of the first sequence may still be on the ranks under that id.
 TEST(Scheduler, AnIdIsNotUsedAgainWhileItsPrefixIsKept) {
   SchedulerOptions options = TestOptions();
   options.prefix_cache = true;
@@ -38,7 +38,7 @@ TEST(Scheduler, AnIdIsNotUsedAgainWhileItsPrefixIsKept) {
   EXPECT_EQ(run.ends.at(SequenceId{1}).reason, EndReason::kLength);
 }
 
-// A prompt of `length` tokens that begins like all the others.
+// A prompt of `length` tokens that begins like all others.
 Request Alike(uint64_t id, int64_t length, int64_t query) {
   Request r = MakeRequest(id, length - query, query, 1);
   std::iota(r.spec.tokens.begin(), r.spec.tokens.end(), 1);
@@ -64,7 +64,7 @@ TEST(Scheduler, ALongRestBehindAPrefixIsPrefilled) {
   Request first = Alike(1, 90, 2);
   first.spec.strategy = "apb";
   submit(first);
-  // Two turns of 20 and of 88 tokens, but for the last one.
+  // Turns that add 20 and 88 tokens behind the cached ones, the last token not counted.
   Request next = Alike(2, 111, 2);
   next.spec.strategy = "apb";
   StepPlan plan = submit(next);
@@ -77,8 +77,8 @@ TEST(Scheduler, ALongRestBehindAPrefixIsPrefilled) {
   EXPECT_EQ(plan.admissions[0].cached_tokens, 111);
   EXPECT_EQ(plan.admissions[0].prefix_strategy, "ring_kv");
   EXPECT_EQ(plan.admissions[0].prefill_end, 199);
-  // An approximate prefill of all is less work than an exact one of most of it. Exact ones are not
-  // mixed with it.
+  // An approximate prefill of the whole prompt is less work than an exact prefill of most of it. An
+  // exact request does not use approximate KV.
   next = Alike(4, 900, 2);
   next.spec.strategy = "apb";
   plan = submit(next);
@@ -86,7 +86,7 @@ TEST(Scheduler, ALongRestBehindAPrefixIsPrefilled) {
   next = Alike(5, 300, 2);
   next.spec.strategy = "token_ring";
   EXPECT_EQ(submit(next).admissions[0].cached_tokens, 0);
-  // A ring that was asked for is kept; what cannot start from a prefix is not.
+  // A ring that the request names is used; a strategy that cannot start from a prefix is replaced.
   uint64_t id = 6;
   for (const char* strategy : {"ring_q", "token_ring", "ulysses"}) {
     next = Alike(id, 50 + 50 * static_cast<int64_t>(id), 2);
@@ -101,7 +101,7 @@ TEST(Scheduler, ALongRestBehindAPrefixIsPrefilled) {
   run.RunUntilIdle();
 }
 
-// A prefix that is much longer than what is used of it may take the room that the prompt needs.
+// A prefix that is much longer than its match may hold the blocks that the prompt needs.
 TEST(Scheduler, APrefixDoesNotKeepItsUserOut) {
   SchedulerOptions options = TestOptions();
   options.prefix_cache = true;
@@ -121,7 +121,8 @@ TEST(Scheduler, APrefixDoesNotKeepItsUserOut) {
   run.RunUntilIdle();
 }
 
-// Every position is on one rank, however plans and rows follow each other.
+// Every position is on one rank, in whatever order prefills and batches of tokens follow each
+// other.
 TEST(KvLayout, PlansAndRowsOneBehindTheOther) {
   std::mt19937 rng(5);
   for (int trial = 0; trial < 200; ++trial) {
@@ -142,7 +143,7 @@ TEST(KvLayout, PlansAndRowsOneBehindTheOther) {
           std::fill(keeper.begin() + span.begin, keeper.begin() + span.end, static_cast<int>(h));
       }
       layout.Append(*std::move(plan), end);
-      if (rng() % 3 == 0) {  // the next one begins like this one
+      if (rng() % 3 == 0) {  // the next sequence begins like this one
         keeper.resize(rng() % (keeper.size() + 1));
         layout = layout.Prefix(static_cast<int64_t>(keeper.size()));
       }

@@ -1,6 +1,6 @@
-// Goal: every request ends exactly once and no block is lost, whatever comes in which order.
-// Method: a seeded simulation of 100,000 requests, contexts and cancellations on a false clock,
-// with an executor that checks every plan against its own account of sequences.
+// Goal: every request ends exactly once and no block is lost, in whatever order requests, contexts
+// and cancellations come. Method: a seeded simulation of 100,000 of them on a false clock, with an
+// executor that checks every plan against its own account of sequences.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -25,9 +25,9 @@ TEST_P(SchedulerSimulation, HundredThousandRequestsWithCancels) {
   std::mt19937 rng(9);
   uint64_t next = 1, questions = 0;
   const uint64_t total = 100000;
-  std::vector<Request> contexts;  // three at most, in their creation or kept
+  std::vector<Request> contexts;  // three at most, being created or complete
   while (next <= total || !scheduler.idle()) {
-    const int rush = next / 10000 % 2 == 0 ? 12 : 2;  // the queue is full, and then it is not
+    const int rush = next / 10000 % 2 == 0 ? 12 : 2;  // fills the queue, then lets it drain
     for (int i = static_cast<int>(rng() % rush); i > 0 && next <= total; --i) {
       scheduler.Submit(
           MakeRequest(next++, rng() % 3 == 0 ? rng() % 120 : rng() % 20, 1 + rng() % 20, rng() % 6),
@@ -46,7 +46,7 @@ TEST_P(SchedulerSimulation, HundredThousandRequestsWithCancels) {
     if (!contexts.empty() && next <= total && rng() % 2 == 0) {
       const Request& context = contexts[rng() % contexts.size()];
       Request question = MakeQuestion(next++, context, 1 + rng() % 20, rng() % 6);
-      // Of some the context's last tokens differ.
+      // In some questions, the context's last tokens differ.
       const size_t same =
           context.spec.tokens.size() - std::min<size_t>(rng() % 4, context.spec.tokens.size());
       std::fill(question.spec.tokens.begin() + static_cast<std::ptrdiff_t>(same),

@@ -1,6 +1,6 @@
-// Goal: the scheduler's promises for single requests: how they end, order, fairness, cancellation
-// within one step, preemption without repeated tokens. Method: single scenarios on a false clock
-// with an executor that checks every plan.
+// Goal: the scheduler keeps its promises for single requests: how they end, order, fairness,
+// cancellation within one step, preemption without repeated tokens. Method: single scenarios on a
+// false clock with an executor that checks every plan.
 #include "engine/schedule/scheduler.h"
 
 #include <gtest/gtest.h>
@@ -20,8 +20,8 @@ TEST(Scheduler, OneRequestFromStartToEnd) {
   scheduler.Submit(MakeRequest(1, 40, 5, 3), run.now());
   run.RunUntilIdle();
   EXPECT_EQ(run.tokens[SequenceId{1}],
-            (std::vector<int32_t>{44, 45, 46}));  // the rows that they were drawn from
-  const Event& end = run.ends.at(SequenceId{1});
+            (std::vector<int32_t>{44, 45, 46}));  // the positions that they were drawn at
+  const EndEvent& end = run.ends.at(SequenceId{1});
   EXPECT_EQ(end.reason, EndReason::kLength);
   EXPECT_EQ(end.strategy, "apb");  // 40 >= full_below
   EXPECT_GT(end.prefill_seconds, 0);
@@ -65,7 +65,7 @@ TEST(Scheduler, StopTokenEnds) {
   Scheduler scheduler(TestOptions());
   FakeExecutor run(scheduler);
   Request r = MakeRequest(1, 10, 2, 50);
-  r.spec.sampling.stop_tokens = {14};  // the fake's token is the row's position
+  r.spec.sampling.stop_tokens = {14};  // the fake draws the position as the token
   scheduler.Submit(r, run.now());
   run.RunUntilIdle();
   EXPECT_EQ(run.ends.at(SequenceId{1}).reason, EndReason::kStopToken);
@@ -87,7 +87,7 @@ TEST(Scheduler, CancelFreesWithinOneStep) {
   Scheduler scheduler(TestOptions());
   FakeExecutor run(scheduler);
   scheduler.Submit(MakeRequest(1, 100, 5, 50), run.now());
-  run.Step();  // in the middle of the prefill
+  run.Step();  // runs a part of the prefill
   EXPECT_GT(scheduler.ledger().used(0), 0);
   scheduler.Cancel(SequenceId{1}, run.now());
   scheduler.Cancel(SequenceId{1}, run.now());
@@ -137,12 +137,13 @@ TEST(Scheduler, PreemptionRepeatsNoToken) {
   for (uint64_t id = 1; id <= 3; ++id) {
     const std::vector<int32_t>& tokens = run.tokens[SequenceId{id}];
     ASSERT_EQ(tokens.size(), 60u);
-    // A token is the position that it was drawn at.
+    // The fake draws the position as the token.
     for (size_t i = 0; i < tokens.size(); ++i) EXPECT_EQ(tokens[i], 14 + static_cast<int32_t>(i));
   }
 }
 
-// Documents of one exact strategy that come together are one prefill, up to a number of tokens.
+// Documents of one exact strategy that are submitted together share a prefill, up to a number of
+// tokens.
 TEST(Scheduler, ShortDocumentsRunTogether) {
   SchedulerOptions options = TestOptions();
   options.blocks_per_rank = 1000;
@@ -157,7 +158,7 @@ TEST(Scheduler, ShortDocumentsRunTogether) {
   }
   std::set<std::vector<SequenceId>> batches;
   run.Step();
-  scheduler.Cancel(SequenceId{6}, run.now());  // the other one of its batch goes on
+  scheduler.Cancel(SequenceId{6}, run.now());  // the other sequence of its batch goes on
   while (!scheduler.idle()) {
     for (const PrefillSlice& slice : run.Step().prefill) batches.insert(slice.ids);
   }

@@ -1,5 +1,5 @@
-// Goal: a step plan survives its trip over the wire; damaged bytes are an error, never a crash.
-// Method: round trip of a plan with every field set; all truncations; 20,000 random mutations.
+// Goal: a step plan survives its way over the wire, and damaged bytes are an error, never a crash.
+// Method: a round trip of a plan with every field set; all truncations; 20,000 random mutations.
 #include "engine/schedule/step_plan.h"
 
 #include <gtest/gtest.h>
@@ -19,11 +19,11 @@ StepPlan Example() {
                     .query_insert_position = 1,
                     .embedded_query = {9},
                     .strategy = "apb",
-                    .compressor = "random",
-                    .hosts = 4,
-                    .anchor_length = 5,
-                    .passing_length = 6,
-                    .row_cost_pairs = 2048,
+                    .strategy_options = {.compressor = "random",
+                                         .hosts = 4,
+                                         .anchor_length = 5,
+                                         .passing_length = 6,
+                                         .row_cost_pairs = 2048},
                     .generated_before = 1,
                     .parent = SequenceId{2},
                     .cached_tokens = 1,
@@ -45,7 +45,8 @@ TEST(StepPlan, RoundTrip) {
   EXPECT_EQ(EncodeStepPlan(*plan), bytes);
   EXPECT_EQ(plan->admissions[1].sampling.stop_tokens, (std::vector<int32_t>{11, 12}));
   EXPECT_EQ(plan->admissions[1].strategy, "apb");
-  EXPECT_EQ(plan->admissions[1].row_cost_pairs, 2048);
+  EXPECT_EQ(plan->admissions[1].strategy_options.compressor, "random");
+  EXPECT_EQ(plan->admissions[1].strategy_options.row_cost_pairs, 2048);
   EXPECT_EQ(plan->admissions[1].prefix_strategy, "ring_q");
   EXPECT_EQ(plan->prefill[0].ids, (std::vector<SequenceId>{SequenceId{4}, SequenceId{6}}));
   EXPECT_TRUE(plan->spans[0].sample && plan->collect_stats && !plan->shutdown);

@@ -1,5 +1,5 @@
-// Goal: the calibration gives all ranks the same usable numbers, on any machine. Method: the tiny
-// model on 1 to 3 processes; no number is expected.
+// Goal: calibration gives all ranks the same usable numbers, on any machine. Method: the tiny model
+// on 1 to 3 processes; no particular number is expected.
 #include "engine/worker/calibration.h"
 
 #include <gtest/gtest.h>
@@ -27,7 +27,7 @@ TEST(Calibration, IsTheSameOnAllRanks) {
     numbers.push_back(static_cast<float>(number));
   }
   EXPECT_TRUE(engine.EqualOnAllRanks(numbers));
-  if (engine.ranks() == 1) {  // no links: the assumed ones
+  if (engine.ranks() == 1) {  // without links, the defaults stay
     EXPECT_EQ(speed->link_bytes_per_second, context_parallel::MachineSpeed().link_bytes_per_second);
   }
 }

@@ -1,6 +1,6 @@
-// Goal: what a server submits reaches the scheduler whole, and the engine's list of sampling fields
-// has the names of the message. Method: messages with every field set and with none, read back
-// field by field.
+// Goal: every field that a server submits reaches the scheduler, and the engine's lists of sampling
+// fields and strategy options have the names of the messages. Method: messages with every field set
+// and with none, read back field by field.
 #include "engine/worker/submit_codec.h"
 
 #include <gtest/gtest.h>
@@ -10,20 +10,32 @@
 namespace apb::worker {
 namespace {
 
-TEST(SubmitCodec, EveryFieldOfTheEngineIsOneOfTheMessage) {
-  // These end with the server: it matches strings, and resolves the rest.
-  const std::set<std::string> of_the_server = {"stop", "ignore_eos", "include_stop_str_in_output",
-                                               "skip_special_tokens"};
-  std::set<std::string> engine;
-  sampling::SamplingParams params;
-  sampling::ForEachField(params, [&](const char* name, auto&) { engine.insert(name); });
-  const auto* descriptor = common::v1::SamplingParams::descriptor();
-  for (int i = 0; i < descriptor->field_count(); ++i) {
-    const std::string& name = descriptor->field(i)->name();
-    EXPECT_NE(engine.contains(name), of_the_server.contains(name)) << name;
-    engine.erase(name);
-  }
-  EXPECT_TRUE(engine.empty()) << *engine.begin() << " is no field of common.v1.SamplingParams";
+template <typename Fields>
+std::set<std::string> NamesOf(const Fields& fields) {
+  std::set<std::string> names;
+  ForEachField(fields, [&](const char* name, const auto&) { names.insert(name); });
+  return names;
+}
+
+std::set<std::string> NamesOf(const google::protobuf::Descriptor& message) {
+  std::set<std::string> names;
+  for (int i = 0; i < message.field_count(); ++i) names.insert(message.field(i)->name());
+  return names;
+}
+
+TEST(SubmitCodec, SamplingFieldsHaveTheNamesOfTheMessage) {
+  std::set<std::string> names = NamesOf(sampling::SamplingParams());
+  // The server alone uses these: it matches strings and resolves the flags.
+  names.insert({"stop", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens"});
+  EXPECT_EQ(names, NamesOf(*common::v1::SamplingParams::descriptor()));
+}
+
+TEST(SubmitCodec, StrategyOptionsHaveTheNamesOfTheMessage) {
+  std::set<std::string> names = NamesOf(context_parallel::StrategyOptions());
+  names.erase("row_cost_pairs");                    // what the leader makes of `balanced`
+  names.insert({"strategy", "exact", "balanced"});  // fields of SequenceSpec and Request
+  names.insert("query");                            // ends with the server
+  EXPECT_EQ(names, NamesOf(*common::v1::ApbOptions::descriptor()));
 }
 
 TEST(SubmitCodec, SamplingOfEveryType) {
@@ -61,10 +73,10 @@ TEST(SubmitCodec, AbsentFieldsAreTheStructsDefaults) {
   EXPECT_EQ(request.spec.sampling.logprobs, -1);
   EXPECT_EQ(request.spec.sampling.repetition_penalty, 1.0f);
   EXPECT_TRUE(request.spec.strategy.empty());
-  EXPECT_TRUE(request.spec.compressor.empty());
-  EXPECT_EQ(request.spec.hosts, 0);
-  EXPECT_EQ(request.spec.anchor_length, -1);
-  EXPECT_EQ(request.spec.passing_length, -1);
+  EXPECT_TRUE(request.spec.strategy_options.compressor.empty());
+  EXPECT_EQ(request.spec.strategy_options.hosts, 0);
+  EXPECT_EQ(request.spec.strategy_options.anchor_length, -1);
+  EXPECT_EQ(request.spec.strategy_options.passing_length, -1);
   EXPECT_FALSE(request.exact || request.balanced.has_value() || request.context.has_value());
 }
 
@@ -94,10 +106,10 @@ TEST(SubmitCodec, ContextParallelOptions) {
   EXPECT_EQ(request.spec.query_insert_position, 1);
   EXPECT_EQ(request.spec.embedded_query, std::vector<int32_t>{9});
   EXPECT_EQ(request.spec.strategy, "apb");
-  EXPECT_EQ(request.spec.compressor, "random");
-  EXPECT_EQ(request.spec.hosts, 8);
-  EXPECT_EQ(request.spec.anchor_length, 0);
-  EXPECT_EQ(request.spec.passing_length, 16);
+  EXPECT_EQ(request.spec.strategy_options.compressor, "random");
+  EXPECT_EQ(request.spec.strategy_options.hosts, 8);
+  EXPECT_EQ(request.spec.strategy_options.anchor_length, 0);
+  EXPECT_EQ(request.spec.strategy_options.passing_length, 16);
   EXPECT_TRUE(request.exact && request.report_progress && request.keep);
   EXPECT_EQ(request.balanced, false);
   EXPECT_EQ(request.context, schedule::SequenceId{4});

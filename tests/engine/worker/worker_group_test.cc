@@ -1,7 +1,8 @@
-// Goal: apb-worker as a program: says hello, answers, cancels, costs next to nothing while idle,
-// ends when it is told to, when a rank dies, when the server goes, and when the model is damaged.
-// Method: a small gRPC server of ours, `mpirun -n 2 apb-worker` on the demo model. A group that
-// ends while a test waits for its message ends the test at once, with the group's log.
+// Goal: apb-worker as a program says hello, answers, cancels, costs next to nothing while idle, and
+// ends when it is told to, when a rank dies, when the server disappears, and when the model is
+// damaged. Method: a small gRPC server in the test, and `mpirun -n 2 apb-worker` on the demo model.
+// If the group ends while a test waits for its message, the test ends at once, with the group's
+// log.
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
@@ -42,7 +43,7 @@ std::string ReadAll(const fs::path& path) {
   return text.str();
 }
 
-// Fields of /proc/PID/stat behind the command's name; empty if there is no such process.
+// The fields of /proc/PID/stat behind the command's name; empty if there is no such process.
 std::vector<std::string> ProcessStat(int pid) {
   const std::string text = ReadAll(absl::StrCat("/proc/", pid, "/stat"));
   const size_t name_end = text.rfind(')');
@@ -56,7 +57,7 @@ double CpuSeconds(int pid) {
   return (std::stod(stat[11]) + std::stod(stat[12])) / static_cast<double>(sysconf(_SC_CLK_TCK));
 }
 
-// mpirun with two ranks, as apb-server starts it.
+// Two ranks under mpirun, started as apb-server starts them.
 class Workers {
  public:
   Workers(const fs::path& model, int port)
@@ -87,7 +88,7 @@ class Workers {
     fs::remove(log_);
   }
 
-  // The processes of the ranks, in no order.
+  // The process ids of the ranks, in no particular order.
   std::vector<int> Ranks() const {
     std::vector<int> ranks;
     for (const fs::directory_entry& entry : fs::directory_iterator("/proc")) {
@@ -98,7 +99,7 @@ class Workers {
     }
     return ranks;
   }
-  // Whether mpirun has not ended.
+  // Whether mpirun is still running.
   bool IsRunning() {
     int status = 0;
     if (exit_code_ < 0 && waitpid(mpirun_, &status, WNOHANG) == mpirun_) {
@@ -106,7 +107,7 @@ class Workers {
     }
     return exit_code_ < 0;
   }
-  // The exit code of mpirun, -1 if it does not end.
+  // Waits for mpirun to end. Its exit code, or -1 if it does not end in time.
   int Wait() {
     const absl::Time end = absl::Now() + kPatience;
     while (IsRunning() && absl::Now() < end) absl::SleepFor(absl::Milliseconds(20));
@@ -117,10 +118,10 @@ class Workers {
  private:
   fs::path log_;
   pid_t mpirun_ = 0;
-  int exit_code_ = -1;  // -1: it runs
+  int exit_code_ = -1;  // -1: still running
 };
 
-// Takes one group; what it says goes into a queue.
+// Accepts one group and queues its messages.
 class FakeServer : public cluster::v1::WorkerGroupService::Service {
  public:
   using Stream = grpc::ServerReaderWriter<ToWorker, FromWorker>;
@@ -153,13 +154,14 @@ class FakeServer : public cluster::v1::WorkerGroupService::Service {
       throw std::runtime_error("the group is not connected");
     }
   }
-  // The next message that `wanted` accepts; those before it are dropped. Throws, which ends the
-  // test, when none comes any more.
+  // The next message that `wanted` accepts; earlier ones are dropped. Throws, which ends the test,
+  // if none can come any more.
   FromWorker Next(Workers& workers, const std::function<bool(const FromWorker&)>& wanted) {
     const absl::Time end = absl::Now() + kPatience;
     bool can_come = true;
     while (can_come && absl::Now() < end) {
-      // Asked before the last look into the queue. The end of a stream comes behind its messages.
+      // Asked before the last look into the queue, because the end of the stream comes behind its
+      // messages.
       can_come = connected() || (!closed() && workers.IsRunning());
       do {
         const auto message = messages_.Pop(absl::Milliseconds(can_come ? 100 : 0));
@@ -238,7 +240,7 @@ TEST(WorkerGroup, AnswersCancelsIdlesAndEnds) {
   EXPECT_EQ(end.end().strategy(), "apb");
   EXPECT_EQ(tokens, 5);
 
-  // In the middle of a prefill.
+  // Cancels a prefill half-way.
   server.Send(Submit(2, 40000, 20, 5));
   EXPECT_LT(server.Next(workers, IsProgress).progress().processed_tokens(), 40000);
   ToWorker cancel;
@@ -247,7 +249,7 @@ TEST(WorkerGroup, AnswersCancelsIdlesAndEnds) {
   EXPECT_EQ(server.Next(workers, IsEnd).end().reason(), cluster::v1::END_REASON_CANCELLED);
   EXPECT_EQ(server.Next(workers, AllBlocksAreFree).stats().ranks_size(), 2);
 
-  // A token that the model does not have ends its request only.
+  // A token outside the vocabulary ends only its own request.
   ToWorker wrong = Submit(3, 100, 20, 5);
   wrong.mutable_submit()->set_tokens(50, 1 << 20);
   server.Send(wrong);
@@ -255,7 +257,7 @@ TEST(WorkerGroup, AnswersCancelsIdlesAndEnds) {
   EXPECT_EQ(refused.end().reason(), cluster::v1::END_REASON_REJECTED);
   EXPECT_THAT(refused.end().message(), HasSubstr("vocabulary"));
 
-  // Time on the CPU, not on the clock.
+  // Measures CPU time, not wall time.
   const std::vector<int> ranks = workers.Ranks();
   absl::SleepFor(absl::Milliseconds(200));
   std::vector<double> before;
@@ -313,7 +315,7 @@ TEST(WorkerGroup, ADamagedModelIsTold) {
   fs::resize_file(model / "model.safetensors", 1000000);
   FakeServer server;
   Workers workers(model, server.port());
-  // Whoever waits for such a group is told at once.
+  // A server that waits for such a group learns at once that it failed.
   EXPECT_THAT(
       [&] { server.Next(workers, IsHello); },
       testing::ThrowsMessage<std::runtime_error>(AllOf(

@@ -47,7 +47,7 @@ schedule::Request Document(std::string strategy, int64_t tokens) {
   request.spec.strategy = std::move(strategy);
   request.spec.tokens.assign(tokens + 3, 1);
   request.spec.query_begin = tokens;
-  request.spec.hosts = 0;
+  request.spec.strategy_options.hosts = 0;
   request.spec.sampling.max_tokens = 1;
   request.exact = true;
   return request;
@@ -57,10 +57,10 @@ TEST(ToyStrategy, IsScheduledByName) {
   schedule::Request request = Document("gather_kv", 1000);
   const auto layout = schedule::ResolveRequest(Group(), request);
   ASSERT_TRUE(layout.ok()) << layout.status();
-  EXPECT_EQ(request.spec.hosts, 4);
+  EXPECT_EQ(request.spec.strategy_options.hosts, 4);
   EXPECT_EQ(layout->Count(3, 1000), 250);
   // The row's rules are applied: one host on each rank, and no cached prefix.
-  request.spec.hosts = 8;
+  request.spec.strategy_options.hosts = 8;
   EXPECT_EQ(schedule::ResolveRequest(Group(), request).status().code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_FALSE(
