@@ -211,6 +211,7 @@ def main():
     parser.add_argument("--hosts", type=listed(int), default=[4, 8, 16])
     parser.add_argument("--documents", type=int, default=100, help="of a cell")
     parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("quality_results.jsonl"))
+    parser.add_argument("--fresh", action="store_true", help="forgets what stands in --results")
     parser.add_argument("--page", type=pathlib.Path, help="writes the table there; docs/benchmarks/quality.md has the marks")
     parser.add_argument("--chunk", type=int, default=10, help="documents of one start of engine_quality")
     parser.add_argument("--threads", type=int, default=0)
@@ -222,6 +223,8 @@ def main():
     args.strategies = args.strategies or (["full", "apb", "apb random", "star"] if args.quick else list(STRATEGIES))
     if args.quick:
         args.lengths, args.hosts, args.documents = [8192], [8], min(args.documents, 40)
+    if args.fresh:
+        args.results.unlink(missing_ok=True)
     documents, results = Documents(args.model), Results(args.results, args.model)
     for length in args.lengths:
         for task in args.tasks:
